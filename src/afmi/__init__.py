@@ -1,0 +1,60 @@
+"""Explain image classifiers: which parts of a picture made a network say what it said.
+
+>>> import afmi
+>>> model = afmi.load_model("photos")
+>>> model.labels[3]
+'cat'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from afmi import errors, methods, references
+    from afmi.classifier import Classifier, find_class
+    from afmi.explanation import Explanation, explain
+    from afmi.layers import find_layer
+    from afmi.methods.feature_maps.afmi import AFMI
+    from afmi.models import load_model
+
+__version__ = "0.1.0"
+
+# PyTorch takes seconds to import, so names are loaded when they are first used: `afmi --help`
+# answers at once.
+_HOMES = {
+    "AFMI": "afmi.methods",
+    "Classifier": "afmi.classifier",
+    "Explanation": "afmi.explanation",
+    "explain": "afmi.explanation",
+    "find_class": "afmi.classifier",
+    "find_layer": "afmi.layers",
+    "load_model": "afmi.models",
+}
+_MODULES = ("errors", "images", "maps", "methods", "modified_gradient", "plots", "references")
+
+__all__ = [
+    "AFMI",
+    "Classifier",
+    "Explanation",
+    "errors",
+    "explain",
+    "find_class",
+    "find_layer",
+    "load_model",
+    "methods",
+    "references",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"afmi.{name}")
+    raise AttributeError(f"module 'afmi' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_MODULES})

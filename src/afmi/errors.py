@@ -1,0 +1,74 @@
+"""The errors that afmi raises: each says what was expected, what came, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AfmiError",
+    "CompletenessWarning",
+    "ImageError",
+    "LayerError",
+    "ModelError",
+    "OperationError",
+    "ShapeError",
+    "TargetError",
+    "UsageError",
+    "near_matches",
+]
+
+
+class AfmiError(Exception):
+    """Base of every error that afmi raises on purpose; its text is meant for the user."""
+
+
+class UsageError(AfmiError, ValueError):
+    """An option or hyperparameter has a value that cannot be used."""
+
+
+class ShapeError(AfmiError, ValueError):
+    """A tensor has the wrong shape, dtype or device."""
+
+
+class TargetError(AfmiError, ValueError):
+    """A class index is out of range, or a label names no class or several."""
+
+
+class LayerError(AfmiError, ValueError):
+    """A layer does not exist, was not reached, or does not give feature maps (N, K, h, w)."""
+
+
+class ImageError(AfmiError, ValueError):
+    """A file cannot be read as an image."""
+
+
+class ModelError(AfmiError, ValueError):
+    """A network cannot be built, loaded or called."""
+
+
+class OperationError(AfmiError, NotImplementedError):
+    """The network uses an operation that has no rule for the modified gradient."""
+
+
+class CompletenessWarning(UserWarning):
+    """The modified gradients do not sum to the change of the output as they must."""
+
+
+def near_matches(word: str, choices: Iterable[str], count: int = 5) -> str:
+    """Return a clause such as ``"; did you mean 'layer4'?"``, or "" when nothing is near.
+
+    Args:
+        word: what the user typed.
+        choices: what would have been accepted.
+        count: the most choices to name.
+    """
+    known = list(dict.fromkeys(choices))
+    by_folded = {choice.casefold(): choice for choice in reversed(known)}
+    folded = word.casefold()
+    near = [by_folded[m] for m in difflib.get_close_matches(folded, by_folded, count, 0.6)]
+    near += [c for c in known if folded and folded in c.casefold() and c not in near]
+    near = near[:count]
+    if not near:
+        return ""
+    return "; did you mean " + ", ".join(repr(choice) for choice in near) + "?"
