@@ -1,0 +1,75 @@
+"""What methods share that change the backward pass: which operations they leave alone.
+
+DeconvNet, Guided Backprop and LRP are sets of rules on the same interception as the modified
+gradient, so they meet functional, in-place and reused activations alike. They need no reference,
+so their rules read no tape. Operations that a user registered as linear or as elementwise count
+here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from afmi.errors import OperationError
+from afmi.modified_gradient.interception import Interception, Operation, Rule
+from afmi.modified_gradient.rules import MODIFIED_GRADIENT
+from afmi.modified_gradient.rules.elementwise import Chord
+from afmi.modified_gradient.rules.linear import RULES as LINEAR
+from afmi.modified_gradient.rules.linear import keep
+from afmi.modified_gradient.rules.pooling import MaxPool
+
+__all__ = ["elementwise_chords", "linear_rules", "max_pooling_rules", "ordinary_rules"]
+
+_PRODUCTS = "mul div rdiv matmul bmm mm baddbmm addmm linear einsum".split()
+
+_MIXING = """
+    softmax log_softmax layer_norm group_norm instance_norm rms_norm local_response_norm normalize
+    scaled_dot_product_attention multi_head_attention_forward var std norm vector_norm
+    linalg_vector_norm amax amin logsumexp
+""".split()
+
+_COMPARISONS = "gt ge lt le greater greater_equal less less_equal sign heaviside".split()
+
+
+def elementwise_chords() -> dict[str, Chord]:
+    """Return every nonlinear function of single numbers by name, with the rule for its chord."""
+    return {n: rule for n, rule in MODIFIED_GRADIENT.by_name.items() if isinstance(rule, Chord)}
+
+
+def linear_rules() -> dict[str, Rule]:
+    """Return the rules of linear and affine operations, which keep their ordinary derivative."""
+    own = {n: rule for n, rule in MODIFIED_GRADIENT.by_name.items() if rule is keep}
+    return {**own, **LINEAR}
+
+
+def max_pooling_rules() -> dict[str, Rule]:
+    """Return rules by which max pooling keeps its derivative: to each window's maximum."""
+    return {n: keep for n, rule in MODIFIED_GRADIENT.by_name.items() if isinstance(rule, MaxPool)}
+
+
+def ordinary_rules() -> dict[str, Rule]:
+    """Return rules by which all but the elementwise functions keep their ordinary derivative.
+
+    Linear operations, max pooling, products, normalisations and softmax. A network that compares
+    activations, as a rectifier written ``x * (x > 0)`` does, raises: its rectifiers are hidden.
+    """
+    return {
+        **dict.fromkeys(_COMPARISONS, _hidden_activation),
+        **dict.fromkeys(_MIXING, keep),
+        **dict.fromkeys(_PRODUCTS, keep),
+        **max_pooling_rules(),
+        **linear_rules(),
+    }
+
+
+def _hidden_activation(state: Interception, operation: Operation) -> Any:
+    # Comparisons that do not depend on the activations' values never come here.
+    if not isinstance(operation.operand, Tensor):
+        return operation()
+    raise OperationError(
+        f"the network compares its activations ({operation.name!r}), which may be an activation "
+        "function in disguise that a rule for activation functions would miss; write it as "
+        "torch.relu or another function of PyTorch's"
+    )

@@ -1,0 +1,220 @@
+"""Modified gradients of the logits by feature maps, against references that run only once."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from afmi.errors import CompletenessWarning, ShapeError
+from afmi.layers import Layer
+from afmi.modified_gradient.interception import ForwardPass, Rules, forward_pass
+from afmi.modified_gradient.rules import MODIFIED_GRADIENT
+from afmi.modified_gradient.tape import Tape
+from afmi.references import Reference
+
+__all__ = ["ModifiedGradient", "ReferenceRun", "modified_gradient"]
+
+_CACHED_RUNS = 8
+"""Reference runs kept for each model; the least recently used is dropped."""
+
+
+@dataclass(frozen=True)
+class ReferenceRun:
+    """What one reference image gave.
+
+    Attributes:
+        tape: what each nonlinear operation behind the layer saw and gave.
+        features: feature maps Ā (1 or N, K, h, w).
+        logits: (1 or N, C).
+    """
+
+    tape: Tape
+    features: Tensor
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class ModifiedGradient:
+    """The images' run, ready to give modified gradients towards any class.
+
+    Attributes:
+        run: features A (N, K, h, w) and logits (N, C) of the images.
+        references: the runs that the images are compared with.
+    """
+
+    run: ForwardPass
+    references: tuple[ReferenceRun, ...]
+
+    def multipliers(self, targets: Tensor, reference: int = 0) -> Tensor:
+        """Return ∂_σ y_c/∂A (Eq. 4), (T, N, K, h, w).
+
+        Args:
+            targets: classes, int64 (T, N).
+            reference: index into ``references``.
+        """
+        return self.run.gradients(targets, reference)
+
+    def change(self, reference: int = 0) -> Tensor:
+        """Return A − Ā (N, K, h, w)."""
+        return self.run.features - self.references[reference].features
+
+    def output_change(self, targets: Tensor, reference: int = 0) -> Tensor:
+        """Return y_c(x) − y_c(x̄), (T, N)."""
+        logits = self.references[reference].logits.expand_as(self.run.logits)
+        return self.run.logits.gather(1, targets.T).T - logits.gather(1, targets.T).T
+
+    def check(self, explained: Tensor, targets: Tensor, reference: int = 0) -> None:
+        """Warn when Σ multiplier·(A − Ā) misses y_c(x) − y_c(x̄) by more than rounding.
+
+        Args:
+            explained: Σ multiplier·(A − Ā), (T, N).
+            targets: classes, int64 (T, N).
+            reference: index into ``references``.
+        """
+        change = self.output_change(targets, reference)
+        logits = torch.cat([self.run.logits, self.references[reference].logits])
+        scale = torch.maximum(change.abs(), logits.abs().max())
+        error = ((explained - change).abs() / scale.clamp_min(1e-30)).max()
+        device = explained.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else explained.dtype
+        allowed = torch.finfo(dtype).eps ** 0.5
+        if not float(error) <= allowed:
+            warnings.warn(
+                "the modified gradients sum to the change of the logit only within "
+                f"{float(error):.1e} of the logits' size (expected below {allowed:.0e}): either "
+                "other paths lead around the layer, or a part of the network is ill-conditioned "
+                "at this reference, such as a normalisation of constant maps; choose another layer "
+                "or reference",
+                CompletenessWarning,
+                stacklevel=3,
+            )
+
+
+_SAMPLES = 8
+"""Numbers of each weight tensor that are compared to notice a change."""
+
+
+class _Cache:
+    """The most recent reference runs of each living model."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: weakref.WeakKeyDictionary[nn.Module, OrderedDict[object, list[ReferenceRun]]]
+        self._runs = weakref.WeakKeyDictionary()
+
+    def get(self, model: nn.Module, key: object) -> list[ReferenceRun] | None:
+        with self._lock:
+            runs = self._runs.get(model)
+            if runs is None or key not in runs:
+                return None
+            runs.move_to_end(key)
+            return runs[key]
+
+    def put(self, model: nn.Module, key: object, value: list[ReferenceRun]) -> None:
+        with self._lock:
+            runs = self._runs.setdefault(model, OrderedDict())
+            runs[key] = value
+            while len(runs) > _CACHED_RUNS:
+                runs.popitem(last=False)
+
+
+_cache = _Cache()
+
+
+def _fingerprint(model: nn.Module) -> tuple[object, ...]:
+    """Identify the weights as they are now, so that training on makes cached runs stale.
+
+    PyTorch counts a tensor's changes, but not those made through ``.data`` (as averaged weights
+    often are) or in inference mode, so a few numbers of each tensor are compared besides.
+    """
+    parts: list[object] = [id(module) for module in model.modules()]
+    samples: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        version = -1 if tensor.is_inference() else tensor._version
+        parts.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
+        if tensor.is_contiguous() and tensor.numel():
+            numbers = tensor.detach().view(-1)[:: max(tensor.numel() // _SAMPLES, 1)]
+            samples.setdefault((tensor.dtype, tensor.device), []).append(numbers)
+    parts += [torch.cat(numbers).cpu().view(torch.uint8).numpy().tobytes() for numbers in samples.values()]
+    return tuple(parts)
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _record(
+    model: nn.Module, image: Tensor, layer: tuple[nn.Module, Layer] | None, rules: Rules
+) -> ReferenceRun:
+    tape = Tape()
+    run = forward_pass(model, image, layer=layer, rules=rules, recording=tape)
+    return ReferenceRun(tape, run.features, run.logits)
+
+
+def _reference_runs(
+    model: nn.Module,
+    inputs: Tensor,
+    layer: tuple[nn.Module, Layer] | None,
+    reference: Reference,
+    rules: Rules,
+    *,
+    per_image: bool,
+) -> list[ReferenceRun]:
+    if reference.per_image:
+        return [_record(model, reference(inputs), layer, rules)]
+    batch = inputs.shape[0] if per_image else 1
+    key = (
+        layer and layer[1],
+        reference,
+        frozenset(rules.by_name.items()),
+        (batch, *inputs.shape[1:]),
+        inputs.dtype,
+        inputs.device,
+        _autocast(inputs.device.type),
+        _fingerprint(model),
+    )
+    runs = _cache.get(model, key)
+    if runs is None:
+        images = reference(inputs)
+        runs = [_record(model, image.expand(batch, *image.shape), layer, rules) for image in images]
+        _cache.put(model, key, runs)
+    return runs
+
+
+def modified_gradient(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    layer: tuple[nn.Module, Layer] | None,
+    reference: Reference,
+    rules: Rules = MODIFIED_GRADIENT,
+) -> ModifiedGradient:
+    """Run the images against the reference, whose own run is made once and kept.
+
+    Args:
+        model: maps (N, C, H, W) to logits.
+        inputs: images (N, C, H, W).
+        layer: where the feature maps are taken; None: at the inputs.
+        reference: what the images are compared with.
+        rules: a rule for each operation behind the layer.
+    """
+    runs = _reference_runs(model, inputs, layer, reference, rules, per_image=False)
+    tapes = [run.tape for run in runs]
+    try:
+        run = forward_pass(model, inputs, layer=layer, rules=rules, tapes=tapes)
+    except ShapeError:
+        # Some networks fold the batch into other dimensions, where one reference image does not
+        # broadcast; a reference for each image always fits.
+        if inputs.shape[0] == 1 or reference.per_image:
+            raise
+        runs = _reference_runs(model, inputs, layer, reference, rules, per_image=True)
+        tapes = [run.tape for run in runs]
+        run = forward_pass(model, inputs, layer=layer, rules=rules, tapes=tapes)
+    return ModifiedGradient(run, tuple(runs))

@@ -1,0 +1,411 @@
+"""Run a network once with its operations intercepted, and differentiate from a chosen layer on.
+
+While `ForwardPass` runs, every PyTorch operation passes through `__torch_function__`. Up to the
+layer nothing is recorded for autograd. From the layer on, an operation whose operands depend on
+the feature maps is handed to the rule for its name. The network is never touched: no hooks on its
+modules, no attributes, and its parameters take part as constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from afmi.classifier import logits_of
+from afmi.errors import LayerError, ModelError, OperationError, ShapeError
+from afmi.layers import Layer
+from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
+from afmi.operations import is_inplace, operation_name
+from afmi.untouched import evaluation_mode, watching_modules
+
+__all__ = ["ORDINARY", "ForwardPass", "Operation", "Rule", "Rules", "forward_pass"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One intercepted call whose operands depend on the feature maps.
+
+    Attributes:
+        name: its canonical name, such as ``relu``.
+        function, args, kwargs: the call as the network made it.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Make the call as it stands."""
+        return self.function(*self.args, **self.kwargs)
+
+    @property
+    def inplace(self) -> bool:
+        """Whether the call overwrites its first operand."""
+        return is_inplace(self.function, self.args, self.kwargs)
+
+    def on(self, first: Tensor) -> Any:
+        """Make the same call with another first operand."""
+        if self.args:
+            return self.function(first, *self.args[1:], **self.kwargs)
+        return self.function(**{**self.kwargs, "input": first})
+
+    @property
+    def operand(self) -> Tensor:
+        """The first operand."""
+        return self.args[0] if self.args else self.kwargs["input"]
+
+
+Rule = Callable[["Interception", Operation], Any]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What to do with each operation.
+
+    Attributes:
+        by_name: a rule for each operation's name.
+        complete: whether every operation on the way to the logits must have a rule. If so, one
+            that has none raises an `OperationError`; if not, it keeps its ordinary derivative.
+    """
+
+    by_name: Mapping[str, Rule]
+    complete: bool = True
+
+
+ORDINARY = Rules({}, complete=False)
+"""Ordinary derivatives for every operation."""
+
+_MARK = "_afmi_pass"
+_VALUES = "_afmi_values"
+
+# What an operand is to the feature maps: differentiable from them, or made of their values where
+# autograd does not follow (a mask, an index, a detached copy).
+_PATH, _OF_VALUES = 1, 2
+
+
+class Interception(TorchFunctionMode):
+    """The state of one run; rules read ``recording`` and ``readers``."""
+
+    def __init__(self, rules: Rules, recording: Tape | None, readers: list[TapeReader]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.recording = recording
+        self.readers = readers
+        # Which reference's multipliers the backward pass uses; set by ForwardPass.
+        self.reference = 0
+        self.leaf: Tensor | None = None
+        self.pending: tuple[Tensor, str] | None = None
+        self._aside = False
+
+    def begin(self, tensor: Tensor) -> Tensor:
+        """Make ``tensor`` the leaf of the gradients; return what the network goes on with."""
+        self._aside = True
+        self.leaf = tensor.detach().requires_grad_(True)
+        torch.set_grad_enabled(True)
+        # A copy, because PyTorch refuses in-place operations on a leaf.
+        onward = self.leaf.clone()
+        setattr(onward, _MARK, self)
+        self._aside = False
+        return onward
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.leaf is None:
+            output = func(*args, **kwargs)
+            if self._awaited(func, args) and isinstance(output, Tensor):
+                self.pending = None
+                return self.begin(output)
+            return output
+        if self._aside:
+            return func(*args, **kwargs)
+        args, kind = self._constants(args)
+        if kwargs:
+            values, in_kwargs = self._constants(tuple(kwargs.values()))
+            kwargs = dict(zip(kwargs, values, strict=True))
+            kind |= in_kwargs
+        name = operation_name(func)
+        if self.recording is not None:
+            self._keep_overwritten(name, Operation(name, func, args, kwargs))
+        if not kind:
+            return func(*args, **kwargs)
+        if name == "bool":
+            return self._decided(func(*args, **kwargs))
+        if kind == _OF_VALUES or not torch.is_grad_enabled():
+            output = func(*args, **kwargs)
+            if not _ignores_values(name):
+                self._mark_values(output)
+            return output
+        if kind & _OF_VALUES and self.rules.complete and not _ignores_values(name):
+            raise OperationError(
+                f"{name!r} brings the feature maps together with values taken from them where "
+                "autograd does not follow, such as a mask from a comparison, an index or a "
+                "detached copy, so its modified gradient is unknown; write it as one operation "
+                "(relu, clamp, …) and register a rule for that where there is none"
+            )
+        rule = self.rules.by_name.get(name)
+        if rule is not None:
+            output = rule(self, Operation(name, func, args, kwargs))
+        else:
+            output = func(*args, **kwargs)
+            if self.rules.complete and _depends(output):
+                raise OperationError(
+                    f"the operation {name!r} has no rule for the modified gradient; register one: "
+                    f"afmi.modified_gradient.register_elementwise({name!r}) if it maps each number "
+                    f"by itself, register_linear({name!r}) if it is linear in its operands, or "
+                    f"register_rule({name!r}, rule) otherwise"
+                )
+        self._mark(output, name)
+        if name == "setitem":
+            self._mark(args[0], name)
+        return output
+
+    def _keep_overwritten(self, name: str, operation: Operation) -> None:
+        """Copy what the tape holds of a tensor that the network is about to write to."""
+        assert self.recording is not None
+        written = operation.kwargs.get("out")
+        if written is None and operation.args and (name == "setitem" or operation.inplace):
+            written = operation.args[0]
+        if isinstance(written, Tensor):
+            self.recording.keep(written)
+
+    def _decided(self, outcome: bool) -> bool:
+        """Compare a decision that the network takes on the maps' values with the reference's."""
+        if self.recording is not None:
+            self.recording.entries.append(Entry("bool", (), torch.tensor(outcome)))
+        for reader in self.readers:
+            if bool(reader.next("bool", ()).output) != outcome:
+                raise TapeMismatchError(
+                    "the network decides otherwise for the images than for the reference (an `if` "
+                    "on a tensor's values); its flow must not depend on the values of its input"
+                )
+        return outcome
+
+    def _awaited(self, func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        """Tell whether this is the operation on the layer's output that ends the trunk."""
+        return (
+            self.pending is not None
+            and bool(args)
+            and args[0] is self.pending[0]
+            and operation_name(func) == self.pending[1]
+        )
+
+    def _constants(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
+        """Detach parameters, so that ``requires_grad`` means: depends on the feature maps."""
+        kind = 0
+        changed: list[Any] | None = None
+        for i, value in enumerate(values):
+            if isinstance(value, Tensor):
+                if getattr(value, _VALUES, None) is self:
+                    kind |= _OF_VALUES
+                if not value.requires_grad:
+                    continue
+                if value.is_leaf and value is not self.leaf:
+                    changed = changed if changed is not None else list(values)
+                    changed[i] = value.detach()
+                else:
+                    kind |= _PATH
+                    if self.rules.complete and getattr(value, _MARK, None) is not self:
+                        self._out_of_sight(value)
+            elif type(value) in (list, tuple) and value:
+                inner, inner_kind = self._constants(tuple(value))
+                if any(a is not b for a, b in zip(inner, value, strict=True)):
+                    changed = changed if changed is not None else list(values)
+                    changed[i] = type(value)(inner)
+                kind |= inner_kind
+        return (values if changed is None else tuple(changed)), kind
+
+    def _mark(self, output: Any, name: str) -> None:
+        if isinstance(output, Tensor):
+            if output.requires_grad:
+                setattr(output, _MARK, self)
+            elif not _ignores_values(name):
+                setattr(output, _VALUES, self)
+        elif isinstance(output, (tuple, list)):
+            for item in output:
+                self._mark(item, name)
+
+    def _mark_values(self, output: Any) -> None:
+        if isinstance(output, Tensor):
+            setattr(output, _VALUES, self)
+        elif isinstance(output, (tuple, list)):
+            for item in output:
+                self._mark_values(item)
+
+    def _out_of_sight(self, value: Tensor) -> None:
+        maker = value.grad_fn.name() if value.grad_fn is not None else "unknown"
+        raise OperationError(
+            f"a tensor reached the network's next operation from {maker}, which PyTorch does not "
+            "let be intercepted (a compiled or scripted part, or an autograd.Function of the "
+            "network's own); use the plain form of that part, such as the uncompiled model"
+        )
+
+    def check_logits(self, logits: Tensor) -> None:
+        """Raise unless the logits depend on the feature maps by operations that were seen."""
+        if not logits.requires_grad:
+            raise ModelError(
+                "the logits do not depend on the layer's feature maps, as far as autograd sees: "
+                "the network detaches them or runs under no_grad; choose a layer behind that"
+            )
+        if self.rules.complete and getattr(logits, _MARK, None) is not self:
+            self._out_of_sight(logits)
+
+
+def _ignores_values(name: str) -> bool:
+    """Tell whether an operation looks only at its operand's shape and dtype: zeros_like, …"""
+    return name.endswith("_like") or name.startswith("new_")
+
+
+def _depends(output: Any) -> bool:
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    if isinstance(output, (tuple, list)):
+        return any(_depends(item) for item in output)
+    return False
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """One finished run: the maps, the logits, and gradients of the latter by the former.
+
+    Attributes:
+        features: feature maps A (N, K, h, w), or the inputs themselves, detached.
+        logits: (N, C), detached.
+    """
+
+    features: Tensor
+    logits: Tensor
+    _interception: Interception
+    _graph_logits: Tensor
+    _leaf: Tensor
+
+    def gradient(self, target: Tensor, reference: int = 0) -> Tensor:
+        """Return ∂y_c/∂A like ``features``, with the rules of this run.
+
+        Args:
+            target: class of each image, int64 (N,).
+            reference: which of the run's references the rules use.
+        """
+        self._interception.reference = reference
+        cotangent = _one_hot(target, self.logits)
+        (gradient,) = torch.autograd.grad(
+            self._graph_logits, self._leaf, cotangent, retain_graph=True
+        )
+        return gradient
+
+    def gradients(self, targets: Tensor, reference: int = 0) -> Tensor:
+        """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
+
+        Args:
+            targets: classes, int64 (T, N).
+            reference: which of the run's references the rules use.
+
+        Returns:
+            (T, *features.shape).
+        """
+        if targets.shape[0] == 1:
+            return self.gradient(targets[0], reference)[None]
+        self._interception.reference = reference
+        cotangents = _one_hot(targets, self.logits)
+        (gradients,) = torch.autograd.grad(
+            self._graph_logits,
+            self._leaf,
+            cotangents,
+            retain_graph=True,
+            is_grads_batched=True,
+        )
+        return gradients
+
+
+def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
+    hot = torch.zeros(*target.shape, logits.shape[1], dtype=logits.dtype, device=logits.device)
+    return hot.scatter_(-1, target.unsqueeze(-1), 1.0)
+
+
+def forward_pass(
+    model: nn.Module,
+    inputs: Tensor,
+    *,
+    layer: tuple[nn.Module, Layer] | None,
+    rules: Rules = ORDINARY,
+    recording: Tape | None = None,
+    tapes: list[Tape] | None = None,
+) -> ForwardPass:
+    """Run the network on images and keep what the gradients from a layer on need.
+
+    Args:
+        model: maps (N, C, H, W) to logits.
+        inputs: images (N, C, H, W); never written to.
+        layer: module and name of the feature maps; None: gradients by the inputs themselves.
+        rules: what to do with the operations behind the layer.
+        recording: a tape to fill, where this is the reference's run.
+        tapes: the references' tapes, where rules need them.
+
+    Raises:
+        LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
+        OperationError: when an operation has no rule and the rules must be complete.
+    """
+    readers = [TapeReader(tape) for tape in tapes or []]
+    state = Interception(rules, recording, readers)
+
+    def capture(module: nn.Module, output: object) -> object:
+        if layer is None or module is not layer[0]:
+            return None
+        if state.leaf is not None or state.pending is not None:
+            raise LayerError(
+                f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
+                "thing; choose the module around it"
+            )
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise LayerError(
+                f"layer {layer[1]} must give feature maps (N, K, h, w), but gives {came}; choose a "
+                "convolutional layer"
+            )
+        if layer[1].then is not None:
+            state.pending = (output, layer[1].then)
+            return None
+        return state.begin(output)
+
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(False),
+        evaluation_mode(model),
+        watching_modules(capture),
+    ):
+        own = inputs.detach().clone()
+        if layer is None:
+            own = state.begin(own)
+        with state:
+            graph_logits = logits_of(model(own))
+    if state.leaf is None:
+        assert layer is not None
+        raise LayerError(
+            f"layer {layer[1]} was not reached in a forward pass; choose one that the network runs"
+            + ("" if layer[1].then is None else f", followed by the operation {layer[1].then!r}")
+        )
+    state.check_logits(graph_logits)
+    for reader in readers:
+        reader.finish()
+    if graph_logits.shape[0] != inputs.shape[0]:
+        raise ShapeError(
+            f"expected logits for {inputs.shape[0]} images, got {graph_logits.shape[0]} rows"
+        )
+    return ForwardPass(
+        features=state.leaf.detach(),
+        logits=graph_logits.detach(),
+        _interception=state,
+        _graph_logits=graph_logits,
+        _leaf=state.leaf,
+    )

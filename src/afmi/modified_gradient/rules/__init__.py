@@ -1,0 +1,47 @@
+"""Eq. 2–5, one file for each family of operations, and the table that users add to."""
+
+from __future__ import annotations
+
+from afmi.modified_gradient.interception import Rule, Rules
+from afmi.modified_gradient.rules import elementwise, linear, pooling, products
+
+__all__ = ["MODIFIED_GRADIENT", "register_elementwise", "register_linear", "register_rule"]
+
+_table: dict[str, Rule] = {
+    **linear.RULES,
+    **elementwise.RULES,
+    **pooling.RULES,
+    **products.RULES,
+}
+
+MODIFIED_GRADIENT = Rules(_table)
+"""The rules of the modified gradient: an operation without one raises."""
+
+
+def register_rule(name: str, rule: Rule) -> None:
+    """Use ``rule`` for the operation called ``name`` from now on, in this process.
+
+    Args:
+        name: the operation's name, as the error that asked for a rule gives it.
+        rule: called with the run's state and the `Operation`; makes the call and returns its
+            output, with a backward pass for which Σ multiplier·Δin = Δout.
+    """
+    _table[name] = rule
+
+
+def register_elementwise(name: str, *, kinked: bool = False) -> None:
+    """Use the chord (Eq. 2) for an operation that maps each number by itself.
+
+    Args:
+        name: the operation's name.
+        kinked: whether its derivative jumps somewhere.
+
+    Example:
+        >>> register_elementwise("sinc")
+    """
+    register_rule(name, elementwise.Chord(kinked=kinked))
+
+
+def register_linear(name: str) -> None:
+    """Keep the ordinary derivative of an operation that is linear or affine in its operands."""
+    register_rule(name, linear.keep)

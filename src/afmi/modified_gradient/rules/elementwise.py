@@ -1,0 +1,144 @@
+"""Eq. 2: an activation's derivative becomes the slope of the chord from reference to input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afmi.errors import OperationError
+from afmi.modified_gradient.interception import Interception, Operation, Rule
+from afmi.modified_gradient.rules.linear import path_operands
+from afmi.modified_gradient.tape import Entry
+
+__all__ = ["RULES", "Chord"]
+
+
+class Chord:
+    """σ'(y) → (σ(y) − σ(ȳ)) / (y − ȳ), elementwise.
+
+    Where y and ȳ all but coincide the quotient is rounding noise; there the derivative halfway
+    between them stands in, whose distance from the chord is of third order. "All but" is relative
+    to the numbers and fits the dtype: ε^⅓ where σ is smooth, so that both errors meet at ε^⅔, and
+    a few ε where σ' jumps, because there the derivative is no approximation at all.
+
+    Paper: A-FMI, Eq. 2. Differs: takes the derivative halfway instead of at y, which keeps the
+    sum to delta.
+
+    Args:
+        kinked: whether σ' jumps somewhere.
+        floor: the scale of σ near 0, where σ(0) ≠ 0 and differences there lose digits.
+    """
+
+    def __init__(self, *, kinked: bool = False, floor: float = 0.0) -> None:
+        self.kinked = kinked
+        self.floor = floor
+
+    def __call__(self, state: Interception, operation: Operation) -> Any:
+        x = operation.operand
+        if len(path_operands(operation)) > 1 or not (isinstance(x, Tensor) and x.requires_grad):
+            raise OperationError(
+                f"{operation.name!r} with an exponent, bound or the like that depends on the "
+                "image has no rule for the modified gradient; register one with "
+                f"afmi.modified_gradient.register_rule({operation.name!r}, rule)"
+            )
+        if state.recording is not None:
+            before = x.detach().clone() if operation.inplace else x.detach()
+            y = operation()
+            state.recording.entries.append(Entry(operation.name, (before,), y.detach()))
+            return y
+        entries = [reader.next(operation.name, (x,)) for reader in state.readers]
+        return _ChordFunction.apply(x, self, state, operation, entries)
+
+    def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
+        """Return the slope of the chord, of the shape of x."""
+        (reference,) = entry.inputs
+        dx = x - reference
+        multiplier = (y - entry.output).div_(dx)
+        near = self._near(x, reference, dx)
+        if bool(near.any()):
+            slope = self.derivative(operation, (x + reference).mul_(0.5))
+            # Only where it explains the change but for rounding: a kink may lie in between, or
+            # σ bend on a smaller scale than x has.
+            dy = y - entry.output
+            rounding = torch.maximum(y.abs(), entry.output.abs()).mul_(4 * torch.finfo(y.dtype).eps)
+            near &= (slope * dx - dy).abs_() <= rounding
+            multiplier = torch.where(near | (dx == 0), slope, multiplier)
+        return multiplier
+
+    def derivative(self, operation: Operation, x: Tensor) -> Tensor:
+        """Return σ'(x)."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            value = operation.on(leaf.clone())
+            (slope,) = torch.autograd.grad(value.sum(), leaf)
+        return slope
+
+    def _near(self, x: Tensor, reference: Tensor, dx: Tensor) -> Tensor:
+        epsilon = torch.finfo(x.dtype).eps
+        tolerance = 4 * epsilon if self.kinked else epsilon ** (1 / 3)
+        scale = torch.maximum(x.abs(), reference.abs())
+        if self.floor:
+            scale = scale.clamp_min_(self.floor)
+        return dx.abs() <= scale.mul_(tolerance)
+
+
+class _ChordFunction(torch.autograd.Function):
+    """The operation's own forward, and the multipliers made there, one for each reference."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rule: Chord,
+        state: Interception,
+        operation: Operation,
+        entries: list[Entry],
+    ) -> Tensor:
+        inplace = operation.inplace
+        before = x.clone() if inplace else x
+        y = operation()
+        # Made now and not in the backward pass: the operands may be overwritten until then.
+        ctx.save_for_backward(*(rule.multiplier(operation, before, y, e) for e in entries))
+        ctx.state = state
+        if inplace:
+            ctx.mark_dirty(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        multiplier = ctx.saved_tensors[ctx.state.reference]
+        return gradient * multiplier, None, None, None, None
+
+
+class ReLU(Chord):
+    """The chord of max(0, y): 0 or 1 where the signs agree, between them where they differ."""
+
+    def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
+        dx = x - entry.inputs[0]
+        # Never ill-conditioned: where the signs differ, |dx| is the sum of both magnitudes.
+        return torch.where(dx == 0, (x > 0).to(x.dtype), (y - entry.output).div_(dx))
+
+
+# fmt: off
+_SMOOTH = (
+    "silu", "mish", "gelu", "tanh", "tanhshrink", "softsign", "erf", "sin", "expm1", "log1p",
+    "log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "square",
+)
+_SMOOTH_OFFSET = ("sigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp", "cos")
+_KINKED = (
+    "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "threshold", "softshrink", "abs",
+    "clamp", "clamp_min", "clamp_max", "hardswish", "elu", "selu", "celu",
+)
+# fmt: on
+
+RULES: dict[str, Rule] = {
+    "relu": ReLU(kinked=True),
+    **dict.fromkeys(_SMOOTH, Chord()),
+    **dict.fromkeys(_SMOOTH_OFFSET, Chord(floor=1.0)),
+    **dict.fromkeys(_KINKED, Chord(kinked=True)),
+    "hardsigmoid": Chord(kinked=True, floor=1.0),
+    "pow": Chord(),
+    "float_power": Chord(),
+}

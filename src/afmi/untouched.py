@@ -1,0 +1,102 @@
+"""Run a network in evaluation mode and leave it, and the random state, as they were found."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+__all__ = ["evaluation_mode", "keeping_random_state", "module_of", "watching_modules"]
+
+_lock = threading.Lock()
+# For each module held in evaluation mode, by identity: how many hold it, and its mode before.
+# Kept for modules and not for models, because two models may share some.
+_held: dict[int, tuple[int, bool]] = {}
+
+
+def module_of(model: Callable[[Tensor], object]) -> nn.Module | None:
+    """Return the model when it is an ``nn.Module``; a plain callable has no modules to guard."""
+    return model if isinstance(model, nn.Module) else None
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Hold all modules in evaluation mode; the last thread to leave restores their modes."""
+    modules = list(model.modules())
+    with _lock:
+        for module in modules:
+            count, before = _held.get(id(module), (0, module.training))
+            _held[id(module)] = (count + 1, before)
+            # Set flags one by one: `model.eval()` may be overridden and do more than that.
+            if module.training:
+                module.training = False
+    try:
+        yield
+    finally:
+        with _lock:
+            for module in modules:
+                count, before = _held.pop(id(module))
+                if count > 1:
+                    _held[id(module)] = (count - 1, before)
+                elif before:
+                    module.training = True
+
+
+@contextmanager
+def keeping_random_state(device: torch.device) -> Iterator[None]:
+    """Restore PyTorch's global random state, of the CPU and of ``device``, on leaving."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, device_type="cuda"):
+        yield
+
+
+ModuleCallback = Callable[[nn.Module, object], object]
+
+
+class _Watchers(threading.local):
+    """The callbacks of this thread, innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[ModuleCallback] = []
+
+
+_watchers = _Watchers()
+_watching_threads = 0
+_handle = None
+
+
+def _on_module_output(module: nn.Module, _args: object, output: object) -> object:
+    if not _watchers.stack:
+        return None
+    return _watchers.stack[-1](module, output)
+
+
+@contextmanager
+def watching_modules(callback: ModuleCallback) -> Iterator[None]:
+    """Call ``callback(module, output)`` after each module that this thread runs.
+
+    What the callback returns, unless None, takes the output's place. PyTorch's process-wide
+    hook carries it, so no hook is ever put on the user's network, and other threads' runs of
+    the same network are not seen.
+    """
+    global _watching_threads, _handle
+    with _lock:
+        _watching_threads += 1
+        if _handle is None:
+            # PyTorch's own annotation forbids what its documentation allows: hooks that return.
+            _handle = register_module_forward_hook(cast(Any, _on_module_output))
+    _watchers.stack.append(callback)
+    try:
+        yield
+    finally:
+        _watchers.stack.pop()
+        with _lock:
+            _watching_threads -= 1
+            if _watching_threads == 0 and _handle is not None:
+                _handle.remove()
+                _handle = None

@@ -1,0 +1,44 @@
+"""Fixtures for all tests, and the summary of what was skipped for want of data."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+SHARED = Path(os.environ.get("AFMI_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Keep small tensors from being split over threads, which costs more than it saves."""
+    torch.set_num_threads(1)
+
+
+def _needed(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"needs {path.name}, which is not on this machine (set AFMI_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """Folder of ImageNet photographs ``<index>_<wnid>_<name>.jpg``."""
+    return _needed(SHARED / "data" / "imagenet_samples")
+
+
+@pytest.fixture(scope="session")
+def photos11() -> Path:
+    """Folder with ``train`` and ``val`` photographs of the embedded network's classes."""
+    return _needed(SHARED / "data" / "photos11")
+
+
+@pytest.fixture(scope="session")
+def squeezenet_weights() -> Path:
+    """Trained weights of torchvision's squeezenet1_0."""
+    return _needed(SHARED / "weights" / "squeezenet1_0_imagenet.safetensors")
