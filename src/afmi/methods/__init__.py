@@ -1,0 +1,78 @@
+"""Every explanation method, found by existing: one file each, in the folder of its features.
+
+`CATALOGUE` lists the classes by name; each is also an attribute here, such as
+``afmi.methods.AFMI``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from typing import TYPE_CHECKING
+
+from afmi.errors import UsageError, near_matches
+from afmi.methods.base import Attribution, BlankMapWarning, LayerMethod, Method
+
+if TYPE_CHECKING:
+    from afmi.methods.feature_maps.afmi import AFMI
+    from afmi.methods.feature_maps.grad_cam import GradCAM
+    from afmi.methods.pixels.gradient import Gradient
+    from afmi.methods.random import Random
+
+_FAMILIES = ("control", "pixel", "region", "feature map")
+
+
+def _find() -> dict[str, type[Method]]:
+    found: dict[str, type[Method]] = {}
+    for module in pkgutil.walk_packages(__path__, __name__ + "."):
+        for name, thing in vars(importlib.import_module(module.name)).items():
+            if (
+                inspect.isclass(thing)
+                and issubclass(thing, Method)
+                and not inspect.isabstract(thing)
+                and thing.__module__ == module.name
+            ):
+                found[name] = thing
+    order = sorted(found, key=lambda n: (_FAMILIES.index(found[n].family), n == "AFMI", n.lower()))
+    return {name: found[name] for name in order}
+
+
+CATALOGUE: dict[str, type[Method]] = _find()
+"""Every method's class by its name, families in the paper's order."""
+
+globals().update(CATALOGUE)
+
+
+def method_named(text: str) -> type[Method]:
+    """Return the method that a user named: ``afmi``, ``A-FMI``, ``grad-cam`` and ``GradCAM`` alike.
+
+    Raises:
+        UsageError: when there is none; near matches are listed.
+    """
+    by_key = {_key(name): cls for name, cls in CATALOGUE.items()}
+    by_key |= {_key(cls.name): cls for cls in CATALOGUE.values()}
+    found = by_key.get(_key(text))
+    if found is None:
+        near = near_matches(_key(text), by_key) or f"; there are {', '.join(CATALOGUE)}"
+        raise UsageError(f"no method is called {text!r}{near}")
+    return found
+
+
+def _key(name: str) -> str:
+    folded = name.casefold().replace("+", "plus").replace("×", "x")
+    return "".join(c for c in folded if c.isalnum())
+
+
+__all__ = [
+    "AFMI",
+    "CATALOGUE",
+    "Attribution",
+    "BlankMapWarning",
+    "GradCAM",
+    "Gradient",
+    "LayerMethod",
+    "Method",
+    "Random",
+    "method_named",
+]

@@ -1,0 +1,289 @@
+"""Method, the one abstraction of every explanation: images and a class in, maps out."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from afmi.classifier import logits_of
+from afmi.errors import AfmiError, ModelError, ShapeError, TargetError, UsageError
+from afmi.layers import Layer, resolve_layer
+from afmi.maps import upsample
+from afmi.untouched import evaluation_mode, keeping_random_state
+
+__all__ = [
+    "Attribution",
+    "BlankMapWarning",
+    "LayerMethod",
+    "Method",
+    "Target",
+    "classify",
+    "image_generator",
+]
+
+TargetLike = int | Tensor | Sequence[int] | None
+
+
+class BlankMapWarning(UserWarning):
+    """A map is the same everywhere, so that it ranks no pixel above another."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class to explain, as the caller gave it, until the logits are known.
+
+    Attributes:
+        value: int64 (N,), or None for the predicted class of each image.
+    """
+
+    value: Tensor | None
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Return the class of each image, int64 (N,).
+
+        Raises:
+            TargetError: when a class is out of the logits' range.
+        """
+        if self.value is None:
+            return logits.argmax(1)
+        classes = logits.shape[1]
+        low, high = int(self.value.min()), int(self.value.max())
+        if low < 0 or high >= classes:
+            raise TargetError(
+                f"expected a class from 0 to {classes - 1}, got {low if low < 0 else high}"
+            )
+        return self.value.to(logits.device)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What a method found, with what it learned on the way.
+
+    Attributes:
+        maps: saliency (N, 1, h, w), at any size; `Method.attribute` brings it to the input's.
+        target: the class that each map explains, int64 (N,).
+        logits: of the images, (N, C), where the method had to compute them.
+        residual: relative residual of local faithfulness for each image,
+            (Σ map − Δy_c) / |Δy_c|, (N,), for methods whose maps should sum to
+            Δy_c = y_c(x) − y_c(x̄) (at the map's own size); 0 is exact.
+        layer: where feature maps were taken.
+    """
+
+    maps: Tensor
+    target: Tensor
+    logits: Tensor | None = None
+    residual: Tensor | None = None
+    layer: Layer | None = None
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Explain a network's class scores by a saliency map over the image.
+
+    A subclass is a frozen dataclass whose fields are its hyperparameters, with the defaults of the
+    method's own paper; it fills in the class variables and writes `_attribute`. It is found by
+    existing: `afmi.methods` lists every subclass in its folders.
+
+    Args:
+        model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W) to logits (N, K).
+            Never changed: modes, gradients, hooks and random state are as before, also after an
+            error.
+    """
+
+    name: ClassVar[str]
+    """What tables and pictures call it."""
+    family: ClassVar[Literal["control", "pixel", "region", "feature map"]]
+    """Which features carry the attribution (the paper's Section 2)."""
+    scores: ClassVar[str]
+    """How the features are scored, in the terms of the paper's Figure 1."""
+    cost: ClassVar[str]
+    """Forward and backward passes for each image."""
+    paper: ClassVar[str]
+    """Authors, title, venue and year."""
+
+    model: nn.Module = field(repr=False)
+
+    def attribute(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
+        """Return the saliency map of each image.
+
+        Args:
+            inputs: images (N, C, H, W), floating point, on the model's device; in [0, 1] for a
+                `Classifier`.
+            target: the class to explain: one for all images, or one for each, int64 (N,). None:
+                the class that the model predicts.
+
+        Returns:
+            (N, 1, H, W), in the inputs' dtype and on their device, detached, not normalised.
+
+        Raises:
+            ShapeError: when the inputs are no such images.
+            TargetError: when a class is out of range.
+        """
+        return self.explain(inputs, target).maps
+
+    def explain(self, inputs: Tensor, target: TargetLike = None) -> Attribution:
+        """Return the maps as `attribute` does, with target, logits, residual and layer."""
+        with self._session(inputs, target) as (own, wanted):
+            found = self._attribute(own, wanted)
+            maps = upsample(found.maps.detach(), (inputs.shape[2], inputs.shape[3]))
+        maps = maps.to(inputs.dtype)
+        self._check_maps(maps)
+        return Attribution(maps, found.target, found.logits, found.residual, found.layer)
+
+    def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
+        """Return the maps of several classes of the same images.
+
+        Args:
+            inputs: images (N, C, H, W).
+            targets: T classes for all images, or int64 (T, N).
+
+        Returns:
+            (T, N, 1, H, W).
+        """
+        classes = self._classes(targets, inputs)
+        return torch.stack([self.attribute(inputs, row) for row in classes])
+
+    @abstractmethod
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        """Return maps (N, 1, h, w) of any size; gradients are off, the model in evaluation mode."""
+
+    @contextmanager
+    def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
+        """Check the arguments and guard the model and the random state around a computation."""
+        self._check(inputs)
+        wanted = Target(_target_tensor(target, inputs))
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            keeping_random_state(inputs.device),
+            evaluation_mode(self.model),
+        ):
+            yield (inputs.clone() if inputs.is_inference() else inputs.detach()), wanted
+
+    @staticmethod
+    def _classes(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+        """Return several classes as int64 (T, N)."""
+        tensor = torch.as_tensor(targets, device=inputs.device)
+        if tensor.dim() == 1:
+            tensor = tensor[:, None].expand(-1, inputs.shape[0])
+        fits = tensor.dim() == 2 and tensor.shape[1] == inputs.shape[0] and tensor.shape[0] > 0
+        if not fits or tensor.is_floating_point() or tensor.dtype == torch.bool:
+            raise TargetError(
+                f"expected T classes or integer classes (T, {inputs.shape[0]}), got shape "
+                f"{tuple(tensor.shape)} {tensor.dtype}"
+            )
+        return tensor.to(torch.int64)
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the hyperparameters by name, for records."""
+        return {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "model"}
+
+    def _check(self, inputs: Tensor) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise ModelError(
+                f"expected a model that is an nn.Module, got {type(self.model).__name__}; "
+                "use afmi.load_model(name) or afmi.Classifier(network)"
+            )
+        if not isinstance(inputs, Tensor):
+            raise ShapeError(
+                f"expected a tensor of images (N, C, H, W), got {type(inputs).__name__}; "
+                "afmi.explain takes files, model.prepare(image) makes a tensor of one"
+            )
+        if inputs.dim() != 4 or 0 in inputs.shape or not inputs.is_floating_point():
+            raise ShapeError(
+                "expected a non-empty floating-point tensor of images (N, C, H, W), got "
+                f"{tuple(inputs.shape)} {inputs.dtype}; add a batch dimension with images[None], "
+                "divide bytes by 255"
+            )
+        weight = next((p for p in self.model.parameters() if p.is_floating_point()), None)
+        if weight is not None and weight.device != inputs.device:
+            raise ShapeError(
+                f"expected images on the model's device {weight.device}, got {inputs.device}; "
+                "move them with images.to(device)"
+            )
+        if not bool(torch.isfinite(inputs).all()):
+            raise UsageError("expected finite pixels, got NaN or infinity in the images")
+
+    def _check_maps(self, maps: Tensor) -> None:
+        if not bool(torch.isfinite(maps).all()):
+            raise AfmiError(
+                f"{self.name} gave NaN or infinity; the network's activations overflow in "
+                f"{maps.dtype}, or its logits are not finite; try float32 or float64"
+            )
+        low, high = maps.flatten(1).aminmax(dim=1)
+        blank = (low == high).nonzero().flatten().tolist()
+        if blank and maps[0].numel() > 1:
+            warnings.warn(
+                f"{self.name} gave a map that is the same everywhere for image {blank[0]}"
+                + (f" and {len(blank) - 1} more" if len(blank) > 1 else "")
+                + ": it ranks no pixel above another, and a picture of it says nothing",
+                BlankMapWarning,
+                stacklevel=4,
+            )
+
+
+@dataclass(frozen=True)
+class LayerMethod(Method):
+    """A method whose features are the maps of one layer.
+
+    Args:
+        layer: dotted name or module that gives feature maps (N, K, h, w); None: the last
+            convolutional stage.
+    """
+
+    _: KW_ONLY
+    layer: str | nn.Module | Layer | None = field(default=None)
+
+    def resolved_layer(self, inputs: Tensor) -> tuple[nn.Module, Layer]:
+        """Return the module and name of the layer for these inputs (N, C, H, W)."""
+        return resolve_layer(self.model, self.layer, inputs)
+
+
+def _target_tensor(target: TargetLike, inputs: Tensor) -> Tensor | None:
+    if target is None:
+        return None
+    if isinstance(target, (bool, str)):
+        raise TargetError(
+            f"expected a class index, got {target!r}; afmi.find_class(model, label) finds it"
+        )
+    try:
+        tensor = torch.as_tensor(target, device=inputs.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(
+            f"expected a class index or one for each image, got {target!r}"
+        ) from error
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TargetError(f"expected integer classes, got {tensor.dtype}")
+    batch = inputs.shape[0]
+    if tensor.dim() == 0 or (tensor.dim() == 1 and tensor.shape[0] == 1):
+        tensor = tensor.reshape(1).expand(batch)
+    if tensor.shape != (batch,):
+        raise TargetError(
+            f"expected one class for all images or one for each of {batch}, got shape "
+            f"{tuple(tensor.shape)}; attribute_classes takes several classes per image"
+        )
+    return tensor.to(torch.int64)
+
+
+def classify(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return logits (N, C) of images (N, C, H, W), without gradients."""
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        return logits_of(model(inputs.detach().clone()))
+
+
+def image_generator(seed: int, image: Tensor) -> torch.Generator:
+    """Return a CPU generator that depends on the seed and on the image's pixels.
+
+    So an image gets the same numbers alone and in any batch, and other images get others.
+    """
+    pixels = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
+    digest = hashlib.blake2b(pixels, digest_size=8, key=seed.to_bytes(8, "little", signed=True))
+    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)

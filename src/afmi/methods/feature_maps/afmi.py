@@ -1,0 +1,138 @@
+"""A-FMI: feature maps' change from a reference, weighted by feature map importance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field
+
+import torch
+from torch import Tensor
+
+from afmi.layers import Layer
+from afmi.maps import upsample
+from afmi.methods.base import Attribution, LayerMethod, Target, TargetLike
+from afmi.modified_gradient import ModifiedGradient, modified_gradient
+from afmi.references import Black, Reference
+
+__all__ = ["AFMI"]
+
+
+@dataclass(frozen=True)
+class AFMI(LayerMethod):
+    """Show which places of the image raised (or lowered) the class score above the reference's.
+
+    S^c = Σ_k FMI_k^c · (A^k − Ā^k) with FMI_k^c = (1/hw) Σ_ij ∂_σ y_c/∂A^k_ij, where ∂_σ is the
+    modified gradient: every derivative of a nonlinear operation is the slope of the chord from
+    the reference's activation to the image's. Signed, no ReLU.
+
+    Paper: *A-FMI: Learning Attributions from Deep Networks via Feature Map Importance*, ICLR 2021
+    submission, Eq. 2–7. Differs: nothing with ``averaged=True``.
+    Cost: 1 forward + 1 backward through the layers after ``layer``; the reference's forward pass
+    is made once for a model, layer, image size and reference, and kept.
+
+    Args:
+        model: see `Method`.
+        layer: see `LayerMethod`.
+        reference: what the image is compared with; where it gives several images, the maps
+            against each are averaged.
+        averaged: whether each map's modified gradients are averaged over its positions (Eq. 6).
+            False keeps them apart: S^c = Σ_k ∂_σ y_c/∂A^k ⊙ (A^k − Ā^k), which sums to
+            y_c(x) − y_c(x̄) exactly on every network. With averaging that holds exactly where the
+            head is global average pooling and one linear layer, and about so elsewhere.
+
+    Example:
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        ...     torch.nn.Flatten(), torch.nn.Linear(5, 4),
+        ... )
+        >>> method = AFMI(model)
+        >>> method.attribute(torch.rand(2, 3, 6, 6)).shape
+        torch.Size([2, 1, 6, 6])
+        >>> method.feature_map_importance(torch.rand(2, 3, 6, 6), target=1).shape
+        torch.Size([2, 5])
+    """
+
+    name = "A-FMI"
+    family = "feature map"
+    scores = "modified gradients"
+    cost = "1 forward + 1 backward behind the layer"
+    paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
+
+    _: KW_ONLY
+    reference: Reference = field(default_factory=Black)
+    averaged: bool = True
+
+    def feature_map_importance(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
+        """Return FMI (Eq. 6): how much each feature map counts for the class.
+
+        Args:
+            inputs: images (N, C, H, W).
+            target: as in `attribute`.
+
+        Returns:
+            (N, K), signed; the mean over the references where there are several.
+        """
+        with self._session(inputs, target) as (own, wanted):
+            gradient = self._run(own)
+            classes = wanted.of(gradient.run.logits)[None]
+            importance = [
+                _importance(gradient.multipliers(classes, r)[0])
+                for r in range(len(gradient.references))
+            ]
+            return torch.stack(importance).mean(0)[:, :, 0, 0]
+
+    def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
+        """Return the maps of several classes of the same images, from one forward pass.
+
+        Args:
+            inputs: images (N, C, H, W).
+            targets: T classes for all images, or int64 (T, N).
+
+        Returns:
+            (T, N, 1, H, W).
+        """
+        with self._session(inputs, None) as (own, _):
+            classes = self._classes(targets, own)
+            gradient = self._run(own)
+            for row in classes:
+                Target(row).of(gradient.run.logits)
+            maps = self._maps(gradient, classes)[0]
+            full = upsample(maps.flatten(0, 1), (inputs.shape[2], inputs.shape[3]))
+            return full.unflatten(0, maps.shape[:2])
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        layer = self.resolved_layer(inputs)
+        gradient = self._run(inputs, layer)
+        classes = target.of(gradient.run.logits)
+        maps, residual = self._maps(gradient, classes[None])
+        return Attribution(maps[0], classes, gradient.run.logits, residual[0], layer[1])
+
+    def _run(
+        self, inputs: Tensor, layer: tuple[torch.nn.Module, Layer] | None = None
+    ) -> ModifiedGradient:
+        layer = layer or self.resolved_layer(inputs)
+        return modified_gradient(self.model, inputs, layer=layer, reference=self.reference)
+
+    def _maps(self, gradient: ModifiedGradient, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return maps (T, N, 1, h, w) and the residual (T, N) for classes (T, N)."""
+        count = len(gradient.references)
+        maps = change = None
+        for r in range(count):
+            multipliers = gradient.multipliers(classes, r)
+            delta = gradient.change(r)
+            exact = (multipliers * delta).sum(2, keepdim=True)
+            gradient.check(exact.sum((2, 3, 4)), classes, r)
+            against = (_importance(multipliers) * delta).sum(2, keepdim=True)
+            against = against if self.averaged else exact
+            output_change = gradient.output_change(classes, r)
+            maps = against if maps is None else maps + against
+            change = output_change if change is None else change + output_change
+        assert maps is not None
+        assert change is not None
+        maps, change = maps / count, change / count
+        return maps, (maps.sum((2, 3, 4)) - change) / change.abs()
+
+
+def _importance(multipliers: Tensor) -> Tensor:
+    """Average modified gradients (…, K, h, w) over positions (Eq. 6): (…, K, 1, 1)."""
+    return multipliers.mean((-2, -1), keepdim=True)

@@ -1,0 +1,1 @@
+"""Methods whose features are pixels."""

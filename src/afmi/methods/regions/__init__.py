@@ -1,0 +1,1 @@
+"""Methods whose features are regions of the image."""
