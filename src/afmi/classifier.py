@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -84,7 +85,7 @@ class Classifier(nn.Module):
                 f"expected a network that is an nn.Module, got {type(network).__name__}; "
                 "wrap your function in an nn.Module"
             )
-        if len(mean) != len(std) or min(std) <= 0:
+        if len(mean) != len(std) or not len(std) or not min(std) > 0:
             raise ModelError(
                 "expected as many means as standard deviations, all of the latter above zero, "
                 f"got mean={tuple(mean)} and std={tuple(std)}"
@@ -131,18 +132,23 @@ def class_label(model: nn.Module, index: int) -> str:
     return labels[index] if labels else f"class {index}"
 
 
+def _plain(label: str) -> str:
+    """Return the words of a label in lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", label.casefold().replace("_", " ")))
+
+
 def find_class(model: nn.Module, wanted: str | int) -> int:
     """Return the index of a class that the user named by index or label.
 
-    A label matches when it is equal but for case, or else when it contains the words typed and
-    no other label does.
+    A label matches when it is equal but for case and punctuation, or has such a synonym between
+    commas, or else when it contains the words typed and no other label does.
 
     Raises:
         TargetError: when no class or several match; near matches are listed.
     """
     labels: tuple[str, ...] = tuple(getattr(model, "labels", ()))
     text = str(wanted).strip()
-    if text.lstrip("-").isdigit():
+    if re.fullmatch(r"-?\d+", text):
         index = int(text)
         if labels and not 0 <= index < len(labels):
             raise TargetError(
@@ -152,17 +158,18 @@ def find_class(model: nn.Module, wanted: str | int) -> int:
         return index
     if not labels:
         raise TargetError(f"this model has no labels, so class {text!r} must be given by its index")
-    folded = text.casefold().replace("_", " ")
-    names = [label.casefold().replace("_", " ") for label in labels]
-    found = [i for i, name in enumerate(names) if name == folded]
-    if not found:
-        found = [
-            i for i, name in enumerate(names) if folded in (p.strip() for p in name.split(","))
-        ]
-    if not found:
-        found = [i for i, name in enumerate(names) if f" {folded} " in f" {name} "]
-    if not found and folded:
-        found = [i for i, name in enumerate(names) if folded in name]
+    plain = _plain(text)
+    names = [_plain(label) for label in labels]
+    found = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
+    if not found and plain:
+        found = [i for i, name in enumerate(names) if name == plain]
+    if not found and plain:
+        synonyms = [[_plain(part) for part in label.split(",")] for label in labels]
+        found = [i for i, parts in enumerate(synonyms) if plain in parts]
+    if not found and plain:
+        found = [i for i, name in enumerate(names) if f" {plain} " in f" {name} "]
+    if not found and plain:
+        found = [i for i, name in enumerate(names) if plain in name]
     if len(found) == 1:
         return found[0]
     if found:

@@ -85,7 +85,8 @@ def resolve_layer(
     return modules[layer.name], layer
 
 
-_found: weakref.WeakKeyDictionary[nn.Module, Layer] = weakref.WeakKeyDictionary()
+# The stage depends on the images' size too: small ones may leave the last stage one position.
+_found: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, Layer]] = weakref.WeakKeyDictionary()
 
 # Operations behind the last stage that still give maps: pooling it, or passing it on unchanged.
 _POOLING = frozenset(
@@ -183,19 +184,19 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     One image is run and its operations are followed from the end back to the last one that gave
     feature maps with more than one position; pooling, and a convolution that itself makes the
     class scores (SqueezeNet), are passed over. So VGG gives its last ReLU, ResNet `layer4`,
-    DenseNet `features+relu`. The answer is kept as long as the model lives.
+    DenseNet `features+relu`. The answer is kept for the model and the images' size.
 
     Raises:
         LayerError: when the network has no convolutional stage; name a layer then.
     """
-    known = _found.get(model)
-    if known is not None:
-        return known
+    known = _found.setdefault(model, {})
+    if inputs.shape[1:] in known:
+        return known[inputs.shape[1:]]
     probe = _Probe()
     with evaluation_mode(model), torch.no_grad(), watching_modules(probe.on_module), probe:
         model(inputs[:1].detach().clone())
     layer = _locate(_network(model), probe)
-    _found[model] = layer
+    known[inputs.shape[1:]] = layer
     return layer
 
 
@@ -266,8 +267,9 @@ def _locate(network: nn.Module, probe: _Probe) -> Layer:
 
 
 def _before(calls: list[_Call], step: _Step) -> list[_Call]:
-    """Return the module calls that gave what the step was applied to, as they ended."""
-    return [c for c in calls if c.output is step.first_input and c.end <= step.position]
+    """Return the module calls that gave what the step was applied to, in the state it had then."""
+    gave = [c for c in calls if c.output is step.first_input and c.end <= step.position]
+    return [c for c in gave if c.end == gave[-1].end]
 
 
 def _outermost(calls: list[_Call], names: dict[nn.Module, str]) -> nn.Module:

@@ -1,0 +1,183 @@
+"""Read files of weights without running code from them, and put them into networks."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from afmi.errors import ModelError
+
+__all__ = ["class_count", "fit_names", "load_weights", "read_weights"]
+
+# Where training scripts put the weights among other things, and what wrappers put before names.
+_NESTED = ("state_dict", "model_state_dict", "model", "model_ema", "net", "network", "weights")
+_PREFIXES = ("module", "model", "network", "net", "_orig_mod")
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from a .safetensors, .pth or .pt file, onto the CPU.
+
+    The kind is told by the file's content. Nothing in the file is executed: a pickle that holds
+    anything but tensors and plain values is refused.
+
+    Args:
+        path: the file; a checkpoint may hold the state dict under ``state_dict``, ``model`` or the
+            like.
+
+    Returns:
+        Tensors by name, as stored.
+
+    Raises:
+        ModelError: the file is missing, damaged, of another kind, or would have to run code.
+    """
+    file = Path(path).expanduser()
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise ModelError(
+            f"the weights {str(file)!r} cannot be read: {error.strerror or error}; "
+            "pass weights= a .safetensors or .pth file"
+        ) from error
+    if head[8:9] == b"{":
+        try:
+            return load_file(file, device="cpu")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ModelError(f"{_damaged(file)} ({_first_line(error)})") from error
+    if head[:2] not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise ModelError(
+            f"{str(file)!r} is {_what(head)}; expected weights in a .safetensors, .pth or .pt file"
+        )
+    return _state_dict(_unpickle(file), file)
+
+
+def _unpickle(file: Path) -> object:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files raise errors of many types
+        text = str(error)
+        if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
+            raise ModelError(
+                f"{str(file)!r} holds more than weights, and reading it would run code from it; "
+                "save the weights alone, with torch.save(model.state_dict(), file) or as "
+                ".safetensors, or name a factory that builds the network"
+            ) from error
+        raise ModelError(f"{_damaged(file)} ({_first_line(error)})") from error
+
+
+def _state_dict(loaded: object, file: Path) -> dict[str, Tensor]:
+    if isinstance(loaded, Mapping):
+        if loaded and all(isinstance(v, Tensor) for v in loaded.values()):
+            return {str(key): value for key, value in loaded.items()}
+        for key in _NESTED:
+            if isinstance(loaded.get(key), Mapping):
+                return _state_dict(loaded[key], file)
+        came = "a dictionary with " + (", ".join(map(repr, list(loaded)[:5])) or "nothing in it")
+    else:
+        came = f"a {type(loaded).__name__}"
+    raise ModelError(
+        f"{str(file)!r} holds {came}; expected tensors by name, as model.state_dict() gives them, "
+        f"alone or under one of {', '.join(map(repr, _NESTED[:3]))}"
+    )
+
+
+def _what(head: bytes) -> str:
+    if not head:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer and not the file itself (run git lfs pull)"
+    if head.lstrip()[:1] == b"<":
+        return "a web page"
+    return "no file of weights"
+
+
+def _damaged(file: Path) -> str:
+    return f"the weights {str(file)!r} are cut short or damaged; get the file again"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Strip the prefixes of wrappers (``module.``, ``model.``) where the network has none of them.
+
+    Args:
+        state: tensors by name.
+        network: what they are meant for.
+    """
+    expected = network.state_dict().keys()
+    fitted = dict(state)
+    while fitted and not expected & fitted.keys():
+        firsts = {name.partition(".")[0] for name in fitted}
+        first = firsts.pop()
+        if firsts or first not in _PREFIXES:
+            return dict(state)
+        fitted = {name.partition(".")[2]: tensor for name, tensor in fitted.items()}
+    return fitted
+
+
+def class_count(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
+    """Return how many classes the weights tell apart, or None where they do not say.
+
+    It is the first length of the network's last weight, which is the head's in every network
+    that registers its modules in the order of the forward pass.
+    """
+    names = list(network.state_dict())
+    head = state.get(names[-1]) if names else None
+    return head.shape[0] if head is not None and head.dim() else None
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy weights into a network, all of them and into all of it, in the network's precision.
+
+    Args:
+        network: changed in place.
+        state: tensors by name, as `fit_names` gives them.
+        source: what to call the weights in errors.
+
+    Raises:
+        ModelError: a weight is missing, left over or of another shape.
+    """
+    own = network.state_dict()
+    # Checkpoints from before PyTorch 0.4.1 do not count batches; nothing here reads the count.
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    reshaped = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if not (missing or unexpected or reshaped):
+        fitting = OrderedDict(state)
+        # Some networks (MNASNet) ask for the version of their layout, which few files carry.
+        fitting._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+        network.load_state_dict(fitting, strict=False)
+        return
+    head = list(own)[-2:]
+    if not (missing or unexpected) and set(reshaped) <= set(head):
+        raise ModelError(
+            f"{source} tells {state[head[-1]].shape[0]} classes apart, but the network "
+            f"{own[head[-1]].shape[0]}; build the network with as many classes as the file has"
+        )
+    parts = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", [f"{k} {_shapes(state[k], own[k])}" for k in reshaped]),
+        )
+        if names
+    ]
+    raise ModelError(
+        f"{source} does not fit the network {type(network).__name__}, which has {len(own)} "
+        f"weights: {'; '.join(parts)}; is it the weights of another architecture?"
+    )
+
+
+def _shapes(came: Tensor, expected: Tensor) -> str:
+    return f"{'×'.join(map(str, came.shape))} for {'×'.join(map(str, expected.shape))}"
