@@ -1,0 +1,91 @@
+"""CAM: feature maps weighted by the last layer's own weights for the class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afmi.errors import LayerError, OperationError
+from afmi.methods.base import Attribution, LayerMethod, Target
+from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
+from afmi.modified_gradient.backward import linear_rules
+
+__all__ = ["CAM"]
+
+_NEEDS = (
+    "CAM needs global average pooling and one linear layer behind the feature maps, but {}; "
+    "use GradCAM or AFMI on this network, or another layer"
+)
+
+
+@dataclass(frozen=True)
+class CAM(LayerMethod):
+    """Show where the feature maps are active that the last layer weighs for the class.
+
+    S = Σ_k w_k^c A^k, with the weights w^c of the linear layer that follows global average
+    pooling. Signed, no ReLU. The head is not taken apart: it must be affine in the maps and treat
+    all places alike, which is checked, and its derivative is then w_k^c/(h·w).
+
+    Paper: Zhou et al., *Learning Deep Features for Discriminative Localization*, CVPR 2016, Eq. 2.
+    Differs: nothing.
+    Cost: 1 forward + 1 backward through the head.
+
+    Args:
+        model: see `Method`.
+        layer: see `LayerMethod`.
+
+    Raises:
+        LayerError: when the layers behind the maps are anything but such a head.
+
+    Example:
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        ...     torch.nn.Flatten(), torch.nn.Linear(5, 4),
+        ... )
+        >>> CAM(model).attribute(torch.rand(2, 3, 6, 6)).shape
+        torch.Size([2, 1, 6, 6])
+    """
+
+    name = "CAM"
+    family = "feature map"
+    scores = "last layer's weights"
+    cost = "1 forward + 1 backward behind the layer"
+    paper = "Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016"
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        layer = self.resolved_layer(inputs)
+        try:
+            run = forward_pass(self.model, inputs, layer=layer, rules=_affine_head())
+        except OperationError as error:
+            raise LayerError(
+                _NEEDS.format(f"the operations behind {layer[1]} are not all linear")
+            ) from error
+        classes = target.of(run.logits)
+        gradient = run.gradient(classes)
+        mean = gradient.mean((2, 3), keepdim=True)
+        uneven = (gradient - mean).abs().amax()
+        if uneven > torch.finfo(gradient.dtype).eps ** 0.5 * gradient.abs().amax():
+            raise LayerError(_NEEDS.format(f"the layers behind {layer[1]} tell places apart"))
+        weights = mean * gradient.shape[2] * gradient.shape[3]
+        maps = (weights * run.features).sum(1, keepdim=True)
+        return Attribution(maps, classes, run.logits, layer=layer[1])
+
+
+_PRODUCTS = ("mul", "div", "matmul", "bmm", "mm", "linear", "addmm", "einsum")
+
+
+def _affine_head() -> Rules:
+    """Return rules for operations that are linear, or products with a constant."""
+    return Rules({**dict.fromkeys(_PRODUCTS, _times_constant), **linear_rules()})
+
+
+def _times_constant(state: Interception, operation: Operation) -> Any:
+    values = [*operation.args, *operation.kwargs.values()]
+    dependent = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
+    divides = operation.name == "div" and dependent[0] is not values[0]
+    if len(dependent) > 1 or divides:
+        raise OperationError(f"{operation.name!r} of the maps with one another, or by them")
+    return operation()

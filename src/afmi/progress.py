@@ -1,0 +1,56 @@
+"""Progress of long computations: methods announce their steps, a program that wants to shows them.
+
+Nothing is shown unless a reporter is set, and only in the thread or task that set it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+__all__ = ["Reporter", "reporting", "track"]
+
+T = TypeVar("T")
+
+Reporter = Callable[[str, int, int], None]
+"""Called with what is being done, the steps done so far, and the steps in all."""
+
+_reporter: ContextVar[Reporter | None] = ContextVar("afmi_reporter", default=None)
+
+
+@contextmanager
+def reporting(reporter: Reporter | None) -> Iterator[None]:
+    """Send the progress of everything in this block to ``reporter``; None silences it.
+
+    Example:
+        >>> with reporting(lambda what, done, total: print(f"{what} {done}/{total}")):
+        ...     for _ in track(range(2), "masks"):
+        ...         pass
+        masks 0/2
+        masks 1/2
+        masks 2/2
+    """
+    token = _reporter.set(reporter)
+    try:
+        yield
+    finally:
+        _reporter.reset(token)
+
+
+def track(items: Sequence[T], description: str) -> Iterator[T]:
+    """Yield the items, and tell the reporter before the first one and after each.
+
+    Args:
+        items: the steps.
+        description: what is being done, such as a method's name.
+    """
+    reporter = _reporter.get()
+    if reporter is None:
+        yield from items
+        return
+    reporter(description, 0, len(items))
+    for done, item in enumerate(items, 1):
+        yield item
+        reporter(description, done, len(items))

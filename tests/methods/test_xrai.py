@@ -1,0 +1,125 @@
+"""XRAI: the merging by hand and by sets, the segments, and the authors' package."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from networks import build, images
+from scipy import ndimage
+from scipy.stats import spearmanr
+from skimage.morphology import disk
+
+from afmi.errors import UsageError
+from afmi.methods.regions.xrai import XRAI, merge_regions, segment_masks
+
+
+def test_merging_by_hand() -> None:
+    attribution = np.array([[4.0, 2.0, 0.0], [1.0, 1.0, -3.0]])
+    masks = np.zeros((3, 2, 3), dtype=bool)
+    masks[0, 0, :2] = True  # mean 3, first
+    masks[1, :, 0] = True  # its one new pixel has 1
+    masks[2, :, 1:] = True  # then new: 0, 1, -3; or, before mask 1 and with it covered, mean -2/3
+    expected = np.array([[3.0, 3.0, -2 / 3], [1.0, -2 / 3, -2 / 3]])
+    np.testing.assert_allclose(merge_regions(attribution, masks, least_gain=1), expected)
+
+
+def test_small_gains_are_dropped_and_the_rest_gets_its_mean() -> None:
+    attribution = np.array([[4.0, 2.0, 0.0], [1.0, 1.0, -3.0]])
+    masks = np.zeros((2, 2, 3), dtype=bool)
+    masks[0, 0, :2] = True
+    masks[1, :, 0] = True
+    expected = np.array([[3.0, 3.0, -0.25], [-0.25, -0.25, -0.25]])
+    np.testing.assert_allclose(merge_regions(attribution, masks, least_gain=2), expected)
+
+
+def by_sets(attribution: np.ndarray, masks: np.ndarray, least_gain: int) -> np.ndarray:
+    """Algorithm 1 with sets of pixels, everything counted anew in every round."""
+    pixels = {p: attribution[p] for p in np.ndindex(attribution.shape)}
+    regions = [{p for p in pixels if mask[p]} for mask in masks]
+    covered: set[tuple[int, ...]] = set()
+    result = np.zeros_like(attribution)
+    while True:
+        regions = [r for r in regions if len(r - covered) >= least_gain]
+        if not regions:
+            break
+        gains = [np.mean([pixels[p] for p in sorted(r - covered)]) for r in regions]
+        best = regions[int(np.argmax(gains))]
+        for p in best - covered:
+            result[p] = max(gains)
+        covered |= best
+    rest = set(pixels) - covered
+    for p in rest:
+        result[p] = np.mean([pixels[q] for q in sorted(rest)])
+    return result
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merging_equals_the_algorithm_with_sets(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    attribution = generator.normal(size=(12, 10))
+    masks = generator.random((15, 12, 10)) < generator.uniform(0.05, 0.5, (15, 1, 1))
+    np.testing.assert_allclose(
+        merge_regions(attribution, masks, least_gain=3), by_sets(attribution, masks, 3)
+    )
+
+
+def test_segments_cover_the_image_and_are_widened() -> None:
+    picture = images(1, 40)[0].numpy()
+    plain = segment_masks(picture, scales=(100, 500), smallest=150, dilation=0)
+    assert plain.shape[1:] == (40, 40)
+    assert (plain.sum(0) == 2).all()
+    wide = segment_masks(picture, scales=(100, 500), smallest=150, dilation=5)
+    expected = [ndimage.binary_dilation(mask, disk(5).astype(bool)) for mask in plain]
+    np.testing.assert_array_equal(wide, np.stack(expected))
+
+
+def package_map(x: np.ndarray, base: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    core = pytest.importorskip("saliency.core")
+    return core.XRAI().GetMask(
+        x, call_model_function=None, base_attribution=base, segments=list(masks)
+    )
+
+
+def test_equals_the_authors_package_with_the_same_attributions_and_segments() -> None:
+    pytest.importorskip("saliency.core")
+    generator = np.random.default_rng(0)
+    picture = generator.random((48, 48, 3))
+    base = generator.normal(size=(48, 48, 3))
+    masks = segment_masks(np.moveaxis(picture, -1, 0), scales=(50, 250), smallest=150, dilation=5)
+    theirs = package_map(picture, base, masks)
+    ours = merge_regions(base.max(-1), masks, least_gain=50)
+    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_ranks_like_the_authors_package_from_end_to_end() -> None:
+    core = pytest.importorskip("saliency.core")
+    model, x = build("resnet"), images(1, 64)
+
+    def gradients(batch: np.ndarray, call_model_args: object = None, expected_keys: object = None):
+        tensor = torch.from_numpy(np.moveaxis(batch, -1, 1)).float().requires_grad_()
+        (found,) = torch.autograd.grad(model(tensor)[:, 1].sum(), tensor)
+        return {core.base.INPUT_OUTPUT_GRADIENTS: np.moveaxis(found.numpy(), 1, -1)}
+
+    method = XRAI(model, steps=20)
+    picture = np.moveaxis(x[0].numpy(), 0, -1)
+    theirs = core.XRAI().GetMask(
+        picture,
+        gradients,
+        segments=list(method.segments(x[0])),
+        baselines=[np.zeros_like(picture), np.ones_like(picture)],
+        batch_size=20,
+        extra_parameters=core.XRAIParameters(steps=20),
+    )
+    ours = method.attribute(x, 1)[0, 0].numpy()
+    assert spearmanr(ours.ravel(), theirs.ravel()).statistic >= 0.95
+
+
+def test_channels_batches_and_bad_parameters() -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(32 * 32, 3))
+    x = images(2, 32, channels=1)
+    together = XRAI(model, steps=3).attribute(x, 1)
+    alone = torch.cat([XRAI(model, steps=3, batch_size=2).attribute(i[None], 1) for i in x])
+    torch.testing.assert_close(together, alone)
+    with pytest.raises(UsageError, match="steps=0"):
+        XRAI(model, steps=0)
