@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ __all__ = [
     "LayerMethod",
     "Method",
     "Target",
+    "Work",
     "classify",
     "image_generator",
 ]
@@ -34,6 +35,13 @@ TargetLike = int | Tensor | Sequence[int] | None
 
 class BlankMapWarning(UserWarning):
     """A map is the same everywhere, so that it ranks no pixel above another."""
+
+
+class Work(NamedTuple):
+    """Passes through the whole network for one image, by which the time is foretold."""
+
+    forwards: float
+    backwards: float = 0
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,11 @@ class Method(ABC):
     """Authors, title, venue and year."""
 
     model: nn.Module = field(repr=False)
+
+    @property
+    def work(self) -> Work:
+        """How often one image goes through the network, with these hyperparameters."""
+        return Work(1)
 
     def attribute(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
         """Return the saliency map of each image.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from afmi.maps import channel_maximum
-from afmi.methods.base import Attribution, Method, Target
+from afmi.methods.base import Attribution, Method, Target, Work
 from afmi.modified_gradient import forward_pass
 
 __all__ = ["Gradient"]
@@ -38,6 +38,11 @@ class Gradient(Method):
     scores = "gradients"
     cost = "1 forward + 1 backward"
     paper = "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"
+
+    @property
+    def work(self) -> Work:
+        """See `Method.work`."""
+        return Work(1, 1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         run = forward_pass(self.model, inputs, layer=None)

@@ -13,7 +13,7 @@ from skimage.transform import resize
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.methods.base import Attribution, Method, Target, classify
+from afmi.methods.base import Attribution, Method, Target, Work, classify
 from afmi.path_integral import integrated_gradients, starts
 from afmi.references import Black, Reference, Several, White
 
@@ -73,6 +73,11 @@ class XRAI(Method):
                 f"steps={self.steps}, scales={self.scales}, batch_size={self.batch_size}"
             )
 
+    @property
+    def work(self) -> Work:
+        """See `Method.work`; the passes for a reference of two images, as the default's."""
+        return Work(2 * self.steps + 1, 2 * self.steps)
+
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         logits = classify(self.model, inputs)
         classes = target.of(logits)
@@ -128,7 +133,7 @@ def segment_masks(
     shape = stretched.shape[:2]
     picture = resize(stretched, (224, 224), order=3, mode="constant", anti_aliasing=True)
     masks: list[np.ndarray] = []
-    footprint = disk(dilation).astype(bool)
+    footprint = np.asarray(disk(dilation), dtype=bool)
     for scale in scales:
         labels = felzenszwalb(picture, scale=scale, sigma=0.8, min_size=smallest, channel_axis=-1)
         rows = (np.arange(shape[0]) + 0.5) * 224 / shape[0]

@@ -1,0 +1,148 @@
+"""The house: versions are pinned, documents and commands exist, examples in documents run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import afmi
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _project() -> dict:
+    return tomllib.loads(_read("pyproject.toml"))
+
+
+def _pins() -> list[Requirement]:
+    lines = [line for line in _read("constraints.txt").splitlines() if not line.startswith("#")]
+    return [Requirement(line) for line in lines]
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", _read("Makefile"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_dependency_has_exactly_one_version(python: str) -> None:
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    here = [p for p in _pins() if p.marker is None or p.marker.evaluate(environment)]
+    names = [canonicalize_name(p.name) for p in here]
+    assert sorted(names) == sorted(set(names))
+    assert all(re.fullmatch(r"==[0-9a-z.]+", str(p.specifier)) for p in here)
+    project = _project()["project"]
+    wanted = [*project["dependencies"], *_project()["build-system"]["requires"]]
+    for extra in project["optional-dependencies"].values():
+        wanted += extra
+    pins = dict(zip(names, here, strict=True))
+    for requirement in map(Requirement, wanted):
+        if requirement.name == "afmi":
+            continue
+        version = str(pins[canonicalize_name(requirement.name)].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version), f"{requirement} against {version}"
+
+
+def test_constraints_hold_names_and_versions_only() -> None:
+    assert not re.search(r"://|@|--|\.whl|sha256|file:", _read("constraints.txt"))
+
+
+def test_changelog_tells_of_this_version() -> None:
+    first = re.search(r"^## \[(\d[^\]]*)\]", _read("CHANGELOG.md"), re.MULTILINE)
+    assert first is not None
+    assert first[1] == afmi.__version__
+
+
+def test_license_is_the_one_declared() -> None:
+    assert _project()["project"]["license"] == "Apache-2.0"
+    text = _read("LICENSE")
+    assert "Apache License" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_pages_of_the_documentation_exist() -> None:
+    named = set(re.findall(r"([\w/-]+\.md)", _read("mkdocs.yml").partition("nav:")[2]))
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert named == pages
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_lead_to_files(name: str) -> None:
+    for target in re.findall(
+        r"\]\((?!https?:)([^)#]+)", re.sub(r"<!--.*?-->", "", _read(name), flags=re.S)
+    ):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", ".ci/run", "docs/index.md"])
+def test_make_commands_exist(name: str) -> None:
+    text = _read(name)
+    told = re.findall(r"(?:^\$ |`)make (?:--[\w-]+ )*([a-z]+)", text, re.MULTILINE)
+    told += re.findall(r"^make (?:--[\w-]+ )*([a-z]+)", text, re.MULTILINE)
+    assert told
+    assert set(told) <= _targets()
+
+
+def test_afmi_commands_exist() -> None:
+    from afmi.cli import cli
+
+    texts = [_read("README.md"), *(p.read_text("utf-8") for p in (ROOT / "docs").glob("*.md"))]
+    told = {word for text in texts for word in re.findall(r"^\$ afmi ([a-z]+)", text, re.MULTILINE)}
+    assert told
+    assert told <= set(cli.commands)
+    for text in texts:
+        for line in re.findall(r"^\$ afmi ([a-z]+ .*)", text, re.MULTILINE):
+            command, *words = line.partition(" #")[0].split()
+            known = {o for p in cli.commands[command].params for o in p.opts} | {"--help"}
+            assert {w for w in words if w.startswith("--")} <= known, line
+
+
+def test_ci_can_be_run() -> None:
+    assert (ROOT / ".ci" / "run").stat().st_mode & stat.S_IXUSR
+
+
+def test_the_example_method_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pattern = r"<!-- example: src/(\S+)\.py -->\n```python\n(.*?)```"
+    found = re.search(pattern, _read("CONTRIBUTING.md"), re.DOTALL)
+    assert found is not None
+    package, _, name = found[1].replace("/", ".").rpartition(".")
+    (tmp_path / f"{name}.py").write_text(found[2], encoding="utf-8")
+    # As if the file lay in its folder: it is found by existing, and its docstring's example runs.
+    folder = importlib.import_module(package)
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
+    try:
+        cls = afmi.methods._find()["Occlusion"]
+        module = importlib.import_module(f"{package}.{name}")
+        assert doctest.testmod(module).attempted > 0
+        assert doctest.testmod(module).failed == 0
+        # One pixel counts, so covering its patch is all that changes the score.
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2, bias=False))
+        with torch.no_grad():
+            network[1].weight.zero_()[1, 5] = 2.0
+        maps = cls(network, patch=2).attribute(torch.full((1, 1, 4, 4), 0.5), target=1)
+        expected = torch.zeros(1, 1, 4, 4)
+        expected[..., :2, :2] = 1.0
+        assert torch.equal(maps, expected)
+        with pytest.raises(afmi.errors.UsageError, match="at least 1"):
+            cls(network, patch=0)
+    finally:
+        sys.modules.pop(f"{package}.{name}", None)
+        vars(folder).pop(name, None)
