@@ -1,0 +1,41 @@
+"""``afmi demo``: a tour on real photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from afmi.cli.group import debug_option
+from afmi.cli.output import one_line_warnings
+
+__all__ = ["demo"]
+
+
+@click.command(short_help="Explain a few real photographs, offline, in under a minute.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("afmi-demo"),
+    metavar="FOLDER",
+    help="Folder for the pictures and the page that shows them.",
+)
+@debug_option
+def demo(out: Path) -> None:
+    """Explain a few real photographs with the embedded network: no download, under a minute.
+
+    A-FMI stands beside Grad-CAM and Gradient; the pictures and one HTML page that shows them go to
+    a folder, and what to try next is printed.
+
+    \b
+    Examples:
+      afmi demo
+      afmi demo --out /tmp/tour
+    """
+    from afmi.cli.files import writable_folder
+
+    writable_folder(out)
+    from afmi.demo.run import run_demo
+
+    with one_line_warnings():
+        run_demo(out, report=click.echo)

@@ -1,0 +1,316 @@
+"""``afmi explain``: say which parts of pictures made a network say what it said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from afmi.cli.files import NUMBERS, SIZE, writable_folder
+from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.output import Progress, as_json, one_line_warnings
+from afmi.errors import UsageError
+
+if TYPE_CHECKING:
+    from afmi.classifier import Classifier
+    from afmi.images import Unreadable
+    from afmi.methods import Method
+    from afmi.record import Explanation
+
+__all__ = ["explain"]
+
+SOME_FAILED = 1
+"""Exit code: some pictures could not be explained; the others were."""
+
+
+@click.command(short_help="Explain pictures.")
+@click.argument("images", metavar="IMAGE…", nargs=-1, required=True)
+@click.option(
+    "--model",
+    metavar="NAME",
+    default="photos",
+    help="Network: photos (embedded: ten ImageNet classes and cat), a torchvision name "
+    "(`afmi models`), or a factory, package.module:function or path/to/file.py:function.",
+)
+@click.option(
+    "--weights",
+    default="default",
+    metavar="FILE|default|none",
+    help="A .safetensors or .pth file, default: those that come with the network (torchvision's "
+    "are downloaded once), none: random.",
+)
+@click.option(
+    "--layer",
+    metavar="NAME",
+    help="Dotted name of the layer whose feature maps are used (`afmi models NAME --layers` lists "
+    "them).  [default: the last convolutional stage]",
+)
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="LABEL|INDEX",
+    help="Class to explain; may be repeated.  [default: the predicted class]",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Explain the K most probable classes of each picture.",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    default=["A-FMI"],
+    metavar="NAME",
+    help="Explanation method (`afmi methods` lists them); may be repeated.",
+)
+@click.option(
+    "--reference",
+    metavar="NAME|FILE",
+    help="What a picture is compared with: black, white, random, blurred, mean, several joined by "
+    "+ (black+white: averaged), or an image file.  [default: the method's; for A-FMI black]",
+)
+@click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Own network: mean, in [0, 1].")
+@click.option("--std", type=NUMBERS, metavar="R,G,B", help="Own network: standard deviation.")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    help="Own network: names of the classes, one per line, or JSON.",
+)
+@click.option("--resize", type=SIZE, metavar="PIXELS", help="Own network: short side, or HxW.")
+@click.option("--crop", type=SIZE, metavar="PIXELS", help="Own network: central square, or HxW.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("afmi-out"),
+    metavar="FOLDER",
+    help="Folder for the pictures and their records.",
+)
+@click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:1.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    metavar="N",
+    help="Pictures that go through the network together.",
+)
+@click.option(
+    "--json",
+    "json_wanted",
+    is_flag=True,
+    help="Print one JSON object a line: a record for each explanation, an error for each bad file.",
+)
+@click.option("--quiet", is_flag=True, help="Print errors only (and what --json prints).")
+@debug_option
+@click.pass_context
+def explain(
+    ctx: click.Context,
+    images: tuple[str, ...],
+    model: str,
+    weights: str,
+    layer: str | None,
+    targets: tuple[str, ...],
+    top_k: int | None,
+    methods: tuple[str, ...],
+    reference: str | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    labels: str | None,
+    resize: int | tuple[int, int] | None,
+    crop: int | tuple[int, int] | None,
+    out: Path,
+    device: str,
+    batch_size: int,
+    json_wanted: bool,
+    quiet: bool,
+) -> None:
+    """Show which parts of each picture made the network say what it said.
+
+    IMAGE is a file, a folder or a quoted glob. For each explanation a picture and a JSON record go
+    to the folder of --out, and one line tells the class, its probability, the method and its layer,
+    the residual of local faithfulness (how far the map is from summing to the change of the class
+    score; 0 is exact) and the picture's file.
+
+    \b
+    Examples:
+      afmi explain dog.jpg
+      afmi explain dog.jpg --model resnet50 --target collie --target "tennis ball"
+      afmi explain photos/ 'more/**/*.png' --top-k 3 --method a-fmi --method grad-cam
+      afmi explain x.png --model nets.py:build --weights net.pth --crop 64 --labels names.txt
+      afmi explain photos/ --json --quiet > records.jsonl
+
+    \b
+    Exit codes: 0 all explained, 1 some pictures failed, 2 nothing to be done with these options,
+    130 stopped by Ctrl-C; what was finished is kept.
+    """
+    if targets and top_k is not None:
+        raise click.UsageError("--target and --top-k go one at a time", ctx)
+    # What needs no network is checked before one is loaded, which takes seconds or a download.
+    chosen = _chosen_methods(methods, layer, reference)
+    from afmi.classifier import find_class
+    from afmi.images import find_images
+    from afmi.models import load_model
+
+    paths = find_images(images)
+    classifier = load_model(
+        model,
+        weights=None if weights.casefold() == "none" else weights,
+        layer=layer,
+        device=device,
+        mean=mean,
+        std=std,
+        labels=labels,
+        resize=resize,
+        crop=crop,
+    )
+    indices = list(dict.fromkeys(find_class(classifier, target) for target in targets))
+    run = _Run(
+        classifier=classifier,
+        paths=paths,
+        methods=[method.of(classifier) for method in chosen],
+        options={"targets": indices or None, "top_k": top_k, "batch_size": batch_size},
+        out=writable_folder(out),
+        json_wanted=json_wanted,
+        quiet=quiet,
+    )
+    code = run.explain_all()
+    if code:
+        ctx.exit(code)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A method's class and the hyperparameters that the user set."""
+
+    method: type[Method]
+    parameters: dict[str, Any]
+
+    def of(self, classifier: Classifier) -> Method:
+        return self.method(classifier, **self.parameters)
+
+
+def _chosen_methods(
+    names: Sequence[str], layer: str | None, reference: str | None
+) -> list[_Chosen]:
+    """Return the methods, each with those of the hyperparameters that it has.
+
+    Raises:
+        UsageError: when no method is called so, or none of them has a hyperparameter given.
+    """
+    from afmi.methods import CATALOGUE, method_named
+    from afmi.references import reference_named
+
+    classes = list(dict.fromkeys(method_named(name) for name in names))
+    for parameter, value in (("layer", layer), ("reference", reference)):
+        if value is not None and not any(parameter in _parameters(cls) for cls in classes):
+            able = " or ".join(c.name for c in CATALOGUE.values() if parameter in _parameters(c))
+            raise UsageError(
+                f"--{parameter} has no effect on {' and '.join(cls.name for cls in classes)}; "
+                f"leave it out, or choose --method {able}"
+            )
+    # The layer is no hyperparameter here: the classifier keeps it, and every method asks there.
+    given = {} if reference is None else {"reference": reference_named(reference)}
+    return [_Chosen(cls, given if "reference" in _parameters(cls) else {}) for cls in classes]
+
+
+def _parameters(method: type[Method]) -> set[str]:
+    return {field.name for field in fields(method)}
+
+
+@dataclass
+class _Run:
+    """Explain all pictures, and count what was finished and what failed."""
+
+    classifier: Classifier
+    paths: list[Path]
+    methods: list[Method]
+    options: dict[str, Any]
+    out: Path
+    json_wanted: bool
+    quiet: bool
+    finished: int = 0
+    failed: int = 0
+
+    def explain_all(self) -> int:
+        """Return the exit code."""
+        import torch
+
+        from afmi.progress import reporting
+
+        with (
+            Progress(len(self.paths), shown=not self.quiet) as progress,
+            one_line_warnings(progress),
+            reporting(progress.within),
+        ):
+            try:
+                for path, results in self._results():
+                    self._report(path, results, progress)
+                    progress.step(path.name)
+            except KeyboardInterrupt:
+                progress.line(f"afmi: interrupted; {self._kept()}", err=True)
+                return INTERRUPTED
+            except (MemoryError, torch.cuda.OutOfMemoryError) as error:
+                raise UsageError("out of memory; try a smaller --batch-size") from error
+        if len(self.paths) > 1 and not (self.quiet or self.json_wanted):
+            failed = f"; {self.failed} of {len(self.paths)} files failed" if self.failed else ""
+            click.echo(f"{self._kept()}{failed}", err=True)
+        return SOME_FAILED if self.failed else 0
+
+    def _kept(self) -> str:
+        plural = "" if self.finished == 1 else "s"
+        return f"{self.finished} explanation{plural} saved in {self.out}"
+
+    def _results(self) -> Iterator[tuple[Path, tuple[list[Explanation] | Unreadable, ...]]]:
+        """Yield each path with what each method found, all methods in step."""
+        from afmi.explanation import explain_files
+
+        streams = [
+            explain_files(self.classifier, self.paths, method=method, **self.options)
+            for method in self.methods
+        ]
+        yield from zip(self.paths, zip(*streams, strict=True), strict=True)
+
+    def _report(
+        self,
+        path: Path,
+        results: tuple[list[Explanation] | Unreadable, ...],
+        progress: Progress,
+    ) -> None:
+        from afmi.images import Unreadable
+
+        reasons = [result.reason for result in results if isinstance(result, Unreadable)]
+        if reasons:
+            self.failed += 1
+            progress.line(f"afmi: {reasons[0]}", err=True)
+            if self.json_wanted:
+                progress.line(as_json({"source": str(path), "error": reasons[0]}))
+        for result in results:
+            if not isinstance(result, Unreadable):
+                for explanation in result:
+                    self._save(explanation, progress)
+
+    def _save(self, explanation: Explanation, progress: Progress) -> None:
+        files = explanation.save(self.out)
+        self.finished += 1
+        if self.json_wanted:
+            record = {**explanation.to_dict(), "files": {k: str(v) for k, v in files.items()}}
+            progress.line(as_json(record))
+        elif not self.quiet:
+            progress.line(_line(explanation, files))
+
+
+def _line(explanation: Explanation, files: dict[str, Path]) -> str:
+    label = f"{explanation.label} {explanation.probability:.1%}"
+    if explanation.predicted != explanation.target:
+        predicted = f"{explanation.predicted_label} {explanation.predicted_probability:.1%}"
+        label += f" (predicted: {predicted})"
+    method = explanation.method + (f" at {explanation.layer}" if explanation.layer else "")
+    parts = [str(explanation.source), label, method]
+    if explanation.residual is not None:
+        parts.append(f"residual {explanation.residual:+.1%}")
+    return "  ".join([*parts, f"→ {files['figure']}"])

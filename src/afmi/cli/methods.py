@@ -1,0 +1,58 @@
+"""``afmi methods``: list the explanation methods."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from afmi.cli.group import debug_option
+from afmi.cli.output import as_json, print_table
+
+if TYPE_CHECKING:
+    from afmi.methods import Method
+
+__all__ = ["methods"]
+
+_FEATURES = {"pixel": "pixels", "region": "regions", "feature map": "feature maps"}
+
+
+@click.command(short_help="List the explanation methods.")
+@click.option("--json", "json_wanted", is_flag=True, help="Print one JSON list, with parameters.")
+@debug_option
+def methods(json_wanted: bool) -> None:
+    """List the explanation methods.
+
+    Each is told by the features that carry the attribution and by how they get their scores; the
+    cost is in passes through the network for each picture.
+
+    Any spelling of a name works for --method: A-FMI, afmi; Grad-CAM, grad_cam, GradCAM.
+
+    \b
+    Examples:
+      afmi methods
+      afmi methods --json | jq '.[].name'
+      afmi explain cat.jpg --method grad-cam
+    """
+    from afmi.methods import CATALOGUE
+
+    records = [_record(cls) for cls in CATALOGUE.values()]
+    if json_wanted:
+        click.echo(as_json(records, indent=2))
+        return
+    columns = ("name", "family", "features", "scores", "cost", "paper")
+    print_table(columns, [[record[column] for column in columns] for record in records])
+
+
+def _record(cls: type[Method]) -> dict[str, Any]:
+    return {
+        "name": cls.name,
+        "class": cls.__name__,
+        "family": cls.family,
+        "features": _FEATURES.get(cls.family, "none"),
+        "scores": cls.scores,
+        "cost": cls.cost,
+        "paper": cls.paper,
+        "parameters": [field.name for field in fields(cls) if field.name != "model"],
+    }

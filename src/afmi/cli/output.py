@@ -1,0 +1,149 @@
+"""What commands print: tables, JSON, warnings, and progress that never meets the results."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+__all__ = ["Progress", "as_json", "one_line_warnings", "print_table"]
+
+
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """Return strict JSON: NaN and infinity, which it has no word for, become null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    # A lone surrogate stands for a byte of a file name that is no UTF-8; JSON cannot hold it.
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table that fits the terminal; into a pipe or file, one line a row."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    # Never wrapped in a pipe, so that grep and cut find whole rows.
+    console = Console(file=sys.stdout, width=None if terminal else 10_000, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        # Text, not str: brackets in a label are no markup.
+        table.add_row(*(Text(cell) for cell in row))
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        click.echo(line.rstrip())
+
+
+class Progress:
+    """A bar on stderr, for several pictures or a long method; silent when that is no terminal.
+
+    Args:
+        total: how many steps there are.
+        shown: whether the user wants to see it at all.
+    """
+
+    def __init__(self, total: int, *, shown: bool) -> None:
+        self._total = total
+        self._shown = shown and sys.stderr.isatty()
+        self._bar: RichProgress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Progress:
+        if self._total > 1:
+            self._update("", 0, self._total, "pictures")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def step(self, description: str) -> None:
+        """Count one picture as done."""
+        if self._bar is not None and "" in self._tasks:
+            self._bar.update(self._tasks[""], advance=1, description=description)
+
+    def within(self, what: str, done: int, total: int) -> None:
+        """Show how far a method has come within a picture; an `afmi.progress.Reporter`."""
+        self._update(what, done, total, what)
+
+    def line(self, text: str, *, err: bool = False) -> None:
+        """Print a line, above the bar where both share a terminal."""
+        if self._bar is not None and (err or sys.stdout.isatty()):
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=err)
+
+    def _update(self, key: str, done: int, total: int, description: str) -> None:
+        if not self._shown:
+            return
+        if self._bar is None:
+            self._bar = _bar()
+            self._bar.start()
+        if key not in self._tasks:
+            self._tasks[key] = self._bar.add_task(description, total=total)
+        self._bar.update(self._tasks[key], completed=done, total=total, visible=done < total)
+
+
+def _bar() -> RichProgress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # it would turn the lines of stdout into stderr's
+        redirect_stderr=False,
+    )
+
+
+@contextmanager
+def one_line_warnings(progress: Progress | None = None) -> Iterator[None]:
+    """Show each warning once, as ``afmi: warning: …`` on stderr, without a line of source."""
+    seen: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        text = f"afmi: warning: {' '.join(str(message).split())}"
+        if text in seen:
+            return
+        seen.add(text)
+        if progress is None:
+            click.echo(text, err=True)
+        else:
+            progress.line(text, err=True)
+
+    with warnings.catch_warnings():
+        # Python would tell a text once per place; the user wants each text once.
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = show
+        yield

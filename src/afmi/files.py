@@ -1,0 +1,50 @@
+"""Write files so that none is ever seen half written."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from afmi.errors import AfmiError
+
+__all__ = ["write_files"]
+
+
+def write_files(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
+    """Write several files, all or (until the last moment) none.
+
+    Each is written whole to a hidden file in its own folder; only when all are there do they take
+    their names, in the order given. Folders are created where missing.
+
+    Args:
+        contents: for each path, what writes its bytes to an open binary file.
+
+    Raises:
+        AfmiError: when a folder or file cannot be written, or the disk is full; then no file has
+            changed, unless taking the names itself failed part of the way.
+    """
+    staged: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, write in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Short, whatever the name is: the file system limits the length of names.
+            partial = path.with_name(f".afmi-{secrets.token_hex(8)}.part")
+            with partial.open("xb") as file:
+                staged[path] = partial
+                write(file)
+        for path, partial in staged.items():
+            os.replace(partial, path)
+    except OSError as error:
+        why = error.strerror or " ".join(str(error).split())
+        raise AfmiError(
+            f"'{path}' cannot be written: {why}; choose another folder, or make room in this one"
+        ) from error
+    finally:
+        for partial in staged.values():
+            with suppress(OSError):  # gone already where all went well
+                partial.unlink()

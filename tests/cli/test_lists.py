@@ -1,0 +1,65 @@
+"""``afmi methods`` and ``afmi models``."""
+
+from __future__ import annotations
+
+import json
+
+from afmi.methods import CATALOGUE
+from afmi.models import model_names
+
+
+def test_methods_lists_the_catalogue(afmi):
+    result = afmi("methods")
+    head, *rows = result.stdout.splitlines()
+    assert head.split() == ["name", "family", "features", "scores", "cost", "paper"]
+    assert [row.split("  ")[0] for row in rows] == [cls.name for cls in CATALOGUE.values()]
+    assert rows[-1].endswith(CATALOGUE["AFMI"].paper)
+
+
+def test_methods_as_json_have_their_parameters(afmi):
+    records = {r["class"]: r for r in json.loads(afmi("methods", "--json").stdout)}
+    assert set(records) == set(CATALOGUE)
+    assert records["AFMI"]["parameters"] == ["layer", "reference", "averaged"]
+    assert records["AFMI"]["features"] == "feature maps"
+    assert records["Random"]["features"] == "none"
+
+
+def test_models_lists_all_or_those_that_contain_a_word(afmi):
+    names = [line.split()[0] for line in afmi("models").stdout.splitlines()]
+    assert names == ["name", *model_names()]
+    some = json.loads(afmi("models", "VGG1", "--json").stdout)
+    assert [record["name"] for record in some][:2] == ["vgg11", "vgg11_bn"]
+    assert some[0]["parameters"] > 100
+
+
+def test_labels_of_a_network(afmi, nets):
+    lines = afmi("models", f"{nets}:build", "--labels").stdout.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[1:]][2:] == [
+        ["2", "collie"],
+        ["3", "Border collie"],
+    ]
+    assert json.loads(afmi("models", "photos", "--labels", "--json").stdout)[3] == {
+        "index": 3,
+        "label": "cat",
+    }
+    result = afmi("models", f"{nets}:unlabelled", "--labels")
+    assert result.exit_code == 2
+    assert "has no labels" in result.stderr
+
+
+def test_layers_of_a_network_mark_the_one_found(afmi, nets):
+    lines = afmi("models", f"{nets}:build", "--layers").stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["0", "1", "2"]
+    assert [line for line in lines if "← found automatically" in line] == [lines[2]]
+    assert "4 × 14 × 14" in lines[2]
+
+
+def test_layers_show_an_activation_that_is_no_module(afmi):
+    records = json.loads(afmi("models", "densenet121", "--layers", "--json").stdout)
+    assert records[-1] == {
+        "layer": "features+relu",
+        "module": "relu",
+        "maps": [1024, 7, 7],
+        "chosen": True,
+    }
+    assert sum(record["chosen"] for record in records) == 1
