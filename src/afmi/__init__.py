@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from afmi import errors, methods, references
     from afmi.classifier import Classifier, find_class
+    from afmi.comparison import Comparison, compare
     from afmi.explanation import Explanation, explain
     from afmi.layers import find_layer
     from afmi.methods.feature_maps.afmi import AFMI
@@ -26,7 +27,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "AFMI": "afmi.methods",
     "Classifier": "afmi.classifier",
+    "Comparison": "afmi.comparison",
     "Explanation": "afmi.explanation",
+    "compare": "afmi.comparison",
     "explain": "afmi.explanation",
     "find_class": "afmi.classifier",
     "find_layer": "afmi.layers",
@@ -37,7 +40,9 @@ _MODULES = ("errors", "images", "maps", "methods", "modified_gradient", "plots",
 __all__ = [
     "AFMI",
     "Classifier",
+    "Comparison",
     "Explanation",
+    "compare",
     "errors",
     "explain",
     "find_class",

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -69,9 +69,14 @@ class _View:
     interpolation: Image.Resampling = Image.Resampling.BILINEAR
 
 
+def _zoo() -> ModuleType:
+    """Return torchvision's models; importing them takes seconds that the embedded one saves."""
+    return importlib.import_module("torchvision.models")
+
+
 def model_names() -> list[str]:
     """Return the names that `load_model` knows: the embedded network's, then torchvision's."""
-    return [EMBEDDED, *torchvision.models.list_models(module=torchvision.models)]
+    return [EMBEDDED, *_zoo().list_models(module=_zoo())]
 
 
 def describe_models() -> list[ModelEntry]:
@@ -82,7 +87,7 @@ def describe_models() -> list[ModelEntry]:
         ModelEntry(EMBEDDED, millions, None, photo_network.INPUT_SIZE, _EMBEDDED_WEIGHTS),
     ]
     for name in model_names()[1:]:
-        weights = torchvision.models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+        weights = _zoo().get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
         count = weights.meta.get("num_params")
         top1 = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
         size = _torchvision_view(weights).crop
@@ -157,14 +162,13 @@ def load_model(
     given = {key: value for key, value in given.items() if value is not None}
     if labels is not None:
         given["labels"] = _labels(labels)
-    known = model_names()
     if name == EMBEDDED:
         network, view = _embedded(weights, options)
-    elif name.lower() in known:
-        name = name.lower()
-        network, view = _from_torchvision(name, weights, options)
     elif ":" in name:
         network, view = _from_factory(name, weights, options)
+    elif name.lower() in (known := model_names()):
+        name = name.lower()
+        network, view = _from_torchvision(name, weights, options)
     else:
         hint = near_matches(name, known)
         if name.lower().endswith(_WEIGHT_SUFFIXES):
@@ -227,8 +231,8 @@ def _embedded(weights: object, options: dict[str, Any]) -> tuple[nn.Module, _Vie
 def _from_torchvision(
     name: str, weights: object, options: dict[str, Any]
 ) -> tuple[nn.Module, _View]:
-    known = torchvision.models.get_model_weights(name)
-    builder = torchvision.models.get_model_builder(name)
+    known = _zoo().get_model_weights(name)
+    builder = _zoo().get_model_builder(name)
     # Auxiliary heads only serve training, and their initial weights take long to draw.
     quiet: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):

@@ -1,4 +1,4 @@
-"""The command line, ``afmi``: explain, demo, models, methods.
+"""The command line, ``afmi``: explain, compare, demo, models, methods.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -13,6 +13,7 @@ import importlib.metadata
 import click
 
 import afmi
+from afmi.cli.compare import compare
 from afmi.cli.demo import demo
 from afmi.cli.explain import explain
 from afmi.cli.group import DEBUG, AfmiGroup
@@ -58,6 +59,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
       afmi explain dog.jpg                        why the embedded network says "dog"
       afmi explain dog.jpg --model resnet50 --target collie
       afmi explain photos/ --json > records.jsonl
+      afmi compare dog.jpg                        several methods side by side
       afmi models vgg                             the networks called vgg…
     """
     if debug:
@@ -66,7 +68,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (explain, demo, models, methods):
+for _command in (explain, compare, demo, models, methods):
     cli.add_command(_command)
 
 

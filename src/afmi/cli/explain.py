@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.files import NUMBERS, SIZE, writable_folder
+from afmi.cli.files import writable_folder
 from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.network import model_options
 from afmi.cli.output import Progress, as_json, one_line_warnings
 from afmi.errors import UsageError
 
@@ -28,20 +29,7 @@ SOME_FAILED = 1
 
 @click.command(short_help="Explain pictures.")
 @click.argument("images", metavar="IMAGE…", nargs=-1, required=True)
-@click.option(
-    "--model",
-    metavar="NAME",
-    default="photos",
-    help="Network: photos (embedded: ten ImageNet classes and cat), a torchvision name "
-    "(`afmi models`), or a factory, package.module:function or path/to/file.py:function.",
-)
-@click.option(
-    "--weights",
-    default="default",
-    metavar="FILE|default|none",
-    help="A .safetensors or .pth file, default: those that come with the network (torchvision's "
-    "are downloaded once), none: random.",
-)
+@model_options
 @click.option(
     "--layer",
     metavar="NAME",
@@ -75,15 +63,6 @@ SOME_FAILED = 1
     help="What a picture is compared with: black, white, random, blurred, mean, several joined by "
     "+ (black+white: averaged), or an image file.  [default: the method's; for A-FMI black]",
 )
-@click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Own network: mean, in [0, 1].")
-@click.option("--std", type=NUMBERS, metavar="R,G,B", help="Own network: standard deviation.")
-@click.option(
-    "--labels",
-    metavar="FILE",
-    help="Own network: names of the classes, one per line, or JSON.",
-)
-@click.option("--resize", type=SIZE, metavar="PIXELS", help="Own network: short side, or HxW.")
-@click.option("--crop", type=SIZE, metavar="PIXELS", help="Own network: central square, or HxW.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -91,7 +70,6 @@ SOME_FAILED = 1
     metavar="FOLDER",
     help="Folder for the pictures and their records.",
 )
-@click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:1.")
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -111,20 +89,13 @@ SOME_FAILED = 1
 def explain(
     ctx: click.Context,
     images: tuple[str, ...],
-    model: str,
-    weights: str,
+    network: dict[str, Any],
     layer: str | None,
     targets: tuple[str, ...],
     top_k: int | None,
     methods: tuple[str, ...],
     reference: str | None,
-    mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None,
-    labels: str | None,
-    resize: int | tuple[int, int] | None,
-    crop: int | tuple[int, int] | None,
     out: Path,
-    device: str,
     batch_size: int,
     json_wanted: bool,
     quiet: bool,
@@ -157,17 +128,7 @@ def explain(
     from afmi.models import load_model
 
     paths = find_images(images)
-    classifier = load_model(
-        model,
-        weights=None if weights.casefold() == "none" else weights,
-        layer=layer,
-        device=device,
-        mean=mean,
-        std=std,
-        labels=labels,
-        resize=resize,
-        crop=crop,
-    )
+    classifier = load_model(**network, layer=layer)
     indices = list(dict.fromkeys(find_class(classifier, target) for target in targets))
     run = _Run(
         classifier=classifier,

@@ -7,8 +7,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -145,11 +145,7 @@ class Method(ABC):
     def explain(self, inputs: Tensor, target: TargetLike = None) -> Attribution:
         """Return the maps as `attribute` does, with target, logits, residual and layer."""
         with self._session(inputs, target) as (own, wanted):
-            found = self._attribute(own, wanted)
-            maps = upsample(found.maps.detach(), (inputs.shape[2], inputs.shape[3]))
-        maps = maps.to(inputs.dtype)
-        self._check_maps(maps)
-        return Attribution(maps, found.target, found.logits, found.residual, found.layer)
+            return self._finished(self._attribute(own, wanted), inputs)
 
     def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
         """Return the maps of several classes of the same images.
@@ -161,12 +157,27 @@ class Method(ABC):
         Returns:
             (T, N, 1, H, W).
         """
-        classes = self._classes(targets, inputs)
-        return torch.stack([self.attribute(inputs, row) for row in classes])
+        return torch.stack([found.maps for found in self.explain_classes(inputs, targets)])
+
+    def explain_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> list[Attribution]:
+        """Return T attributions of the same images, as `explain` does for each class."""
+        with self._session(inputs, None) as (own, _):
+            found = self._attribute_classes(own, self._classes(targets, inputs))
+            return [self._finished(one, inputs) for one in found]
 
     @abstractmethod
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         """Return maps (N, 1, h, w) of any size; gradients are off, the model in evaluation mode."""
+
+    def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
+        """Do as `_attribute` for classes (T, N); methods that share their passes override it."""
+        return [self._attribute(inputs, Target(row)) for row in classes]
+
+    def _finished(self, found: Attribution, inputs: Tensor) -> Attribution:
+        """Bring the maps to the inputs' size and dtype, and check them."""
+        maps = upsample(found.maps.detach(), (inputs.shape[2], inputs.shape[3])).to(inputs.dtype)
+        self._check_maps(maps)
+        return replace(found, maps=maps)
 
     @contextmanager
     def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
@@ -194,10 +205,6 @@ class Method(ABC):
                 f"{tuple(tensor.shape)} {tensor.dtype}"
             )
         return tensor.to(torch.int64)
-
-    def parameters(self) -> dict[str, Any]:
-        """Return the hyperparameters by name, for records."""
-        return {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "model"}
 
     def _check(self, inputs: Tensor) -> None:
         if not isinstance(self.model, nn.Module):

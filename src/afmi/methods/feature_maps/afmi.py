@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 from torch import Tensor
 
 from afmi.layers import Layer
-from afmi.maps import upsample
 from afmi.methods.base import Attribution, LayerMethod, Target, TargetLike
 from afmi.modified_gradient import ModifiedGradient, modified_gradient
 from afmi.references import Black, Reference
@@ -73,7 +71,7 @@ class AFMI(LayerMethod):
             (N, K), signed; the mean over the references where there are several.
         """
         with self._session(inputs, target) as (own, wanted):
-            gradient = self._run(own)
+            gradient, _ = self._run(own)
             classes = wanted.of(gradient.run.logits)[None]
             importance = [
                 _importance(gradient.multipliers(classes, r)[0])
@@ -81,56 +79,40 @@ class AFMI(LayerMethod):
             ]
             return torch.stack(importance).mean(0)[:, :, 0, 0]
 
-    def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
-        """Return the maps of several classes of the same images, from one forward pass.
-
-        Args:
-            inputs: images (N, C, H, W).
-            targets: T classes for all images, or int64 (T, N).
-
-        Returns:
-            (T, N, 1, H, W).
-        """
-        with self._session(inputs, None) as (own, _):
-            classes = self._classes(targets, own)
-            gradient = self._run(own)
-            for row in classes:
-                Target(row).of(gradient.run.logits)
-            maps = self._maps(gradient, classes)[0]
-            full = upsample(maps.flatten(0, 1), (inputs.shape[2], inputs.shape[3]))
-            return full.unflatten(0, maps.shape[:2])
-
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        layer = self.resolved_layer(inputs)
-        gradient = self._run(inputs, layer)
+        gradient, layer = self._run(inputs)
         classes = target.of(gradient.run.logits)
-        maps, residual = self._maps(gradient, classes[None])
-        return Attribution(maps[0], classes, gradient.run.logits, residual[0], layer[1])
+        return self._maps(gradient, classes[None], layer)[0]
 
-    def _run(
-        self, inputs: Tensor, layer: tuple[torch.nn.Module, Layer] | None = None
-    ) -> ModifiedGradient:
-        layer = layer or self.resolved_layer(inputs)
-        return modified_gradient(self.model, inputs, layer=layer, reference=self.reference)
+    def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
+        # All classes from one forward pass and one batched backward pass.
+        gradient, layer = self._run(inputs)
+        rows = [Target(row).of(gradient.run.logits) for row in classes]
+        return self._maps(gradient, torch.stack(rows), layer)
 
-    def _maps(self, gradient: ModifiedGradient, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return maps (T, N, 1, h, w) and the residual (T, N) for classes (T, N)."""
-        count = len(gradient.references)
-        maps = change = None
-        for r in range(count):
+    def _run(self, inputs: Tensor) -> tuple[ModifiedGradient, Layer]:
+        layer = self.resolved_layer(inputs)
+        run = modified_gradient(self.model, inputs, layer=layer, reference=self.reference)
+        return run, layer[1]
+
+    def _maps(self, gradient: ModifiedGradient, classes: Tensor, layer: Layer) -> list[Attribution]:
+        """Return an attribution for each row of classes (T, N)."""
+        maps, changes = [], []
+        for r in range(len(gradient.references)):
             multipliers = gradient.multipliers(classes, r)
             delta = gradient.change(r)
             exact = (multipliers * delta).sum(2, keepdim=True)
             gradient.check(exact.sum((2, 3, 4)), classes, r)
-            against = (_importance(multipliers) * delta).sum(2, keepdim=True)
-            against = against if self.averaged else exact
-            output_change = gradient.output_change(classes, r)
-            maps = against if maps is None else maps + against
-            change = output_change if change is None else change + output_change
-        assert maps is not None
-        assert change is not None
-        maps, change = maps / count, change / count
-        return maps, (maps.sum((2, 3, 4)) - change) / change.abs()
+            averaged = (_importance(multipliers) * delta).sum(2, keepdim=True)
+            maps.append(averaged if self.averaged else exact)
+            changes.append(gradient.output_change(classes, r))
+        mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
+        residual = (mean.sum((2, 3, 4)) - change) / change.abs()
+        logits = gradient.run.logits
+        return [
+            Attribution(m, c, logits, r, layer)
+            for m, c, r in zip(mean, classes, residual, strict=True)
+        ]
 
 
 def _importance(multipliers: Tensor) -> Tensor:

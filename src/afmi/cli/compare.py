@@ -1,0 +1,123 @@
+"""``afmi compare``: several methods on one picture, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from afmi.cli.files import writable_folder
+from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.network import model_options
+from afmi.cli.output import Progress, as_json, one_line_warnings
+
+if TYPE_CHECKING:
+    from afmi.record import Explanation
+
+__all__ = ["compare"]
+
+
+@click.command(short_help="Compare methods on one picture, side by side.")
+@click.argument("image", metavar="IMAGE")
+@click.option(
+    "--methods",
+    default="a-fmi,grad-cam,grad-cam++,deeplift,integratedgradients,gradient,random",
+    metavar="all|A,B,C",
+    help="Names joined by commas (`afmi methods` lists them), or all, which takes minutes.",
+)
+@click.option(
+    "--target", metavar="LABEL|INDEX", help="Class to explain.  [default: the predicted class]"
+)
+@model_options
+@click.option("--layer", metavar="NAME", help="Layer whose feature maps are used.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("afmi-out"),
+    help="Folder for the figure and, for each method, its pictures and record.",
+)
+@click.option("--json", "json_wanted", is_flag=True, help="Print the numbers as JSON.")
+@click.option("--quiet", is_flag=True, help="Print errors only (and what --json prints).")
+@debug_option
+@click.pass_context
+def compare(
+    ctx: click.Context,
+    image: str,
+    methods: str,
+    target: str | None,
+    network: dict[str, Any],
+    layer: str | None,
+    out: Path,
+    json_wanted: bool,
+    quiet: bool,
+) -> None:
+    """Explain one picture by several methods, and show what each puts first.
+
+    The figure has a column for each method: its map over the picture, then the picture's most
+    important 5, 10, 20, 30, 40 and 50 % of the pixels on black, with the probability that the
+    network then gives the class. Before the work begins, how long it will take is said; each
+    method is saved as soon as it is done, so Ctrl-C loses nothing.
+
+    \b
+    Examples:
+      afmi compare cat.jpg
+      afmi compare cat.jpg --methods all
+      afmi compare dog.jpg --model resnet50 --target collie --methods a-fmi,xrai,rise
+
+    \b
+    Exit codes: 0 all went well (methods that a network cannot have are named), 2 nothing to be
+    done with these options, 130 stopped by Ctrl-C; what was finished is kept.
+    """
+    from afmi.classifier import find_class
+    from afmi.comparison import chosen_methods, estimate
+    from afmi.comparison import compare as run
+    from afmi.images import read_image
+    from afmi.models import load_model
+    from afmi.progress import reporting
+
+    picture = read_image(image)
+    classifier = load_model(**network, layer=layer)
+    chosen = chosen_methods(classifier, methods)
+    index = None if target is None else find_class(classifier, target)
+    writable_folder(out)
+    talks = not (quiet or json_wanted)
+    stem = Path(image).stem
+
+    with (
+        Progress(len(chosen), shown=not quiet) as progress,
+        one_line_warnings(progress),
+        reporting(progress.within),
+    ):
+        if talks:
+            foretold = estimate(classifier, picture, chosen)
+            slowest = max(foretold.seconds, key=foretold.seconds.__getitem__)
+            progress.line(
+                f"{len(chosen)} methods, about {_duration(foretold.total)} on this machine "
+                f"({slowest}: {_duration(foretold.seconds[slowest])})"
+            )
+
+        def save(explanation: Explanation, seconds: float) -> None:
+            files = explanation.save(out, stem)
+            progress.step(explanation.method)
+            if talks:
+                progress.line(f"{explanation.method}  {seconds:.1f} s  → {files['figure']}")
+
+        try:
+            found = run(classifier, picture, index, methods=chosen, on_result=save)
+        except KeyboardInterrupt:
+            progress.line(f"afmi: interrupted; what was finished is in {out}", err=True)
+            ctx.exit(INTERRUPTED)
+    figure = found.save(out / f"{stem}-comparison.png")
+    for name, reason in found.refused.items():
+        click.echo(f"afmi: {name} left out: {reason}", err=True)
+    if json_wanted:
+        click.echo(as_json({**found.to_dict(), "figure": str(figure)}, indent=2))
+    elif talks:
+        click.echo(f"side by side → {figure}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min"

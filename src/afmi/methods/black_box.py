@@ -1,0 +1,61 @@
+"""BlackBoxMethod: what the methods share that only ever see the network's outputs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from afmi.methods.base import Attribution, Method, Target, classify
+from afmi.perturbation import Passes
+
+__all__ = ["BlackBoxMethod"]
+
+
+@dataclass(frozen=True)
+class BlackBoxMethod(Method):
+    """A method that calls the network on perturbed images and looks at its outputs only.
+
+    Every class is explained from the same forward passes, so `attribute_classes` costs no more
+    than `attribute`.
+
+    Args:
+        seed: of everything drawn.
+        batch_size: the most images per call of the network; see `afmi.perturbation.Passes`.
+    """
+
+    _: KW_ONLY
+    seed: int = 0
+    batch_size: int | None = None
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        logits = classify(self.model, inputs)
+        return self._from_passes(inputs, target.of(logits)[None], logits)[0]
+
+    def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
+        logits = classify(self.model, inputs)
+        rows = [Target(row).of(logits) for row in classes]
+        return self._from_passes(inputs, torch.stack(rows), logits)
+
+    def _from_passes(self, inputs: Tensor, classes: Tensor, logits: Tensor) -> list[Attribution]:
+        """Return an attribution for each row of classes (T, N), all from the same forwards."""
+        passes = Passes(self.model, inputs, self.batch_size)
+        maps, change = self._class_maps(inputs, classes, passes)
+        residual: Sequence[Tensor | None] = [None] * len(classes)
+        if change is not None:
+            residual = list((maps.sum((2, 3, 4)) - change) / change.abs())
+        return [
+            Attribution(m, c, logits, r) for m, c, r in zip(maps, classes, residual, strict=True)
+        ]
+
+    @abstractmethod
+    def _class_maps(
+        self, inputs: Tensor, classes: Tensor, passes: Passes
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return maps (T, N, 1, h, w) for classes (T, N), and what they should sum to.
+
+        The latter is (T, N), or None where the maps need not sum to anything.
+        """

@@ -1,0 +1,51 @@
+"""``afmi compare``: the figure, the numbers, the time foretold, and what a network cannot have."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+METHODS = ["--methods", "a-fmi,CAM,random"]
+
+
+def test_the_figure_and_each_method_are_saved(afmi, small, pictures, tmp_path):
+    result = afmi("compare", pictures / "a.png", *small, *METHODS, "--target", "tiger cat")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("3 methods, about ")
+    assert [line.split("  ")[0] for line in lines[1:-1]] == ["A-FMI", "Random"]
+    figure = tmp_path / "out" / "a-comparison.png"
+    assert lines[-1] == f"side by side → {figure}"
+    with Image.open(figure) as picture:
+        assert picture.format == "PNG"
+    # The small network has a deep head, which CAM refuses and the others do not mind.
+    assert "afmi: CAM left out: CAM needs global average pooling" in result.stderr
+    assert len(list((tmp_path / "out").iterdir())) == 1 + 2 * 4
+
+
+def test_json_holds_the_numbers(afmi, small, pictures):
+    result = afmi("compare", pictures / "a.png", *small, *METHODS, "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    numbers = json.loads(result.stdout)
+    assert numbers["fractions"] == [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
+    assert [m["method"] for m in numbers["methods"]] == ["A-FMI", "Random"]
+    assert all(len(m["inserted_probabilities"]) == 6 for m in numbers["methods"])
+    assert list(numbers["refused"]) == ["CAM"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--methods", "a-fmi,gradcamm"], "no method is called 'gradcamm'; did you mean 'gradcam'"),
+        (["--methods", ","], "expected one method or more, or 'all'"),
+        (["--methods", "cam"], "CAM needs global average pooling"),
+        (["--target", "dog"], "no class is called 'dog'"),
+    ],
+)
+def test_refusals_are_one_line(afmi, small, pictures, args, message):
+    result = afmi("compare", pictures / "a.png", *small, *args)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line

@@ -1,0 +1,67 @@
+"""Comparing methods: probabilities by hand, refusals, and the time foretold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks import build, images
+
+from afmi import Classifier
+from afmi.comparison import compare, estimate
+from afmi.errors import AfmiError, UsageError
+from afmi.maps import rank_pixels
+from afmi.methods import CATALOGUE, GradCAM, Random
+
+
+@pytest.fixture
+def model() -> Classifier:
+    return Classifier(build("vgg"), labels=["a", "b", "c", "d", "e"], mean=(0.5,) * 3)
+
+
+def test_probabilities_are_those_of_the_pixels_that_are_kept(model: Classifier) -> None:
+    image = images(1)[0]
+    found = compare(model, image, "c", methods=[Random, GradCAM(model)], fractions=(0.1, 0.5))
+    assert [e.method for e in found.explanations] == ["Random", "Grad-CAM"]
+    assert {e.label for e in found.explanations} == {"c"}
+    for explanation, probabilities in zip(found.explanations, found.probabilities, strict=True):
+        for fraction, probability in zip((0.1, 0.5), probabilities, strict=True):
+            kept = torch.zeros(400)
+            order = rank_pixels(explanation.map[None, None])[0]
+            kept[order[: round(400 * fraction)]] = 1
+            with torch.no_grad():
+                expected = model((image * kept.view(20, 20))[None]).softmax(1)[0, 2]
+            assert probability == pytest.approx(float(expected), rel=1e-5)
+    assert set(found.seconds) == {"Random", "Grad-CAM"}
+
+
+def test_the_figure_has_a_column_for_each_method_and_a_row_for_each_fraction(
+    model: Classifier,
+) -> None:
+    found = compare(model, images(1)[0], methods="random,gradient", fractions=(0.1, 0.2, 0.3))
+    figure = found.figure()
+    # The picture, two maps, and three insertions for each.
+    assert len(figure.axes) == 1 + 2 * 4
+    texts = [text.get_text() for text in figure.texts]
+    assert {"Random", "Gradient", "10%", "20%", "30%"} <= set(texts)
+
+
+def test_methods_that_the_network_cannot_have_do_not_stop_the_others(model: Classifier) -> None:
+    heard = []
+    found = compare(
+        model, images(1)[0], methods="cam,afmi", on_result=lambda e, s: heard.append((e.method, s))
+    )
+    assert list(found.refused) == ["CAM"]
+    assert [name for name, _ in heard] == ["A-FMI"]
+    assert "CAM" in " ".join(t.get_text() for t in found.figure().texts)
+    with pytest.raises(AfmiError, match="CAM needs global average pooling"):
+        compare(model, images(1)[0], methods="cam")
+    with pytest.raises(UsageError, match="one method or more"):
+        compare(model, images(1)[0], methods=[])
+
+
+def test_the_time_is_foretold_by_the_passes(model: Classifier) -> None:
+    foretold = estimate(model, images(1)[0], "all")
+    assert set(foretold.seconds) == {cls.name for cls in CATALOGUE.values()}
+    ratio = foretold.seconds["XRAI"] / foretold.seconds["Gradient"]
+    assert ratio == pytest.approx(200, rel=0.05)
+    assert foretold.total == pytest.approx(sum(foretold.seconds.values()))
