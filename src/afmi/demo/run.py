@@ -1,0 +1,397 @@
+"""Explain a few real photographs and show them on one page: what ``afmi demo`` does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from PIL import Image
+
+from afmi import plots
+from afmi.classifier import Classifier
+from afmi.explanation import explain
+from afmi.files import write_files
+from afmi.images import read_image, to_image, to_tensor
+from afmi.maps import display_range
+from afmi.methods import AFMI, GradCAM, Gradient, Method
+from afmi.methods.base import classify
+from afmi.models import load_model
+from afmi.page import Page, Section, Table, Tile, TileRow, render_page
+from afmi.record import Explanation
+
+__all__ = ["DemoResult", "run_demo"]
+
+METHODS: tuple[type[Method], ...] = (AFMI, GradCAM, Gradient)
+KEPT = 0.25
+"""Share of the pixels that the insertion views keep."""
+
+NEXT = (
+    "afmi explain PHOTO.jpg",
+    "afmi explain PHOTO.jpg --target cat --method grad-cam",
+    "afmi explain PHOTO.jpg --model squeezenet1_0 --weights FILE",
+)
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the tour made.
+
+    Attributes:
+        folder: where it all lies.
+        page: the HTML page.
+        pictures: PNG files, one for each photograph.
+        explanations: all of them, photograph by photograph, class by class, method by method.
+        seconds: how long it took, loading the network included.
+    """
+
+    folder: Path
+    page: Path
+    pictures: tuple[Path, ...]
+    explanations: tuple[Explanation, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """One photograph of the tour; ``classes`` are labels, or None for the predicted class."""
+
+    name: str
+    heading: str
+    story: str
+    photograph: Image.Image
+    classes: tuple[str | None, ...] = (None,)
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """One class of one photograph, explained by one method."""
+
+    explanation: Explanation
+    seconds: float
+    kept: float
+    """The probability of the class when the network sees only the top pixels."""
+
+
+def run_demo(
+    out: Path, report: Callable[[str], object] = print, model: Classifier | None = None
+) -> DemoResult:
+    """Explain photographs that come with scikit-image and scikit-learn; needs no network access.
+
+    Args:
+        out: folder for the pictures and the page; made where missing, its other files are kept.
+        report: what to call with each line of progress.
+        model: a classifier that knows the classes of the embedded one; None: that one.
+
+    Raises:
+        AfmiError: when the files cannot be written.
+    """
+    started = time.perf_counter()
+    out = Path(out)
+    model = model or load_model("photos")
+    _explain(model, Image.new("RGB", (160, 160), "grey"), 0, AFMI)  # the first run sets things up
+    stops = _stops()
+    found: list[list[list[_Finding]]] = []
+    for stop in stops:
+        found.append(
+            [[_explain(model, stop.photograph, c, m) for m in METHODS] for c in stop.classes]
+        )
+        for findings in found[-1]:
+            record = findings[0].explanation
+            report(f"{stop.heading}: {record.label}, {record.probability:.0%}")
+    figures = {
+        out / f"{stop.name}.png": _figure(stop, classes)
+        for stop, classes in zip(stops, found, strict=True)
+    }
+    flat = [finding for classes in found for findings in classes for finding in findings]
+    page = out / "index.html"
+    text = render_page(_page(model, stops, found, time.perf_counter() - started))
+    writers = {
+        path: lambda file, figure=figure: plots.figure_png(figure, file)
+        for path, figure in figures.items()
+    }
+    write_files({**writers, page: lambda file: file.write(text.encode())})
+    result = DemoResult(
+        out,
+        page,
+        tuple(figures),
+        tuple(finding.explanation for finding in flat),
+        time.perf_counter() - started,
+    )
+    report(f"\n{len(flat)} explanations in {result.seconds:.0f} s. Open in a browser:")
+    report(f"  {page.resolve()}")
+    report("The pictures, for a paper or slides:")
+    for path in result.pictures:
+        report(f"  {path}")
+    report("Now try your own photographs:")
+    for command in NEXT:
+        report(f"  {command}")
+    return result
+
+
+def _stops() -> list[_Stop]:
+    cat = read_image(skimage.data.chelsea())
+    temple = _scikit_learn_photograph("china.jpg")
+    rocket = read_image(skimage.data.rocket())
+    coins = read_image(skimage.data.coins())
+    stops = [
+        _Stop(
+            "cat",
+            "A cat",
+            "Chelsea, from scikit-image. The network is right; the question is whether for the "
+            "right reason: does it look at the cat?",
+            cat,
+        )
+    ]
+    if temple is not None:
+        stops.append(
+            _Stop(
+                "temple",
+                "A temple",
+                "From scikit-learn. The network was never taught temples; of the eleven things "
+                "it knows, a church is the nearest. The maps show which part looks like one.",
+                temple,
+            )
+        )
+    # Where scikit-learn is not installed, the tower of the launch pad stands in for the temple.
+    other, where = (rocket, 0.3) if temple is None else (temple, 0.42)
+    stops.append(
+        _Stop(
+            "two",
+            "Two things in one picture",
+            "Two of the photographs side by side. Each is explained twice, once for each class: "
+            "a method that answers the question asked must point at the one half for “church” "
+            "and at the other for “cat”.",
+            _side_by_side(_upright(other, where), _upright(cat, 0.6)),
+            ("church", "cat"),
+        )
+    )
+    stops.append(
+        _Stop(
+            "coins",
+            "A mistake",
+            "Ancient coins, from scikit-image. The network has no class for coins, yet must choose "
+            "one of its own. The maps show what it went by.",
+            coins,
+        )
+    )
+    stops.append(
+        _Stop(
+            "rocket",
+            "Another mistake",
+            "A rocket on its launch pad, from scikit-image. There is no class for rockets either.",
+            rocket,
+        )
+    )
+    return stops
+
+
+def _scikit_learn_photograph(name: str) -> Image.Image | None:
+    """Return a photograph that scikit-learn ships, or None where that is not installed."""
+    spec = find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "datasets" / "images" / name
+    return read_image(path) if path.exists() else None
+
+
+def _upright(photograph: Image.Image, centre: float) -> Image.Image:
+    """Cut the part of full height and half as wide around ``centre`` (share of the width)."""
+    width, height = photograph.size
+    left = min(max(centre * width - height / 4, 0), width - height / 2)
+    box = (round(left), 0, round(left + height / 2), height)
+    return photograph.crop(box).resize((150, 300), Image.Resampling.LANCZOS)
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    return Image.fromarray(np.concatenate([np.asarray(left), np.asarray(right)], axis=1))
+
+
+def _explain(
+    model: Classifier, photograph: Image.Image, target: str | int | None, method: type[Method]
+) -> _Finding:
+    prepared = model.prepare(photograph)
+    started = time.perf_counter()
+    explanation = explain(model, prepared, target, method=method)
+    seconds = time.perf_counter() - started
+    seen = to_tensor(explanation.insertion(KEPT))[None].to(prepared)
+    kept = classify(model, seen).double().softmax(1)[0, explanation.target]
+    return _Finding(explanation, seconds, float(kept))
+
+
+def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> plots.Figure:
+    """Draw, for each class, all methods' overlays and below them the map and insertion views."""
+    rows, row_titles = [], []
+    for findings in classes:
+        record = findings[0].explanation
+        seen = plots.Panel(to_image(record.image), f"{record.label}, {record.probability:.0%}")
+        overlays = [plots.Panel(f.explanation.overlay()) for f in findings]
+        inserted = [
+            plots.Panel(f.explanation.insertion(KEPT), f"{record.label}, {f.kept:.0%}")
+            for f in findings
+        ]
+        scale = display_range(record.map)
+        signed = plots.Panel(record.heatmap(), f"{record.method}’s map", scale=scale)
+        rows += [[seen, *overlays], [signed, *inserted]]
+        row_titles += ["evidence", f"map · top {KEPT:.0%} of the pixels"]
+    return plots.grid(
+        rows,
+        row_titles=row_titles,
+        column_titles=["Photograph", *(method.name for method in METHODS)],
+        note="Warm colours: evidence for the class; cool: against it. Percentages: the "
+        "network's probability of the class, for the whole picture and for the pixels shown.",
+        side=400,
+    )
+
+
+def _page(
+    model: Classifier,
+    stops: Sequence[_Stop],
+    found: Sequence[Sequence[Sequence[_Finding]]],
+    seconds: float,
+) -> Page:
+    sections = [_how_to_read()]
+    sections += [_section(stop, classes) for stop, classes in zip(stops, found, strict=True)]
+    sections += [_numbers(stops, found), _what_next()]
+    side = found[0][0][0].explanation.image.shape[-1]
+    return Page(
+        "What made the network say that?",
+        f"A small network that tells {len(model.labels)} things apart looked at a few "
+        "photographs. For each of its answers, three methods show which parts of the picture it "
+        f"rests on. All of it was worked out on this computer, in {seconds:.0f} seconds.",
+        sections,
+        f"Made by afmi {found[0][0][0].explanation.versions['afmi']} with the network "
+        f"“{model.name}”, which sees pictures of {side} × {side} pixels and knows: "
+        f"{', '.join(model.labels)}. The photographs come with scikit-image and scikit-learn.",
+    )
+
+
+def _how_to_read() -> Section:
+    ramp = torch.linspace(-1, 1, 480).expand(28, -1)
+    legend = plots.overlay(torch.full((3, *ramp.shape), 0.5), ramp)
+    return Section(
+        "How to read the pictures",
+        rows=[TileRow([Tile(legend, "", "← against the answer · no difference · for it →")])],
+        terms=[
+            (
+                "Colours",
+                "Where a photograph glows warm, that place raised the network’s score for the "
+                "answer; the brighter, the more. Where it glows cool (blue), that place spoke "
+                "against it. Where it is plain grey, it made next to no difference.",
+            ),
+            (
+                "Percentages",
+                "How probable the network holds the answer to be, among the things it knows. It "
+                "must choose one of them, even when none fits.",
+            ),
+            (
+                f"Top {KEPT:.0%}",
+                f"Only the {KEPT:.0%} of the pixels that the method ranks highest, the rest "
+                "painted black. The percentage is what the network then says of the same answer. "
+                "If it stays high, the method found what the network needs.",
+            ),
+            (
+                "A-FMI",
+                "Compares the photograph with a black one, and shares out the change of the score "
+                "among the places of the picture. Evidence against shows too.",
+            ),
+            (
+                "Grad-CAM",
+                "Shows where the network’s features that push the score up are active. Evidence "
+                "against is left out.",
+            ),
+            (
+                "Gradient",
+                "Shows which single pixels would sway the score most if they changed a little. "
+                "Often grainy: it says how touchy the network is, not what it rests on.",
+            ),
+            (
+                "Residual",
+                "What A-FMI’s map leaves unexplained. Its values should add up to the change of "
+                "the score; 0% means they do, −20% that a fifth is missing, +20% that there is a "
+                "fifth too much. A-FMI averages over places, which leaves such a rest in networks "
+                "like this one, with several layers between the features and the answer.",
+            ),
+            (
+                "Beware",
+                "The maps show what this network used. They do not say that its answer is right, "
+                "nor that the thing shown is the cause in the real world.",
+            ),
+        ],
+    )
+
+
+def _section(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Section:
+    rows = []
+    for findings in classes:
+        record = findings[0].explanation
+        answer = f"“{record.label}”, {record.probability:.0%}"
+        question = f"Why {answer}?" if stop.classes == (None,) else f"What speaks for {answer}?"
+        seen = Tile(to_image(record.image), "Photograph", "as the network sees it")
+        overlays = [Tile(f.explanation.overlay(), f.explanation.method) for f in findings]
+        rows.append(TileRow([seen, *overlays], question))
+        kept = [
+            Tile(
+                f.explanation.insertion(KEPT),
+                f"{record.label}, {f.kept:.0%}",
+                f"{f.explanation.method}’s top {KEPT:.0%}",
+            )
+            for f in findings
+        ]
+        signed = Tile(
+            record.heatmap(),
+            "A-FMI’s map",
+            "red for, blue against" if bool((record.map < 0).any()) else "brighter is more",
+        )
+        rows.append(TileRow([signed, *kept]))
+    return Section(stop.heading, [stop.story], rows=rows)
+
+
+def _numbers(stops: Sequence[_Stop], found: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
+    rows = []
+    for stop, classes in zip(stops, found, strict=True):
+        for findings in classes:
+            for finding in findings:
+                record = finding.explanation
+                rest = record.residual
+                rows.append(
+                    (
+                        stop.heading,
+                        record.label,
+                        f"{record.probability:.1%}",
+                        record.method,
+                        f"{finding.kept:.1%}",
+                        "" if rest is None else f"{rest:+.0%}".replace("-", "−"),
+                        f"{finding.seconds:.3f}",
+                    )
+                )
+    headings = (
+        "Photograph",
+        "Answer",
+        "Probability",
+        "Method",
+        f"Probability from the top {KEPT:.0%}",
+        "Residual",
+        "Seconds",
+    )
+    return Section(
+        "The numbers",
+        ["Probability: of the answer, for the whole picture. Seconds: for one picture, here."],
+        table=Table(headings, rows),
+    )
+
+
+def _what_next() -> Section:
+    return Section(
+        "What next",
+        [
+            "Explain a photograph of your own, ask about another class or method, or bring a "
+            "network that knows a thousand things:"
+        ],
+        code=NEXT,
+    )

@@ -1,0 +1,131 @@
+"""The tour runs offline, writes what it says, and its page stands alone."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+import afmi
+from afmi.demo import run
+from afmi.demo.network import LABELS, PhotoVGG
+from afmi.page import Page, Section, Table, Tile, TileRow, render_page
+
+
+@pytest.fixture
+def model():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = PhotoVGG().eval()
+    return afmi.Classifier(network, labels=LABELS, resize=72, crop=64, name="photos")
+
+
+class _Reader(HTMLParser):
+    """Checks that tags match, and gathers text, pictures and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.pictures: list[dict] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def _read(text: str) -> _Reader:
+    reader = _Reader()
+    reader.feed(text)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+# A network with random weights leaves Grad-CAM's ReLU nothing to show.
+@pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
+@pytest.mark.parametrize("scikit_learn", [True, False])
+def test_the_tour(model, tmp_path, monkeypatch, scikit_learn):
+    if scikit_learn:
+        pytest.importorskip("sklearn")
+    else:
+        monkeypatch.setattr(run, "find_spec", lambda _name: None)
+    lines: list[str] = []
+    result = run.run_demo(tmp_path / "out", lines.append, model)
+    names = {"cat", "two", "coins", "rocket"} | ({"temple"} if scikit_learn else set())
+    assert {path.stem for path in result.pictures} == names
+    assert {path.name for path in result.folder.iterdir()} == {"index.html"} | {
+        f"{name}.png" for name in names
+    }
+    for path in result.pictures:
+        with Image.open(path) as picture:
+            picture.load()
+            assert picture.width > 1500
+    assert len(result.explanations) == 3 * (len(names) + 1)
+    both = {one.label for one in result.explanations} >= {"church", "cat"}
+    assert both
+    said = "\n".join(lines)
+    assert str(result.page.resolve()) in said
+    for command in run.NEXT:
+        assert command in said
+    page = _read(result.page.read_text(encoding="utf-8"))
+    text = " ".join(page.text)
+    for word in ("A-FMI", "Grad-CAM", "Gradient", "Residual", "How to read", "afmi explain"):
+        assert word in text
+    assert page.addresses
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert all(picture["alt"] for picture in page.pictures)
+
+
+def test_the_tour_comes_with_its_network(tmp_path):
+    try:
+        model = afmi.load_model("photos")
+    except afmi.errors.ModelError:
+        pytest.skip("the embedded network's weights are not in this checkout")
+    result = run.run_demo(tmp_path, lambda _line: None)
+    found = {(one.label, one.method): one for one in result.explanations}
+    cat = result.explanations[0]
+    assert (cat.label, model.labels[cat.target]) == ("cat", "cat")
+    # Side by side, the church on the left and the cat on the right.
+    church, cat = (found[label, "A-FMI"] for label in ("church", "cat"))
+    if torch.equal(church.image, cat.image):
+        half = church.map.shape[1] // 2
+        assert church.map[:, :half].sum() > church.map[:, half:].sum()
+        assert cat.map[:, half:].sum() > cat.map[:, :half].sum()
+
+
+def test_all_text_on_a_page_is_escaped():
+    evil = "<script>alert('x')</script> & \"quotes\""
+    tile = Tile(Image.new("RGB", (2, 2)), evil, evil, evil)
+    section = Section(
+        evil, [evil], [TileRow([tile], evil)], [(evil, evil)], Table([evil], [[evil]]), [evil]
+    )
+    text = render_page(Page(evil, evil, [section], evil))
+    assert "<script" not in text
+    page = _read(text)
+    assert page.pictures[0]["alt"] == evil
+    assert sum(evil in data for data in page.text) >= 9
+
+
+def test_numbers_are_set_to_the_right():
+    text = render_page(Page("", "", [Section("", table=Table(["a", "b"], [["x", "−3%"]]))]))
+    assert re.search("<td>x</td><td class=number>−3%</td>", text)
+    assert "<th>a</th><th class=number>b</th>" in text
+
+
+def test_a_page_needs_no_network_or_script():
+    text = render_page(Page("t", "l", [Section("s")]))
+    assert not re.search(r"https?:|<script|<link|@import|url\(", text)
