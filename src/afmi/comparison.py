@@ -156,8 +156,9 @@ def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") ->
     both = _seconds(lambda: _gradient(model, batch)) / 8
     backward = max(both - forward, forward)
     chosen = chosen_methods(model, methods)
+    work = {method.name: method.work(inputs) for method in chosen}
     return Estimate(
-        {m.name: m.work.forwards * forward + m.work.backwards * backward for m in chosen}
+        {name: w.forwards * forward + w.backwards * backward for name, w in work.items()}
     )
 
 

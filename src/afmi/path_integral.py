@@ -11,12 +11,11 @@ from afmi.progress import track
 __all__ = ["integrated_gradients", "starts"]
 
 
-def starts(references: Tensor, inputs: Tensor, *, per_image: bool) -> list[Tensor]:
+def starts(references: Tensor, *, per_image: bool) -> list[Tensor]:
     """Return the beginnings of the ways: tensors (1 or N, C, H, W), one for each reference.
 
     Args:
         references: (R, C, H, W).
-        inputs: images (N, C, H, W).
         per_image: whether reference i belongs to image i only.
     """
     return [references] if per_image else list(references.split(1))

@@ -119,9 +119,8 @@ class Method(ABC):
 
     model: nn.Module = field(repr=False)
 
-    @property
-    def work(self) -> Work:
-        """How often one image goes through the network, with these hyperparameters."""
+    def work(self, inputs: Tensor) -> Work:
+        """Return how often one of these images (N, C, H, W) goes through the network."""
         return Work(1)
 
     def attribute(self, inputs: Tensor, target: TargetLike = None) -> Tensor:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from afmi.errors import OperationError
 from afmi.modified_gradient.interception import Interception, Operation, Rule
 from afmi.modified_gradient.rules import MODIFIED_GRADIENT
@@ -22,15 +20,18 @@ from afmi.modified_gradient.rules.pooling import MaxPool
 
 __all__ = ["elementwise_chords", "linear_rules", "max_pooling_rules", "ordinary_rules"]
 
-_PRODUCTS = "mul div rdiv matmul bmm mm baddbmm addmm linear einsum".split()
+_PRODUCTS = ("mul", "div", "rdiv", "matmul", "bmm", "mm", "baddbmm", "addmm", "linear", "einsum")
 
-_MIXING = """
-    softmax log_softmax layer_norm group_norm instance_norm rms_norm local_response_norm normalize
-    scaled_dot_product_attention multi_head_attention_forward var std norm vector_norm
-    linalg_vector_norm amax amin logsumexp
-""".split()
+_MIXING = (
+    *("softmax", "log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward"),
+    *("layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"),
+    *("var", "std", "norm", "vector_norm", "linalg_vector_norm", "amax", "amin", "logsumexp"),
+)
 
-_COMPARISONS = "gt ge lt le greater greater_equal less less_equal sign heaviside".split()
+_COMPARISONS = (
+    *("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal"),
+    *("sign", "heaviside"),
+)
 
 
 def elementwise_chords() -> dict[str, Chord]:
@@ -65,9 +66,6 @@ def ordinary_rules() -> dict[str, Rule]:
 
 
 def _hidden_activation(state: Interception, operation: Operation) -> Any:
-    # Comparisons that do not depend on the activations' values never come here.
-    if not isinstance(operation.operand, Tensor):
-        return operation()
     raise OperationError(
         f"the network compares its activations ({operation.name!r}), which may be an activation "
         "function in disguise that a rule for activation functions would miss; write it as "

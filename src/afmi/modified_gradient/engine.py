@@ -128,21 +128,29 @@ class _Cache:
 _cache = _Cache()
 
 
+@torch.no_grad()
 def _fingerprint(model: nn.Module) -> tuple[object, ...]:
     """Identify the weights as they are now, so that training on makes cached runs stale.
 
     PyTorch counts a tensor's changes, but not those made through ``.data`` (as averaged weights
     often are) or in inference mode, so a few numbers of each tensor are compared besides.
     """
-    parts: list[object] = [id(module) for module in model.modules()]
+    parts: list[object] = []
     samples: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        version = -1 if tensor.is_inference() else tensor._version
-        parts.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
-        if tensor.is_contiguous() and tensor.numel():
-            numbers = tensor.detach().view(-1)[:: max(tensor.numel() // _SAMPLES, 1)]
-            samples.setdefault((tensor.dtype, tensor.device), []).append(numbers)
-    parts += [torch.cat(numbers).cpu().view(torch.uint8).numpy().tobytes() for numbers in samples.values()]
+    for module in model.modules():
+        parts.append(id(module))
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is None:
+                continue
+            version = -1 if tensor.is_inference() else tensor._version
+            parts.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
+            count = tensor.numel()
+            if count and tensor.is_contiguous():
+                size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
+                numbers = torch.as_strided(tensor, (size,), (step,))
+                samples.setdefault((tensor.dtype, tensor.device), []).append(numbers)
+    for numbers in samples.values():
+        parts.append(torch.cat(numbers).detach().cpu().view(torch.uint8).numpy().tobytes())
     return tuple(parts)
 
 

@@ -9,6 +9,7 @@ modules, no attributes, and its parameters take part as constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -297,8 +298,16 @@ class ForwardPass:
             target: class of each image, int64 (N,).
             reference: which of the run's references the rules use.
         """
+        return self.pull_back(_one_hot(target, self.logits), reference)
+
+    def pull_back(self, cotangent: Tensor, reference: int = 0) -> Tensor:
+        """Return Σ_c v_c ∂y_c/∂A like ``features``: the gradient of any score of the logits.
+
+        Args:
+            cotangent: v = ∂score/∂y, (N, C).
+            reference: which of the run's references the rules use.
+        """
         self._interception.reference = reference
-        cotangent = _one_hot(target, self.logits)
         (gradient,) = torch.autograd.grad(
             self._graph_logits, self._leaf, cotangent, retain_graph=True
         )
@@ -373,6 +382,8 @@ def forward_pass(
                 f"layer {layer[1]} must give feature maps (N, K, h, w), but gives {came}; choose a "
                 "convolutional layer"
             )
+        # Only now, because a mode costs time for every operation, also in the trunk.
+        interception.enter_context(state)
         if layer[1].then is not None:
             state.pending = (output, layer[1].then)
             return None
@@ -383,12 +394,13 @@ def forward_pass(
         torch.set_grad_enabled(False),
         evaluation_mode(model),
         watching_modules(capture),
+        ExitStack() as interception,
     ):
         own = inputs.detach().clone()
         if layer is None:
             own = state.begin(own)
-        with state:
-            graph_logits = logits_of(model(own))
+            interception.enter_context(state)
+        graph_logits = logits_of(model(own))
     if state.leaf is None:
         assert layer is not None
         raise LayerError(

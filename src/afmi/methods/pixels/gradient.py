@@ -39,8 +39,7 @@ class Gradient(Method):
     cost = "1 forward + 1 backward"
     paper = "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"
 
-    @property
-    def work(self) -> Work:
+    def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
         return Work(1, 1)
 

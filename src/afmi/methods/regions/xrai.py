@@ -73,15 +73,14 @@ class XRAI(Method):
                 f"steps={self.steps}, scales={self.scales}, batch_size={self.batch_size}"
             )
 
-    @property
-    def work(self) -> Work:
-        """See `Method.work`; the passes for a reference of two images, as the default's."""
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`; for a reference of two images, as the default is."""
         return Work(2 * self.steps + 1, 2 * self.steps)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         logits = classify(self.model, inputs)
         classes = target.of(logits)
-        ways = starts(self.reference(inputs), inputs, per_image=self.reference.per_image)
+        ways = starts(self.reference(inputs), per_image=self.reference.per_image)
         attributions = torch.stack(
             [
                 integrated_gradients(

@@ -93,8 +93,9 @@ class _MaxPoolFunction(torch.autograd.Function):
         gradient = gradient.reshape(*ctx.shape[: -ctx.dimensions], -1)
         spatial = ctx.shape[-ctx.dimensions :]
         zeros = gradient.new_zeros(*ctx.shape[: -ctx.dimensions], spatial.numel())
-        result = zeros.scatter_add(-1, carrier, gradient * multiplier)
-        result = result.scatter_add(-1, at, gradient * unchanged)
+        result = zeros.scatter_add_(-1, carrier, gradient * multiplier)
+        if gradient.device.type != "cpu" or bool(unchanged.any()):
+            result = result.scatter_add_(-1, at, gradient * unchanged)
         return result.reshape(ctx.shape), None, None, None, None
 
 

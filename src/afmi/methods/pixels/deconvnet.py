@@ -1,0 +1,106 @@
+"""DeconvNet: the class score sent back through transposed filters and rectifiers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from afmi.maps import channel_maximum
+from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
+from afmi.modified_gradient.backward import elementwise_chords, ordinary_rules
+
+__all__ = ["DeconvNet"]
+
+_RECTIFIERS = (
+    *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "threshold"),
+    *("silu", "mish", "gelu", "hardswish", "softplus"),
+    *("hardtanh", "clamp", "clamp_min", "clamp_max"),
+)
+
+
+@dataclass(frozen=True)
+class DeconvNet(Method):
+    """Show the pattern of pixels from which a deconvolutional network builds up the class score.
+
+    At each rectifier R_in = max(R_out, 0), whether or not it was open on the way forward, where R
+    is the signal sent back. Convolutions send it through their transposed filters, max pooling to
+    where each maximum was (the "switches"). At the image S_ij = max_k |R_kij| over the colour
+    channels k.
+
+    A rectifier is every activation with a side on which it lets its input pass: ReLU and its
+    leaky kin, ReLU6, ELU, SiLU, GELU, hardswish, … Functions that squash (sigmoid, tanh, …) do
+    not rectify; for them R_in = σ'(y) · max(R_out, 0). All else keeps its ordinary derivative:
+    products (squeeze-and-excite, attention), normalisations, softmax. An operation beyond these
+    raises an `OperationError`.
+
+    Paper: Zeiler & Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014,
+    Section 2.1. Differs: starts at the class's logit instead of at one feature map, as all
+    comparisons do; the paper shows the colour image R, of which we keep each pixel's largest
+    magnitude.
+    Cost: 1 forward + 1 backward per image.
+
+    Args:
+        model: see `Method`.
+
+    Raises:
+        OperationError: when the network has an operation without a rule.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
+        ... )
+        >>> DeconvNet(model).attribute(torch.rand(4, 3, 2, 2)).shape
+        torch.Size([4, 1, 2, 2])
+    """
+
+    name = "DeconvNet"
+    family = "pixel"
+    scores = "gradients"
+    cost = "1 forward + 1 backward"
+    paper = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014"
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        return Work(1, 1)
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        squashing = dict.fromkeys(elementwise_chords(), _squashing)
+        rectifying = dict.fromkeys(_RECTIFIERS, _rectifying)
+        rules = Rules(ordinary_rules() | squashing | rectifying)
+        run = forward_pass(self.model, inputs, layer=None, rules=rules)
+        classes = target.of(run.logits)
+        return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)
+
+
+def _rectifying(state: Interception, operation: Operation) -> Any:
+    """Rectify what comes back, and ignore which units were open on the way forward."""
+    return _Rectifier.apply(operation.operand, operation)
+
+
+def _squashing(state: Interception, operation: Operation) -> Any:
+    """Rectify what comes back, then apply the function's own derivative."""
+    output = operation()
+    output.register_hook(_positive_part)
+    return output
+
+
+def _positive_part(signal: Tensor) -> Tensor:
+    return signal.clamp(min=0)
+
+
+class _Rectifier(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, operation: Operation) -> Tensor:
+        output = operation()
+        if output is x:
+            ctx.mark_dirty(x)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Any:
+        return _positive_part(signal), None

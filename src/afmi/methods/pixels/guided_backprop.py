@@ -1,0 +1,77 @@
+"""Guided Backprop: the gradient, of which only the positive part passes each activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from afmi.maps import channel_maximum
+from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
+from afmi.modified_gradient.backward import elementwise_chords, ordinary_rules
+
+__all__ = ["GuidedBackprop"]
+
+
+@dataclass(frozen=True)
+class GuidedBackprop(Method):
+    """Show the pixels from which unbroken paths of positive gradient lead to the class score.
+
+    At each activation function σ, R_in = σ'(y) · max(R_out, 0), where R is the signal sent back
+    and y the activation's input; for ReLU that is [y > 0] · max(R_out, 0). At the image
+    S_ij = max_k |R_kij| over the colour channels k.
+
+    σ is every nonlinear function of single numbers, whether or not it rectifies: ReLU6, hardswish,
+    SiLU, GELU, sigmoid, … All else keeps its ordinary derivative: linear operations, max pooling,
+    products (squeeze-and-excite, attention), normalisations, softmax. An operation beyond these
+    raises an `OperationError`.
+
+    Paper: Springenberg et al., *Striving for Simplicity: The All Convolutional Net*, ICLR workshop
+    2015, Section 3.4. Differs: nothing on ReLU networks, for which the paper defines it; the paper
+    shows the colour image R, of which we keep each pixel's largest magnitude.
+    Cost: 1 forward + 1 backward per image.
+
+    Args:
+        model: see `Method`.
+
+    Raises:
+        OperationError: when the network has an operation without a rule.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
+        ... )
+        >>> GuidedBackprop(model).attribute(torch.rand(4, 3, 2, 2)).shape
+        torch.Size([4, 1, 2, 2])
+    """
+
+    name = "Guided Backprop"
+    family = "pixel"
+    scores = "gradients"
+    cost = "1 forward + 1 backward"
+    paper = "Springenberg et al., Striving for Simplicity, ICLR workshop 2015"
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        return Work(1, 1)
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        rules = Rules(ordinary_rules() | dict.fromkeys(elementwise_chords(), _guided))
+        run = forward_pass(self.model, inputs, layer=None, rules=rules)
+        classes = target.of(run.logits)
+        return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)
+
+
+def _guided(state: Interception, operation: Operation) -> Any:
+    """Send the positive part of what comes back through the function's own derivative."""
+    output = operation()
+    # On the tensor as it is now: after a function in place, that is the function's output.
+    output.register_hook(_positive_part)
+    return output
+
+
+def _positive_part(signal: Tensor) -> Tensor:
+    return signal.clamp(min=0)

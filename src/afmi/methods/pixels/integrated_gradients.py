@@ -1,0 +1,89 @@
+"""Integrated Gradients: each pixel's gradient, averaged on the way from a reference image."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+
+import torch
+from torch import Tensor
+
+from afmi.errors import UsageError
+from afmi.methods.base import Attribution, Method, Target, Work, classify
+from afmi.path_integral import integrated_gradients, starts
+from afmi.references import Black, Reference
+
+__all__ = ["IntegratedGradients"]
+
+
+@dataclass(frozen=True)
+class IntegratedGradients(Method):
+    """Show each pixel's share of the change of the class score along the straight way to the image.
+
+    S_ij = Σ_k (x_kij − x̄_kij) · (1/m) Σ_s ∂y_c/∂x_kij at x̄ + α_s (x − x̄), over the colour
+    channels k, with α_s = (s − ½)/m for s = 1 … m: the midpoint rule for the integral over
+    α ∈ [0, 1]. Signed; the map sums to y_c(x) − y_c(x̄) but for the error of the rule, which falls
+    with the steps and is reported as the residual.
+
+    Paper: Sundararajan, Taly & Yan, *Axiomatic Attribution for Deep Networks*, ICML 2017, Eq. 3.
+    Differs: the midpoint of each step instead of its end, which costs the same and is exact where
+    the gradient changes linearly within a step; 100 steps as in A-FMI's experiments.
+    Cost: ``steps`` forwards + backwards, and 1 forward for the image, 1 for each reference.
+
+    Args:
+        model: see `Method`.
+        steps: m, points on the way.
+        reference: where the way begins; where it gives several images, the maps are averaged.
+        batch_size: the most points that go through the network at once, which bounds memory.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> image = torch.rand(1, 3, 2, 2)
+        >>> map = IntegratedGradients(model, steps=1).attribute(image, target=1)
+        >>> change = model(image) - model(torch.zeros_like(image))
+        >>> torch.allclose(map.sum(), change[0, 1], atol=1e-6)
+        True
+    """
+
+    name = "Integrated Gradients"
+    family = "pixel"
+    scores = "integrated gradients"
+    cost = "100 forwards + backwards"
+    paper = "Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017"
+
+    _: KW_ONLY
+    steps: int = 100
+    reference: Reference = field(default_factory=Black)
+    batch_size: int = 10
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise UsageError(
+                "expected at least 1 step and a batch size of at least 1, got "
+                f"steps={self.steps}, batch_size={self.batch_size}"
+            )
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`; for a reference of one image."""
+        return Work(self.steps + 1, self.steps)
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        logits = classify(self.model, inputs)
+        classes = target.of(logits)
+        maps, changes = [], []
+        for start in starts(self.reference(inputs), per_image=self.reference.per_image):
+            attributions = integrated_gradients(
+                self.model,
+                inputs,
+                start,
+                classes,
+                steps=self.steps,
+                batch_size=self.batch_size,
+                description=self.name,
+            )
+            maps.append(attributions.sum(1, keepdim=True))
+            at_start = classify(self.model, start).expand_as(logits)
+            changes.append((logits - at_start).gather(1, classes[:, None])[:, 0])
+        mean = torch.stack(maps).mean(0)
+        change = torch.stack(changes).mean(0)
+        residual = (mean.sum((1, 2, 3)) - change) / change.abs()
+        return Attribution(mean, classes, logits, residual)

@@ -1,0 +1,114 @@
+"""SmoothGrad: the mean of a method's maps over noisy copies of the image."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from afmi.errors import UsageError
+from afmi.maps import channel_maximum
+from afmi.methods.base import (
+    Attribution,
+    Method,
+    Target,
+    Work,
+    classify,
+    image_generator,
+)
+from afmi.modified_gradient import forward_pass
+
+__all__ = ["SmoothGrad"]
+
+
+@dataclass(frozen=True)
+class SmoothGrad(Method):
+    """Show a method's map without the flicker that tiny changes of the image give it.
+
+    S = (1/n) Σ_s S_base(x + ε_s) with ε_s ~ N(0, σ²), σ = noise · (max x − min x). Without a base
+    it is the plain gradient: S_ij = max_k |(1/n) Σ_s ∂y_c/∂x_kij at x + ε_s| over the colour
+    channels k. The class is that of the clean image.
+
+    Paper: Smilkov et al., *SmoothGrad: Removing Noise by Adding Noise*, 2017, Section 3. Differs:
+    nothing without a base; with one, finished maps are averaged, that is, magnitudes where the
+    base takes them. The noisy copies are not clipped to the range of images, as in the paper.
+    Cost: ``samples`` times the base method, and 1 forward for the class.
+
+    Args:
+        model: see `Method`.
+        base: the method to smooth, on the same model; None: the plain gradient.
+        samples: n, noisy copies of each image.
+        noise: the noise's standard deviation as a share of the image's range, from 0 up.
+        seed: of the generator, which also depends on the image.
+        batch_size: the most noisy copies that are explained at once, which bounds memory; where
+            there are more images than that, one copy of each.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
+        >>> SmoothGrad(model, samples=5).attribute(torch.rand(4, 3, 2, 2)).shape
+        torch.Size([4, 1, 2, 2])
+    """
+
+    name = "SmoothGrad"
+    family = "pixel"
+    scores = "gradients"
+    cost = "50 forwards + backwards"
+    paper = "Smilkov et al., SmoothGrad, 2017"
+
+    _: KW_ONLY
+    base: Method | None = None
+    samples: int = 50
+    noise: float = 0.15
+    seed: int = 0
+    batch_size: int = 10
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.batch_size < 1 or not self.noise >= 0:
+            raise UsageError(
+                "expected at least 1 sample, a batch size of at least 1 and noise from 0 up, got "
+                f"samples={self.samples}, batch_size={self.batch_size}, noise={self.noise}"
+            )
+        if self.base is not None and self.base.model is not self.model:
+            raise UsageError(
+                f"expected a base method on the same model, got {self.base.name} on another; "
+                "build both with one model"
+            )
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        once = Work(1, 1) if self.base is None else self.base.work(inputs)
+        return Work(self.samples * once.forwards + 1, self.samples * once.backwards)
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        logits = classify(self.model, inputs)
+        classes = target.of(logits)
+        images = inputs.shape[0]
+        spread = inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)
+        sigma = (self.noise * spread).view(-1, 1, 1, 1)
+        generators = [image_generator(self.seed, image) for image in inputs]
+        at_once = max(1, self.batch_size // images)
+        total: Tensor | None = None
+        for done in range(0, self.samples, at_once):
+            copies = min(at_once, self.samples - done)
+            # One draw for each copy, so that the numbers do not depend on how many go together.
+            noise = torch.stack(
+                [
+                    torch.randn(inputs.shape[1:], generator=generator)
+                    for _ in range(copies)
+                    for generator in generators
+                ]
+            ).to(inputs)
+            noisy = inputs.repeat(copies, 1, 1, 1) + sigma.repeat(copies, 1, 1, 1) * noise
+            found = self._saliency(noisy, classes.repeat(copies))
+            part = found.unflatten(0, (copies, images)).sum(0)
+            total = part if total is None else total + part
+        assert total is not None
+        mean = total / self.samples
+        return Attribution(channel_maximum(mean) if self.base is None else mean, classes, logits)
+
+    def _saliency(self, noisy: Tensor, classes: Tensor) -> Tensor:
+        """Return the base's maps (N, 1, H, W), or gradients (N, C, H, W) where there is no base."""
+        if self.base is not None:
+            return self.base.attribute(noisy, classes)
+        return forward_pass(self.model, noisy, layer=None).gradient(classes)

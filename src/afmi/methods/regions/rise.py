@@ -1,0 +1,117 @@
+"""RISE: the mean of random masks, weighted by how well the class survives each of them."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+from afmi.errors import UsageError
+from afmi.methods.base import Work
+from afmi.methods.black_box import BlackBoxMethod
+from afmi.perturbation import Passes, interpolation
+from afmi.progress import track
+
+__all__ = ["RISE"]
+
+
+@dataclass(frozen=True)
+class RISE(BlackBoxMethod):
+    """Show which places, when visible, go with a high probability of the class.
+
+    S = 1/(N p) Σ_i p_c(x ⊙ M_i) M_i over N random masks M_i in [0, 1]^(H×W). A mask is a grid of
+    s × s cells, each 1 with probability p, interpolated bilinearly to (s + 1) C_H × (s + 1) C_W
+    pixels for cells of C_H × C_W pixels, and cropped to H × W at a random offset of up to one
+    cell. p_c is the softmax probability. What is masked is black.
+
+    Every image gets the same masks, as in the authors' code: they are made once for a batch, and
+    an image's map does not depend on the others.
+
+    Paper: Petsiuk, Das & Saenko, *RISE: Randomized Input Sampling for Explanation of Black-box
+    Models*, BMVC 2018, Eq. 6 and Section 3.2. The paper takes 4,000 masks for VGG-16 and 8,000
+    for ResNet-50. Differs: where s does not divide the image's side, the cell is rounded up, so
+    that the crop always fits.
+    Cost: 1 forward + ``masks`` forwards per image, whatever the number of classes.
+
+    Args:
+        model: see `Method`.
+        masks: N.
+        cells: s, the grid's cells along each side.
+        probability: p, that a cell is visible.
+        seed: of the masks.
+        batch_size: see `BlackBoxMethod`.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(300, 4))
+        >>> RISE(model, masks=50).attribute(torch.rand(2, 3, 10, 10)).shape
+        torch.Size([2, 1, 10, 10])
+    """
+
+    name = "RISE"
+    family = "region"
+    scores = "perturbation"
+    cost = "masks + 1 forwards"
+    paper = "Petsiuk et al., RISE, BMVC 2018"
+
+    _: KW_ONLY
+    masks: int = 4000
+    cells: int = 7
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.masks < 1 or self.cells < 1 or not 0 < self.probability <= 1:
+            raise UsageError(
+                "expected at least 1 mask and 1 cell and a probability above 0 and up to 1, got "
+                f"masks={self.masks}, cells={self.cells}, probability={self.probability}"
+            )
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        return Work(self.masks + 1)
+
+    def _class_maps(
+        self, inputs: Tensor, classes: Tensor, passes: Passes
+    ) -> tuple[Tensor, Tensor | None]:
+        count, _, height, width = inputs.shape
+        masks = _Masks(self, height, width, inputs)
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        total = torch.zeros(*classes.shape, height * width, dtype=wide, device=inputs.device)
+        for start, stop in track(passes.ranges(self.masks), self.name):
+            batch = masks(start, stop)
+            flat = batch.flatten(1).to(wide)
+            for n in range(count):
+                logits = passes.logits(inputs[n] * batch)
+                score = torch.softmax(logits.to(wide), 1)[:, classes[:, n]]
+                total[:, n] += score.T @ flat
+        maps = total / (self.masks * self.probability)
+        return maps.view(*classes.shape, 1, height, width), None
+
+
+class _Masks:
+    """Makes the masks of any range when they are used; only their small grids are kept."""
+
+    def __init__(self, method: RISE, height: int, width: int, like: Tensor) -> None:
+        generator = torch.Generator().manual_seed(method.seed)
+        side, count = method.cells, method.masks
+        visible = torch.rand(count, side, side, generator=generator) < method.probability
+        self.grids = visible.to(like)
+        self.down, self.row = self._axis(height, side, count, generator, like)
+        self.across, self.column = self._axis(width, side, count, generator, like)
+
+    @staticmethod
+    def _axis(
+        size: int, cells: int, count: int, generator: torch.Generator, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the interpolation from each offset, (offsets, size, cells), and the offsets."""
+        cell = -(-size // cells)
+        full = interpolation(cells, (cells + 1) * cell)
+        offset = torch.randint(0, cell, (count,), generator=generator)
+        windows = torch.stack([full[i : i + size] for i in range(cell)])
+        return windows.to(like), offset.to(like.device)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Return masks ``start`` to ``stop``, (B, 1, H, W)."""
+        down = self.down[self.row[start:stop]]
+        across = self.across[self.column[start:stop]]
+        return (down @ self.grids[start:stop] @ across.mT)[:, None]

@@ -1,0 +1,218 @@
+"""A-FMI: closed forms, exactness of its variants, several classes and references, Captum."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from completeness import photographs, torchvision_classifier
+from networks import TINY, build, images
+from torch import Tensor, nn
+
+from afmi.errors import CompletenessWarning, LayerError, TargetError
+from afmi.layers import resolve_layer
+from afmi.maps import upsample
+from afmi.methods import AFMI
+from afmi.modified_gradient import modified_gradient
+from afmi.references import Black, Image, Random, Several, White
+
+LAYERS = {"vgg": "features.5", "resnet": "layer1", "functional": "conv2"}
+
+
+class OneUnit(nn.Module):
+    """One feature map of 1×2 pixels, y = tanh(a₁ + 2·a₂)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.maps(x)
+        return torch.tanh(a[:, 0, :, 0] + 2 * a[:, 0, :, 1])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Identity()
+
+
+def test_closed_form() -> None:
+    """Black: the chord of tanh from 0 to 1 + 2·2 = 5 is tanh(5)/5, so FMI = 1.5·tanh(5)/5."""
+    method = AFMI(OneUnit(), layer="maps")
+    x = torch.tensor([[[[1.0, 2.0]]]], dtype=torch.float64)
+    chord = np.tanh(5) / 5
+    assert method.feature_map_importance(x, 0).item() == pytest.approx(1.5 * chord, rel=1e-12)
+    assert method.attribute(x, 0).flatten().tolist() == pytest.approx([1.5 * chord, 3 * chord])
+    exact = AFMI(OneUnit(), layer="maps", averaged=False).attribute(x, 0)
+    assert exact.flatten().tolist() == pytest.approx([chord, 4 * chord], rel=1e-12)
+
+
+@pytest.mark.parametrize("network", TINY)
+def test_without_averaging_the_map_sums_to_the_change_of_the_logit(network: str) -> None:
+    model, x = build(network, torch.float64), images().double()
+    for reference in (Black(), White(), Random(samples=2)):
+        method = AFMI(model, layer=LAYERS[network], reference=reference, averaged=False)
+        residual = method.explain(x).residual
+        assert residual is not None
+        assert residual.abs().max() < 1e-9
+
+
+def test_sum_of_the_map_at_the_layers_size() -> None:
+    model, x = build("vgg", torch.float64), images().double()
+    gradient = modified_gradient(
+        model, x, layer=resolve_layer(model, "features.5", x), reference=Black()
+    )
+    targets = torch.tensor([[0, 1, 2]])
+    maps = (gradient.multipliers(targets)[0] * gradient.change()).sum(1)
+    with torch.no_grad():
+        change = model(x) - model(torch.zeros_like(x))
+    torch.testing.assert_close(maps.sum((1, 2)), change.gather(1, targets.T)[:, 0])
+
+
+def test_global_average_pooling_and_a_linear_head_leave_no_residual() -> None:
+    residual = AFMI(build("resnet", torch.float64)).explain(images().double()).residual
+    assert residual is not None
+    assert residual.abs().max() < 1e-10
+
+
+def test_other_heads_leave_a_residual_that_is_reported() -> None:
+    found = AFMI(build("vgg", torch.float64), layer="features.5").explain(images().double())
+    assert found.residual is not None
+    assert found.residual.shape == (3,)
+    assert found.residual.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("network", TINY)
+def test_importance_weights_the_change_of_the_maps(network: str) -> None:
+    """Eq. 6 and 7 put together from the parts."""
+    model, x = build(network, torch.float64), images().double()
+    method = AFMI(model, layer=LAYERS[network])
+    importance = method.feature_map_importance(x, 2)
+    gradient = modified_gradient(model, x, layer=method.resolved_layer(x), reference=Black())
+    assert importance.shape == gradient.run.features.shape[:2]
+    multipliers = gradient.multipliers(torch.full((1, 3), 2))[0]
+    torch.testing.assert_close(importance, multipliers.mean((2, 3)))
+    maps = (importance[:, :, None, None] * gradient.change()).sum(1, keepdim=True)
+    torch.testing.assert_close(method.attribute(x, 2), upsample(maps, (20, 20)))
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+@pytest.mark.parametrize("network", TINY)
+def test_several_classes_equal_each(network: str, averaged: bool) -> None:
+    model, x = build(network, torch.float64), images().double()
+    method = AFMI(model, layer=LAYERS[network], reference=Random(samples=2), averaged=averaged)
+    targets = torch.tensor([[0, 1, 2], [4, 4, 3], [2, 0, 1]])
+    expected = torch.stack([method.attribute(x, row) for row in targets])
+    torch.testing.assert_close(
+        method.attribute_classes(x, targets), expected, rtol=1e-10, atol=1e-12
+    )
+    assert method.attribute_classes(x, range(5)).shape == (5, 3, 1, 20, 20)
+
+
+def test_several_classes_out_of_range() -> None:
+    with pytest.raises(TargetError, match="0 to 4, got 5"):
+        AFMI(build("vgg")).attribute_classes(images(), [0, 5])
+    with pytest.raises(TargetError, match="T classes"):
+        AFMI(build("vgg")).attribute_classes(images(), [])
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_several_references_are_averaged(averaged: bool) -> None:
+    model, x = build("functional", torch.float64), images().double()
+
+    def maps(reference: object) -> Tensor:
+        method = AFMI(model, layer="conv2", reference=reference, averaged=averaged)  # type: ignore[arg-type]
+        return method.attribute(x, 1)
+
+    given = Image(images(1, seed=9)[0])
+    together = maps(Several([Black(), White(), given]))
+    torch.testing.assert_close(together, (maps(Black()) + maps(White()) + maps(given)) / 3)
+
+
+def test_image_equal_to_its_reference_has_a_map_of_zeros() -> None:
+    model, x = build("vgg"), images(1)
+    with pytest.warns(UserWarning, match="the same everywhere"):
+        maps = AFMI(model, layer="features.5", reference=Image(x)).attribute(x)
+    assert maps.abs().max() == 0
+
+
+class Shortcut(nn.Module):
+    """A way around the layer, so that its maps cannot explain the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.conv(x) + x).relu().mean((2, 3)))
+
+
+def test_a_way_around_the_layer_warns() -> None:
+    with pytest.warns(CompletenessWarning, match="around the layer"):
+        AFMI(Shortcut(), layer="conv").attribute(images())
+
+
+def test_layer_without_maps() -> None:
+    with pytest.raises(LayerError, match=r"but gives \(., 16\)"):
+        AFMI(build("vgg"), layer="classifier.0").attribute(images())
+
+
+def captums(
+    model: nn.Module, layer: nn.Module, x: Tensor, reference: Tensor, target: int
+) -> Tensor:
+    """Return Captum's DeepLIFT multipliers at the layer's output."""
+    attr = pytest.importorskip("captum.attr")
+    method = attr.LayerDeepLift(model, layer, multiply_by_inputs=False)
+    return method.attribute(x, reference, target=target).detach()
+
+
+# Captum needs modules that write nothing in place, and none that runs twice.
+PLAIN = {"vgg11": "features.19", "squeezenet1_1": "features"}
+
+
+@pytest.mark.filterwarnings("ignore:Setting forward")
+@pytest.mark.parametrize(("name", "layer"), [*PLAIN.items(), ("vgg11", "features.20")])
+def test_multipliers_equal_captums(name: str, layer: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _narrow_vgg() if name == "vgg11" else torchvision.models.get_model(name)
+    network = network.double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    x = photographs(64)[:2].double()
+    reference = torch.zeros_like(x)
+    place = resolve_layer(network, layer, x)
+    gradient = modified_gradient(network, x, layer=place, reference=Black())
+    for target in (0, 3):
+        found = gradient.multipliers(torch.full((1, 2), target))[0]
+        expected = captums(network, place[0], x, reference, target)
+        scale = expected.abs().max()
+        if layer == "features.19":  # before the last pooling
+            # Captum gives back the plain derivative where Δin = 0, position by position.
+            changed = gradient.change() != 0
+            found, expected = found * changed, expected * changed
+        assert (found - expected).abs().max() <= 1e-9 * scale
+
+
+def _narrow_vgg() -> nn.Module:
+    """A VGG-11 whose fully connected layers are small enough for a test."""
+    network = torchvision.models.vgg11(init_weights=False, num_classes=10)
+    network.avgpool = nn.AdaptiveAvgPool2d(2)
+    network.classifier = nn.Sequential(
+        nn.Linear(2048, 64),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(64, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+    return network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "squeezenet1_0"])
+def test_torchvision_networks(name: str) -> None:
+    x = photographs(224)[:2]
+    found = AFMI(torchvision_classifier(name, 224)).explain(x)
+    assert found.maps.shape == (2, 1, 224, 224)
+    if name != "vgg16":
+        assert found.residual is not None
+        assert found.residual.abs().max() < 1e-3

@@ -1,0 +1,165 @@
+"""Extremal perturbation: finds the quadrant that counts, keeps the area, and its operators."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from networks import MNISTNet, build, images
+from torch import Tensor, nn
+
+from afmi.errors import UsageError
+from afmi.methods.regions.extremal_perturbation import (
+    ExtremalPerturbation,
+    _Lattice,
+    _Pyramid,
+    area_slope,
+)
+from afmi.references import Blurred
+
+
+class SharpQuadrant(nn.Module):
+    """Scores the contrast between neighbours in the bottom left quadrant only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        seen = x[:, :, half:, :half]
+        contrast = (seen.diff(dim=2) ** 2).mean((1, 2, 3)) + (seen.diff(dim=3) ** 2).mean((1, 2, 3))
+        return torch.stack([100 * contrast, torch.zeros_like(contrast)], 1)
+
+
+@pytest.fixture(scope="module")
+def quadrant_mask() -> Tensor:
+    # A coarse lattice, and a weight that grows in fewer steps to what it reaches in 800.
+    method = ExtremalPerturbation(
+        SharpQuadrant(), areas=(0.1, 0.2), iterations=200, growth=1.014, sigma=42, step=14
+    )
+    image = images(1, 24).double()
+    return method._masks(image, torch.tensor([0]))[:, 0]
+
+
+def test_finds_the_quadrant_that_counts(quadrant_mask: Tensor) -> None:
+    for mask in quadrant_mask:
+        assert mask[12:, :12].sum() > 0.8 * mask.sum()
+
+
+def test_masks_have_their_area_and_are_nearly_binary(quadrant_mask: Tensor) -> None:
+    for mask, area in zip(quadrant_mask, (0.1, 0.2), strict=True):
+        assert abs(float(mask.mean()) - area) < 0.3 * area
+        assert mask.max() > 0.9
+
+
+def test_max_convolution_is_its_formula() -> None:
+    method = ExtremalPerturbation(nn.Identity(), sigma=3.0, step=1.5, temperature=0.1)
+    lattice = _Lattice(method, torch.empty(1, 3, 224, 336, dtype=torch.float64))
+    rows, columns = lattice.size
+    assert (rows, columns) == (149, 224)
+    lattice.size = (6, 7)
+    free = torch.rand(1, 6, 7, dtype=torch.float64)
+    found = lattice.smooth(free)[0]
+    reach = lattice.reach
+    for y in range(6):
+        for x in range(7):
+            values = []
+            for i in range(y - reach, y + reach + 1):
+                for j in range(x - reach, x + reach + 1):
+                    distance = math.hypot(y - i, x - j) * 1.5
+                    kernel = math.exp(-((max(0.0, distance - 1.5) / 1.5) ** 2))
+                    values.append(kernel * float(free[0, min(max(i, 0), 5), min(max(j, 0), 6)]))
+            f = torch.tensor(values, dtype=torch.float64)
+            expected = (f * (f / 0.1).exp()).sum() / (f / 0.1).exp().sum()
+            torch.testing.assert_close(found[y, x], expected)
+
+
+def test_area_slope_is_the_gradient_of_the_ranked_penalty() -> None:
+    masks = torch.rand(2, 4, 5, dtype=torch.float64).requires_grad_(True)
+    goal = (torch.arange(20) >= 15).double().repeat(2, 1)
+    penalty = ((masks.flatten(1).sort(1).values - goal) ** 2).mean(1).sum()
+    (expected,) = torch.autograd.grad(penalty, masks)
+    torch.testing.assert_close(area_slope(masks.detach(), goal), expected)
+
+
+def test_the_pyramid_blurs_by_the_mask() -> None:
+    method = ExtremalPerturbation(nn.Identity(), areas=(0.1, 0.2), blur=60, levels=4)
+    some = images(2, 24).double()
+    pyramid = _Pyramid(method, some)
+    sigma = 60 * 24 / 224
+    for value, expected in (
+        (1.0, some),
+        (0.0, Blurred(sigma)(some)),
+        (1 / 3, Blurred(sigma * 2 / 3)(some)),
+        (0.5, (Blurred(sigma / 3)(some) + Blurred(sigma * 2 / 3)(some)) / 2),
+    ):
+        shown = pyramid.shown(torch.full((4, 1, 24, 24), value, dtype=torch.float64))
+        torch.testing.assert_close(shown, expected.repeat_interleave(2, 0))
+    masks = torch.rand(4, 1, 24, 24, dtype=torch.float64)
+    gradient = torch.rand(4, 3, 24, 24, dtype=torch.float64)
+    found = pyramid.pull_back(gradient, masks)
+    step = 1e-7
+    change = (pyramid.shown(masks + step) - pyramid.shown(masks - step)) / (2 * step)
+    torch.testing.assert_close(
+        found, (gradient * change).sum(1, keepdim=True), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_step_is_that_of_the_formula() -> None:
+    """Two steps of SGD, slowly: autograd through a pyramid of hat functions and a sorted mask."""
+    model, image = build("functional", torch.float64), images(1, 16).double()
+    method = ExtremalPerturbation(model, areas=(0.2,), iterations=2, levels=4)
+    lattice = _Lattice(method, image)
+    levels = torch.stack(
+        [image, *(Blurred(20 * 16 / 224 * level / 3)(image) for level in (1, 2, 3))]
+    )
+
+    def loss(free: Tensor, weight: float, first: bool) -> Tensor:
+        mask = lattice.smooth(free)
+        position = 3 * (1 - lattice.pixels(mask))
+        hats = torch.stack([(1 - (position - level).abs()).clamp(min=0) for level in range(4)])
+        assert (hats.sum(0) > 0.99).all()
+        goal = lattice.ranked(0.2)
+        # All places are equal at the start, and share the goal.
+        goal = goal.mean() if first else goal
+        penalty = ((mask.flatten().sort().values - goal) ** 2).mean()
+        return weight * penalty - model((hats * levels).sum(0))[0, 3]
+
+    free, velocity = lattice.start(1), torch.zeros_like(lattice.start(1))
+    for step, weight in enumerate((300.0, 300.0 * 1.0035)):
+        leaf = free.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(loss(leaf, weight, step == 0), leaf)
+        velocity = 0.9 * velocity + gradient
+        free = (free - 1e-2 * velocity).clamp(0, 1)
+    found = method._masks(image, torch.tensor([3]))
+    torch.testing.assert_close(found, lattice.pixels(lattice.smooth(free)))
+
+
+def test_batch_equals_singles_and_the_model_is_untouched() -> None:
+    model, some = build("resnet", torch.float64), images(3).double()
+    method = ExtremalPerturbation(model, areas=(0.1, 0.3), iterations=12, batch_size=4)
+    target = torch.tensor([0, 3, 1])
+    batch = method.attribute(some, target)
+    singles = [method.attribute(some[i : i + 1], target[i]) for i in range(3)]
+    torch.testing.assert_close(batch, torch.cat(singles))
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [8, 28])
+def test_takes_digits_and_tiny_pictures(size: int) -> None:
+    small = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 3)) if size == 8 else MNISTNet()
+    found = ExtremalPerturbation(small, iterations=2).attribute(images(1, size, 1), 0)
+    assert found.shape == (1, 1, size, size)
+
+
+def test_costs_what_it_says() -> None:
+    model, calls = build("vgg"), []
+    handle = model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    ExtremalPerturbation(model, areas=(0.1, 0.2), iterations=3).attribute(images(2), 0)
+    handle.remove()
+    assert sum(calls) == 2 + 2 * 2 * 3
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(UsageError, match="areas"):
+        ExtremalPerturbation(nn.Identity(), areas=(0.1, 1.0))
+    with pytest.raises(UsageError, match="levels=1"):
+        ExtremalPerturbation(nn.Identity(), levels=1)

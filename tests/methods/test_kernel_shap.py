@@ -1,0 +1,140 @@
+"""Kernel SHAP: Shapley values by brute force, exact sums, parity with Captum."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import pytest
+import torch
+from networks import MNISTNet, build, images
+from torch import Tensor, nn
+
+from afmi.errors import UsageError
+from afmi.methods.pixels.kernel_shap import KernelSHAP, coalitions
+from afmi.perturbation import Grid, superpixels
+from afmi.references import Black, Blurred, Random
+
+
+def _shapley(model: nn.Module, image: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
+    """Shapley values (d, K) by their definition: the mean gain over all coalitions."""
+    count = int(labels.max()) + 1
+
+    def worth(players: tuple[int, ...]) -> Tensor:
+        visible = torch.isin(labels, torch.tensor(players, dtype=torch.int64))
+        with torch.no_grad():
+            return model(torch.where(visible, image, reference)[None])[0]
+
+    values = []
+    for j in range(count):
+        others = [k for k in range(count) if k != j]
+        total = torch.zeros(5, dtype=torch.float64)
+        for size in range(count):
+            share = 1 / (count * math.comb(count - 1, size))
+            for players in combinations(others, size):
+                total += share * (worth((*players, j)) - worth(players))
+        values.append(total)
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize("name", ["vgg", "functional"])
+def test_all_coalitions_give_shapley_values(name: str) -> None:
+    model, image = build(name, torch.float64), images(1, 18).double()
+    labels = superpixels(Grid(2), image[0])
+    expected = _shapley(model, image[0], torch.zeros_like(image[0]), labels)
+    maps = KernelSHAP(model, samples=14, segmentation=Grid(2)).attribute_classes(image, range(5))
+    found = torch.stack([maps[:, 0, 0, labels == k].sum(1) for k in range(4)])
+    torch.testing.assert_close(found, expected)
+
+
+def test_sampled_coalitions_come_close_to_shapley_values() -> None:
+    model, image = build("vgg", torch.float64), images(1, 18).double()
+    labels = superpixels(Grid(3), image[0])
+    expected = _shapley(model, image[0], torch.zeros_like(image[0]), labels)[:, 2]
+    maps = KernelSHAP(model, samples=200, segmentation=Grid(3)).attribute(image, 2)
+    found = torch.stack([maps[0, 0, labels == k].sum() for k in range(9)])
+    assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+@pytest.mark.parametrize("reference", [Black(), Blurred(), Random(samples=2)])
+def test_maps_sum_to_the_change(reference) -> None:
+    model, some = build("resnet", torch.float64), images(2, 20).double()
+    method = KernelSHAP(model, samples=60, reference=reference)
+    found = method.explain(some, torch.tensor([1, 2]))
+    with torch.no_grad():
+        after = model(some)[torch.arange(2), [1, 2]]
+        background = reference(some)
+        before = model(background)
+    own = reference.per_image
+    before = before[torch.arange(2), [1, 2]] if own else before.mean(0)[[1, 2]]
+    torch.testing.assert_close(found.maps.sum((1, 2, 3)), after - before)
+    assert found.residual is not None
+    assert found.residual.abs().max() < 1e-9
+
+
+def test_a_linear_network_is_its_weights_times_the_change() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
+    image = torch.rand(1, 1, 6, 6, dtype=torch.float64)
+    found = KernelSHAP(model, samples=100, segmentation=Grid(6)).attribute(image, 1)
+    torch.testing.assert_close(found.flatten(), model[1].weight[1].detach() * image.flatten())
+
+
+@pytest.mark.parametrize(("count", "samples"), [(5, 100), (10, 900), (12, 3000), (50, 3000)])
+def test_coalitions_follow_the_shapley_kernel(count: int, samples: int) -> None:
+    members, weight = coalitions(count, samples, torch.Generator().manual_seed(0))
+    assert len(members) <= samples
+    sizes = members.sum(1)
+    assert sizes.min() >= 1
+    assert sizes.max() <= count - 1
+    torch.testing.assert_close(weight.sum(), torch.tensor(1.0, dtype=torch.float64))
+    kernel = torch.tensor([1 / (k * (count - k)) for k in range(1, count)], dtype=torch.float64)
+    found = torch.zeros(count - 1, dtype=torch.float64).index_add_(0, sizes - 1, weight)
+    exact = count <= 5
+    torch.testing.assert_close(found, kernel / kernel.sum(), rtol=0, atol=1e-12 if exact else 0.02)
+    # Every coalition comes with its complement, so every player is in half of the weight.
+    torch.testing.assert_close(weight @ members.double(), torch.full((count,), 0.5).double())
+
+
+def test_one_and_two_players_have_their_coalitions() -> None:
+    members, weight = coalitions(1, 10, torch.Generator())
+    assert members.shape == (0, 1)
+    assert weight.shape == (0,)
+    members, weight = coalitions(2, 10, torch.Generator())
+    assert sorted(members.tolist()) == [[False, True], [True, False]]
+
+
+def test_agrees_with_captum_on_the_same_superpixels() -> None:
+    attr = pytest.importorskip("captum.attr")
+    model, some = build("vgg", torch.float64), images(1, 24).double()
+    labels = superpixels(Grid(3), some[0])
+    mine = KernelSHAP(model, segmentation=Grid(3)).attribute(some, 1)[0, 0] * 64
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = attr.KernelShap(model).attribute(
+            some,
+            target=1,
+            feature_mask=labels[None, None],
+            n_samples=2000,
+            perturbations_per_eval=50,
+        )[0, 0]
+    assert (mine - theirs).norm() < 0.1 * mine.norm()
+
+
+def test_batch_equals_singles_and_seeds_count() -> None:
+    model, some = build("vgg", torch.float64), images(3, 24).double()
+    method = KernelSHAP(model, samples=60)
+    batch = method.attribute(some, torch.tensor([0, 1, 2]))
+    singles = [method.attribute(some[i : i + 1], i) for i in range(3)]
+    torch.testing.assert_close(batch, torch.cat(singles))
+    torch.testing.assert_close(method.attribute_classes(some, [4, 1])[1, 1], batch[1])
+    again = KernelSHAP(model, samples=60, seed=1).attribute(some, torch.tensor([0, 1, 2]))
+    assert not torch.allclose(batch, again)
+
+
+def test_takes_digits() -> None:
+    assert KernelSHAP(MNISTNet(), samples=10).attribute(images(1, 28, 1)).shape == (1, 1, 28, 28)
+
+
+def test_bad_settings_are_named() -> None:
+    with pytest.raises(UsageError, match="2 samples"):
+        KernelSHAP(nn.Identity(), samples=1)
