@@ -43,7 +43,7 @@ docs: .venv/.docs ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 bench: .venv/.dev ## Measure the cost of an explanation against a bare forward pass and peers
-	$(PY) benchmarks/cost.py $(ARGS)
+	$(PY) benchmarks/afmi_cost.py $(ARGS)
 
 clean: ## Remove what was built or drawn, but keep .venv
 	rm -rf build dist site afmi-demo afmi-out .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -142,7 +142,8 @@ def test_pictures_are_drawn_pixel_for_pixel(tmp_path):
         np.random.default_rng(0).integers(0, 255, (240, 240, 3), dtype=np.uint8)
     )
     path = save_png(grid([[Panel(picture)]], side=240), tmp_path / "g.png")
-    drawn = np.asarray(Image.open(path).convert("RGB"))
+    with Image.open(path) as opened:
+        drawn = np.asarray(opened.convert("RGB"))
     ys, xs = np.nonzero((drawn != 255).any(axis=2))
     assert np.array_equal(drawn[ys.min() : ys.max() + 1, xs.min() : xs.max() + 1], picture)
 

@@ -97,7 +97,7 @@ def _inplace_position(function: Callable[..., Any]) -> int | None:
     """Return where ``inplace`` stands among the function's positional parameters."""
     if not isinstance(function, FunctionType):
         return None
-    names = list(inspect.signature(function).parameters)
+    names = list(inspect.signature(function, follow_wrapped=False).parameters)
     return names.index("inplace") if "inplace" in names else None
 
 

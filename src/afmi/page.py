@@ -99,7 +99,7 @@ dt { font-weight: 600; }
 dd { margin: 0; }
 .tiles { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr));
   gap: 1rem; }
-.tiles + .tiles { margin-top: 1rem; }
+.tiles + .tiles, h2 + .tiles { margin-top: 1rem; }
 .wide { grid-template-columns: minmax(0, 30rem); }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; overflow: hidden; }

@@ -167,8 +167,8 @@ class Quickshift(Segmentation):
         at_least: the fewest superpixels to accept.
     """
 
-    kernel_size: float = 4
-    max_distance: float = 200
+    kernel_size: int = 4
+    max_distance: int = 200
     ratio: float = 0.2
     at_least: int = 10
 
@@ -185,7 +185,7 @@ class Quickshift(Segmentation):
             )
             if labels.max() + 1 >= self.at_least:
                 return labels
-            kernel, distance = kernel / 2, distance / 2
+            kernel, distance = kernel // 2, distance // 2
         return Grid(math.isqrt(max(self.at_least - 1, 0)) + 1)(image)
 
 

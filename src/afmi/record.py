@@ -252,14 +252,17 @@ def _free_files(folder: Path, stem: str, record: dict[str, Any]) -> dict[str, Pa
     for number in count(1):
         base = stem if number == 1 else f"{stem}-{number}"
         path = folder / f"{base}.json"
-        try:
-            earlier = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            earlier = {}
-        except (OSError, ValueError):
-            continue  # no record of ours
-        told = ("source", "image", "target", "method", "parameters", "layer", "model")
-        if not earlier or all(earlier.get(key) == record[key] for key in told):
-            endings = {"figure": ".png", "overlay": "-overlay.png", "map": "-map.npy"}
-            return {k: folder / f"{base}{end}" for k, end in endings.items()} | {"record": path}
-    raise AssertionError("there is always another number")
+        if not os.path.lexists(path) or _tells_of(path, record):
+            break
+    endings = {"figure": ".png", "overlay": "-overlay.png", "map": "-map.npy", "record": ".json"}
+    return {kind: folder / f"{base}{ending}" for kind, ending in endings.items()}
+
+
+def _tells_of(path: Path, record: dict[str, Any]) -> bool:
+    """Tell whether a file is the record of the same explanation, its numbers apart."""
+    try:
+        earlier = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    same = ("source", "image", "target", "method", "parameters", "layer", "model")
+    return isinstance(earlier, dict) and all(earlier.get(key) == record[key] for key in same)

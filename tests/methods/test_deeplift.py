@@ -98,9 +98,10 @@ def test_sums_to_delta_on_real_networks(name: str) -> None:
     model = Classifier(network, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
     images = networks.images(2, 64)
     photo_like(model, images)
-    found = DeepLIFT(model).explain(images)
+    # In float64, since random weights on so small an image give maps that cancel a thousandfold.
+    found = DeepLIFT(model.double()).explain(images.double())
     assert found.residual is not None
-    assert found.residual.abs().max() < 1e-5
+    assert found.residual.abs().max() < 1e-8
 
 
 def test_differs_from_gradient_where_saturated() -> None:

@@ -215,12 +215,16 @@ def test_does_not_blow_up(name: str) -> None:
         network = getattr(torchvision.models, name)(weights=None)
     images = networks.images(4, 64)
     photo_like(network, images)
-    # Biases may take or give relevance; near ε = 0 the sum is that of input × gradient.
-    for epsilon, most in ((1e-9, 100), (0.25, 2)):
-        found = LRP(network, epsilon=epsilon).explain(images)
-        assert found.logits is not None
-        logits = found.logits.gather(1, found.target[:, None])[:, 0]
-        assert (found.maps.sum((1, 2, 3)) / logits).abs().max() < most
+    found = LRP(network).explain(images)
+    assert found.logits is not None
+    logits = found.logits.gather(1, found.target[:, None])[:, 0]
+    assert (found.maps.sum((1, 2, 3)) / logits).abs().max() < 2
+    if name not in ("efficientnet_b0", "mobilenet_v2"):
+        # Rectifiers alone: near ε = 0 nothing can be larger than input × gradient.
+        near = LRP(network, epsilon=1e-9).attribute(images)
+        expected = InputXGradient(network).attribute(images)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(near, expected, rtol=1e-3, atol=1e-3 * scale)
 
 
 def test_bad_settings() -> None:

@@ -16,9 +16,26 @@ from afmi.methods.base import Attribution, BlankMapWarning, LayerMethod, Method
 
 if TYPE_CHECKING:
     from afmi.methods.feature_maps.afmi import AFMI
+    from afmi.methods.feature_maps.cam import CAM
     from afmi.methods.feature_maps.grad_cam import GradCAM
+    from afmi.methods.feature_maps.grad_cam_plus_plus import GradCAMPlusPlus
+    from afmi.methods.pixels.deconvnet import DeconvNet
+    from afmi.methods.pixels.deeplift import DeepLIFT
     from afmi.methods.pixels.gradient import Gradient
+    from afmi.methods.pixels.gradient_shap import GradientSHAP
+    from afmi.methods.pixels.guided_backprop import GuidedBackprop
+    from afmi.methods.pixels.input_x_gradient import InputXGradient
+    from afmi.methods.pixels.integrated_gradients import IntegratedGradients
+    from afmi.methods.pixels.kernel_shap import KernelSHAP
+    from afmi.methods.pixels.lrp import LRP
+    from afmi.methods.pixels.smoothgrad import SmoothGrad
     from afmi.methods.random import Random
+    from afmi.methods.regions.extremal_perturbation import ExtremalPerturbation
+    from afmi.methods.regions.lime import LIME
+    from afmi.methods.regions.meaningful_perturbation import MeaningfulPerturbation
+    from afmi.methods.regions.prediction_difference import PredictionDifference
+    from afmi.methods.regions.rise import RISE
+    from afmi.methods.regions.xrai import XRAI
 
 _FAMILIES = ("control", "pixel", "region", "feature map")
 
@@ -66,13 +83,30 @@ def _key(name: str) -> str:
 
 __all__ = [
     "AFMI",
+    "CAM",
     "CATALOGUE",
+    "LIME",
+    "LRP",
+    "RISE",
+    "XRAI",
     "Attribution",
     "BlankMapWarning",
+    "DeconvNet",
+    "DeepLIFT",
+    "ExtremalPerturbation",
     "GradCAM",
+    "GradCAMPlusPlus",
     "Gradient",
+    "GradientSHAP",
+    "GuidedBackprop",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelSHAP",
     "LayerMethod",
+    "MeaningfulPerturbation",
     "Method",
+    "PredictionDifference",
     "Random",
+    "SmoothGrad",
     "method_named",
 ]

@@ -210,6 +210,10 @@ class Interception(TorchFunctionMode):
             if isinstance(value, Tensor):
                 if getattr(value, _VALUES, None) is self:
                     kind |= _OF_VALUES
+                if value.is_inference():  # autograd refuses weights made in inference mode
+                    changed = changed if changed is not None else list(values)
+                    changed[i] = value.detach().clone()
+                    continue
                 if not value.requires_grad:
                     continue
                 if value.is_leaf and value is not self.leaf:

@@ -37,6 +37,10 @@ class DeconvNet(Method):
     products (squeeze-and-excite, attention), normalisations, softmax. An operation beyond these
     raises an `OperationError`.
 
+    The signal depends on the image by the switches alone, and it can die on the way, at a layer
+    where it is negative everywhere: then the map is blank, with a warning. With SqueezeNet 1.0's
+    ImageNet weights that happens for most classes, in every implementation.
+
     Paper: Zeiler & Fergus, *Visualizing and Understanding Convolutional Networks*, ECCV 2014,
     Section 2.1. Differs: starts at the class's logit instead of at one feature map, as all
     comparisons do; the paper shows the colour image R, of which we keep each pixel's largest

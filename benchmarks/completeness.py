@@ -1,0 +1,118 @@
+"""How exactly multipliers sum to delta: ours and Captum's, on torchvision's networks.
+
+    python benchmarks/completeness.py
+
+Prints |Σ multiplier·Δ − Δy| / |Δy| with a black and with a photograph reference, at the input
+(DeepLIFT) and at the last stage (A-FMI, un-averaged), for the predicted class of one photograph at
+224×224 pixels. Weights are random (seed 0), batch norms have the statistics of eight photographs,
+all of which scikit-image ships. Float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import warnings
+from collections.abc import Callable
+
+import torch
+import torchvision
+from captum.attr import DeepLift, LayerDeepLift
+from skimage import data
+from torch import Tensor, nn
+
+from afmi import Classifier
+from afmi.images import read_image
+from afmi.methods import AFMI, DeepLIFT
+from afmi.references import Black, Image
+
+NETWORKS = [
+    *("vgg19", "resnet50", "mobilenet_v2", "squeezenet1_1", "densenet121", "efficientnet_b0"),
+    *("mobilenet_v3_large", "googlenet", "shufflenet_v2_x1_0", "regnet_y_400mf"),
+]
+
+
+def photographs(model: Classifier) -> Tensor:
+    """Return eight views of four photographs, (8, 3, 224, 224)."""
+    pictures = [read_image(p) for p in (data.chelsea(), data.coffee(), data.rocket())]
+    pictures.append(read_image(data.astronaut()))
+    views = torch.cat([model.prepare(picture) for picture in pictures])
+    return torch.cat([views, views.flip(3).roll(40, 2)])
+
+
+def network(name: str) -> tuple[Classifier, Tensor]:
+    """Return a network whose batch norms know the photographs, and the photographs."""
+    torch.manual_seed(0)
+    options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
+    model = Classifier(
+        getattr(torchvision.models, name)(weights=None, **options),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        resize=256,
+        crop=224,
+    ).eval()
+    images = photographs(model)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the average over all batches, of which there is one
+            module.reset_running_stats()
+            module.train()
+    with torch.no_grad():
+        model(images)
+    return model.eval(), images
+
+
+def theirs(attribute: Callable[[], Tensor], change: Tensor) -> str:
+    """Return Captum's error, or the kind of its exception."""
+    try:
+        error = abs(float((attribute().sum() - change) / change))
+    except Exception as refusal:
+        return f"raises {type(refusal).__name__}"
+    return f"{error:.0e}"
+
+
+def row(name: str) -> list[str]:
+    """Return the errors of one network."""
+    model, images = network(name)
+    x, other = images[:1], images[1:2]
+    with torch.no_grad():
+        logits = model(x)
+        target = int(logits.argmax())
+        changes = [logits[0, target] - model(r)[0, target] for r in (other * 0, other)]
+    layer = AFMI(model).resolved_layer(x)
+    cells = [name, str(layer[1])]
+    ours = []
+    for make in (
+        lambda r: DeepLIFT(model, reference=r),
+        lambda r: AFMI(model, averaged=False, reference=r),
+    ):
+        found = [make(r).explain(x, target).residual for r in (Black(), Image(other))]
+        ours.append(" / ".join(f"{abs(float(f[0])):.0e}" for f in found if f is not None))
+    captum_input, captum_stage = DeepLift(model), LayerDeepLift(model, layer[0])
+    calls = [(other * 0, changes[0]), (other, changes[1])]
+    at_input = [
+        theirs(lambda r=r: captum_input.attribute(x, baselines=r, target=target), c)
+        for r, c in calls
+    ]
+    at_stage = [
+        theirs(lambda r=r: captum_stage.attribute(x, baselines=r, target=target), c)
+        for r, c in calls
+    ]
+    return [*cells, ours[0], " / ".join(at_input), ours[1], " / ".join(at_stage)]
+
+
+def main() -> None:
+    """Print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    chosen = parser.parse_args().networks
+    warnings.simplefilter("ignore")
+    print(f"torch {torch.__version__}, {platform.machine()}, float32; black / photograph\n")
+    print("| network | stage | afmi, input | Captum, input | afmi, stage | Captum, stage |")
+    print("|---|---|---|---|---|---|")
+    for name in chosen:
+        print("| " + " | ".join(row(name)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
