@@ -238,7 +238,7 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> plots.Figure:
         scale = display_range(record.map)
         signed = plots.Panel(record.heatmap(), f"{record.method}’s map", scale=scale)
         rows += [[seen, *overlays], [signed, *inserted]]
-        row_titles += ["evidence", f"map · top {KEPT:.0%} of the pixels"]
+        row_titles += ["evidence", f"map, top {KEPT:.0%}"]
     return plots.grid(
         rows,
         row_titles=row_titles,

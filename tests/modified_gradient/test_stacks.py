@@ -1,0 +1,341 @@
+"""Random stacks of operations sum to delta; what has no rule raises and can be given one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from completeness import errors
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from afmi import modified_gradient as engine
+from afmi.errors import OperationError
+from afmi.modified_gradient.rules import _table, elementwise
+from afmi.modified_gradient.tape import TapeMismatchError
+from afmi.references import Black, Random, White
+
+Function = Callable[[Tensor], Tensor]
+
+# Every elementwise function with a rule, on arguments where it is defined.
+ELEMENTWISE: dict[str, Function] = {
+    "relu": lambda x: F.relu(x + 0, inplace=True),
+    "silu": lambda x: F.silu(x + 0, inplace=True),
+    "mish": F.mish,
+    "gelu": lambda x: F.gelu(x) + F.gelu(x, approximate="tanh"),
+    "tanh": torch.tanh,
+    "tanhshrink": F.tanhshrink,
+    "softsign": F.softsign,
+    "erf": torch.erf,
+    "sin": torch.sin,
+    "expm1": torch.expm1,
+    "log1p": lambda x: torch.log1p(x.square()),
+    "log": lambda x: (x.square() + 1).log(),
+    "log2": lambda x: (x.square() + 1).log2(),
+    "log10": lambda x: (x.square() + 1).log10(),
+    "sqrt": lambda x: (x.square() + 1).sqrt(),
+    "rsqrt": lambda x: (x.square() + 1).rsqrt(),
+    "reciprocal": lambda x: (x.square() + 1).reciprocal(),
+    "square": torch.square,
+    "sigmoid": lambda x: (x + 0).sigmoid_(),
+    "logsigmoid": F.logsigmoid,
+    "log_sigmoid": F.logsigmoid,
+    "softplus": lambda x: F.softplus(x, beta=3),
+    "exp": torch.exp,
+    "cos": torch.cos,
+    "relu6": lambda x: F.relu6(x + 0, inplace=True),
+    "hardtanh": F.hardtanh,
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.1], dtype=x.dtype)),
+    "rrelu": F.rrelu,
+    "threshold": lambda x: F.threshold(x, 0.1, 0.1),
+    "softshrink": F.softshrink,
+    "abs": abs,
+    "clamp": lambda x: x.clamp(-0.5, 0.7),
+    "clamp_min": lambda x: torch.clamp_min(x, -0.1),
+    "clamp_max": lambda x: (x + 0).clamp_max_(0.3),
+    "hardswish": lambda x: F.hardswish(x + 0, inplace=True),
+    "elu": lambda x: F.elu(x, 0.7),
+    "selu": F.selu,
+    "celu": lambda x: F.celu(x, 0.5),
+    "hardsigmoid": F.hardsigmoid,
+    "pow": lambda x: x.pow(3) + torch.pow(x, 2),
+    "float_power": lambda x: (x.square() + 1).float_power(0.5),
+}
+
+
+def in_place_product(x: Tensor) -> Tensor:
+    x = x + 0
+    x *= x
+    return x
+
+
+def overwritten_later(x: Tensor) -> Tensor:
+    gate = torch.sigmoid(x)
+    y = F.silu(x)
+    product = y * gate
+    y += 1
+    gate += 1
+    return product + y + gate
+
+
+def written_into(x: Tensor) -> Tensor:
+    buffer = torch.zeros_like(x)
+    buffer[:, :1] = F.relu(x[:, :1])
+    buffer[:, 1:] = x[:, 1:]
+    return buffer
+
+
+def pooled(pool: nn.Module, flat: Callable[[Tensor], Tensor] = lambda x: x) -> Function:
+    """Pool, and resize what comes out to the shape of what came in."""
+    return lambda x: F.interpolate(_maps(pool(flat(x))), size=x.shape[2:])[:, : x.shape[1]]
+
+
+def _maps(x: Tensor) -> Tensor:
+    return x.flatten(2)[:, :, None] if x.dim() != 4 else x
+
+
+# Each keeps the shape (N, 4, 6, 6).
+OTHER: dict[str, Function] = {
+    "overlapping": pooled(nn.MaxPool2d(3, 2, 1)),
+    "ceil": pooled(nn.MaxPool2d(3, 2, ceil_mode=True)),
+    "dilated": pooled(nn.MaxPool2d(2, 1, dilation=2)),
+    "adaptive": pooled(nn.AdaptiveMaxPool2d((4, 5))),
+    "1d": pooled(nn.MaxPool1d(3, 2, 1, ceil_mode=True), lambda x: x.flatten(2)),
+    "adaptive 1d": pooled(nn.AdaptiveMaxPool1d(7), lambda x: x.flatten(2)),
+    "3d": lambda x: F.max_pool3d(x[:, None], (3, 3, 3), 1, 1)[:, 0],
+    "adaptive 3d": lambda x: F.adaptive_max_pool3d(x[:, None], (4, 6, 6))[:, 0],
+    "average": pooled(nn.AvgPool2d(3, 2, 1, ceil_mode=True)),
+    "gate": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "square": lambda x: x * x,
+    "in-place product": in_place_product,
+    "overwritten later": overwritten_later,
+    "written into": written_into,
+    "divide": lambda x: x / 3 + (2 * x) / torch.tensor(5.0, dtype=x.dtype),
+    "constant over": lambda x: 1 / (x * x + 2) + torch.ones_like(x).div_(x.exp() + 1),
+    "matrix product": lambda x: x @ x.mT / 4,
+    "residual": lambda x: x + F.relu(x),
+    "in-place residual": lambda x: F.relu(x).add_(x),
+    "cat": lambda x: torch.cat([F.relu(x[:, 2:]), x[:, :2] - 1], 1),
+    "chunk": lambda x: torch.cat([F.relu(p) for p in reversed(x.chunk(2, 1))], 1),
+    "shuffle": lambda x: x.view(-1, 2, 2, 6, 6).transpose(1, 2).reshape(x.shape),
+    "pad": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")[..., 2:, 2:],
+    "interpolate": lambda x: F.interpolate(
+        F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False), size=(6, 6)
+    ),
+    "dropout": lambda x: F.dropout(x, training=False),
+}
+
+
+class Stack(nn.Module):
+    """Linear maps with functions between them, ending in two logits."""
+
+    def __init__(self, functions: list[Function], scale: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        self.functions = functions
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.convolutions = nn.ModuleList(
+                nn.Conv2d(3 if i == 0 else 4, 4, 3, padding=1) for i in range(len(functions))
+            )
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in functions)
+            self.head = nn.Linear(4 * 36, 2)
+        with torch.no_grad():
+            first = self.convolutions[0]
+            first.weight *= scale
+            first.bias *= scale
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(self.convolutions, self.norms, self.functions, strict=True)
+        for convolution, norm, function in parts:
+            x = function(norm(convolution(x)))
+        return self.head(x.flatten(1))
+
+
+def pictures(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(2, 3, 6, 6, generator=generator, dtype=torch.float64)
+
+
+def test_every_elementwise_rule_is_tried() -> None:
+    assert set(elementwise.RULES) <= set(ELEMENTWISE)
+
+
+@pytest.mark.parametrize("name", [*ELEMENTWISE, *OTHER])
+def test_one_operation_sums_to_delta(name: str) -> None:
+    function = {**ELEMENTWISE, **OTHER}[name]
+    for reference in (Black(), Random()):
+        assert errors(Stack([function]), pictures(), reference).of_logits <= 1e-12
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    names=st.lists(st.sampled_from([*ELEMENTWISE, *OTHER]), min_size=1, max_size=6),
+    reference=st.sampled_from([Black(), White(), Random()]),
+    seed=st.integers(0, 1000),
+)
+def test_random_stacks_sum_to_delta(names: list[str], reference: Black, seed: int) -> None:
+    model = Stack([{**ELEMENTWISE, **OTHER}[name] for name in names], seed=seed)
+    assert errors(model, pictures(seed), reference).of_logits <= 1e-10
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "silu", "sqrt", "overlapping"])
+def test_the_small_difference_is_relative(name: str, scale: float) -> None:
+    """An absolute threshold would give networks with tiny activations the plain gradient."""
+    function = {**ELEMENTWISE, **OTHER}[name]
+    model = Stack([function], scale)
+    model.head.bias.data.zero_()
+    assert errors(model, pictures(), Random()).of_logits <= 1e-12
+    found = errors(model.float(), pictures().float(), Random())
+    assert found.of_logits <= 1e-5
+
+
+def test_powers_written_with_stars() -> None:
+    assert errors(Stack([lambda x: x**3]), pictures(), Random()).of_logits <= 1e-12
+
+
+UNSUPPORTED: dict[str, Function] = {
+    "cumprod": lambda x: x.cumprod(2),
+    "logsumexp": lambda x: x - torch.logsumexp(x, 1, keepdim=True),
+    "sinc": torch.sinc,
+    "atan2": lambda x: torch.atan2(x, x.flip(2)),
+    "maximum": lambda x: torch.maximum(x, x.flip(2)),
+    "max": lambda x: x - x.max(1, keepdim=True).values,
+    "sort": lambda x: x.sort(2).values,
+    "std": lambda x: x - x.std(1, keepdim=True),
+    "where": lambda x: torch.where(x > 0, x, 0 * x),
+    "mul": lambda x: x * (x > 0),
+    "masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
+    "getitem": lambda x: x + x.flatten()[x.argmax()],
+    "sub": lambda x: x - x.detach().round(),
+    "div": lambda x: torch.div(x, 0.1, rounding_mode="floor"),
+    "clamp": lambda x: torch.clamp(x, min=x.mean(1, keepdim=True)),
+    "lerp": lambda x: torch.lerp(x, 2 * x, torch.sigmoid(x)),
+    "einsum": lambda x: torch.einsum("nchw,nchw->nchw", [x, x]),
+    "conv2d": lambda x: F.conv2d(x, x[:1, :, :3, :3].expand(4, -1, -1, -1), padding=1),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_an_operation_without_rule_raises_and_is_named(name: str) -> None:
+    with pytest.raises(OperationError, match=f"'{name}'"):
+        errors(Stack([UNSUPPORTED[name]]), pictures(), Random())
+
+
+@pytest.fixture
+def table() -> Iterator[None]:
+    before = dict(_table)
+    yield
+    _table.clear()
+    _table.update(before)
+
+
+@pytest.mark.usefixtures("table")
+def test_registered_elementwise_function() -> None:
+    model = Stack([torch.sinc, F.relu])
+    with pytest.raises(OperationError, match=r"register_elementwise\('sinc'\)"):
+        errors(model, pictures(), Black())
+    engine.register_elementwise("sinc")
+    assert errors(model, pictures(), Black()).of_logits <= 1e-12
+
+
+@pytest.mark.usefixtures("table")
+def test_registered_as_smooth_in_spite_of_a_kink() -> None:
+    """Differences across the kink within the threshold still sum to delta."""
+    engine.register_elementwise("hardshrink")
+    engine.register_elementwise("hardtanh")  # a kink at 1, passed by differences of 1e-7
+    model = Stack([lambda x: F.hardtanh(1 + 1e-7 * x) * 1e7 - 1e7])
+    assert errors(model, pictures(), Random()).of_logits <= 1e-8
+
+
+@pytest.mark.usefixtures("table")
+def test_registered_linear_operation() -> None:
+    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = Stack([lambda x: torch.tensordot(x, weight, dims=([1], [0])).movedim(3, 1), F.relu])
+    with pytest.raises(OperationError, match=r"register_linear\('tensordot'\)"):
+        errors(model, pictures(), Black())
+    engine.register_linear("tensordot")
+    assert errors(model, pictures(), Black()).of_logits <= 1e-12
+
+
+@pytest.mark.usefixtures("table")
+def test_registered_rule_replaces_cached_reference_runs() -> None:
+    """A rule that comes later is used, also where a reference's run is at hand."""
+    model = Stack([F.relu])
+    errors(model, pictures(), Black())
+    seen = []
+
+    def rule(state: engine.Interception, operation: engine.Operation) -> Tensor:
+        seen.append(operation.name)
+        return elementwise.RULES["relu"](state, operation)
+
+    engine.register_rule("relu", rule)
+    errors(model, pictures(), Black())
+    assert seen == ["relu", "relu"]
+
+
+class TurnsOnData(nn.Module):
+    """Takes another way for dark pictures than for bright ones."""
+
+    def __init__(self, *, linear: bool) -> None:
+        super().__init__()
+        self.linear = linear
+        self.head = nn.Linear(3, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 0.1:
+            x = 2 * x if self.linear else F.relu(x)
+        return self.head(torch.sigmoid(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_flow_that_depends_on_data_raises(linear: bool) -> None:
+    with pytest.raises(TapeMismatchError, match="must not depend on the values"):
+        errors(TurnsOnData(linear=linear), pictures(), Black())
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * 2
+
+
+def test_own_autograd_function_raises_and_is_named() -> None:
+    with pytest.raises(OperationError, match="Doubled"):
+        errors(Stack([Doubled.apply]), pictures(), Black())
+
+
+class Plain(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu() * 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_part_raises() -> None:
+    scripted = torch.jit.script(Plain())
+    with pytest.raises(OperationError, match=r"not let be intercepted|does not let"):
+        errors(Stack([scripted]), pictures(), Black())
+
+
+def test_detached_path_raises() -> None:
+    with pytest.raises(Exception, match="do not depend on the layer's feature maps"):
+        errors(Stack([lambda x: x.detach()]), pictures(), Black())
+
+
+def test_part_under_no_grad_raises() -> None:
+    def part(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            gate = torch.sigmoid(x)
+        return x * gate
+
+    with pytest.raises(OperationError, match="'mul'"):
+        errors(Stack([part]), pictures(), Black())
