@@ -208,3 +208,24 @@ def test_passes_are_as_many_as_the_cost_says(name: str, monkeypatch: pytest.Monk
     of.attribute(images())
     assert model.forwards - forwards == 1
     assert backwards == (0 if name == "Random" else 1)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_goes_through_the_network_as_often_as_it_foretells(name: str) -> None:
+    # By this number `compare` says beforehand how long a method will take.
+    model, x = build("resnet"), images(1)
+    if name == "KernelSHAP":
+        of: Method = CATALOGUE[name](model, samples=20)
+    else:
+        of = method(name, model)
+    of.attribute(x, 0)  # the reference's own pass is made once and kept
+    rows = 0
+
+    def count(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal rows
+        rows += len(args[0])
+
+    handle = model.register_forward_pre_hook(count)
+    of.attribute(x, 0)
+    handle.remove()
+    assert rows == pytest.approx(of.work(x).forwards, abs=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import networks
+import numpy as np
 import pytest
 import torch
 from pixel_networks import assert_like_any_method, plain
@@ -48,6 +49,7 @@ def test_captum() -> None:
     model, images = plain(), networks.images(1, 12).double()
     references = networks.images(2, 12, seed=5).double()
     torch.manual_seed(0)
+    np.random.seed(0)  # Captum draws its baselines with NumPy's global generator
     theirs = captum_attr.GradientShap(model).attribute(
         images, baselines=references, target=2, n_samples=500
     )

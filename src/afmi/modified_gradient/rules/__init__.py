@@ -37,7 +37,7 @@ def register_elementwise(name: str, *, kinked: bool = False) -> None:
         kinked: whether its derivative jumps somewhere.
 
     Example:
-        >>> register_elementwise("sinc")
+        >>> register_elementwise("erf")
     """
     register_rule(name, elementwise.Chord(kinked=kinked))
 
