@@ -189,7 +189,7 @@ class Explanation:
                 files["figure"]: lambda file: plots.figure_png(figure, file),
                 files["overlay"]: lambda file: overlay.save(file, "PNG"),
                 files["map"]: write_map,
-                files["record"]: lambda file: file.write(text.encode()),
+                files["record"]: lambda file: file.write(text.encode(errors="backslashreplace")),
             }
         )
         return files
