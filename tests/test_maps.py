@@ -56,6 +56,9 @@ def test_display_range() -> None:
     low, high = display_range(torch.linspace(0, 1, 1001))
     assert (low, high) == (0.0, pytest.approx(0.995))
     assert display_range(torch.zeros(4)) == (0.0, 1.0)
+    # Scores that are all far from zero differ by little: the range is theirs.
+    low, high = display_range(3 + torch.linspace(0, 1, 1001))
+    assert (low, high) == (3.0, pytest.approx(3.995))
     one = torch.zeros(10_000)
     one[5] = -7
     assert display_range(one) == (-7.0, 7.0)

@@ -68,7 +68,8 @@ def display_range(values: Tensor) -> tuple[float, float]:
     """Return the range that a picture of a map should span.
 
     A map with negative values gets a symmetric range, so that zero falls in the middle of a
-    diverging colour map. The outermost 0.5 % of the pixels do not stretch it.
+    diverging colour map. Another begins at its lowest value: RISE's scores, say, are all well above
+    zero, and only their differences tell. The strongest 0.5 % of the pixels do not stretch it.
 
     Args:
         values: one map, any shape.
@@ -79,4 +80,7 @@ def display_range(values: Tensor) -> tuple[float, float]:
     if float(flat.min()) < 0:
         bound = max(abs(low), abs(high)) or float(flat.abs().max())
         return -bound, bound
-    return 0.0, high or float(flat.max()) or 1.0
+    lowest = float(flat.min())
+    if lowest == float(flat.max()):
+        return 0.0, high or 1.0
+    return lowest, high if high > lowest else float(flat.max())

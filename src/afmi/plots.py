@@ -95,9 +95,9 @@ def _values(map: Tensor, image: Tensor | None = None) -> np.ndarray:
 def heatmap(map: Tensor) -> Image.Image:
     """Draw a map by itself.
 
-    A map without negative values goes from black (0) over purple and orange to yellow, equal
-    steps looking equal. A signed map goes from blue (against the class) over near-white, which is
-    exactly zero, to red (for it). `afmi.maps.display_range` gives the ends.
+    A map without negative values goes from black (its lowest) over purple and orange to yellow,
+    equal steps looking equal. A signed map goes from blue (against the class) over near-white,
+    which is exactly zero, to red (for it). `afmi.maps.display_range` gives the ends.
 
     Args:
         map: (H, W).
@@ -118,8 +118,8 @@ def overlay(image: Tensor, map: Tensor) -> Image.Image:
     """Draw a map over its photograph.
 
     The photograph loses its colour and some light; the map glows on it: warm for the class, cool
-    against it, brighter and more opaque the stronger. Where the map is zero the photograph alone
-    is seen.
+    against it, brighter and more opaque the stronger. Where the map is zero, or lowest if it has no
+    negative values, the photograph alone is seen.
 
     Args:
         image: (3, H, W) in [0, 1].
@@ -130,7 +130,7 @@ def overlay(image: Tensor, map: Tensor) -> Image.Image:
     """
     values = _values(map, image)
     low, high = display_range(map)
-    strength = (np.abs(values) / max(-low, high)).clip(0, 1)
+    strength = (np.abs(values) / high if low < 0 else (values - low) / (high - low)).clip(0, 1)
     photograph = image.detach().to("cpu", torch.float64).numpy()
     grey = 0.03 + 0.6 * np.tensordot(_GREY, photograph, 1)[..., None]
     glow = np.where((values < 0)[..., None], _pick(strength, "cool"), _pick(strength, "warm"))
