@@ -242,7 +242,7 @@ def _versions() -> Mapping[str, str]:
 
 def _slug(text: str, limit: int) -> str:
     """Return letters, digits, dots, and single dashes or underscores; ``limit`` bytes at most."""
-    text = unicodedata.normalize("NFC", text)
+    text = unicodedata.normalize("NFC", text).replace("++", "-plus-plus")
     text = re.sub(r"-{2,}", "-", re.sub(r"[^\w.]+", "-", text))
     return text.encode()[:limit].decode(errors="ignore").strip("-.")
 
