@@ -7,17 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 SHARED = Path(os.environ.get("AFMI_SHARED", Path(__file__).parents[2] / "shared"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Keep small tensors from being split over threads, which costs more than it saves."""
-    torch.set_num_threads(1)
 
 
 def _needed(path: Path) -> Path:

@@ -42,7 +42,7 @@ class GuidedBackprop(Method):
     Example:
         >>> import torch
         >>> model = torch.nn.Sequential(
-        ...     torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
+        ...     torch.nn.Flatten(), torch.nn.Linear(12, 50), torch.nn.ReLU(), torch.nn.Linear(50, 2)
         ... )
         >>> GuidedBackprop(model).attribute(torch.rand(4, 3, 2, 2)).shape
         torch.Size([4, 1, 2, 2])
