@@ -28,6 +28,7 @@ __all__ = [
     "Work",
     "classify",
     "image_generator",
+    "relative_residual",
 ]
 
 TargetLike = int | Tensor | Sequence[int] | None
@@ -290,6 +291,19 @@ def _target_tensor(target: TargetLike, inputs: Tensor) -> Tensor | None:
             f"{tuple(tensor.shape)}; attribute_classes takes several classes per image"
         )
     return tensor.to(torch.int64)
+
+
+def relative_residual(maps: Tensor, change: Tensor) -> Tensor:
+    """Return (Σ map − Δy_c) / |Δy_c|, how far maps are from summing to the change of the score.
+
+    Args:
+        maps: (…, 1, h, w).
+        change: Δy_c, (…).
+
+    Returns:
+        (…); not finite where the score did not change.
+    """
+    return (maps.sum((-3, -2, -1)) - change) / change.abs()
 
 
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from afmi.methods.base import Attribution, Method, Target, classify
+from afmi.methods.base import Attribution, Method, Target, classify, relative_residual
 from afmi.perturbation import Passes
 
 __all__ = ["BlackBoxMethod"]
@@ -46,7 +46,7 @@ class BlackBoxMethod(Method):
         maps, change = self._class_maps(inputs, classes, passes)
         residual: Sequence[Tensor | None] = [None] * len(classes)
         if change is not None:
-            residual = list((maps.sum((2, 3, 4)) - change) / change.abs())
+            residual = list(relative_residual(maps, change))
         return [
             Attribution(m, c, logits, r) for m, c, r in zip(maps, classes, residual, strict=True)
         ]

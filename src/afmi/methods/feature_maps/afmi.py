@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.layers import Layer
-from afmi.methods.base import Attribution, LayerMethod, Target, TargetLike
+from afmi.methods.base import Attribution, LayerMethod, Target, TargetLike, relative_residual
 from afmi.modified_gradient import ModifiedGradient, modified_gradient
 from afmi.references import Black, Reference
 
@@ -107,7 +107,7 @@ class AFMI(LayerMethod):
             maps.append(averaged if self.averaged else exact)
             changes.append(gradient.output_change(classes, r))
         mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
-        residual = (mean.sum((2, 3, 4)) - change) / change.abs()
+        residual = relative_residual(mean, change)
         logits = gradient.run.logits
         return [
             Attribution(m, c, logits, r, layer)

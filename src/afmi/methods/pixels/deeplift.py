@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
-from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.methods.base import Attribution, Method, Target, Work, relative_residual
 from afmi.modified_gradient import modified_gradient
 from afmi.references import Black, Reference
 
@@ -74,5 +74,5 @@ class DeepLIFT(Method):
             changes.append(gradient.output_change(classes[None], r)[0])
         mean = torch.stack(maps).mean(0)
         change = torch.stack(changes).mean(0)
-        residual = (mean.sum((1, 2, 3)) - change) / change.abs()
+        residual = relative_residual(mean, change)
         return Attribution(mean, classes, gradient.run.logits, residual)

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.methods.base import Attribution, Method, Target, Work, classify, image_generator
+from afmi.methods.base import (
+    Attribution,
+    Method,
+    Target,
+    Work,
+    classify,
+    image_generator,
+    relative_residual,
+)
 from afmi.modified_gradient import forward_pass
 from afmi.references import Black, Reference, Several, White
 
@@ -85,7 +93,7 @@ class GradientSHAP(Method):
         if not self.reference.per_image:
             at_reference = at_reference.mean(0, keepdim=True).expand_as(logits)
         change = (logits - at_reference).gather(1, classes[:, None])[:, 0]
-        return Attribution(maps, classes, logits, (maps.sum((1, 2, 3)) - change) / change.abs())
+        return Attribution(maps, classes, logits, relative_residual(maps, change))
 
     def _draw(self, inputs: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
         """Return for each image's samples the reference's index and α, both (N · samples,)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.methods.base import Attribution, Method, Target, Work, classify
+from afmi.methods.base import Attribution, Method, Target, Work, classify, relative_residual
 from afmi.path_integral import integrated_gradients, starts
 from afmi.references import Black, Reference
 
@@ -85,5 +85,5 @@ class IntegratedGradients(Method):
             changes.append((logits - at_start).gather(1, classes[:, None])[:, 0])
         mean = torch.stack(maps).mean(0)
         change = torch.stack(changes).mean(0)
-        residual = (mean.sum((1, 2, 3)) - change) / change.abs()
+        residual = relative_residual(mean, change)
         return Attribution(mean, classes, logits, residual)
