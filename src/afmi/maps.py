@@ -1,4 +1,4 @@
-"""Saliency maps: upsample, rank pixels, keep the top share of them, scale for display."""
+"""Saliency maps: upsample, rank pixels, keep the top share of them, compare, scale for display."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch import Tensor
 
 from afmi.errors import ShapeError, UsageError
 
-__all__ = ["channel_maximum", "display_range", "rank_pixels", "top_mask", "upsample"]
+__all__ = [
+    "channel_maximum",
+    "display_range",
+    "rank_correlation",
+    "rank_pixels",
+    "top_mask",
+    "upsample",
+]
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -62,6 +69,51 @@ def top_mask(maps: Tensor, fraction: float) -> Tensor:
     count = math.floor(fraction * order.shape[1] + 0.5)
     mask = torch.zeros_like(order, dtype=torch.bool)
     return mask.scatter_(1, order[:, :count], True).view(maps.shape)
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """Return Spearman's rank correlation of each pair of maps.
+
+    ρ = Pearson's correlation of the pixels' ranks, where equal pixels share the mean of their
+    ranks. It depends on the order of the pixels alone, not on the maps' scale.
+
+    Args:
+        first: (N, 1, H, W).
+        second: (N, 1, H, W).
+
+    Returns:
+        float64 (N,) on the CPU, from −1 to 1; NaN where a map is the same everywhere.
+
+    Example:
+        >>> up = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+        >>> rank_correlation(up, up.exp()).item(), rank_correlation(up, -up).item()
+        (1.0, -1.0)
+    """
+    if first.shape != second.shape or first.dim() != 4 or first.shape[1] != 1:
+        raise ShapeError(
+            "expected two batches of maps of one shape (N, 1, H, W), got "
+            f"{tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    one, other = _centred_ranks(first), _centred_ranks(second)
+    # 0/0 where a map has one rank only, which is the NaN wanted.
+    scale = ((one * one).sum(1) * (other * other).sum(1)).sqrt()
+    return ((one * other).sum(1) / scale).clamp(-1, 1)
+
+
+def _centred_ranks(maps: Tensor) -> Tensor:
+    """Return each pixel's rank, less the mean rank: float64 (N, H·W) on the CPU."""
+    flat = maps.detach().to("cpu", torch.float64).flatten(1)
+    # NumPy's sort is the fastest here; equal pixels may come in any order.
+    order = torch.from_numpy(flat.numpy().argsort(axis=1))
+    values = flat.gather(1, order)
+    # Pixels of one value are a run in sorted order; all get the mean position of their run.
+    starts = torch.ones_like(values, dtype=torch.bool)
+    starts[:, 1:] = values[:, 1:] != values[:, :-1]
+    run = starts.long().cumsum(1) - 1
+    sizes = torch.zeros(values.shape, dtype=torch.float64)
+    sizes.scatter_add_(1, run, torch.ones_like(sizes))
+    mean = sizes.cumsum(1) - (sizes + 1) / 2 - (flat.shape[1] - 1) / 2
+    return torch.empty_like(mean).scatter_(1, order, mean.gather(1, run))
 
 
 def display_range(values: Tensor) -> tuple[float, float]:

@@ -1,0 +1,101 @@
+"""Metric, the one abstraction of every measurement: a method's maps in, numbers per image out."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from afmi.methods.base import Attribution, BlankMapWarning, Method, Work
+
+__all__ = ["Case", "Metric", "blank_maps_allowed"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one method said of a batch of images: all that a metric may look at.
+
+    Attributes:
+        method: that gave the maps; its ``model`` is the network explained.
+        inputs: images (N, C, H, W), as the model takes them ([0, 1] for a `Classifier`).
+        targets: the class explained, int64 (N,): the ground truth in the paper's protocols.
+        attribution: the maps (N, 1, H, W) and what came with them.
+        logits: of the images, (N, K).
+        seconds: that the explanation of one of these images took.
+        peak_bytes: memory that the explanation of the batch needed beyond what was in use before
+            it; NaN where it cannot be told.
+        companions: for each image others of other classes, (N, M, C, H, W), as many as the metric
+            asks for; None where it asks for none.
+    """
+
+    method: Method
+    inputs: Tensor
+    targets: Tensor
+    attribution: Attribution
+    logits: Tensor
+    seconds: float = float("nan")
+    peak_bytes: float = float("nan")
+    companions: Tensor | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network explained."""
+        return self.method.model
+
+    @property
+    def maps(self) -> Tensor:
+        """The saliency maps, (N, 1, H, W)."""
+        return self.attribution.maps
+
+
+@dataclass(frozen=True)
+class Metric(ABC):
+    """Measure something of a method's maps, image by image.
+
+    A subclass is a frozen dataclass whose fields are the protocol's parameters, with the paper's
+    values; it is found by existing: `afmi.metrics` lists every subclass in its folder. Averages
+    over images are the report's business, so that their uncertainty can be told.
+    """
+
+    name: ClassVar[str]
+    """What tables call it."""
+    measures: ClassVar[str]
+    """What its headline says, in one sentence."""
+    headline: ClassVar[str]
+    """The value of `measure` by which methods are ranked."""
+    higher_is_better: ClassVar[bool | None]
+    """Of the headline; None where neither is."""
+    paper: ClassVar[str]
+    """Authors, title, venue and year."""
+    standard: ClassVar[bool] = False
+    """Whether an evaluation measures it unless told otherwise."""
+    companions: ClassVar[int] = 0
+    """How many images of other classes it needs beside each image."""
+
+    @abstractmethod
+    def measure(self, case: Case) -> dict[str, Tensor]:
+        """Return each value's name with its numbers, float64 (N,) on the CPU.
+
+        NaN stands where a value is undefined. A metric that says nothing of a method (completeness
+        of one that promises none) returns an empty dictionary.
+        """
+
+    def work(self, method: Method, inputs: Tensor) -> Work:
+        """Return how often one image of (N, C, H, W) goes through the network for the metric."""
+        return Work(0)
+
+
+@contextmanager
+def blank_maps_allowed() -> Iterator[None]:
+    """Let a method give a map that is the same everywhere without a `BlankMapWarning`.
+
+    For metrics that explain anew and say NaN of such a map.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BlankMapWarning)
+        yield

@@ -1,0 +1,69 @@
+"""Class discriminability: does another class get another map?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afmi.maps import rank_correlation
+from afmi.methods.base import Method, Work
+from afmi.metrics.base import Case, Metric, blank_maps_allowed
+
+__all__ = ["ClassDiscriminability"]
+
+
+@dataclass(frozen=True)
+class ClassDiscriminability(Metric):
+    """Compare the map of the class explained with those of two other classes.
+
+    Spearman's rank correlation with the map of the most probable other class, and with that of
+    the class of the lowest logit: 1 means that a class's map says nothing about that class, −1
+    that what speaks for one class speaks against the other.
+
+    Paper: *A-FMI*, ICLR 2021 submission, RQ3. Differs: the paper shows pictures of two classes
+    that are both present and of the least activated one; the numbers are added.
+    Cost: the maps of two more classes, from shared passes where the method has such.
+
+    Example:
+        >>> from afmi.methods import InputXGradient
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+        >>> method, images = InputXGradient(model), torch.rand(2, 3, 2, 2)
+        >>> found = method.explain(images)
+        >>> case = Case(method, images, found.target, found, model(images))
+        >>> sorted(ClassDiscriminability().measure(case))
+        ['rank_correlation@least', 'rank_correlation@second']
+    """
+
+    name = "Class discriminability"
+    measures = "how alike the pixels are ranked for the most probable other class"
+    headline = "rank_correlation@second"
+    higher_is_better = False
+    paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
+
+    def measure(self, case: Case) -> dict[str, Tensor]:
+        """Return ``rank_correlation@second`` and ``rank_correlation@least``.
+
+        NaN where a map is the same everywhere, and where the network knows one class only.
+        """
+        names = ("rank_correlation@second", "rank_correlation@least")
+        if case.logits.shape[1] < 2:
+            nothing = torch.full((case.inputs.shape[0],), torch.nan, dtype=torch.float64)
+            return {name: nothing.clone() for name in names}
+        own = case.targets.to(case.logits.device)[:, None]
+        second = case.logits.scatter(1, own, -torch.inf).argmax(1)
+        least = case.logits.scatter(1, own, torch.inf).argmin(1)
+        with blank_maps_allowed():
+            others = case.method.attribute_classes(case.inputs, torch.stack([second, least]))
+        return {
+            name: rank_correlation(case.maps, other)
+            for name, other in zip(names, others, strict=True)
+        }
+
+    def work(self, method: Method, inputs: Tensor) -> Work:
+        """Return the passes for two classes."""
+        once = method.work(inputs)
+        # A method that has its own way for several classes runs the network forwards once for all.
+        shared = type(method)._attribute_classes is not Method._attribute_classes
+        return Work(once.forwards * (1 if shared else 2), once.backwards * 2)

@@ -1,0 +1,174 @@
+"""FMI prototypes: does feature map importance tell the classes apart (the paper's RQ1)?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afmi.errors import ShapeError, TargetError, UsageError
+from afmi.methods.base import image_generator
+
+__all__ = ["FMIPrototypes", "shuffled"]
+
+
+@dataclass(frozen=True, eq=False)
+class FMIPrototypes:
+    """Classify images by the cosine of their FMI vectors with each class's mean FMI vector.
+
+    ĉ = argmax_c cos(FMI(x), P_c), with the prototype P_c the mean of FMI^c over the training
+    images of class c. Sums and counts are kept instead of means, so that the images can be taken
+    in parts and the parts added: ``FMIPrototypes.of(…) + FMIPrototypes.of(…)``.
+
+    Paper: *A-FMI*, ICLR 2021 submission, Section 4.1 (RQ1). Differs: nothing. Where the head is
+    linear, FMI^c is the same for every image of a class, and the agreement is 100 % by
+    construction.
+    Cost: none but that of `AFMI.feature_map_importance`.
+
+    Args:
+        sums: sum of the FMI vectors of each class's images, float64 (C, K) on the CPU.
+        counts: how many images each class had, int64 (C,).
+
+    Example:
+        >>> importance = torch.tensor([[1.0, 0.0], [3.0, 0.2], [0.0, 2.0]])
+        >>> classes = torch.tensor([0, 0, 1])
+        >>> found = FMIPrototypes.of(importance, classes, n_classes=2)
+        >>> found.prototypes.tolist()
+        [[2.0, 0.1...], [0.0, 2.0]]
+        >>> found.agreement(torch.tensor([[1.0, 0.5], [0.9, 0.8]]), torch.tensor([0, 1])).tolist()
+        [True, False]
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, importance: Tensor, classes: Tensor, n_classes: int) -> FMIPrototypes:
+        """Return the prototypes of these images alone.
+
+        Args:
+            importance: FMI vectors, (N, K); none (0, K) is allowed.
+            classes: of the images, for which the FMI vectors were computed, int64 (N,).
+            n_classes: C.
+
+        Raises:
+            ShapeError: when there is not one class for each vector.
+            TargetError: when a class is out of range.
+        """
+        vectors, labels = _vectors(importance), _labels(classes, importance)
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
+            raise TargetError(
+                f"expected classes from 0 to {n_classes - 1}, got {int(labels.min())} to "
+                f"{int(labels.max())}"
+            )
+        sums = torch.zeros(n_classes, vectors.shape[1], dtype=torch.float64)
+        return cls(sums.index_add(0, labels, vectors), labels.bincount(minlength=n_classes))
+
+    def __add__(self, other: FMIPrototypes) -> FMIPrototypes:
+        """Return the prototypes of both parts' images."""
+        if not isinstance(other, FMIPrototypes):
+            return NotImplemented
+        if self.sums.shape != other.sums.shape:
+            raise ShapeError(
+                "expected parts of the same classes and feature maps, got (C, K) = "
+                f"{tuple(self.sums.shape)} and {tuple(other.sums.shape)}"
+            )
+        return FMIPrototypes(self.sums + other.sums, self.counts + other.counts)
+
+    @property
+    def prototypes(self) -> Tensor:
+        """Mean FMI vector of each class, float64 (C, K); NaN for classes without images."""
+        return self.sums / self.counts[:, None]
+
+    def classify(self, importance: Tensor) -> Tensor:
+        """Return the class whose prototype is the nearest by the cosine of the angle.
+
+        Similarities that are equal to twelve decimals are a tie, which the lowest class wins. A
+        class without images, or whose prototype is zero, is never chosen.
+
+        Args:
+            importance: FMI vectors, (N, K).
+
+        Returns:
+            int64 (N,); −1 where the vector is zero, or no class has a prototype.
+        """
+        vectors = _vectors(importance)
+        if vectors.shape[1] != self.sums.shape[1]:
+            raise ShapeError(
+                f"expected FMI vectors of {self.sums.shape[1]} feature maps, as the prototypes "
+                f"have, got {vectors.shape[1]}"
+            )
+        # A class's sum points where its mean does, and is 0 where it has no images.
+        cosine = _directions(vectors) @ _directions(self.sums).T
+        possible = (self.sums != 0).any(1)
+        cosine = torch.round(cosine, decimals=12).where(possible, -torch.inf)
+        decided = (vectors != 0).any(1) & possible.any()
+        return cosine.argmax(1).where(decided, -1)
+
+    def agreement(self, importance: Tensor, classes: Tensor) -> Tensor:
+        """Return whether `classify` finds each image's class, bool (N,)."""
+        return self.classify(importance) == _labels(classes, importance)
+
+
+def shuffled(importance: Tensor, seed: int = 0, keys: Tensor | None = None) -> Tensor:
+    """Permute the entries of each FMI vector: the control that no longer knows which map is which.
+
+    Args:
+        importance: (N, K).
+        seed: of the permutations.
+        keys: what each permutation depends on besides, (N, …): the images, or their numbers below
+            2²⁴. None: the vector itself; then equal vectors stay equal, as all of a class are
+            where the head is linear, so give keys there.
+
+    Returns:
+        (N, K), in the dtype and on the device of the vectors.
+
+    Example:
+        >>> shuffled(torch.arange(6.0)[None], seed=0).sort().values.tolist()
+        [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]
+    """
+    if importance.dim() != 2:
+        raise ShapeError(f"expected FMI vectors (N, K), got {tuple(importance.shape)}")
+    keys = importance if keys is None else keys
+    if keys.dim() < 1 or keys.shape[0] != importance.shape[0]:
+        raise ShapeError(
+            f"expected a key for each of {importance.shape[0]} vectors, got {tuple(keys.shape)}"
+        )
+    size = importance.shape[1]
+    result = importance.clone()
+    for row, key in zip(result, keys, strict=True):
+        order = torch.randperm(size, generator=image_generator(seed, key))
+        row.copy_(row[order.to(row.device)])
+    return result
+
+
+def _directions(vectors: Tensor) -> Tensor:
+    """Return vectors (…, K) at length 1; zero ones stay zero."""
+    # By the largest entry first, so that the squares of tiny numbers do not vanish.
+    largest = vectors.abs().amax(-1, keepdim=True)
+    scaled = vectors / largest.where(largest > 0, 1.0)
+    length = scaled.norm(dim=-1, keepdim=True)
+    return scaled / length.where(length > 0, 1.0)
+
+
+def _vectors(importance: Tensor) -> Tensor:
+    if importance.dim() != 2 or importance.shape[1] == 0 or not importance.is_floating_point():
+        raise ShapeError(
+            "expected floating-point FMI vectors (N, K), got "
+            f"{tuple(importance.shape)} {importance.dtype}; AFMI.feature_map_importance gives them"
+        )
+    vectors = importance.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(vectors).all()):
+        raise UsageError("expected finite FMI vectors, got NaN or infinity")
+    return vectors
+
+
+def _labels(classes: Tensor, importance: Tensor) -> Tensor:
+    whole = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    if classes.shape != importance.shape[:1] or not whole:
+        raise ShapeError(
+            f"expected one integer class for each of {importance.shape[0]} FMI vectors, got shape "
+            f"{tuple(classes.shape)} {classes.dtype}"
+        )
+    return classes.detach().to("cpu", torch.int64)

@@ -1,0 +1,112 @@
+"""Insertion: does the network know the class from the map's top pixels alone?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from afmi.methods.base import Method, Work
+from afmi.metrics.base import Case, Metric
+from afmi.metrics.masking import FRACTIONS, Curves, check_fractions, masked_curves
+from afmi.references import Black, Reference
+
+__all__ = ["Insertion"]
+
+
+@dataclass(frozen=True)
+class Insertion(Metric):
+    """Classify the picture with only the top PI of its map's pixels kept, the rest black.
+
+    Accuracy@PI = (1/N) Σ I(ĉ = c), Softmax Ratio@PI = (1/N) Σ p̂_c / p_c, where p̂ belongs to the
+    masked picture; both areas under the curves are trapezoids over PI. Masks and canvas live in
+    pixel space, before the model's normalisation. The number of pixels kept is PI·H·W to the
+    nearest whole one; pixels of equal value are ranked in reading order.
+
+    Paper: *A-FMI*, ICLR 2021 submission, Appendix A.3, Eq. 8–9. Differs: nothing with a black
+    canvas; PI = 0, which the paper does not measure, has no part in the areas.
+    Cost: 20 forwards per image with the paper's fractions: 19 and the whole picture, less those
+    whose masked picture is one that was classified already.
+
+    Args:
+        fractions: PI, shares of the pixels, rising within [0, 1].
+        canvas: what stands where no pixel is kept. Another than black shows whether a ranking of
+            methods depends on it: it should not, where their reference is not the canvas.
+        batch_size: masked pictures per pass; None: as many as are fast (see `Passes`).
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten())
+        >>> with torch.no_grad():
+        ...     model[0].weight.copy_(torch.tensor([[[[1.0, 0], [0, 0]]], [[[0, 0], [0, 0.5]]]]))
+        ...     model[0].bias.zero_()
+        Parameter containing:...
+        >>> curves = Insertion(fractions=(0.25, 0.5, 0.75, 1)).curves(
+        ...     model, torch.ones(1, 1, 2, 2), torch.tensor([0]),
+        ...     torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]),
+        ... )
+        >>> curves.accuracy.tolist()
+        [0.0, 0.0, 0.0, 1.0]
+        >>> curves.accuracy_auc
+        0.125
+    """
+
+    name = "Insertion"
+    measures = "how often the network knows the class from the top pixels alone, over all shares"
+    headline = "accuracy_auc"
+    higher_is_better = True
+    paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
+    standard = True
+
+    fractions: Sequence[float] = FRACTIONS
+    canvas: Reference = field(default_factory=Black)
+    batch_size: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_fractions(self.fractions)
+
+    def curves(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        maps: Tensor,
+        *,
+        logits: Tensor | None = None,
+    ) -> Curves:
+        """Return the curves of these maps.
+
+        Args:
+            model: a `Classifier`, or any ``nn.Module`` from images to logits (N, K).
+            images: (N, C, H, W), in [0, 1] for a `Classifier`.
+            targets: ground-truth classes, int64 (N,).
+            maps: (N, 1, H, W), at the images' size.
+            logits: (N, K) of the images, where they are known; saves their pass.
+
+        Raises:
+            ShapeError: when maps or targets do not fit the images.
+        """
+        return masked_curves(
+            model,
+            images,
+            targets,
+            maps,
+            fractions=self.fractions,
+            canvas=self.canvas,
+            keep_top=True,
+            logits=logits,
+            batch_size=self.batch_size,
+        )
+
+    def measure(self, case: Case) -> dict[str, Tensor]:
+        """Return ``accuracy_auc``, ``softmax_ratio_auc``, ``correct@PI``, ``probability@PI``, ….
+
+        PI is written in percent, such as ``correct@5%``.
+        """
+        found = self.curves(case.model, case.inputs, case.targets, case.maps, logits=case.logits)
+        return found.values()
+
+    def work(self, method: Method, inputs: Tensor) -> Work:
+        """Return the forwards for one image: those of masked pictures, at most."""
+        return Work(sum(fraction < 1 for fraction in self.fractions))

@@ -1,0 +1,250 @@
+"""What insertion and deletion share: pictures of which the map's top pixels are kept or removed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from afmi.errors import ShapeError, TargetError, UsageError
+from afmi.maps import rank_pixels
+from afmi.methods.base import classify
+from afmi.perturbation import Passes, probabilities
+from afmi.references import Reference
+from afmi.untouched import evaluation_mode
+
+__all__ = ["FRACTIONS", "Curves", "check_fractions", "masked_curves"]
+
+FRACTIONS = tuple(percent / 100 for percent in range(5, 101, 5))
+"""PI of the paper's Appendix A.3: 5 %, 10 %, …, 100 %."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """How a network classifies pictures of which ever more pixels are kept (or removed).
+
+    The areas are trapezoids over ``fractions`` as they are. The paper's begin at 5 %, and nothing
+    is added before them, so an area there is at most 0.95.
+
+    Attributes:
+        fractions: the shares of the pixels (PI), float64 (P,).
+        correct: whether the masked picture's arg-max is its class, bool (N, P).
+        probability: softmax probability p̂_c of the class in the masked picture, float64 (N, P).
+        original_correct: the same of the whole picture, bool (N,).
+        original_probability: p_c of the whole picture, float64 (N,).
+    """
+
+    fractions: Tensor
+    correct: Tensor
+    probability: Tensor
+    original_correct: Tensor
+    original_probability: Tensor
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Classification Accuracy@PI (Eq. 8): share of the pictures, (P,)."""
+        return self.correct.double().mean(0)
+
+    @property
+    def ratios(self) -> Tensor:
+        """p̂_c / p_c of each picture, (N, P)."""
+        return self.probability / self.original_probability[:, None]
+
+    @property
+    def softmax_ratio(self) -> Tensor:
+        """Softmax Ratio@PI (Eq. 9): mean of p̂_c / p_c, (P,).
+
+        One picture whose p_c is tiny can dominate it; the two below are not so.
+        """
+        return self.ratios.mean(0)
+
+    @property
+    def softmax_ratio_median(self) -> Tensor:
+        """Median of p̂_c / p_c, (P,)."""
+        return self.ratios.quantile(0.5, 0)
+
+    @property
+    def ratio_of_means(self) -> Tensor:
+        """Mean of p̂_c over the pictures / mean of p_c, (P,)."""
+        return self.probability.mean(0) / self.original_probability.mean()
+
+    @property
+    def accuracy_auc(self) -> float:
+        """Accuracy-AUC: area under `accuracy`."""
+        return float(torch.trapezoid(self.accuracy, self.fractions))
+
+    @property
+    def softmax_auc(self) -> float:
+        """Softmax-AUC: area under `softmax_ratio`."""
+        return float(torch.trapezoid(self.softmax_ratio, self.fractions))
+
+    @property
+    def accuracy_areas(self) -> Tensor:
+        """Each picture's own area, whose mean is `accuracy_auc`, (N,)."""
+        return torch.trapezoid(self.correct.double(), self.fractions)
+
+    @property
+    def softmax_areas(self) -> Tensor:
+        """Each picture's own area, whose mean is `softmax_auc`, (N,)."""
+        return torch.trapezoid(self.ratios, self.fractions)
+
+    def among(self, chosen: Tensor) -> Curves:
+        """Return the curves of some pictures only.
+
+        Args:
+            chosen: bool (N,), such as ``curves.original_correct``, or indices.
+        """
+        return replace(
+            self,
+            correct=self.correct[chosen],
+            probability=self.probability[chosen],
+            original_correct=self.original_correct[chosen],
+            original_probability=self.original_probability[chosen],
+        )
+
+    def values(self) -> dict[str, Tensor]:
+        """Return the numbers of each picture by name, float64 (N,)."""
+        found = {"accuracy_auc": self.accuracy_areas, "softmax_ratio_auc": self.softmax_areas}
+        for i, fraction in enumerate(self.fractions.tolist()):
+            found[f"correct@{100 * fraction:.4g}%"] = self.correct[:, i].double()
+            found[f"probability@{100 * fraction:.4g}%"] = self.probability[:, i]
+        found["original_correct"] = self.original_correct.double()
+        found["original_probability"] = self.original_probability
+        return found
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Raise `UsageError` unless the shares rise and lie in [0, 1]."""
+    rising = all(a < b for a, b in itertools.pairwise(fractions))
+    if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
+        raise UsageError(
+            "expected two or more fractions that rise within 0 to 1, such as (0.05, 0.1, 1), got "
+            f"{tuple(fractions)}"
+        )
+
+
+def masked_curves(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    maps: Tensor,
+    *,
+    fractions: Sequence[float],
+    canvas: Reference,
+    keep_top: bool,
+    logits: Tensor | None = None,
+    batch_size: int | None = None,
+) -> Curves:
+    """Classify the pictures with the top of each map kept (or removed).
+
+    Masked pictures that are the same (as a digit's are, once only its black ground is missing) are
+    classified once; one that is the whole picture takes its logits.
+
+    Args:
+        model: maps (N, C, H, W) to logits (N, K).
+        images: (N, C, H, W), as the model takes them.
+        targets: classes, int64 (N,).
+        maps: (N, 1, H, W); equal pixels rank in reading order.
+        fractions: shares of the pixels that are kept (or removed).
+        canvas: what takes the place of the others.
+        keep_top: whether the top of the map is kept, or removed.
+        logits: (N, K) of the images where they are known.
+        batch_size: masked pictures per pass, see `Passes`.
+
+    Raises:
+        ShapeError: when maps or targets do not fit the images.
+        TargetError: when the network has no such class.
+    """
+    _check(images, targets, maps)
+    grounds = canvas(images)
+    if grounds.shape[0] != 1 and not canvas.per_image:
+        raise UsageError(
+            f"expected a canvas of one picture, got {grounds.shape[0]} from {canvas!r}; measure "
+            "each of them by itself"
+        )
+    grounds = grounds.expand_as(images)
+    if logits is None:
+        logits = classify(model, images)
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise TargetError(
+            f"expected classes from 0 to {logits.shape[1] - 1}, got {low if low < 0 else high}"
+        )
+    order = rank_pixels(maps)
+    count = order.shape[1]
+    counts = [math.floor(fraction * count + 0.5) for fraction in fractions]
+    rank = torch.empty_like(order)
+    rank.scatter_(1, order, torch.arange(count, device=order.device).expand_as(order))
+    rank = rank.view(maps.shape)
+
+    # How many of the first pixels differ from the canvas says which masked pictures are the same.
+    differs = (images != grounds).any(1).flatten(1).gather(1, order)
+    revealed = torch.zeros_like(order[:, :1]).repeat(1, count + 1)
+    revealed[:, 1:] = differs.cumsum(1)
+    shown = revealed[:, counts]
+    if not keep_top:
+        shown = revealed[:, -1:] - shown
+    whole = revealed[:, -1].tolist()
+
+    shared = not canvas.per_image
+    first: dict[tuple[int, int], tuple[int, int]] = {}
+    same: list[list[tuple[int, int] | None]] = []
+    for n, row in enumerate(shown.tolist()):
+        same.append([])
+        for p, pixels in enumerate(row):
+            if pixels == whole[n]:
+                same[n].append(None)
+                continue
+            key = (-1, 0) if shared and pixels == 0 else (n, pixels)
+            same[n].append(first.setdefault(key, (n, p)))
+
+    jobs = list(first.values())
+    passes = Passes(model, images, batch_size)
+    results: dict[tuple[int, int], Tensor] = {}
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        for start, stop in passes.ranges(len(jobs)):
+            rows = [n for n, _ in jobs[start:stop]]
+            limits = torch.tensor([counts[p] for _, p in jobs[start:stop]], device=order.device)
+            kept = rank[rows] < limits[:, None, None, None]
+            if not keep_top:
+                kept = ~kept
+            found = passes.logits(torch.where(kept, images[rows], grounds[rows]))
+            results.update(zip(jobs[start:stop], found, strict=True))
+
+    masked = torch.stack(
+        [
+            torch.stack([logits[n] if job is None else results[job] for job in row])
+            for n, row in enumerate(same)
+        ]
+    )
+    where = targets.to("cpu")
+    every = probabilities(masked.flatten(0, 1)).view(masked.shape)
+    return Curves(
+        fractions=torch.tensor(list(fractions), dtype=torch.float64),
+        correct=masked.argmax(2).cpu() == where[:, None],
+        probability=every.gather(2, where[:, None, None].expand(-1, len(fractions), 1))[..., 0],
+        original_correct=logits.argmax(1).cpu() == where,
+        original_probability=probabilities(logits).gather(1, where[:, None])[:, 0],
+    )
+
+
+def _check(images: Tensor, targets: Tensor, maps: Tensor) -> None:
+    if images.dim() != 4 or 0 in images.shape:
+        raise ShapeError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
+    wanted = (images.shape[0], 1, *images.shape[2:])
+    if tuple(maps.shape) != wanted:
+        raise ShapeError(
+            f"expected a map of one channel for each image, {wanted}, got {tuple(maps.shape)}; "
+            "Method.attribute gives maps at the images' size"
+        )
+    if not bool(torch.isfinite(maps).all()):
+        raise UsageError("expected finite maps, got NaN or infinity, which have no rank")
+    if tuple(targets.shape) != (images.shape[0],) or targets.is_floating_point():
+        raise ShapeError(
+            f"expected one class for each of {images.shape[0]} images, int64, got "
+            f"{tuple(targets.shape)} {targets.dtype}"
+        )

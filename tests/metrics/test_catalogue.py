@@ -1,0 +1,164 @@
+"""What every metric of the catalogue keeps; a new metric is tested by being there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import case_of, companions_for, part
+from networks import build, images
+from settings import method
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from afmi.errors import UsageError
+from afmi.methods import Method
+from afmi.metrics import CATALOGUE, Case, FMIPrototypes, Metric, metric_named
+
+# So few masks and steps may show nothing of an image.
+pytestmark = pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
+
+# One that shares its passes between classes, one that does not, one of pixels, the control, and
+# one that never looks inside the network.
+METHODS = ["AFMI", "GradCAM", "IntegratedGradients", "Random", "RISE"]
+EVERY = [(metric, of) for metric in CATALOGUE for of in METHODS]
+
+
+def made(name: str, dtype: torch.dtype = torch.float32) -> Method:
+    return method(name, build("vgg", dtype), layer="features.5")
+
+
+def case(of: Method, count: int = 3, seed: int = 0) -> Case:
+    x = images(count, seed=seed).to(next(of.model.parameters()).dtype)
+    targets = torch.arange(count) % 5
+    return case_of(of, x, targets, companions=companions_for(x))
+
+
+@pytest.mark.parametrize(("name", "of"), EVERY)
+def test_values(name: str, of: str) -> None:
+    metric = CATALOGUE[name]()
+    found = metric.measure(case(made(of)))
+    for value in found.values():
+        assert value.shape == (3,)
+        assert value.dtype == torch.float64
+        assert value.device.type == "cpu"
+        assert not value.isinf().any()
+        assert not value.requires_grad
+    if found:
+        assert metric.headline in found
+        assert all(part and part == part.strip() for key in found for part in key.split("@"))
+
+
+@pytest.mark.parametrize(("name", "of"), EVERY)
+def test_batch_equals_singles(name: str, of: str) -> None:
+    metric, whole = CATALOGUE[name](), case(made(of, torch.float64))
+    found = metric.measure(whole)
+    singles = [metric.measure(part(whole, i)) for i in range(3)]
+    for key, value in found.items():
+        alone = torch.cat([single[key] for single in singles])
+        torch.testing.assert_close(value, alone, rtol=1e-6, atol=1e-6, equal_nan=True)
+    assert all(set(single) == set(found) for single in singles)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_same_again(name: str) -> None:
+    one = case(made("AFMI"))
+    first = CATALOGUE[name]().measure(one)
+    torch.rand(7)
+    again = CATALOGUE[name]().measure(one)
+    for key, value in first.items():
+        torch.testing.assert_close(again[key], value, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_leaves_all_as_it_was(name: str, training: bool) -> None:
+    of = made("AFMI")
+    of.model.train(training)
+    of.model.features[2].eval()
+    one = case(of)
+    state = {k: v.clone() for k, v in of.model.state_dict().items()}
+    modes = [m.training for m in of.model.modules()]
+    held = [one.inputs, one.targets, one.maps, one.logits]
+    copies = [tensor.clone() for tensor in held]
+    random = torch.get_rng_state()
+    hooks = len(torch_module._global_forward_hooks)
+    CATALOGUE[name]().measure(one)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [m.training for m in of.model.modules()] == modes
+    assert all(torch.equal(v, state[k]) for k, v in of.model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in of.model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(held, copies, strict=True))
+    assert len(torch_module._global_forward_hooks) == hooks
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in of.model.modules())
+
+
+class Counted(nn.Module):
+    """Counts images, in areas of the first ones; its copies count with it."""
+
+    def __init__(self, network: nn.Module, area: int) -> None:
+        super().__init__()
+        self.network = network
+        self.area = area
+        self.seen: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x) * x.shape[2] * x.shape[3] / self.area)
+        return self.network(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Counted:
+        import copy
+
+        other = Counted(copy.deepcopy(self.network, memo), self.area)
+        other.seen = self.seen
+        return other
+
+
+@pytest.mark.parametrize(("name", "of"), EVERY)
+def test_goes_through_the_network_as_often_as_it_foretells(name: str, of: str) -> None:
+    x = images(6)
+    model = Counted(build("vgg"), 20 * 20).eval()
+    method_ = method(of, model, layer="network.features.5")
+    one = case_of(method_, x, torch.arange(6) % 5, companions=companions_for(x))
+    metric: Metric = CATALOGUE[name]()
+    metric.measure(one)  # what the method keeps between batches is run here
+    model.seen.clear()
+    metric.measure(one)
+    expected = metric.work(method_, x).forwards
+    # Not counted: a reference's own pass, for each batch, canvas and randomised network.
+    assert sum(model.seen) / 6 == pytest.approx(expected, rel=0.3, abs=0.75)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_description(name: str) -> None:
+    kind = CATALOGUE[name]
+    for text in (kind.name, kind.measures, kind.headline, kind.paper, kind.__doc__):
+        assert text
+    assert "Cost:" in (kind.__doc__ or "")
+    assert kind.higher_is_better in (True, False, None)
+    assert kind() == kind()
+    assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        kind().seed = 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_found_by_name(name: str) -> None:
+    assert metric_named(name) is CATALOGUE[name]
+    assert metric_named(CATALOGUE[name].name) is CATALOGUE[name]
+    assert metric_named(name.lower()) is CATALOGUE[name]
+
+
+def test_unknown_names() -> None:
+    assert metric_named("grid-pointing") is CATALOGUE["GridPointing"]
+    with pytest.raises(UsageError, match="did you mean 'insertion'"):
+        metric_named("insertoin")
+    with pytest.raises(UsageError, match="there are Insertion"):
+        metric_named("xyzzy")
+
+
+def test_prototypes_are_no_metric_of_maps() -> None:
+    assert "FMIPrototypes" not in CATALOGUE
+    assert not issubclass(FMIPrototypes, Metric)
+    assert next(iter(CATALOGUE)) == "Insertion"
