@@ -6,7 +6,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from afmi import plots
-from afmi.errors import AfmiError, LayerError, OperationError, UsageError
+from afmi.choices import MethodsLike, chosen_methods
+from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.explanation import AnyImage, ClassLike, explain, prepare
 from afmi.images import to_image
 from afmi.maps import top_mask
-from afmi.methods import CATALOGUE, Method, method_named
 from afmi.methods.base import classify
 from afmi.modified_gradient import forward_pass
 from afmi.record import Explanation
@@ -29,15 +29,13 @@ __all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate"]
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The shares of the pixels that the paper's figures keep."""
 
-MethodsLike = str | Sequence[str | type[Method] | Method]
-
 
 @dataclass(frozen=True)
 class Estimate:
     """How long methods are going to take, by their passes and what a pass takes here.
 
     Attributes:
-        seconds: for each method's name.
+        seconds: for each method's label.
     """
 
     seconds: dict[str, float]
@@ -56,8 +54,8 @@ class Comparison:
         explanations: one for each method that could be used, in the order asked for.
         probabilities: for each of them, the class's softmax probability when only the top
             ``fractions`` of the pixels are kept and the rest is black.
-        refused: why each other method cannot be used on this network, by its name.
-        seconds: that each method took, by its name.
+        refused: why each other method cannot be used on this network, by its label.
+        seconds: that each method took, by its label.
         fractions: the shares of the pixels.
     """
 
@@ -123,25 +121,6 @@ class Comparison:
         return buffer.getvalue()
 
 
-def chosen_methods(model: nn.Module, methods: MethodsLike) -> list[Method]:
-    """Return the methods that were meant: ``"all"``, names joined by commas, or a sequence.
-
-    Raises:
-        UsageError: when one does not exist, or none is named.
-    """
-    if isinstance(methods, str):
-        names = [name.strip() for name in methods.split(",") if name.strip()]
-        methods = list(CATALOGUE) if names == ["all"] else names
-    found: dict[str, Method] = {}
-    for method in methods:
-        one = method_named(method) if isinstance(method, str) else method
-        instance = one if isinstance(one, Method) else one(model)
-        found.setdefault(instance.name, instance)
-    if not found:
-        raise UsageError(f"expected one method or more, or 'all', got {methods!r}")
-    return list(found.values())
-
-
 def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") -> Estimate:
     """Say how long methods will take on a picture, from a few passes that are timed here.
 
@@ -156,7 +135,7 @@ def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") ->
     both = _seconds(lambda: _gradient(model, batch)) / 8
     backward = max(both - forward, forward)
     chosen = chosen_methods(model, methods)
-    work = {method.name: method.work(inputs) for method in chosen}
+    work = {label: method.work(inputs) for label, method in chosen.items()}
     return Estimate(
         {name: w.forwards * forward + w.backwards * backward for name, w in work.items()}
     )
@@ -190,7 +169,7 @@ def compare(
         model: as in `afmi.explain`.
         image: one picture, as in `afmi.explain`.
         target: the class, as index or label; None: the predicted one.
-        methods: ``"all"``, names joined by commas, or a sequence of names, classes or instances.
+        methods: see `afmi.choices.chosen_methods`; one method may come with several parameters.
         fractions: shares of the pixels, from 0 to 1, for the insertion views.
         on_result: called with each explanation and its seconds as soon as it is there.
 
@@ -204,17 +183,17 @@ def compare(
     explanations: list[Explanation] = []
     refused: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for method in chosen_methods(model, methods):
+    for label, method in chosen_methods(model, methods).items():
         start = time.perf_counter()
         try:
-            found = explain(None, image, target, method=method)
+            found = replace(explain(None, image, target, method=method), method=label)
         except (LayerError, OperationError) as error:
-            refused[method.name] = str(error)
+            refused[label] = str(error)
             continue
-        seconds[method.name] = time.perf_counter() - start
+        seconds[label] = time.perf_counter() - start
         explanations.append(found)
         if on_result is not None:
-            on_result(found, seconds[method.name])
+            on_result(found, seconds[label])
     if not explanations:
         raise AfmiError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
     inputs = prepare(model, image)

@@ -24,7 +24,8 @@ __all__ = ["compare"]
     "--methods",
     default="a-fmi,grad-cam,grad-cam++,deeplift,integratedgradients,gradient,random",
     metavar="all|A,B,C",
-    help="Names joined by commas (`afmi methods` lists them), or all, which takes minutes.",
+    help="Names joined by commas (`afmi methods` lists them), or all, which takes minutes. "
+    "Parameters follow a colon: a-fmi:reference=white.",
 )
 @click.option(
     "--target", metavar="LABEL|INDEX", help="Class to explain.  [default: the predicted class]"
@@ -69,16 +70,17 @@ def compare(
     Exit codes: 0 all went well (methods that a network cannot have are named), 2 nothing to be
     done with these options, 130 stopped by Ctrl-C; what was finished is kept.
     """
+    from afmi.choices import chosen_methods
     from afmi.classifier import find_class
-    from afmi.comparison import chosen_methods, estimate
     from afmi.comparison import compare as run
+    from afmi.comparison import estimate
     from afmi.images import read_image
     from afmi.models import load_model
-    from afmi.progress import reporting
+    from afmi.progress import duration, reporting
 
     picture = read_image(image)
     classifier = load_model(**network, layer=layer)
-    chosen = chosen_methods(classifier, methods)
+    chosen = list(chosen_methods(classifier, methods).values())
     index = None if target is None else find_class(classifier, target)
     writable_folder(out)
     talks = not (quiet or json_wanted)
@@ -93,8 +95,8 @@ def compare(
             foretold = estimate(classifier, picture, chosen)
             slowest = max(foretold.seconds, key=foretold.seconds.__getitem__)
             progress.line(
-                f"{len(chosen)} methods, about {_duration(foretold.total)} on this machine "
-                f"({slowest}: {_duration(foretold.seconds[slowest])})"
+                f"{len(chosen)} methods, about {duration(foretold.total)} on this machine "
+                f"({slowest}: {duration(foretold.seconds[slowest])})"
             )
 
         def save(explanation: Explanation, seconds: float) -> None:
@@ -115,9 +117,3 @@ def compare(
         click.echo(as_json({**found.to_dict(), "figure": str(figure)}, indent=2))
     elif talks:
         click.echo(f"side by side → {figure}")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min"
