@@ -12,9 +12,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from afmi import errors, methods, references
+    from afmi import errors, evaluation, methods, metrics, references
     from afmi.classifier import Classifier, find_class
     from afmi.comparison import Comparison, compare
+    from afmi.evaluation import evaluate
     from afmi.explanation import Explanation, explain
     from afmi.layers import find_layer
     from afmi.methods.feature_maps.afmi import AFMI
@@ -30,12 +31,23 @@ _HOMES = {
     "Comparison": "afmi.comparison",
     "Explanation": "afmi.explanation",
     "compare": "afmi.comparison",
+    "evaluate": "afmi.evaluation",
     "explain": "afmi.explanation",
     "find_class": "afmi.classifier",
     "find_layer": "afmi.layers",
     "load_model": "afmi.models",
 }
-_MODULES = ("errors", "images", "maps", "methods", "modified_gradient", "plots", "references")
+_MODULES = (
+    "errors",
+    "evaluation",
+    "images",
+    "maps",
+    "methods",
+    "metrics",
+    "modified_gradient",
+    "plots",
+    "references",
+)
 
 __all__ = [
     "AFMI",
@@ -44,11 +56,14 @@ __all__ = [
     "Explanation",
     "compare",
     "errors",
+    "evaluate",
+    "evaluation",
     "explain",
     "find_class",
     "find_layer",
     "load_model",
     "methods",
+    "metrics",
     "references",
 ]
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-__all__ = ["Reporter", "reporting", "track"]
+__all__ = ["Reporter", "duration", "report", "reporting", "track"]
 
 T = TypeVar("T")
 
@@ -39,6 +39,13 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
         _reporter.reset(token)
 
 
+def report(description: str, done: int, total: int) -> None:
+    """Tell the reporter, where there is one, how far something has come."""
+    reporter = _reporter.get()
+    if reporter is not None:
+        reporter(description, done, total)
+
+
 def track(items: Sequence[T], description: str) -> Iterator[T]:
     """Yield the items, and tell the reporter before the first one and after each.
 
@@ -54,3 +61,15 @@ def track(items: Sequence[T], description: str) -> Iterator[T]:
     for done, item in enumerate(items, 1):
         yield item
         reporter(description, done, len(items))
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time for the reader: ``12 s``, ``5 min``, ``3.5 h``.
+
+    Example:
+        >>> duration(0.2), duration(300), duration(12600)
+        ('1 s', '5 min', '3.5 h')
+    """
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,5 @@
-"""The command line, ``afmi``: explain, compare, demo, models, methods.
+"""The command line, ``afmi``: explain, compare, evaluate, report, reproduce,
+demo, models, methods.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -15,10 +16,13 @@ import click
 import afmi
 from afmi.cli.compare import compare
 from afmi.cli.demo import demo
+from afmi.cli.evaluate import evaluate
 from afmi.cli.explain import explain
 from afmi.cli.group import DEBUG, AfmiGroup
 from afmi.cli.methods import methods
 from afmi.cli.models import models
+from afmi.cli.report import report
+from afmi.cli.reproduce import reproduce
 
 __all__ = ["cli", "main"]
 
@@ -60,6 +64,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
       afmi explain dog.jpg --model resnet50 --target collie
       afmi explain photos/ --json > records.jsonl
       afmi compare dog.jpg                        several methods side by side
+      afmi evaluate --data photographs/           which method deserves belief on your data
+      afmi report afmi-results                    the tables and curves of an evaluation
       afmi models vgg                             the networks called vgg…
     """
     if debug:
@@ -68,7 +74,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (explain, compare, demo, models, methods):
+for _command in (explain, compare, evaluate, report, reproduce, demo, models, methods):
     cli.add_command(_command)
 
 

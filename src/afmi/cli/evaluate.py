@@ -1,0 +1,190 @@
+"""``afmi evaluate``: measure methods on labelled pictures, in pieces that are never lost."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.network import model_options
+from afmi.cli.output import Progress, one_line_warnings
+from afmi.progress import duration
+
+if TYPE_CHECKING:
+    from afmi.evaluation import Piece, Results
+
+__all__ = ["evaluate"]
+
+_EVERY = 30
+"""Seconds between lines that tell how far it has come, where there is no terminal for a bar."""
+
+
+@click.command(short_help="Measure methods on labelled pictures.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FOLDER|CSV|mnist:DIR",
+    help="A folder with one folder per class (ImageNet's layout too), a CSV file with the columns "
+    "image and label, mnist:DIR or imagenet:DIR.",
+)
+@model_options
+@click.option(
+    "--methods",
+    default="a-fmi,grad-cam,grad-cam++,deeplift,inputxgradient,gradient,random",
+    metavar="all|A,B,C",
+    help="Names joined by commas (`afmi methods` lists them), with parameters where wanted: "
+    "a-fmi:averaged=false:reference=white.",
+)
+@click.option(
+    "--metrics",
+    metavar="all|A,B,C",
+    help="Names joined by commas: insertion, completeness, cost, deletion, reference-reliability, "
+    "class-discriminability, grid-pointing, parameter-randomisation; with parameters where "
+    "wanted: insertion:canvas=mean.  [default: the first three]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("afmi-results"),
+    metavar="FOLDER",
+    help="Folder for the results; the same command goes on where it stopped.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Evaluate N of the pictures, the classes taken in turn.",
+)
+@click.option("--layer", metavar="NAME", help="Layer whose feature maps are used.")
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, help="Pictures explained at once."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: PyTorch's]"
+)
+@click.option("--quiet", is_flag=True, help="Print errors only.")
+@debug_option
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    data: str,
+    network: dict[str, Any],
+    methods: str,
+    metrics: str | None,
+    out: Path,
+    limit: int | None,
+    layer: str | None,
+    batch_size: int,
+    threads: int | None,
+    quiet: bool,
+) -> None:
+    """Explain labelled pictures by several methods and measure what the maps are worth.
+
+    Every number is kept as a row (image, method, metric, value) in Parquet files, in pieces that
+    are written whole as soon as they are done. Stop it as you like, and give the same command
+    again: it goes on, and ends with the same numbers. `afmi report FOLDER` makes the tables.
+
+    \b
+    Examples:
+      afmi evaluate --data photographs/ --methods a-fmi,grad-cam,random --limit 200
+      afmi evaluate --data val/ --model resnet50 --methods all --out results/resnet50
+      afmi evaluate --data labels.csv --model my_net.py:build --weights my_net.safetensors
+      afmi report afmi-results
+
+    \b
+    Exit codes: 0 all went well (pictures that failed are named in the report), 2 nothing to be
+    done with these options, 130 stopped by Ctrl-C; what was finished is kept.
+    """
+    import torch
+
+    from afmi.evaluation import evaluate as run
+    from afmi.models import load_model
+    from afmi.progress import reporting
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    classifier = load_model(**network, layer=layer)
+    command = shlex.join(["afmi", *sys.argv[1:]])
+    with (
+        Progress(1, shown=not quiet) as progress,
+        one_line_warnings(progress),
+        reporting(progress.within),
+    ):
+        teller = _Teller(progress, talks=not quiet)
+        try:
+            results = run(
+                classifier,
+                data,
+                out,
+                methods=methods,
+                metrics=metrics,
+                limit=limit,
+                batch_size=batch_size,
+                command=command,
+                on_begin=teller.begin,
+                on_method=teller.method,
+                on_refusal=teller.refusal,
+            )
+        except KeyboardInterrupt:
+            progress.line(
+                f"afmi: interrupted; what was finished is in {out}, and the same command goes on",
+                err=True,
+            )
+            ctx.exit(INTERRUPTED)
+    failed = {i for label in results.methods for i in results.errors(label)}
+    if failed:
+        click.echo(
+            f"afmi: warning: {len(failed)} of {len(results.images)} pictures could not be read or "
+            "explained; the report says why",
+            err=True,
+        )
+    if not quiet:
+        click.echo(f"results → {out}; `afmi report {shlex.quote(str(out))}` makes the tables")
+
+
+class _Teller:
+    """Says how far an evaluation has come, and what each method scored."""
+
+    def __init__(self, progress: Progress, *, talks: bool) -> None:
+        self._progress = progress
+        self._talks = talks
+        self._began = self._told = time.monotonic()
+
+    def begin(self, piece: Piece, done: float, total: float) -> None:
+        """Move the bar; without a terminal print a line now and then."""
+        self._progress.within("passes through the network", int(done), int(total))
+        now = time.monotonic()
+        if not self._talks or sys.stderr.isatty() or now - self._told < _EVERY or not done:
+            return
+        self._told = now
+        left = (now - self._began) * (total - done) / done
+        self._progress.line(
+            f"{piece.label}: from picture {piece.start}; {done / total:.0%} of all, about "
+            f"{duration(left)} left",
+            err=True,
+        )
+
+    def method(self, label: str, results: Results) -> None:
+        """Print a method's headline."""
+        if not self._talks:
+            return
+        values = results.values(label)
+        parts = [f"{label}:"]
+        for name, text in (
+            ("insertion/accuracy_auc", "Accuracy-AUC {:.4f}"),
+            ("cost/seconds", "{:.3g} s per picture"),
+        ):
+            if name in values:
+                import numpy as np
+
+                parts.append(text.format(np.nanmean(values[name])))
+        self._progress.line("  ".join(parts))
+
+    def refusal(self, label: str, reason: str) -> None:
+        """Say that a method cannot be used."""
+        self._progress.line(f"afmi: {label} left out: {reason}", err=True)

@@ -1,0 +1,248 @@
+"""Run methods x pictures x metrics: in pieces that are kept as soon as they are done."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from afmi.choices import (
+    MethodsLike,
+    MetricsLike,
+    chosen_methods,
+    chosen_metrics,
+    key_of,
+    parameters_of,
+)
+from afmi.errors import AfmiError, LayerError, OperationError, UsageError
+from afmi.evaluation.datasets import LabelledImages, open_images
+from afmi.evaluation.results import Results
+from afmi.evaluation.shard import Shard, evaluate_shard
+from afmi.evaluation.store import Store, identity_of
+from afmi.methods import Method
+from afmi.methods.base import Work
+from afmi.metrics import Metric
+
+__all__ = ["Piece", "evaluate"]
+
+_LARGEST_PIECE = 64
+"""Pictures: a piece of a cheap method."""
+_PASSES_PER_PIECE = 4096
+"""Through the network, about: what a killed run may lose of a costly method."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the work that is kept as a whole.
+
+    Attributes:
+        label: the method's.
+        start: the first picture.
+        stop: the one after the last.
+        passes: through the network that it takes, about; a backward pass counts as two.
+    """
+
+    label: str
+    start: int
+    stop: int
+    passes: float
+
+
+def evaluate(
+    model: nn.Module,
+    data: Any,
+    out: str | os.PathLike[str],
+    *,
+    methods: MethodsLike = "all",
+    metrics: MetricsLike | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    examples: int = 6,
+    command: str | None = None,
+    on_begin: Callable[[Piece, float, float], object] | None = None,
+    on_method: Callable[[str, Results], object] | None = None,
+    on_refusal: Callable[[str, str], object] | None = None,
+) -> Results:
+    """Explain pictures by several methods and measure the maps against the true classes.
+
+    The work is cut into pieces, each one method on a few pictures, and a piece is written as soon
+    as it is done. The same call on the same folder goes on where the last one stopped, however it
+    stopped, and ends with the numbers of an unbroken run. Memory does not grow with the pictures.
+
+    Args:
+        model: a `Classifier`, or any ``nn.Module`` from images to logits.
+        data: see `afmi.evaluation.open_images`.
+        out: folder of the results; new, empty, or of the same run. Methods may be added to it.
+        methods: see `chosen_methods`.
+        metrics: see `chosen_metrics`; None: those that are standard.
+        limit: evaluate this many of the pictures, the classes taken in turn.
+        batch_size: pictures that are explained at once.
+        examples: how many pictures the report shows.
+        command: what the user typed, for the report.
+        on_begin: called before each piece, with the passes that are done and those in all.
+        on_method: called when the last piece of a method is done.
+        on_refusal: called with a method that cannot be used on the network, and why.
+
+    Returns:
+        The `Results`.
+
+    Raises:
+        UsageError: when the folder holds another run's results, or an argument does not fit.
+        AfmiError: when a file cannot be written (a full disk); what was finished is kept.
+    """
+    if batch_size < 1 or examples < 0:
+        raise UsageError(
+            f"expected a batch_size from 1 and examples from 0, got {batch_size} and {examples}"
+        )
+    chosen = chosen_methods(model, methods)
+    wanted = chosen_metrics(metrics)
+    images = open_images(data, model, limit=limit)
+    classes = len({int(label) for label in images.labels})
+    for metric in wanted.values():
+        if metric.companions >= classes:
+            raise UsageError(
+                f"{metric.name} needs pictures of {metric.companions + 1} classes, got {classes} "
+                f"in {images.name}; leave it out"
+            )
+    store = Store.open(
+        Path(out),
+        run=identity_of(model, images, wanted, batch_size),
+        images=(images.keys, [int(label) for label in images.labels]),
+        about={
+            # As the report needs them, which then does without PyTorch.
+            "metrics": {
+                key: {
+                    "name": metric.name,
+                    "measures": metric.measures,
+                    "headline": metric.headline,
+                    "higher_is_better": metric.higher_is_better,
+                }
+                for key, metric in wanted.items()
+            },
+            "machine": _machine(model),
+            "command": command,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        },
+    )
+    first = _first(images)
+    shown = {round(i * (len(images) - 1) / max(examples - 1, 1)) for i in range(examples)}
+    pieces = {
+        label: _pieces(label, method, wanted, first, len(images))
+        for label, method in chosen.items()
+    }
+    for label, method in chosen.items():
+        store.add_method(label, _entry(method, label, pieces[label]))
+    todo = {
+        label: [piece for piece in found if not store.has(key_of(label), piece.start)]
+        for label, found in pieces.items()
+    }
+    total = sum(piece.passes for found in todo.values() for piece in found)
+    done = 0.0
+    for label, method in chosen.items():
+        for piece in todo[label]:
+            if on_begin is not None:
+                on_begin(piece, done, total)
+            shard = Shard(
+                method, wanted, images, piece.start, piece.stop, batch_size, frozenset(shown)
+            )
+            try:
+                result = evaluate_shard(shard)
+            except (LayerError, OperationError) as error:
+                store.add_method(label, _entry(method, label, pieces[label], refused=str(error)))
+                total -= sum(p.passes for p in todo[label] if p.start >= piece.start)
+                if on_refusal is not None:
+                    on_refusal(label, str(error))
+                break
+            store.write(key_of(label), piece.start, result.rows, _named(result.pictures, label))
+            done += piece.passes
+        else:
+            if on_method is not None:
+                on_method(label, Results.open(store.folder))
+    return Results.open(store.folder)
+
+
+def _machine(model: nn.Module) -> dict[str, Any]:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "processor": name,
+        "device": str(device),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _first(images: LabelledImages) -> torch.Tensor:
+    """Return the first picture that can be read."""
+    reason = ""
+    for index in range(len(images)):
+        try:
+            return images.read(index)
+        except AfmiError as error:
+            reason = reason or str(error)
+    raise AfmiError(f"none of the {len(images)} pictures can be read; the first: {reason}")
+
+
+def _pieces(
+    label: str,
+    method: Method,
+    metrics: Mapping[str, Metric],
+    first: torch.Tensor,
+    count: int,
+) -> list[Piece]:
+    """Cut a method's work: the costlier it is, the fewer pictures a piece has."""
+    work = [method.work(first), *(metric.work(method, first) for metric in metrics.values())]
+    passes = sum(_passes(one) for one in work)
+    size = int(min(max(_PASSES_PER_PIECE // passes, 1), _LARGEST_PIECE))
+    return [
+        Piece(label, start, stop := min(start + size, count), (stop - start) * passes)
+        for start in range(0, count, size)
+    ]
+
+
+def _passes(work: Work) -> float:
+    return work.forwards + 2 * work.backwards
+
+
+def _entry(
+    method: Method, label: str, pieces: list[Piece], refused: str | None = None
+) -> dict[str, Any]:
+    return {
+        "class": type(method).__name__,
+        "key": key_of(label),
+        "parameters": parameters_of(method),
+        "images_per_piece": pieces[0].stop,
+        "family": method.family,
+        "paper": method.paper,
+        "refused": refused,
+    }
+
+
+def _named(pictures: Mapping[int, Mapping[str, Any]], label: str) -> dict[str, Any]:
+    """Return drawings by file name; the picture itself is the same for every method."""
+    return {
+        f"{index:08d}-picture.png"
+        if kind == "picture"
+        else f"{index:08d}-{key_of(label)}-{kind}.png": drawn
+        for index, kinds in pictures.items()
+        for kind, drawn in kinds.items()
+    }

@@ -1,0 +1,213 @@
+"""The unit of an evaluation: one method on a few pictures, a function without side effects."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from afmi import plots
+from afmi.errors import AfmiError, LayerError, OperationError
+from afmi.evaluation.datasets import LabelledImages
+from afmi.evaluation.measuring import measured
+from afmi.evaluation.store import Row
+from afmi.images import to_image
+from afmi.methods import BlankMapWarning, Method
+from afmi.methods.base import classify
+from afmi.metrics import Case, Metric
+
+__all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
+
+_PICTURE_SIDE = 240
+
+
+class MetricWarning(UserWarning):
+    """A metric could not be measured on some pictures; the others were."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which pictures are explained by what, and what is measured.
+
+    Attributes:
+        method: explains; its model is the network.
+        metrics: by the key that begins the names of their values.
+        images: the whole data.
+        start: the first picture.
+        stop: the one after the last.
+        batch_size: pictures that are explained at once.
+        examples: pictures to draw.
+    """
+
+    method: Method
+    metrics: Mapping[str, Metric]
+    images: LabelledImages
+    start: int
+    stop: int
+    batch_size: int = 8
+    examples: Collection[int] = ()
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What came of it.
+
+    Attributes:
+        rows: (image, metric, value, note).
+        pictures: for each example its drawings, by kind: ``picture``, ``map``, ``insertion``.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    pictures: dict[int, dict[str, PIL.Image.Image]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Picture:
+    index: int
+    inputs: Tensor
+    companions: Tensor | None
+
+    def fits(self, other: _Picture) -> bool:
+        """Tell whether both can go through the network at once."""
+        alike = (self.companions is None) == (other.companions is None)
+        return alike and self.inputs.shape == other.inputs.shape
+
+
+def evaluate_shard(shard: Shard) -> ShardResult:
+    """Explain the pictures and measure the maps.
+
+    The same shard gives the same numbers, wherever and whenever it runs (seconds and memory
+    apart), so shards can be spread over processes and machines. A picture that cannot be read, or
+    that the method fails on, has a row ``error`` with the reason as its note, and no others. Where
+    a metric fails, its rows are missing, and a `MetricWarning` says why.
+
+    Raises:
+        LayerError, OperationError: when the method cannot be used on the network at all.
+    """
+    result = ShardResult()
+    for batch in _batches(shard, result):
+        try:
+            _measure(shard, batch, result)
+        except (LayerError, OperationError):
+            raise
+        except AfmiError as error:
+            if len(batch) == 1:
+                result.rows.append((batch[0].index, "error", float("nan"), str(error)))
+                continue
+            # One bad picture must not cost its neighbours.
+            for picture in batch:
+                try:
+                    _measure(shard, [picture], result)
+                except AfmiError as single:
+                    result.rows.append((picture.index, "error", float("nan"), str(single)))
+    result.rows.sort(key=lambda row: (row[0], row[1]))
+    return result
+
+
+def _batches(shard: Shard, result: ShardResult) -> Iterator[list[_Picture]]:
+    """Read the pictures, in batches of neighbours of one size."""
+    wanted = max((metric.companions for metric in shard.metrics.values()), default=0)
+    waiting: list[_Picture] = []
+    for index in range(shard.start, shard.stop):
+        try:
+            inputs = shard.images.read(index)
+            companions = _companions(shard.images, index, wanted, inputs) if wanted else None
+        except AfmiError as error:
+            result.rows.append((index, "error", float("nan"), str(error)))
+            continue
+        full = len(waiting) == shard.batch_size
+        picture = _Picture(index, inputs, companions)
+        if waiting and (full or not picture.fits(waiting[0])):
+            yield waiting
+            waiting = []
+        waiting.append(picture)
+    if waiting:
+        yield waiting
+
+
+def _companions(images: LabelledImages, index: int, count: int, like: Tensor) -> Tensor | None:
+    """Return pictures of other classes, all different, (1, M, C, H, W); None: not enough."""
+    digest = hashlib.blake2b(images.keys[index].encode(errors="surrogateescape"), digest_size=8)
+    order = np.random.default_rng(int.from_bytes(digest.digest(), "little")).permutation(
+        len(images)
+    )
+    classes = {int(images.labels[index])}
+    found: list[Tensor] = []
+    for other in order.tolist():
+        label = int(images.labels[other])
+        if label in classes:
+            continue
+        try:
+            picture = images.read(other)
+        except AfmiError:
+            continue
+        if picture.shape != like.shape:
+            continue
+        classes.add(label)
+        found.append(picture)
+        if len(found) == count:
+            return torch.cat(found)[None]
+    return None
+
+
+def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
+    """Explain a batch and add its rows; nothing is added when it fails."""
+    method = shard.method
+    inputs = torch.cat([picture.inputs for picture in batch])
+    targets = torch.tensor(
+        [int(shard.images.labels[picture.index]) for picture in batch], device=inputs.device
+    )
+    with warnings.catch_warnings():
+        # Blank maps are counted in a row of their own.
+        warnings.simplefilter("ignore", BlankMapWarning)
+        with measured(inputs.device) as cost:
+            attribution = method.explain(inputs, targets)
+        logits = attribution.logits
+        if logits is None:
+            logits = classify(method.model, inputs)
+        companions = [p.companions for p in batch if p.companions is not None]
+        case = Case(
+            method=method,
+            inputs=inputs,
+            targets=targets,
+            attribution=attribution,
+            logits=logits,
+            seconds=cost.seconds / len(batch),
+            peak_bytes=cost.peak_bytes,
+            companions=torch.cat(companions) if companions else None,
+        )
+        values: dict[str, list[float]] = {}
+        for key, metric in shard.metrics.items():
+            if metric.companions and case.companions is None:
+                continue
+            try:
+                measurements = metric.measure(case)
+            except AfmiError as error:
+                # It must not cost the other metrics; its own values are missing.
+                warnings.warn(f"{metric.name}: {error}", MetricWarning, stacklevel=2)
+                continue
+            for name, numbers in measurements.items():
+                values[f"{key}/{name}"] = numbers.tolist()
+    low, high = attribution.maps.flatten(1).aminmax(dim=1)
+    values["blank"] = (low == high).double().tolist()
+    for n, picture in enumerate(batch):
+        result.rows.extend((picture.index, name, row[n], None) for name, row in values.items())
+        if picture.index in shard.examples:
+            result.pictures[picture.index] = _drawn(inputs[n], attribution.maps[n, 0])
+
+
+def _drawn(image: Tensor, map_: Tensor) -> dict[str, PIL.Image.Image]:
+    drawn = {
+        "picture": to_image(image),
+        "map": plots.overlay(image, map_),
+        "insertion": plots.insertion(image, map_, 0.1),
+    }
+    for picture in drawn.values():
+        picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    return drawn

@@ -1,0 +1,268 @@
+"""The folder of an evaluation: a manifest, and finished pieces that are never half written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+import afmi
+from afmi.choices import parameters_of
+from afmi.classifier import Classifier
+from afmi.errors import AfmiError, UsageError
+from afmi.evaluation.datasets import LabelledImages
+from afmi.files import write_files
+from afmi.metrics import Metric
+
+__all__ = ["MANIFEST", "Rows", "Store", "identity_of"]
+
+MANIFEST = "manifest.json"
+_STALE = 3600
+"""Seconds after which an unfinished file is one that a killed run left behind."""
+
+Row = tuple[int, str, float, str | None]
+Rows = Sequence[Row]
+"""(image, metric, value, note) each."""
+
+_SCHEMA = pa.schema(
+    [
+        ("image", pa.int32()),
+        ("metric", pa.dictionary(pa.int16(), pa.string())),
+        ("value", pa.float64()),
+        ("note", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Store:
+    """The results of one run: one network, one set of pictures, one set of metrics.
+
+    Args:
+        folder: where the results are.
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        run: Mapping[str, Any],
+        images: tuple[Sequence[str], Sequence[int]],
+        about: Mapping[str, Any],
+    ) -> Store:
+        """Make the folder of a run, or open the one that it began in.
+
+        Args:
+            folder: where the results are, or shall be.
+            run: what makes the run what it is; all of it must be as it was.
+            images: key and label of each picture.
+            about: what else the manifest tells, of the run that began it.
+
+        Raises:
+            UsageError: when the folder holds another run's results, or other files.
+            AfmiError: when it cannot be written.
+        """
+        store = cls(folder)
+        wanted = json.loads(json.dumps(run))
+        path = folder / MANIFEST
+        if path.exists():
+            _compare(folder, store.manifest()["run"], wanted)
+            store._sweep()
+            return store
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(
+                f"expected {str(folder)!r} to be a new or empty folder, or results of this run; it "
+                "holds other files; choose another"
+            )
+        keys, labels = images
+        table = pa.table(
+            {
+                "image": pa.array(range(len(keys)), pa.int32()),
+                "key": pa.array(list(keys), pa.string()),
+                "label": pa.array([int(label) for label in labels], pa.int32()),
+            }
+        )
+        manifest = {"run": wanted, "methods": {}, **about}
+        # The manifest last: where it is, the rest is too.
+        write_files(
+            {folder / "images.parquet": _parquet(table), path: _json(manifest)},
+        )
+        return store
+
+    def manifest(self) -> dict[str, Any]:
+        """Return the manifest.
+
+        Raises:
+            AfmiError: when it cannot be read.
+        """
+        path = self.folder / MANIFEST
+        try:
+            found = json.loads(path.read_bytes())
+            if not isinstance(found["run"], dict) or not isinstance(found["methods"], dict):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise AfmiError(
+                f"expected the manifest of an evaluation in {str(path)!r}, but it cannot be read "
+                f"({type(error).__name__}); choose another folder"
+            ) from error
+        return found
+
+    def add_method(self, label: str, entry: Mapping[str, Any]) -> None:
+        """Enter a method, unless it is there, or note that it cannot be used (``refused``).
+
+        Raises:
+            UsageError: when it is there with other parameters.
+        """
+        manifest = self.manifest()
+        wanted = json.loads(json.dumps(entry))
+        known = manifest["methods"].get(label)
+        if known == wanted:
+            return
+        same = ("class", "parameters", "images_per_piece")
+        if known is not None and any(known[part] != wanted[part] for part in same):
+            raise UsageError(
+                f"{str(self.folder)!r} holds results of {label} with "
+                f"{_brief(known['parameters'])} in pieces of {known['images_per_piece']}, asked "
+                f"for are {_brief(wanted['parameters'])} in pieces of "
+                f"{wanted['images_per_piece']}; choose another --out"
+            )
+        manifest["methods"][label] = wanted
+        write_files({self.folder / MANIFEST: _json(manifest)})
+
+    def has(self, key: str, start: int) -> bool:
+        """Tell whether a method's piece is finished, which begins with image ``start``."""
+        return self._piece(key, start).exists()
+
+    def write(
+        self, key: str, start: int, rows: Rows, pictures: Mapping[str, PIL.Image.Image]
+    ) -> None:
+        """Keep a finished piece.
+
+        Args:
+            key: of the method.
+            start: the piece's first image.
+            rows: its numbers.
+            pictures: examples, by file name.
+
+        Raises:
+            AfmiError: when it cannot be written; nothing that was there is lost.
+        """
+        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
+        arrays = [
+            pa.array(list(column), kind)
+            for column, kind in zip(
+                columns, (pa.int32(), pa.string(), pa.float64(), pa.string()), strict=True
+            )
+        ]
+        arrays[1] = arrays[1].dictionary_encode().cast(_SCHEMA.field("metric").type)
+        table = pa.Table.from_arrays(arrays, schema=_SCHEMA)
+        files: dict[Path, Any] = {
+            self.folder / "examples" / name: _png(picture) for name, picture in pictures.items()
+        }
+        files[self._piece(key, start)] = _parquet(table)
+        write_files(files)
+
+    def _piece(self, key: str, start: int) -> Path:
+        return self.folder / "pieces" / key / f"{start:08d}.parquet"
+
+    def _sweep(self) -> None:
+        """Remove what a killed run was writing."""
+        now = time.time()
+        for partial in self.folder.rglob(".afmi-*.part"):
+            with suppress(OSError):
+                if now - partial.stat().st_mtime > _STALE:
+                    partial.unlink()
+
+
+def identity_of(
+    model: nn.Module, images: LabelledImages, metrics: Mapping[str, Metric], batch_size: int
+) -> dict[str, Any]:
+    """Return what makes a run what it is, as JSON holds it."""
+    return {
+        "afmi": afmi.__version__,
+        "torch": torch.__version__,
+        "model": {
+            "name": model.name if isinstance(model, Classifier) else type(model).__name__,
+            "fingerprint": _fingerprint(model),
+            "labels": list(getattr(model, "labels", ())),
+        },
+        "data": {
+            "name": images.name,
+            "fingerprint": images.fingerprint,
+            "images": len(images),
+        },
+        "metrics": {
+            key: {"class": type(metric).__name__, **parameters_of(metric)}
+            for key, metric in metrics.items()
+        },
+        "batch_size": batch_size,
+    }
+
+
+@torch.no_grad()
+def _fingerprint(model: nn.Module) -> str:
+    """Return a digest of the network's structure and of every weight."""
+    digest = hashlib.blake2b(str(model).encode(), digest_size=16)
+    for name, tensor in model.state_dict(keep_vars=False).items():
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def _compare(folder: Path, was: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise unless two runs are the same; only the data's name, a path often, may differ."""
+    was, wanted = ({**run, "data": {**run["data"], "name": ""}} for run in (was, wanted))
+    for part in sorted({*was, *wanted}):
+        old, new = was.get(part), wanted.get(part)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+            part, old, new = f"{part}: {inner}", old.get(inner), new.get(inner)
+        raise UsageError(
+            f"{str(folder)!r} holds results of another run ({part} was {_brief(old)}, now "
+            f"{_brief(new)}); choose another --out, or delete the folder to begin anew"
+        )
+
+
+def _brief(value: Any) -> str:
+    if value is None:
+        return "not there"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "…"
+
+
+def _json(value: Any) -> Any:
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return lambda file: file.write(text.encode(errors="backslashreplace"))
+
+
+def _parquet(table: pa.Table) -> Any:
+    def write(file: IO[bytes]) -> None:
+        # In memory first: a full disk then raises an OSError, not one of Arrow's own.
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        file.write(buffer.getvalue())
+
+    return write
+
+
+def _png(picture: PIL.Image.Image) -> Any:
+    return lambda file: picture.save(file, "PNG")

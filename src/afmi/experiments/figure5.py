@@ -1,0 +1,42 @@
+"""Figure 5: what all methods put first, at 5 % and at 50 % of the pixels."""
+
+from __future__ import annotations
+
+from afmi.experiments import published
+from afmi.experiments.base import Experiment, Request, Result, networks
+from afmi.experiments.figures import methods_of
+from afmi.experiments.insertions import Row, compared, save_insertions
+from afmi.experiments.pictures import choose_photos
+
+__all__ = ["Figure5"]
+
+
+class Figure5(Experiment):
+    """Show the top 5 % and 50 % of the pixels by all methods.
+
+    Paper: Figure 5, Section 4.4. It does not name its classes; those here are chosen for it.
+    """
+
+    name = "figure5"
+    shows = "all methods, 5 % and 50 % of the pixels inserted"
+    section = "Figure 5, Section 4.4"
+    finding = (
+        "A-FMI and Grad-CAM begin with the object's telling parts and grow outward; Gradient, "
+        "DeepLIFT and IG scatter, LRP draws edges, region-level methods are unstable"
+    )
+    methods = published.METHODS
+    data = "pictures"
+    classes = ("golden retriever", "house finch")
+    fractions = (0.05, 0.5)
+
+    def _run(self, request: Request) -> Result:
+        (model,) = networks(self, request)
+        photos = choose_photos(request, model, self.classes)
+        methods = methods_of(self, request, model)
+        found = compared(self, request, methods, photos, self.fractions)
+        rows = [
+            Row(photo, one, i, f"{fraction:.0%}")
+            for photo, one in zip(photos, found, strict=True)
+            for i, fraction in enumerate(self.fractions)
+        ]
+        return save_insertions(self, request, methods, rows)

@@ -1,0 +1,27 @@
+"""Figure 6: accuracy against the share of the pixels inserted."""
+
+from __future__ import annotations
+
+from afmi.experiments.base import Experiment, Request, Result
+from afmi.experiments.measured import INSERTED, accuracy_panel, curves_figure, measured
+
+__all__ = ["Figure6"]
+
+
+class Figure6(Experiment):
+    """Draw the accuracy curves of all methods, one panel a network; measured as for Table 1.
+
+    Paper: Figure 6, Section 4.4 (RQ4).
+    """
+
+    name = "figure6"
+    shows = "accuracy against the share of the pixels inserted, by method"
+    section = "Figure 6, Section 4.4"
+    finding = "the curves of A-FMI and Grad-CAM rise first, well before those of other methods"
+    models = ("vgg19", "resnet50")
+    methods = INSERTED
+    data = "ImageNet"
+
+    def _run(self, request: Request) -> Result:
+        found = measured(self, request)
+        return curves_figure(self, request, [accuracy_panel(one) for one in found])

@@ -1,0 +1,36 @@
+"""Figure 9: softmax ratio on VGG-19, accuracy and softmax ratio on VGG-16."""
+
+from __future__ import annotations
+
+from afmi.experiments.base import Experiment, Request, Result
+from afmi.experiments.measured import (
+    INSERTED,
+    accuracy_panel,
+    curves_figure,
+    measured,
+    softmax_panel,
+)
+
+__all__ = ["Figure9"]
+
+
+class Figure9(Experiment):
+    """Draw the curves of the mean softmax ratio, and accuracy for all networks but the first.
+
+    Paper: Figure 9, Appendix D.
+    """
+
+    name = "figure9"
+    shows = "softmax ratio against the share of the pixels inserted, by method"
+    section = "Figure 9, Appendix D"
+    finding = "A-FMI and Grad-CAM lead in the softmax ratio, too, and on VGG-16 as on VGG-19"
+    models = ("vgg19", "vgg16")
+    methods = INSERTED
+    data = "ImageNet"
+
+    def _run(self, request: Request) -> Result:
+        first, *others = measured(self, request)
+        panels = [softmax_panel(first)]
+        for one in others:
+            panels += [accuracy_panel(one), softmax_panel(one)]
+        return curves_figure(self, request, panels)

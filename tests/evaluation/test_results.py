@@ -1,0 +1,147 @@
+"""Reading a folder of results: alignment, what is missing, and every way to be damaged."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from results_folder import curve_rows, make_results, write_folder, write_piece
+
+from afmi.errors import AfmiError, UsageError
+from afmi.evaluation.results import Results
+
+NAN = float("nan")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures; of A-FMI two pieces, of CAM none for it was refused, of XRAI nothing yet."""
+    found = write_folder(
+        tmp_path / "results",
+        {"XRAI": {}, "A-FMI": {}, "CAM": {"refused": "needs pooling"}},
+        ["a.png", "b.png", "c.png"],
+        [2, 0, 1],
+    )
+    # The second piece in another order than the pictures.
+    write_piece(found, "A-FMI", 0, [(0, "m/x", 0.25, None), (0, "m/y", 1.0, None)])
+    write_piece(found, "A-FMI", 1, [(2, "m/x", 0.75, None), (1, "error", NAN, "cut short")])
+    return found
+
+
+def test_values_stand_at_their_pictures(folder):
+    results = Results.open(folder)
+    assert results.methods == ("XRAI", "A-FMI")
+    assert results.refused == {"CAM": "needs pooling"}
+    assert results.images.keys == ("a.png", "b.png", "c.png")
+    assert results.images.labels.tolist() == [2, 0, 1]
+    values = results.values("A-FMI")
+    assert set(values) == {"m/x", "m/y"}
+    assert values["m/x"].dtype == np.float64
+    np.testing.assert_array_equal(values["m/x"], [0.25, NAN, 0.75])
+    np.testing.assert_array_equal(values["m/y"], [1.0, NAN, NAN])
+    assert results.errors("A-FMI") == {1: "cut short"}
+    assert results.complete("A-FMI") == 1.0
+    assert (results.complete("XRAI"), results.values("XRAI")) == (0.0, {})
+
+
+def test_unfinished_is_told(tmp_path):
+    results = Results.open(make_results(tmp_path, done={"XRAI": 10}))
+    assert results.complete("XRAI") == 0.25
+    read = results.read("XRAI")
+    assert read.done.tolist() == [True] * 10 + [False] * 30
+    assert np.isfinite(read.values["cost/seconds"]).tolist() == read.done.tolist()
+
+
+def test_areas_of_a_picture_worked_by_hand():
+    # Right from 55 % on: ten segments, the first of which is half a trapezoid.
+    rows = curve_rows(0, [False] * 10 + [True] * 10, [0.5] * 20)
+    found = {name: value for _, name, value, _ in rows}
+    assert found["insertion/accuracy_auc"] == pytest.approx(0.05 * 9.5)
+    assert found["insertion/softmax_ratio_auc"] == pytest.approx(0.95)
+
+
+def test_methods_are_named_in_any_spelling(tmp_path):
+    results = Results.open(
+        make_results(tmp_path, ("Random", "A-FMI (averaged=False)", "A-FMI", "Grad-CAM++"))
+    )
+    assert results.chosen(["afmi", "gradcamplusplus"]) == ("A-FMI", "Grad-CAM++")
+    assert results.chosen(["a-fmi-averaged-false"]) == ("A-FMI (averaged=False)",)
+    assert results.chosen(None) == results.methods
+    with pytest.raises(UsageError, match="no method called 'gradcam'; did you mean 'Grad-CAM"):
+        results.chosen(["gradcam"])
+    with pytest.raises(UsageError, match="expected one method or more"):
+        results.chosen([])
+
+
+def test_a_refused_method_cannot_be_chosen(folder):
+    with pytest.raises(UsageError, match="CAM was not measured: needs pooling"):
+        Results.open(folder).chosen(["cam"])
+
+
+def test_examples_are_found(tmp_path):
+    results = Results.open(make_results(tmp_path, examples=3))
+    assert results.examples == (0, 1, 2)
+    assert results.example(1, "A-FMI", "map").name == "00000001-a-fmi-map.png"
+    assert results.example(1, "A-FMI", "map").is_file()
+    assert results.photograph(2).is_file()
+
+
+def test_metrics_are_known_without_the_manifest_telling(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    told = Results.open(folder).metrics["insertion"]
+    assert told.name == "Insertion"
+    del manifest["metrics"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    found = Results.open(folder).metrics
+    assert list(found) == ["insertion"]
+    assert (found["insertion"].headline, found["insertion"].higher_is_better) == (
+        "accuracy_auc",
+        True,
+    )
+
+
+def test_what_is_no_evaluation_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"no folder is called '.*nowhere'"):
+        Results.open(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="holds no evaluation"):
+        Results.open(tmp_path)
+
+
+def test_nothing_measured_yet_is_refused(tmp_path):
+    folder = write_folder(tmp_path / "new", {"A-FMI": {}}, ["a.png"], [0])
+    with pytest.raises(UsageError, match="holds no measurements yet"):
+        Results.open(folder)
+    folder = write_folder(tmp_path / "none", {"CAM": {"refused": "a deep head"}}, ["a.png"], [0])
+    with pytest.raises(UsageError, match=r"CAM was refused \(a deep head\)"):
+        Results.open(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": 1, "methods": {}}'])
+def test_a_damaged_manifest_is_named(folder, text):
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(AfmiError, match=r"manifest.json' is damaged; delete it"):
+        Results.open(folder)
+
+
+def test_a_damaged_piece_is_named_with_the_remedy(folder):
+    path = folder / "pieces" / "a-fmi" / "00000001.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(AfmiError, match=r"00000001.parquet' is damaged .*delete it, so that the"):
+        Results.open(folder).values("A-FMI")
+
+
+def test_a_piece_of_another_evaluation_is_named(folder):
+    write_piece(folder, "A-FMI", 3, [(7, "m/x", 0.5, None)])
+    with pytest.raises(AfmiError, match=r"00000003.parquet' tells of picture 7, which"):
+        Results.open(folder).values("A-FMI")
+
+
+def test_missing_or_damaged_pictures_are_named(folder):
+    path = folder / "images.parquet"
+    path.write_bytes(b"no parquet")
+    with pytest.raises(AfmiError, match=r"images.parquet' is damaged"):
+        Results.open(folder)
+    path.unlink()
+    with pytest.raises(AfmiError, match=r"images.parquet' is missing"):
+        Results.open(folder)

@@ -1,0 +1,368 @@
+"""The evaluation runner: pieces, resuming, other runs' folders, full disks, bad pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from settings import method
+from torch import nn
+
+import afmi.evaluation.run as run_module
+import afmi.files
+from afmi import Classifier
+from afmi.choices import chosen_metrics
+from afmi.errors import AfmiError, OperationError, UsageError
+from afmi.evaluation import Results, Shard, evaluate, evaluate_shard, open_images
+from afmi.methods import AFMI, CATALOGUE, Gradient, Random
+from afmi.metrics import CATALOGUE as METRICS
+from afmi.metrics import Insertion
+
+
+def results_key(name: str) -> str:
+    """Return what begins the names of a metric's values."""
+    return next(iter(chosen_metrics(name)))
+
+
+CHEAP = "a-fmi,gradient,random"
+
+
+def network() -> Classifier:
+    torch.manual_seed(3)
+    body = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    )
+    return Classifier(
+        body, labels=["cat", "dog", "newt", "owl"], resize=16, crop=16, name="tiny"
+    ).eval()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Five pictures of each of four classes."""
+    drawn = np.random.default_rng(0)
+    for label in ("cat", "dog", "newt", "owl"):
+        folder = tmp_path / "photos" / label
+        folder.mkdir(parents=True)
+        for i in range(5):
+            pixels = drawn.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_LARGEST_PIECE", 4)
+
+
+def numbers(folder: Path) -> dict[str, dict[str, list[float]]]:
+    """Every value of every method but the cost, NaN as text."""
+    results = Results.open(folder)
+    return {
+        label: {
+            name: [str(v) for v in values]
+            for name, values in sorted(results.read(label).values.items())
+            if not name.startswith("cost/")
+        }
+        for label in results.methods
+    }
+
+
+def test_rows_are_what_the_metrics_say(photos: Path, tmp_path: Path) -> None:
+    model = network()
+    results = evaluate(model, photos, tmp_path / "out", methods="a-fmi,gradient", batch_size=4)
+    images = open_images(photos, model)
+    inputs = torch.cat([images.read(i) for i in range(20)])
+    targets = torch.tensor([int(label) for label in images.labels])
+    assert results.methods == ("A-FMI", "Gradient")
+    assert tuple(results.images.keys) == images.keys
+    for label, kind in (("A-FMI", AFMI), ("Gradient", Gradient)):
+        curves = Insertion().curves(model, inputs, targets, kind(model).attribute(inputs, targets))
+        found = results.read(label).values
+        for name, expected in curves.values().items():
+            np.testing.assert_allclose(found[f"insertion/{name}"], expected.numpy(), atol=1e-6)
+        assert (found["cost/seconds"] > 0).all()
+    residual = results.read("A-FMI").values["completeness/residual"]
+    assert residual.max() < 1e-4 and "completeness/residual" not in found
+
+
+def test_goes_on_where_it_stopped(photos: Path, tmp_path: Path, small_pieces: None) -> None:
+    model = network()
+    whole = tmp_path / "whole"
+    evaluate(model, photos, whole, methods=CHEAP)
+    begun: list[Any] = []
+
+    def stop_after(count: int) -> Callable[..., None]:
+        def tell(piece: Any, done: float, total: float) -> None:
+            if len(begun) == count:
+                raise KeyboardInterrupt
+            begun.append(piece)
+
+        return tell
+
+    broken = tmp_path / "broken"
+    for count in (2, 3, 9):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model, photos, broken, methods=CHEAP, on_begin=stop_after(count))
+    # 5 pieces for each method; none is done twice.
+    evaluate(model, photos, broken, methods=CHEAP, on_begin=stop_after(99))
+    assert len(begun) == len(set(begun)) == 15
+    assert numbers(broken) == numbers(whole)
+    before = {p: p.stat().st_mtime_ns for p in broken.rglob("*.parquet")}
+    evaluate(model, photos, broken, methods=CHEAP)
+    assert before == {p: p.stat().st_mtime_ns for p in broken.rglob("*.parquet")}
+
+
+def test_methods_can_be_added(photos: Path, tmp_path: Path) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods="gradient")
+    results = evaluate(model, photos, out, methods="random:seed=4,a-fmi:reference=white")
+    assert results.methods == ("Gradient", "Random (seed=4)", "A-FMI (reference=white)")
+    assert all(results.complete(label) == 1 for label in results.methods)
+
+
+def test_folder_of_another_run(photos: Path, tmp_path: Path) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods="gradient", limit=6)
+    other = network()
+    with torch.no_grad():
+        other.network[0].weight[0, 0, 0, 0] += 1e-3  # type: ignore[index]
+    before = (out / "manifest.json").read_bytes()
+    for changed, words in (
+        (lambda: evaluate(other, photos, out, methods="gradient", limit=6), "model: fingerprint"),
+        (lambda: evaluate(model, photos, out, methods="gradient", limit=7), "data: "),
+        (
+            lambda: evaluate(model, photos, out, methods="gradient", limit=6, metrics="insertion"),
+            "metrics: completeness",
+        ),
+        (
+            lambda: evaluate(model, photos, out, methods="gradient", limit=6, batch_size=3),
+            "batch_size was 8, now 3",
+        ),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
+            changed()
+        assert "\n" not in str(caught.value) and "--out" in str(caught.value)
+    assert (out / "manifest.json").read_bytes() == before
+
+
+def test_moved_data_are_the_same_data(photos: Path, tmp_path: Path) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods="gradient")
+    moved = photos.rename(tmp_path / "moved")
+    assert evaluate(model, moved, out, methods="random").methods == ("Gradient", "Random")
+
+
+def test_folder_with_other_files(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match="it holds other files"):
+        evaluate(network(), photos, out, methods="gradient")
+    assert [p.name for p in out.iterdir()] == ["thesis.tex"]
+
+
+def test_unreadable_picture_does_not_stop_the_run(photos: Path, tmp_path: Path) -> None:
+    (photos / "dog" / "3.png").write_bytes(b"not a picture")
+    results = evaluate(network(), photos, tmp_path / "out", methods="gradient")
+    found = results.read("Gradient")
+    ((index, reason),) = found.errors.items()
+    assert results.images.keys[index] == "dog/3.png" and "3.png" in reason
+    areas = found.values["insertion/accuracy_auc"]
+    assert np.isnan(areas[index]) and np.isfinite(np.delete(areas, index)).all()
+    assert found.done.all()
+
+
+def test_a_failing_picture_does_not_cost_its_neighbours(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    bad = open_images(photos, model).read(2)
+
+    def attribute(self: Gradient, inputs: torch.Tensor, target: Any) -> Any:
+        if any(torch.equal(image, bad[0]) for image in inputs):
+            raise AfmiError("this one overflows")
+        return original(self, inputs, target)
+
+    original = Gradient._attribute
+    monkeypatch.setattr(Gradient, "_attribute", attribute)
+    found = evaluate(model, photos, tmp_path / "out", methods="gradient").read("Gradient")
+    assert found.errors == {2: "this one overflows"}
+    assert np.isnan(found.values["insertion/accuracy_auc"]).sum() == 1
+
+
+def test_full_disk_loses_nothing(
+    photos: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, tmp_path / "whole", methods=CHEAP)
+    written = 0
+    replace = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 7:
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(afmi.files.os, "replace", full)
+        with pytest.raises(AfmiError, match="No space left on device") as caught:
+            evaluate(model, photos, out, methods=CHEAP)
+    assert "\n" not in str(caught.value)
+    assert not list(out.rglob("*.part"))
+    evaluate(model, photos, out, methods=CHEAP)
+    assert numbers(out) == numbers(tmp_path / "whole")
+
+
+def test_refused_method_is_noted_and_the_others_go_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OperationError("aten.magic has no rule")
+
+    monkeypatch.setattr(Gradient, "_attribute", refuse)
+    told: list[str] = []
+    results = evaluate(
+        network(),
+        photos,
+        tmp_path / "out",
+        methods=CHEAP,
+        on_refusal=lambda label, reason: told.append(f"{label}: {reason}"),
+    )
+    assert results.methods == ("A-FMI", "Random")
+    assert results.refused == {"Gradient": "aten.magic has no rule"}
+    assert told == ["Gradient: aten.magic has no rule"]
+
+
+def test_shard_is_a_pure_function(photos: Path) -> None:
+    model = network()
+    images = open_images(photos, model)
+    state = torch.random.get_rng_state()
+
+    def rows(start: int, stop: int) -> list[Any]:
+        shard = Shard(Random(model), {"insertion": Insertion()}, images, start, stop)
+        return evaluate_shard(shard).rows
+
+    assert rows(3, 9) == rows(3, 9)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert {image for image, *_ in rows(3, 9)} == set(range(3, 9))
+
+
+def test_every_method(photos: Path, tmp_path: Path) -> None:
+    model = network()
+    methods = [method(name, model) for name in CATALOGUE]
+    out = tmp_path / "out"
+    results = evaluate(model, photos, out, methods=methods, metrics="insertion", limit=4)
+    assert len(results.methods) + len(results.refused) == len(CATALOGUE)
+    for label in results.methods:
+        found = results.read(label)
+        assert found.done.all() and not found.errors, (label, found.errors)
+        assert np.isfinite(found.values["insertion/accuracy_auc"]).all()
+        json.dumps(results.facts(label), allow_nan=False)
+
+
+def test_every_metric(photos: Path, tmp_path: Path) -> None:
+    model, out = network(), tmp_path / "out"
+    results = evaluate(model, photos, out, methods="deeplift,random", metrics="all", limit=4)
+    for label in results.methods:
+        found = results.read(label)
+        assert not found.errors
+        promises = {"Completeness", "ReferenceReliability"} if label == "Random" else set()
+        for name, kind in METRICS.items():
+            values = [key for key in found.values if key.startswith(f"{results_key(name)}/")]
+            assert bool(values) == (name not in promises), (label, name)
+            assert not values or f"{results_key(name)}/{kind.headline}" in values
+
+
+def test_memory_of_a_run_does_not_grow(photos: Path, tmp_path: Path) -> None:
+    """What a run holds at the end of each piece is the same, however many came before."""
+    import gc
+
+    model = network()
+    counts: list[int] = []
+
+    def count(*_: object) -> None:
+        gc.collect()
+        counts.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
+
+    class Many:
+        """A data set of 600 pictures that are made when asked for."""
+
+        def __len__(self) -> int:
+            return 600
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            generator = torch.Generator().manual_seed(index)
+            return torch.rand(3, 16, 16, generator=generator), index % 3
+
+    evaluate(
+        model, Many(), tmp_path / "out", methods="gradient", metrics="insertion", on_begin=count
+    )
+    assert len(counts) == 10 and max(counts[2:]) <= counts[1] + 2
+
+
+_KILLED = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+import afmi.evaluation.run as run_module
+run_module._LARGEST_PIECE = 1
+from test_run import network
+from afmi.evaluation import evaluate
+print("ready", flush=True)
+evaluate(network(), {photos!r}, {out!r}, methods="a-fmi,gradient,random,grad-cam")
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_ten_times(photos: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    script = tmp_path / "script.py"
+    moments = np.random.default_rng(1).uniform(0.05, 0.8, 10)
+    pieces: list[int] = []
+    for i, wait in enumerate([*moments, None]):
+        script.write_text(
+            _KILLED.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(out))
+        )
+        process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        if wait is not None:
+            time.sleep(wait)
+            process.send_signal(signal.SIGKILL)
+        process.communicate()
+        pieces.append(len(list(out.rglob("*.parquet"))))
+        assert wait is not None or process.returncode == 0, i
+    assert pieces == sorted(pieces) and len(set(pieces)) > 3, pieces
+    script.write_text(
+        _KILLED.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(whole))
+    )
+    subprocess.run([sys.executable, str(script)], check=True, capture_output=True)
+    assert numbers(out) == numbers(whole)
+    for path in out.rglob("pieces/*/*.parquet"):
+        table = pq.read_table(path)
+        rows = list(zip(table["image"].to_pylist(), table["metric"].to_pylist(), strict=True))
+        assert len(rows) == len(set(rows))
+    shutil.rmtree(out)
+
+
+def test_grid_pointing_needs_four_classes(photos: Path, tmp_path: Path) -> None:
+    shutil.rmtree(photos / "owl")
+    with pytest.raises(UsageError, match="pictures of 4 classes, got 3"):
+        evaluate(network(), photos, tmp_path / "out", methods="gradient", metrics="all")
+    assert not (tmp_path / "out").exists()
