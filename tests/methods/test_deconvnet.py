@@ -137,7 +137,7 @@ def test_unknown_operation_raises() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.fft.rfft2(x).abs().flatten(1)
 
-    with pytest.raises(OperationError, match="rfft2"):
+    with pytest.raises(OperationError, match=r"rfft2.* no rule for DeconvNet's backward pass;"):
         DeconvNet(Unknown()).attribute(torch.rand(1, 1, 2, 2))
 
 

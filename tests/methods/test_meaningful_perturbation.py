@@ -61,6 +61,27 @@ def test_the_first_step_is_that_of_the_formula() -> None:
     torch.testing.assert_close(scene.pull_back(gradient, 0, 0), expected)
 
 
+def test_what_counts_is_the_share_of_the_probability_that_is_left() -> None:
+    """A network a thousand times less sure of the class gives the same mask."""
+
+    class Sure(Quadrant):
+        def forward(self, x: Tensor) -> Tensor:
+            score = super().forward(x)[:, :1] - 20
+            return torch.cat([score - 7, score * 0], 1)
+
+    class Surer(Quadrant):
+        def forward(self, x: Tensor) -> Tensor:
+            score = super().forward(x)[:, :1] - 20
+            return torch.cat([score, score * 0], 1)
+
+    image = images(1, 32).double()
+    sure, surer = (
+        MeaningfulPerturbation(network, iterations=20, reference=Black()).attribute(image, 0)
+        for network in (Sure(), Surer())
+    )
+    torch.testing.assert_close(sure, surer, rtol=1e-4, atol=1e-4)
+
+
 def test_penalty_is_the_formulas() -> None:
     method = MeaningfulPerturbation(nn.Identity(), area=0.5, smoothness=2.0, power=3.0)
     mask = torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])
@@ -77,9 +98,9 @@ def test_starts_with_the_smallest_disc_that_suppresses_the_class() -> None:
     image = torch.ones(2, 3, 32, 32, dtype=torch.float64)
     method = MeaningfulPerturbation(Centre(), reference=Black(), blur=0.1)
     scene = _Scene(method, image, torch.zeros_like(image))
-    logits = Centre()(image)
     classes = torch.tensor([0, 1])
-    start = method._start(scene, classes, logits, Passes(Centre(), image))
+    before = Centre()(image).softmax(1)[[0, 1], classes]
+    start = method._start(scene, classes, before, Passes(Centre(), image))
     hidden = 1 - start.mean((1, 2))
     assert 0.01 < hidden[0] < 0.1
     # Class 1 never had a chance to lose: the smallest disc does.

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from networks import build, images
 from scipy import ndimage
 from scipy.stats import spearmanr
+from skimage.data import chelsea
 from skimage.morphology import disk
+from skimage.transform import resize
 
 from afmi.errors import UsageError
-from afmi.methods.regions.xrai import XRAI, merge_regions, segment_masks
+from afmi.methods.regions.xrai import XRAI, merge_regions
 
 
 def test_merging_by_hand() -> None:
@@ -65,13 +69,43 @@ def test_merging_equals_the_algorithm_with_sets(seed: int) -> None:
 
 
 def test_segments_cover_the_image_and_are_widened() -> None:
-    picture = images(1, 40)[0].numpy()
-    plain = segment_masks(picture, scales=(100, 500), smallest=150, dilation=0)
+    picture = images(1, 40)[0]
+    plain = XRAI(build("resnet"), scales=(100, 500), dilation=0).segments(picture)
     assert plain.shape[1:] == (40, 40)
     assert (plain.sum(0) == 2).all()
-    wide = segment_masks(picture, scales=(100, 500), smallest=150, dilation=5)
+    wide = XRAI(build("resnet"), scales=(100, 500)).segments(picture)
     expected = [ndimage.binary_dilation(mask, disk(5).astype(bool)) for mask in plain]
     np.testing.assert_array_equal(wide, np.stack(expected))
+
+
+@pytest.mark.parametrize("side", [(224, 224), (120, 200)])
+def test_segments_are_those_of_the_authors_package(side: tuple[int, int]) -> None:
+    package = pytest.importorskip("saliency.core.xrai")
+    picture = resize(chelsea() / 255, side, anti_aliasing=True)
+    theirs = package._get_segments_felzenszwalb(picture)
+    ours = XRAI(build("resnet")).segments(torch.from_numpy(np.moveaxis(picture, -1, 0)))
+    np.testing.assert_array_equal(ours, np.stack(theirs))
+
+
+class Failing(torch.nn.Module):
+    """Fails in backward passes only."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("no backward passes")
+        return self.network(x)
+
+
+def test_a_failing_network_ends_the_segmentation_too() -> None:
+    before = threading.active_count()
+    network = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Flatten())
+    with pytest.raises(RuntimeError, match="backward"):
+        XRAI(Failing(network)).attribute(images(3, 32))
+    assert threading.active_count() == before
 
 
 def package_map(x: np.ndarray, base: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -86,7 +120,8 @@ def test_equals_the_authors_package_with_the_same_attributions_and_segments() ->
     generator = np.random.default_rng(0)
     picture = generator.random((48, 48, 3))
     base = generator.normal(size=(48, 48, 3))
-    masks = segment_masks(np.moveaxis(picture, -1, 0), scales=(50, 250), smallest=150, dilation=5)
+    image = torch.from_numpy(np.moveaxis(picture, -1, 0))
+    masks = XRAI(build("resnet"), scales=(50, 250)).segments(image)
     theirs = package_map(picture, base, masks)
     ours = merge_regions(base.max(-1), masks, least_gain=50)
     np.testing.assert_allclose(ours, theirs, atol=1e-12)
@@ -113,6 +148,25 @@ def test_ranks_like_the_authors_package_from_end_to_end() -> None:
     )
     ours = method.attribute(x, 1)[0, 0].numpy()
     assert spearmanr(ours.ravel(), theirs.ravel()).statistic >= 0.95
+
+
+def test_takes_networks_that_view_their_maps() -> None:
+    """They refuse maps with the channels of a pixel in a row, which are quicker on a CPU."""
+
+    class Viewing(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = torch.nn.Conv2d(3, 4, 3)
+            self.head = torch.nn.Linear(4 * 30 * 30, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.maps(x).relu()
+            return self.head(x.view(x.shape[0], -1))
+
+    model, x = Viewing(), images(1, 32)
+    found = XRAI(model, steps=3).attribute(x, 1)
+    wide = XRAI(model.double(), steps=3).attribute(x.double(), 1)
+    torch.testing.assert_close(found, wide.float(), rtol=1e-3, atol=1e-6)
 
 
 def test_channels_batches_and_bad_parameters() -> None:

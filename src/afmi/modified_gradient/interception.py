@@ -73,10 +73,14 @@ class Rules:
         by_name: a rule for each operation's name.
         complete: whether every operation on the way to the logits must have a rule. If so, one
             that has none raises an `OperationError`; if not, it keeps its ordinary derivative.
+        purpose: what they make of the backward pass, as that error calls it.
+        extensible: whether `register_rule` adds to them.
     """
 
     by_name: Mapping[str, Rule]
     complete: bool = True
+    purpose: str = "the modified gradient"
+    extensible: bool = False
 
 
 ORDINARY = Rules({}, complete=False)
@@ -152,8 +156,8 @@ class Interception(TorchFunctionMode):
             raise OperationError(
                 f"{name!r} brings the feature maps together with values taken from them where "
                 "autograd does not follow, such as a mask from a comparison, an index or a "
-                "detached copy, so its modified gradient is unknown; write it as one operation "
-                "(relu, clamp, …) and register a rule for that where there is none"
+                f"detached copy, so {self.rules.purpose} cannot pass it; write it as one operation "
+                "(relu, clamp, …) and register that where it has no rule"
             )
         rule = self.rules.by_name.get(name)
         if rule is not None:
@@ -161,16 +165,31 @@ class Interception(TorchFunctionMode):
         else:
             output = func(*args, **kwargs)
             if self.rules.complete and _depends(output):
-                raise OperationError(
-                    f"the operation {name!r} has no rule for the modified gradient; register one: "
-                    f"afmi.modified_gradient.register_elementwise({name!r}) if it maps each number "
-                    f"by itself, register_linear({name!r}) if it is linear in its operands, or "
-                    f"register_rule({name!r}, rule) otherwise"
+                raise self.no_rule(
+                    f"the operation {name!r}",
+                    f"register one: afmi.modified_gradient.register_elementwise({name!r}) if it "
+                    f"maps each number by itself, or register_linear({name!r}) if it is linear in "
+                    "its operands",
+                    name=name,
                 )
         self._mark(output, name)
         if name == "setitem":
             self._mark(args[0], name)
         return output
+
+    def no_rule(self, what: str, advice: str = "", *, name: str | None = None) -> OperationError:
+        """Return the error to raise for what these rules do not cover.
+
+        Args:
+            what: the operation, and what is special about this call of it.
+            advice: what the user can do.
+            name: the operation's name, where a rule that the user registers would help.
+        """
+        if name is not None and self.rules.extensible:
+            rule = f"afmi.modified_gradient.register_rule({name!r}, rule)"
+            advice = f"{advice}; otherwise {rule}" if advice else f"register one with {rule}"
+        text = f"{what} has no rule for {self.rules.purpose}"
+        return OperationError(f"{text}; {advice}" if advice else text)
 
     def _keep_overwritten(self, name: str, operation: Operation) -> None:
         """Copy what the tape holds of a tensor that the network is about to write to."""

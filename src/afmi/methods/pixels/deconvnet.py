@@ -75,7 +75,8 @@ class DeconvNet(Method):
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         squashing = dict.fromkeys(elementwise_chords(), _squashing)
         rectifying = dict.fromkeys(_RECTIFIERS, _rectifying)
-        rules = Rules(ordinary_rules() | squashing | rectifying)
+        by_name = ordinary_rules() | squashing | rectifying
+        rules = Rules(by_name, purpose="DeconvNet's backward pass")
         run = forward_pass(self.model, inputs, layer=None, rules=rules)
         classes = target.of(run.logits)
         return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)

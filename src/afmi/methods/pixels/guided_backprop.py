@@ -59,7 +59,8 @@ class GuidedBackprop(Method):
         return Work(1, 1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        rules = Rules(ordinary_rules() | dict.fromkeys(elementwise_chords(), _guided))
+        by_name = ordinary_rules() | dict.fromkeys(elementwise_chords(), _guided)
+        rules = Rules(by_name, purpose="Guided Backprop's backward pass")
         run = forward_pass(self.model, inputs, layer=None, rules=rules)
         classes = target.of(run.logits)
         return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afmi.classifier import Classifier
-from afmi.errors import OperationError, UsageError
+from afmi.errors import UsageError
 from afmi.methods.base import Attribution, Method, Target, Work
 from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
 from afmi.modified_gradient.backward import elementwise_chords, linear_rules, max_pooling_rules
@@ -130,7 +130,8 @@ def _rules(epsilon: float) -> Rules:
             "rdiv": _quotient,
             "layer_norm": _layer_norm,
             "group_norm": _group_norm,
-        }
+        },
+        purpose="LRP's backward pass",
     )
 
 
@@ -157,9 +158,7 @@ class _Activation:
 
     def __call__(self, state: Interception, operation: Operation) -> Any:
         if len(path_operands(operation)) > 1:
-            raise OperationError(
-                f"LRP has no rule for {operation.name!r} with parameters that depend on the image"
-            )
+            raise state.no_rule(f"{operation.name!r} with parameters that depend on the image")
         return self.function.apply(operation.operand, operation, self)
 
     def slope(self, operation: Operation, x: Tensor, y: Tensor) -> Tensor:
@@ -221,9 +220,9 @@ def _product(state: Interception, operation: Operation) -> Any:
             return output
         gate = a if a.numel() < b.numel() else b
     if operation.inplace and gate is operation.operand:
-        raise OperationError(
-            f"LRP has no rule for {operation.name!r} that overwrites the gate with the signal; "
-            "write the product to a new tensor"
+        raise state.no_rule(
+            f"{operation.name!r} that overwrites the gate with the signal",
+            "write the product to a new tensor",
         )
     args = tuple(v.detach() if v is gate else v for v in operation.args)
     kwargs = {k: v.detach() if v is gate else v for k, v in operation.kwargs.items()}
@@ -234,9 +233,7 @@ def _quotient(state: Interception, operation: Operation) -> Any:
     """Linear in the numerator, which alone may depend on the image."""
     operands = path_operands(operation)
     if operation.name == "rdiv" or len(operands) > 1 or operands[0] is not operation.operand:
-        raise OperationError(
-            "LRP has no rule for a division by something that depends on the image"
-        )
+        raise state.no_rule("a division by something that depends on the image")
     return operation()
 
 

@@ -30,12 +30,14 @@ class ExtremalPerturbation(Method):
     S = g ∗ Σ_a m_a. y_c is the logit.
 
     Paper: Fong, Patrick & Vedaldi, *Understanding Deep Networks via Extremal Perturbations and
-    Smooth Masks*, ICCV 2019, Eq. 2–9, in the preservation game. SGD with momentum; λ grows
-    geometrically, which enforces the area. The areas, and the Gaussian g over their sum, are
-    those of the paper's pointing game. m̄ starts at 1, the sharp image. Differs: m and R_a are
-    computed on the lattice, and m is interpolated linearly between its points; equal values share
-    their entries of r_a; lengths in pixels hold for images whose shorter side is 224 and scale
-    with it.
+    Smooth Masks*, ICCV 2019, Eq. 2–9, in the preservation game. SGD with momentum, v ← μ v +
+    (1 − μ) ∇ as in the authors' program; λ grows geometrically, which enforces the area, so that
+    masks of far fewer iterations are too large. The areas, and the Gaussian g over their sum, are
+    those of the paper's pointing game on VOC. m̄ starts at 1, the sharp image. Differs: m and R_a
+    are computed on the lattice, and m is interpolated linearly between its points; equal values
+    share their entries of r_a; lengths in pixels hold for images whose shorter side is 224 and
+    scale with it. The program mirrors what it shows at every other step; we do not, because a
+    mirrored digit or letter is another one.
     Cost: ``iterations`` forwards + backwards per image and area, 1 forward.
 
     Args:
@@ -44,7 +46,7 @@ class ExtremalPerturbation(Method):
             that much less.
         iterations: steps of SGD.
         learning_rate: of SGD.
-        momentum: of SGD.
+        momentum: μ.
         weight: λ at the start.
         growth: what λ is multiplied by after each step.
         sigma: σ, in pixels at 224.
@@ -117,7 +119,7 @@ class ExtremalPerturbation(Method):
         lattice = _Lattice(self, inputs)
         goal = torch.stack([lattice.ranked(area) for area in self.areas]).repeat(len(inputs), 1)
         free = lattice.start(len(row_class))
-        velocity = torch.zeros_like(free)
+        velocity: Tensor | None = None
 
         def slope(logits: Tensor, start: int, stop: int) -> Tensor:
             hot = torch.zeros_like(logits)
@@ -133,7 +135,8 @@ class ExtremalPerturbation(Method):
             by_mask = lattice.pull_back(pyramid.pull_back(gradient, full))
             by_mask = weight * area_slope(mask.detach(), goal) - by_mask
             (by_free,) = torch.autograd.grad(mask, leaf, by_mask)
-            velocity.mul_(self.momentum).add_(by_free)
+            # A running mean of the gradients, which begins with the first.
+            velocity = by_free if velocity is None else by_free.lerp(velocity, self.momentum)
             free.sub_(self.learning_rate * velocity).clamp_(0, 1)
             weight *= self.growth
         return lattice.pixels(lattice.smooth(free))

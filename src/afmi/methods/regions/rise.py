@@ -30,7 +30,8 @@ class RISE(BlackBoxMethod):
 
     Paper: Petsiuk, Das & Saenko, *RISE: Randomized Input Sampling for Explanation of Black-box
     Models*, BMVC 2018, Eq. 6 and Section 3.2. The paper takes 4,000 masks for VGG-16 and 8,000
-    for ResNet-50. Differs: where s does not divide the image's side, the cell is rounded up, so
+    for ResNet-50, with s = 7 and p = 0.5; the authors' example program takes 6,000 with s = 8 and
+    p = 0.1. Differs: where s does not divide the image's side, the cell is rounded up, so
     that the crop always fits.
     Cost: 1 forward + ``masks`` forwards per image, whatever the number of classes.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
 from scipy import ndimage
-from skimage.morphology import disk
+from scipy.sparse import csr_array
 from skimage.segmentation import felzenszwalb
 from skimage.transform import resize
 from torch import Tensor
@@ -15,9 +18,10 @@ from torch import Tensor
 from afmi.errors import UsageError
 from afmi.methods.base import Attribution, Method, Target, Work, classify
 from afmi.path_integral import integrated_gradients, starts
+from afmi.perturbation import Passes
 from afmi.references import Black, Reference, Several, White
 
-__all__ = ["XRAI", "merge_regions", "segment_masks"]
+__all__ = ["XRAI", "merge_regions"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class XRAI(Method):
     Algorithm 1. Differs: nothing of its authors' settings (Felzenszwalb segments of the image at
     224×224 pixels, at six scales, widened by 5 pixels; segments that add fewer than 50 pixels are
     dropped); their program, too, takes the maximum over the channels.
-    Cost: 2 × ``steps`` forwards + backwards, and the segmentation, about a second on the CPU.
+    Cost: 2 × ``steps`` forwards + backwards, 1 forward. The segmentation, a third of a second per
+    image on one core, runs in threads beside them, and the merging takes a tenth.
 
     Args:
         model: see `Method`.
@@ -43,7 +48,7 @@ class XRAI(Method):
         smallest: pixels that a segment has at least, of 224×224.
         dilation: pixels by which segments are widened, so that they take in their edges.
         least_gain: pixels that a segment must add.
-        batch_size: the most images that go through the network at once.
+        batch_size: see `afmi.perturbation.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
@@ -64,13 +69,13 @@ class XRAI(Method):
     smallest: int = 150
     dilation: int = 5
     least_gain: int = 50
-    batch_size: int = 10
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or not self.scales:
+        if self.steps < 1 or not self.scales:
             raise UsageError(
-                "expected at least 1 step, 1 scale and a batch size of at least 1, got "
-                f"steps={self.steps}, scales={self.scales}, batch_size={self.batch_size}"
+                "expected at least 1 step and 1 scale, got "
+                f"steps={self.steps}, scales={self.scales}"
             )
 
     def work(self, inputs: Tensor) -> Work:
@@ -80,65 +85,95 @@ class XRAI(Method):
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         logits = classify(self.model, inputs)
         classes = target.of(logits)
-        ways = starts(self.reference(inputs), per_image=self.reference.per_image)
-        attributions = torch.stack(
-            [
-                integrated_gradients(
-                    self.model,
-                    inputs,
-                    start,
-                    classes,
-                    steps=self.steps,
-                    batch_size=self.batch_size,
-                    description=self.name,
-                )
-                for start in ways
+        with ThreadPoolExecutor(_free_cores(inputs)) as pool:
+            cuts = [
+                [pool.submit(self._labels, picture, scale) for scale in self.scales]
+                for picture in map(_picture, inputs)
             ]
-        ).mean(0)
-        pixels = attributions.amax(1).double().cpu().numpy()
-        maps = [
-            merge_regions(pixel, self.segments(image), least_gain=self.least_gain)
-            for pixel, image in zip(pixels, inputs, strict=True)
-        ]
+            try:
+                pixels = self._attributions(inputs, classes).amax(1).double().cpu().numpy()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+            maps = [
+                merge_regions(
+                    pixel,
+                    _widened([cut.result() for cut in own], pixel.shape, self.dilation),
+                    least_gain=self.least_gain,
+                )
+                for pixel, own in zip(pixels, cuts, strict=True)
+            ]
         tensor = torch.from_numpy(np.stack(maps))[:, None].to(inputs)
         return Attribution(tensor, classes, logits)
 
-    def segments(self, image: Tensor) -> np.ndarray:
-        """Return the segments of an image (C, H, W) as masks, bool (S, H, W)."""
-        return segment_masks(
-            image.detach().double().cpu().numpy(),
-            scales=self.scales,
-            smallest=self.smallest,
-            dilation=self.dilation,
+    def _attributions(self, inputs: Tensor, classes: Tensor) -> Tensor:
+        """Return integrated gradients (N, C, H, W), averaged over the references."""
+        size = Passes(self.model, inputs, self.batch_size).size
+        ways = starts(self.reference(inputs), per_image=self.reference.per_image)
+        found = [
+            integrated_gradients(
+                self.model,
+                inputs,
+                start,
+                classes,
+                steps=self.steps,
+                batch_size=size,
+                description=self.name,
+            )
+            for start in ways
+        ]
+        return torch.stack(found).mean(0)
+
+    def _labels(self, picture: np.ndarray, scale: float) -> np.ndarray:
+        """Return each pixel's segment at one scale, (224, 224), of a picture (224, 224, C)."""
+        labels = felzenszwalb(
+            picture, scale=scale, sigma=0.8, min_size=self.smallest, channel_axis=-1
         )
+        return labels.astype(np.int32)
+
+    def segments(self, image: Tensor) -> np.ndarray:
+        """Return the segments of an image (C, H, W) as masks, bool (S, H, W).
+
+        Segments of different scales overlap, and so do neighbours, as far as they are widened.
+        """
+        picture = _picture(image)
+        labels = [self._labels(picture, scale) for scale in self.scales]
+        return _widened(labels, (image.shape[1], image.shape[2]), self.dilation)
 
 
-def segment_masks(
-    image: np.ndarray, *, scales: tuple[float, ...], smallest: int, dilation: int
-) -> np.ndarray:
-    """Cut an image into segments at each scale and widen them.
+def _free_cores(inputs: Tensor) -> int:
+    """Return how many segmentations may run beside the network's passes."""
+    cores = os.cpu_count() or 1
+    return max(1, cores - torch.get_num_threads() if inputs.device.type == "cpu" else cores)
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """Stretch an image (C, H, W) to [−1, 1], for which the scales are meant: (224, 224, C)."""
+    pixels = image.detach().double().cpu().numpy()
+    low, high = float(pixels.min()), float(pixels.max())
+    stretched = (pixels - low) / max(high - low, 1e-12) * 2 - 1
+    # One channel at a time, because splines across the channels would take four times as long.
+    picture = np.empty((224, 224, len(stretched)))
+    for k, channel in enumerate(stretched):
+        picture[..., k] = resize(
+            channel, (224, 224), order=3, mode="constant", anti_aliasing=True, clip=False
+        )
+    return picture.clip(-1, 1)
+
+
+def _widened(labels: list[np.ndarray], shape: tuple[int, int], dilation: int) -> np.ndarray:
+    """Return every segment as a mask, widened by a disk: bool (S, H, W).
 
     Args:
-        image: (C, H, W), any range; it is stretched to [−1, 1], for which the scales are meant.
-        scales: of Felzenszwalb's algorithm.
-        smallest: pixels of a segment at least, of 224×224.
-        dilation: radius of the disk that widens them, in pixels.
-
-    Returns:
-        bool (S, H, W); segments of different scales, and neighbours, overlap.
+        labels: segments at each scale, (224, 224).
+        shape: H, W.
+        dilation: radius of the disk, in pixels.
     """
-    low, high = float(image.min()), float(image.max())
-    stretched = np.moveaxis((image - low) / max(high - low, 1e-12) * 2 - 1, 0, -1)
-    shape = stretched.shape[:2]
-    picture = resize(stretched, (224, 224), order=3, mode="constant", anti_aliasing=True)
+    rows, columns = (((np.arange(n) + 0.5) * 224 / n).astype(int) for n in shape)
     masks: list[np.ndarray] = []
-    footprint = np.asarray(disk(dilation), dtype=bool)
-    for scale in scales:
-        labels = felzenszwalb(picture, scale=scale, sigma=0.8, min_size=smallest, channel_axis=-1)
-        rows = (np.arange(shape[0]) + 0.5) * 224 / shape[0]
-        columns = (np.arange(shape[1]) + 0.5) * 224 / shape[1]
-        labels = labels[np.ix_(rows.astype(int), columns.astype(int))]
-        for label, box in enumerate(ndimage.find_objects(labels + 1)):
+    for own in labels:
+        own = own[np.ix_(rows, columns)]
+        for label, box in enumerate(ndimage.find_objects(own + 1)):
             if box is None:
                 continue
             # Widened inside its own box only: whole images would take a hundred times as long.
@@ -147,10 +182,28 @@ def segment_masks(
                 for s, n in zip(box, shape, strict=True)
             )
             mask = np.zeros(shape, dtype=bool)
-            inside = labels[wide] == label
-            mask[wide] = ndimage.binary_dilation(inside, footprint) if dilation else inside
+            mask[wide] = _dilated(own[wide] == label, dilation)
             masks.append(mask)
     return np.stack(masks)
+
+
+def _dilated(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Widen a mask (H, W) by a disk, whose rows are runs: a run is one cell longer than the last.
+
+    Three times as fast as a footprint of all the disk's cells.
+    """
+    runs = [mask]
+    for reach in range(1, radius + 1):
+        run = runs[-1].copy()
+        run[:, reach:] |= mask[:, :-reach]
+        run[:, :-reach] |= mask[:, reach:]
+        runs.append(run)
+    wide = runs[radius].copy()
+    for down in range(1, radius + 1):
+        run = runs[math.isqrt(radius**2 - down**2)]
+        wide[down:] |= run[:-down]
+        wide[:-down] |= run[down:]
+    return wide
 
 
 def merge_regions(attribution: np.ndarray, masks: np.ndarray, *, least_gain: int) -> np.ndarray:
@@ -169,11 +222,17 @@ def merge_regions(attribution: np.ndarray, masks: np.ndarray, *, least_gain: int
         (H, W).
     """
     pixels = attribution.astype(np.float64).ravel()
-    members = masks.reshape(len(masks), -1)
-    counts = members.sum(1)
-    # Each pixel is taken out of all sums once, when it is covered: no segment is summed again.
-    sums = members @ pixels
-    covered = np.zeros(pixels.size, dtype=bool)
+    members = [np.flatnonzero(mask) for mask in masks]
+    counts = np.array([len(own) for own in members])
+    sums = np.array([pixels[own].sum() for own in members])
+    # The segments of each pixel: a pixel is taken out of their sums once, when it is covered, and
+    # no segment is summed again.
+    ends = np.concatenate([[0], counts.cumsum()])
+    owners = csr_array(
+        (np.ones(ends[-1], dtype=np.int8), np.concatenate(members), ends),
+        shape=(len(members), pixels.size),
+    ).T.tocsr()
+    uncovered = np.ones(pixels.size, dtype=bool)
     result = np.empty(pixels.size)
     while True:
         open_ = counts >= max(least_gain, 1)
@@ -181,12 +240,13 @@ def merge_regions(attribution: np.ndarray, masks: np.ndarray, *, least_gain: int
             break
         gain = np.where(open_, sums / np.maximum(counts, 1), -np.inf)
         best = int(gain.argmax())
-        new = np.flatnonzero(members[best] & ~covered)
+        new = members[best][uncovered[members[best]]]
         result[new] = pixels[new].mean()
-        covered[new] = True
-        inside = members[:, new]
-        counts = counts - inside.sum(1)
-        sums = sums - inside @ pixels[new]
-    if not covered.all():
-        result[~covered] = pixels[~covered].mean()
+        uncovered[new] = False
+        theirs = owners[new]
+        values = np.repeat(pixels[new], np.diff(theirs.indptr))
+        counts -= np.bincount(theirs.indices, minlength=len(members))
+        sums -= np.bincount(theirs.indices, values, minlength=len(members))
+    if uncovered.any():
+        result[uncovered] = pixels[uncovered].mean()
     return result.reshape(attribution.shape)

@@ -14,7 +14,7 @@ _table: dict[str, Rule] = {
     **products.RULES,
 }
 
-MODIFIED_GRADIENT = Rules(_table)
+MODIFIED_GRADIENT = Rules(_table, extensible=True)
 """The rules of the modified gradient: an operation without one raises."""
 
 

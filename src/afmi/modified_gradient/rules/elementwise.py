@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afmi.errors import OperationError
 from afmi.modified_gradient.interception import Interception, Operation, Rule
 from afmi.modified_gradient.rules.linear import path_operands
 from afmi.modified_gradient.tape import Entry
@@ -38,10 +37,9 @@ class Chord:
     def __call__(self, state: Interception, operation: Operation) -> Any:
         x = operation.operand
         if len(path_operands(operation)) > 1 or not (isinstance(x, Tensor) and x.requires_grad):
-            raise OperationError(
-                f"{operation.name!r} with an exponent, bound or the like that depends on the "
-                "image has no rule for the modified gradient; register one with "
-                f"afmi.modified_gradient.register_rule({operation.name!r}, rule)"
+            raise state.no_rule(
+                f"{operation.name!r} with an exponent, bound or the like that depends on the image",
+                name=operation.name,
             )
         if state.recording is not None:
             before = x.detach().clone() if operation.inplace else x.detach()

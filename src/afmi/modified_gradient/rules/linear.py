@@ -35,10 +35,9 @@ def keep(state: Interception, operation: Operation) -> Any:
 def keep_first(state: Interception, operation: Operation) -> Any:
     """Make the call when only its first operand depends on the maps, so that it is linear."""
     if len(path_operands(operation)) > 1:
-        raise OperationError(
-            f"{operation.name!r} has weights that depend on the image, which makes it a product "
-            "without a rule for the modified gradient; register one with "
-            f"afmi.modified_gradient.register_rule({operation.name!r}, rule)"
+        raise state.no_rule(
+            f"{operation.name!r} with weights that depend on the image, which make it a product,",
+            name=operation.name,
         )
     return operation()
 
@@ -74,9 +73,8 @@ def lerp(state: Interception, operation: Operation) -> Any:
     """Linear in both ends together, while the weight is constant."""
     weight = _argument(operation, 2, "weight", None)
     if isinstance(weight, Tensor) and weight.requires_grad:
-        raise OperationError(
-            "'lerp' with a weight that depends on the image has no rule for the modified "
-            "gradient; write it as a + weight * (b - a)"
+        raise state.no_rule(
+            "'lerp' with a weight that depends on the image", "write it as a + weight * (b - a)"
         )
     return operation()
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afmi.errors import OperationError
 from afmi.modified_gradient.interception import Interception, Operation, Rule
 from afmi.modified_gradient.rules.elementwise import Chord
 from afmi.modified_gradient.rules.linear import path_operands
@@ -27,9 +26,9 @@ def bilinear(state: Interception, operation: Operation) -> Any:
     if len(operands) == 1:
         return operation()
     if len(operands) > 2 or not all(isinstance(a, Tensor) for a in operation.args[:2]):
-        raise OperationError(
-            f"{operation.name!r} of {len(operands)} tensors that all depend on the image has no "
-            "rule for the modified gradient; multiply them two at a time"
+        raise state.no_rule(
+            f"{operation.name!r} of {len(operands)} tensors that all depend on the image",
+            "multiply them two at a time",
         )
     a, b = operands
     if state.recording is not None:
@@ -82,9 +81,9 @@ def matrix_product(state: Interception, operation: Operation) -> Any:
     """A product of two matrices, or of batches of them."""
     operands = path_operands(operation)
     if len(operands) == 2 and min(operands[0].dim(), operands[1].dim()) < 2:
-        raise OperationError(
-            f"{operation.name!r} of a vector and a tensor that both depend on the image has no "
-            "rule for the modified gradient; give the vector a second dimension"
+        raise state.no_rule(
+            f"{operation.name!r} of a vector and a tensor that both depend on the image",
+            "give the vector a second dimension",
         )
     return bilinear(state, operation)
 
@@ -92,9 +91,9 @@ def matrix_product(state: Interception, operation: Operation) -> Any:
 def linear_layer(state: Interception, operation: Operation) -> Any:
     """A fully connected layer, or a general contraction, with constant weights."""
     if len(path_operands(operation)) > 1:
-        raise OperationError(
-            f"{operation.name!r} of several tensors that depend on the image has no rule for the "
-            "modified gradient; write it as products or matrix products"
+        raise state.no_rule(
+            f"{operation.name!r} of several tensors that depend on the image",
+            "write it as products or matrix products",
         )
     return operation()
 
@@ -106,18 +105,12 @@ def quotient(state: Interception, operation: Operation) -> Any:
     """Linear in the numerator; a constant over the maps is the chord of 1/x."""
     operands = path_operands(operation)
     if operation.kwargs or len(operation.args) != 2:
-        raise OperationError(
-            "'div' with keywords (a rounding mode, out) has no rule for the modified gradient; "
-            "write it as x / y"
-        )
+        raise state.no_rule("'div' with keywords (a rounding mode, out)", "write it as x / y")
     numerator, denominator = operation.args
     if len(operands) == 1 and operands[0] is numerator:
         return operation()
     if len(operands) == 2:
-        raise OperationError(
-            "'div' of two tensors that both depend on the image has no rule for the modified "
-            "gradient; register one with afmi.modified_gradient.register_rule('div', rule)"
-        )
+        raise state.no_rule("'div' of two tensors that both depend on the image", name="div")
     inverse = _reciprocal(state, Operation("reciprocal", torch.reciprocal, (denominator,), {}))
     return numerator.mul_(inverse) if operation.inplace else numerator * inverse
 
