@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from afmi.classifier import logits_of
 from afmi.errors import ShapeError, UsageError
+from afmi.memory_layout import FastLayout
 from afmi.modified_gradient import forward_pass
 from afmi.references import Blurred, Reference
 
@@ -58,6 +59,7 @@ class Passes:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
+        self._layout = FastLayout()
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
@@ -65,7 +67,11 @@ class Passes:
 
     def logits(self, images: Tensor) -> Tensor:
         """Return logits (N, K) of images (N, C, H, W); the network may overwrite the images."""
-        return self._halving(lambda i, j: (logits_of(self.model(images[i:j])),), len(images))[0]
+
+        def run(start: int, stop: int) -> tuple[Tensor]:
+            return (self._layout(lambda x: logits_of(self.model(x)), images[start:stop]),)
+
+        return self._halving(run, len(images))[0]
 
     def gradients(
         self, images: Tensor, slope: Callable[[Tensor, int, int], Tensor]
@@ -79,7 +85,8 @@ class Passes:
         """
 
         def run(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            done = forward_pass(self.model, images[start:stop], layer=None)
+            some = images[start:stop]
+            done = self._layout(lambda x: forward_pass(self.model, x, layer=None), some)
             return done.logits, done.pull_back(slope(done.logits, start, stop))
 
         logits, gradients = self._halving(run, len(images))
