@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import json
+import hashlib
+import math
 import re
+from collections import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from afmi.errors import UsageError, near_matches
 from afmi.layers import Layer
 from afmi.methods import CATALOGUE, Method, method_named
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Metric, metric_named
-from afmi.references import Reference, reference_named
+from afmi.references import Image, Reference, Several, reference_named
 
 __all__ = [
     "MethodsLike",
@@ -33,6 +36,13 @@ MetricsLike = str | Sequence[str | type[Metric] | Metric]
 
 T = TypeVar("T", Method, Metric)
 
+_LONGEST_KEY = 80
+# Names are told apart by the catalogue; values in other signs might lose what sets them apart.
+_PLAIN_VALUE = r"(?:True|False|None|[a-z0-9.]+)"
+_PLAIN_LABEL = re.compile(
+    rf"[^()]+(?: \(\w+={_PLAIN_VALUE}(?:, \w+={_PLAIN_VALUE})*\))?", re.ASCII
+)
+
 
 def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
     """Return the methods that were meant, by the label that tells each from the others.
@@ -40,11 +50,12 @@ def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
     Args:
         model: the network to explain.
         methods: ``"all"``, or names joined by commas, or a sequence of names, classes or
-            instances. A name may have parameters: ``"a-fmi:averaged=false:reference=white"``.
+            instances. A name may have parameters: ``"a-fmi:averaged=false:reference=white"``;
+            several values of one are joined by "+": ``"xrai:scales=50+100"``.
 
     Raises:
-        UsageError: when a method or parameter does not exist, a value does not fit, or one
-            instance explains another model.
+        UsageError: when a method or parameter does not exist, a value does not fit, one instance
+            explains another model, or two that differ have one label.
 
     Example:
         >>> list(chosen_methods(nn.Identity(), "grad-cam,a-fmi:averaged=no"))
@@ -84,8 +95,21 @@ def label_of(thing: Method | Metric) -> str:
 
 
 def key_of(label: str) -> str:
-    """Return a label as a file name: lower case letters, digits, dots and dashes."""
-    return re.sub(r"[^a-z0-9.=]+", "-", label.casefold().replace("++", "-plus-plus")).strip("-")
+    """Return a label as a file name: lower case letters, digits, dots, "=" and dashes.
+
+    Labels that differ have keys that differ, also where case does not count: what a file name
+    cannot tell of a label is told by a digest at its end.
+
+    Example:
+        >>> key_of("A-FMI (averaged=False)"), key_of("Grad-CAM (layer=Block.1)")
+        ('a-fmi-averaged=false', 'grad-cam-layer=block.1-fb8cb4ac')
+    """
+    folded = label.casefold().replace("++", "-plus-plus")
+    key = re.sub(r"[^a-z0-9.=]+", "-", folded).strip("-.")
+    if key and len(key) <= _LONGEST_KEY and _PLAIN_LABEL.fullmatch(label):
+        return key
+    digest = hashlib.blake2b(label.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    return f"{key[:_LONGEST_KEY]}-{digest}".lstrip("-")
 
 
 def parameters_of(thing: Method | Metric) -> dict[str, Any]:
@@ -103,39 +127,79 @@ def _metric_key(metric: Metric) -> str:
     return f"{name}({','.join(changed)})" if changed else name
 
 
-def _changed(thing: Method | Metric) -> list[str]:
+def _changed(thing: Any) -> list[str]:
+    """Return ``name=value`` of each field of a dataclass that is not its default."""
     parts = []
     for field in dataclasses.fields(thing):
-        value = getattr(thing, field.name)
-        if field.name == "model":
+        if field.name == "model" or not field.init:
             continue
+        value = getattr(thing, field.name)
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         else:
             default = field.default
-        if value != default:
-            parts.append(f"{field.name}={_short(value)}")
+        if _plain(value) != _plain(default):
+            parts.append(f"{field.name}={_short(value, getattr(thing, 'model', None))}")
     return parts
 
 
-def _short(value: Any) -> str:
-    if isinstance(value, (Reference, Layer)):
-        return str(value)
+def _short(value: Any, model: nn.Module | None = None) -> str:
+    if isinstance(value, Reference):
+        return _reference_label(value)
     if isinstance(value, (Method, Metric)):
         return label_of(value)
-    return type(value).__name__ if isinstance(value, nn.Module) else str(value)
+    if isinstance(value, nn.Module):
+        inside = model.named_modules() if model is not None else ()
+        return next((name for name, module in inside if module is value), type(value).__name__)
+    if isinstance(value, (Tensor, np.ndarray)):
+        value = value.tolist()
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return f"({', '.join(_short(item, model) for item in value)})"
+    # A function's own text holds its address, which is another in every run.
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def _reference_label(reference: Reference) -> str:
+    if isinstance(reference, Several):
+        return "+".join(_reference_label(one) for one in reference.references)
+    if isinstance(reference, Image):
+        source = reference.source
+        return f"image {_digest(source)}" if isinstance(source, Tensor) else str(reference)
+    name = type(reference).__name__.lower()
+    return " ".join([name, *_changed(reference)] if dataclasses.is_dataclass(reference) else [name])
+
+
+def _reference_text(reference: Reference) -> str:
+    """Return what Python shows of a reference, but of a picture all that counts."""
+    if isinstance(reference, Several):
+        parts = [_reference_text(one) for one in reference.references]
+        return f"Several(references=({', '.join(parts)}{',' if len(parts) == 1 else ''}))"
+    if isinstance(reference, Image) and isinstance(reference.source, Tensor):
+        return f"Image(source={tuple(reference.source.shape)} {_digest(reference.source)})"
+    return repr(reference)
+
+
+def _digest(picture: Tensor) -> str:
+    pixels = picture.detach().cpu().double().contiguous().numpy().tobytes()
+    return hashlib.blake2b(pixels, digest_size=8).hexdigest()
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, (Method, Metric)):
         return {"class": type(value).__name__, **parameters_of(value)}
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # JSON has no word for it
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return _plain(value.tolist())
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence):
         return [_plain(item) for item in value]
-    return repr(value) if isinstance(value, Reference) else _short(value)
+    return _reference_text(value) if isinstance(value, Reference) else _short(value)
 
 
 def _chosen(
@@ -147,15 +211,29 @@ def _chosen(
     if isinstance(wanted, str):
         texts = [text.strip() for text in wanted.split(",") if text.strip()]
         wanted = every if [t.casefold() for t in texts] == ["all"] else texts
+    if not isinstance(wanted, Sequence):
+        raise UsageError(
+            f"expected names, classes or instances in a list, got {type(wanted).__name__}; write "
+            "[…] around it"
+        )
     found: dict[str, T] = {}
     for item in wanted:
         if isinstance(item, str):
             name, *pairs = item.split(":")
             cls = named(name)
             made = build(cls, _parameters(cls, pairs))
+        elif isinstance(item, (Method, Metric)):
+            made = item
+        elif isinstance(item, type) and issubclass(item, (Method, Metric)):
+            made = build(item, {})
         else:
-            made = build(item, {}) if isinstance(item, type) else item
-        found.setdefault(label_of(made), made)
+            raise UsageError(f"expected a name, a class or an instance of one, got {item!r}")
+        label = label_of(made)
+        if found.setdefault(label, made) != made:
+            raise UsageError(
+                f"two that differ are both called {label!r}; leave one out, or evaluate them by "
+                "themselves"
+            )
     if not found:
         raise UsageError(f"expected one name or more, or 'all', got {wanted!r}")
     return found
@@ -163,7 +241,8 @@ def _chosen(
 
 def _parameters(cls: type[Any], pairs: list[str]) -> dict[str, Any]:
     """Read ``key=value`` texts as what the class's fields take."""
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init and f.name != "model"}
+    fields = [f.name for f in dataclasses.fields(cls) if f.init and f.name != "model"]
+    kinds = get_type_hints(cls)
     found: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = (part.strip() for part in pair.partition("="))
@@ -173,36 +252,70 @@ def _parameters(cls: type[Any], pairs: list[str]) -> dict[str, Any]:
                 f"{cls.name} takes no parameter {key!r}{near_matches(key, fields) or '; ' + takes}"
                 + ("" if sign else "; parameters are written name:key=value")
             )
-        found[key] = _value(cls, key, str(fields[key].type), text)
+        if key in found:
+            raise UsageError(f"{key} of {cls.name} is given twice; leave one out")
+        found[key] = _value(cls, key, kinds[key], text)
     return found
 
 
-def _value(cls: type[Any], key: str, kind: str, text: str) -> Any:
-    if "Reference" in kind:
-        return reference_named(text)
-    if "Method" in kind:
-        raise UsageError(f"{key} of {cls.name} is a method, which only Python can pass")
-    words = {"true": True, "yes": True, "false": False, "no": False, "none": None}
-    if text.casefold() in words:
-        value = words[text.casefold()]
-    else:
+def _value(cls: type[Any], key: str, kind: Any, text: str) -> Any:
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    # Text last, for everything is a text.
+    readers = [_reader(one) for one in sorted(kinds, key=lambda one: one is str)]
+    names = []
+    for reader in readers:
+        if reader is None:
+            continue
+        names.append(reader[0])
         try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-    kinds = {part.strip() for part in re.sub(r"\[[^]]*\]", "", kind).split("|")}
-    fits = {
-        "bool": isinstance(value, bool),
-        "int": isinstance(value, int) and not isinstance(value, bool),
-        "float": isinstance(value, (int, float)) and not isinstance(value, bool),
-        "str": isinstance(value, str),
-        "None": value is None,
-    }
-    known = kinds & fits.keys()
-    if known and not any(fits[one] for one in known):
-        raise UsageError(
-            f"expected {key} of {cls.name} as {' or '.join(sorted(known))}, got {text!r}"
-        )
-    if not known and "Sequence" in " ".join(kinds):
-        return tuple(json.loads(f"[{text.replace('+', ',')}]"))
+            return reader[1](text)
+        except UsageError:  # which says what is wrong
+            raise
+        except ValueError:
+            continue
+    if None in readers:
+        told = f"; a text can only say {' or '.join(names)}" if names else ""
+        raise UsageError(f"only Python can pass {key} of {cls.name}{told}, got {text!r}")
+    raise UsageError(f"expected {key} of {cls.name} as {' or '.join(names)}, got {text!r}")
+
+
+def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
+    """Return what a kind of value is called and what reads it; None: no text stands for it."""
+    if kind in _READERS:
+        return _READERS[kind]
+    if get_origin(kind) not in (tuple, abc.Sequence):
+        return None
+    inner = _reader(get_args(kind)[0])
+    if inner is None:
+        return None
+    name, read = inner
+    # Not the "+" of 1e+3.
+    split = re.compile(r"(?<![\d.][eE])\+").split
+    each = name.removeprefix("a ")
+    return f"{each}s joined by '+'", lambda text: tuple(read(part.strip()) for part in split(text))
+
+
+def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text.casefold() not in words:
+            raise ValueError
+        return words[text.casefold()]
+
+    return read
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
     return value
+
+
+_READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    NoneType: ("none", _one_of({"none": None})),
+    bool: ("true or false", _one_of({"true": True, "yes": True, "false": False, "no": False})),
+    int: ("a whole number", int),
+    float: ("a number", _finite),
+    Reference: ("a reference", reference_named),
+    str: ("a text", str),
+}

@@ -9,9 +9,10 @@ import pytest
 
 from afmi.errors import ModelError, UsageError
 from afmi.experiments import CATALOGUE, Request, base, experiment_named, published
-from afmi.experiments.base import counted, duration, networks, write_csv, write_json
+from afmi.experiments.base import counted, networks, write_csv, write_json
 from afmi.methods import method_named
 from afmi.models import model_names
+from afmi.progress import duration
 
 
 def test_every_figure_is_found_in_order():

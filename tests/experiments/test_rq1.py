@@ -117,6 +117,7 @@ def test_agreement_is_the_papers(
             agreeing += int(F.cosine_similarity(own, means).argmax()) == int(label)
     assert correct > 10
     assert (found.correct, found.agreeing, found.trained_on) == (correct, agreeing, 160)
+    assert found.shuffled < found.agreeing and found.exchanged < found.agreeing
     assert found.maps == 64 and found.unreadable == 0
 
     parts = sorted((tmp_path / "fmi" / "training").iterdir())
@@ -134,7 +135,8 @@ def test_command_on_toy_digits(mnist: Path, tmp_path: Path) -> None:
     result = experiment_named("rq1-mnist")().run(Request(out=tmp_path, mnist=mnist, report=silent))
     deep, linear = result.rows
     assert deep["paper"] == 0.869 and deep["training pictures"] == 160
-    assert 0 <= deep["control: FMI shuffled"] <= deep["agreement of FMI"] <= 1
+    assert 0 <= deep["control: entries shuffled"] <= deep["agreement of FMI"] <= 1
+    assert 0 <= deep["control: FMI of another picture"] < 0.5
     # By construction: FMI is a row of the head's weights, whatever the picture.
     assert linear["agreement of FMI"] == 1 and "by construction" in linear["note"]
     assert result.files[0].name == "rq1-mnist.csv" and result.files[0].exists()

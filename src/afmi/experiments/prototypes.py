@@ -41,7 +41,9 @@ class Agreement:
         validated: pictures looked at.
         correct: those that the network predicts correctly, which alone count.
         agreeing: those whose FMI is the nearest to the prototype of their class.
-        shuffled: the same with the entries of each picture's FMI shuffled, the control.
+        shuffled: the same with the entries of each picture's FMI shuffled: what is left is what
+            the sizes and signs of the entries tell, without knowing which map they belong to.
+        exchanged: the same with the FMI of another of these pictures, drawn at random: chance.
         unreadable: pictures left out.
     """
 
@@ -53,6 +55,7 @@ class Agreement:
     correct: int
     agreeing: int
     shuffled: int
+    exchanged: int
     unreadable: int
 
     def row(self) -> dict[str, Any]:
@@ -66,7 +69,8 @@ class Agreement:
             "validation pictures": self.validated,
             "network's accuracy": self.correct / max(self.validated, 1),
             "agreement of FMI": self.agreeing / correct,
-            "control: FMI shuffled": self.shuffled / correct,
+            "control: entries shuffled": self.shuffled / correct,
+            "control: FMI of another picture": self.exchanged / correct,
         }
 
 
@@ -104,9 +108,11 @@ def measure_agreement(
     for part in _parts(method, training, store.folder / "training", batch):
         unreadable += int(part["unreadable"])
         if part["importance"].shape[1]:
-            found = FMIPrototypes.of(part["importance"], part["labels"], classes)
-            total = found if total is None else total + found
-    validated = correct = agreeing = control = 0
+            some = FMIPrototypes.of(part["importance"], part["labels"], classes)
+            total = some if total is None else total + some
+    validated = control = 0
+    found_classes: list[Tensor] = []
+    true_classes: list[Tensor] = []
     for number, part in enumerate(_parts(method, validation, store.folder / "validation", batch)):
         unreadable += int(part["unreadable"])
         right = part["predicted"] == part["labels"]
@@ -114,15 +120,17 @@ def measure_agreement(
         if total is None or not bool(right.any()):
             continue
         importance, labels = part["importance"][right], part["labels"][right]
-        correct += len(labels)
-        agreeing += int(total.agreement(importance, labels).sum())
+        found_classes.append(total.classify(importance))
+        true_classes.append(labels)
         keys = torch.arange(len(right))[right][:, None] + number * _PART
         control += int(total.agreement(shuffled(importance, keys=keys), labels).sum())
-    if total is None or not correct:
+    if total is None or not true_classes:
         raise UsageError(
             f"expected pictures that {model.name} predicts correctly, got none of {validated}; "
             "choose its own data, or another network"
         )
+    found, true = torch.cat(found_classes), torch.cat(true_classes)
+    others = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
     _, layer = method.resolved_layer(_first(validation))
     return Agreement(
         model.name,
@@ -130,9 +138,10 @@ def measure_agreement(
         total.sums.shape[1],
         int(total.counts.sum()),
         validated,
-        correct,
-        agreeing,
+        len(true),
+        int((found == true).sum()),
         control,
+        int((found[others] == true).sum()),
         unreadable,
     )
 
