@@ -148,12 +148,16 @@ class LabelledImages:
             turn[label] = turn.get(label, -1) + 1
             turns.append((turn[label], label, position))
         chosen = sorted(position for _, _, position in sorted(turns)[:count])
+        return self.only(chosen)
+
+    def only(self, positions: Sequence[int]) -> LabelledImages:
+        """Return the pictures at these positions, in their order."""
         return replace(
             self,
-            name=f"{self.name}, {count} of {len(self)} pictures",
-            keys=tuple(self.keys[i] for i in chosen),
-            labels=tuple(self.labels[i] for i in chosen),
-            sizes=tuple(self.sizes[i] for i in chosen),
+            name=f"{self.name}, {len(positions)} of {len(self)} pictures",
+            keys=tuple(self.keys[i] for i in positions),
+            labels=tuple(self.labels[i] for i in positions),
+            sizes=tuple(self.sizes[i] for i in positions),
         )
 
 
