@@ -1,7 +1,8 @@
 """Make a page with a picture for each method of the catalogue: a new one needs no documentation.
 
 The pictures are drawn while the documentation is built, by the embedded network, so they show what
-the code of that day gives.
+the code of that day gives. The tables of methods, metrics and experiments, and the metrics'
+descriptions, are made from the catalogues, too.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-TABLE = "<!-- table of methods -->"
-
 # Enough for a picture, at a fraction of the cost; everything else is the method's default.
 DRAFT = {"masks": 600, "iterations": 120, "samples": 300, "areas": (0.1, 0.2), "steps": 30}
 FEWER = {"SmoothGrad": {"samples": 50}, "PredictionDifference": {"samples": 2, "stride": 8}}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the methods' table where a page asks for it."""
-    return markdown.replace(TABLE, _table()) if TABLE in markdown else markdown
+    """Put tables and descriptions where a page asks for them."""
+    for mark, made in MADE.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -68,13 +70,78 @@ def _picture(model: Any, cls: type, settings: dict[str, Any]) -> tuple[bytes | N
     return buffer.getvalue(), f"![{cls.name} of a cat]({name}.png)\n\n*Drawn {how}.*"
 
 
-def _table() -> str:
+def _methods() -> str:
     from afmi.methods import CATALOGUE
 
-    rows = ["| method | class | features | scores | cost per image | paper |", "|" + "---|" * 6]
-    for name, cls in CATALOGUE.items():
-        rows.append(
-            f"| [{cls.name}](methods/{name}.md) | `{name}` | {cls.family} | {cls.scores} "
-            f"| {cls.cost} | {cls.paper} |"
-        )
-    return "\n".join(rows)
+    return _table(
+        ("method", "class", "features", "scores", "cost per image", "paper"),
+        [
+            (
+                f"[{cls.name}](methods/{name}.md)",
+                f"`{name}`",
+                cls.family,
+                cls.scores,
+                cls.cost,
+                cls.paper,
+            )
+            for name, cls in CATALOGUE.items()
+        ],
+    )
+
+
+def _metrics() -> str:
+    from afmi.metrics import CATALOGUE
+
+    better = {True: "higher", False: "lower", None: "–"}
+    return _table(
+        ("metric", "what its headline says", "better", "measured unless told otherwise", "paper"),
+        [
+            (
+                f"[{cls.name}][{cls.__module__}.{name}]",
+                f"{cls.measures} (`{cls.headline}`)",
+                better[cls.higher_is_better],
+                "yes" if cls.standard else "–",
+                cls.paper,
+            )
+            for name, cls in CATALOGUE.items()
+        ],
+    )
+
+
+def _descriptions() -> str:
+    from afmi.metrics import CATALOGUE
+
+    return "\n\n".join(f"::: {cls.__module__}.{name}" for name, cls in CATALOGUE.items())
+
+
+def _experiments() -> str:
+    from afmi.experiments import CATALOGUE
+
+    return _table(
+        ("experiment", "shows", "needs", "networks", "methods", "the paper has it in"),
+        [
+            (
+                f"`{name}`",
+                cls.shows,
+                cls.data,
+                ", ".join(f"`{model}`" for model in cls.models),
+                ", ".join(cls.methods),
+                cls.section,
+            )
+            for name, cls in CATALOGUE.items()
+        ],
+    )
+
+
+def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+MADE = {
+    "<!-- table of methods -->": _methods,
+    "<!-- table of metrics -->": _metrics,
+    "<!-- each metric -->": _descriptions,
+    "<!-- table of experiments -->": _experiments,
+}
+"""What a page may ask for."""

@@ -15,7 +15,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from afmi.errors import UsageError, near_matches
-from afmi.layers import Layer
 from afmi.methods import CATALOGUE, Method, method_named
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Metric, metric_named
@@ -39,9 +38,7 @@ T = TypeVar("T", Method, Metric)
 _LONGEST_KEY = 80
 # Names are told apart by the catalogue; values in other signs might lose what sets them apart.
 _PLAIN_VALUE = r"(?:True|False|None|[a-z0-9.]+)"
-_PLAIN_LABEL = re.compile(
-    rf"[^()]+(?: \(\w+={_PLAIN_VALUE}(?:, \w+={_PLAIN_VALUE})*\))?", re.ASCII
-)
+_PLAIN_LABEL = re.compile(rf"[^()]+(?: \(\w+={_PLAIN_VALUE}(?:, \w+={_PLAIN_VALUE})*\))?", re.ASCII)
 
 
 def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
@@ -102,7 +99,7 @@ def key_of(label: str) -> str:
 
     Example:
         >>> key_of("A-FMI (averaged=False)"), key_of("Grad-CAM (layer=Block.1)")
-        ('a-fmi-averaged=false', 'grad-cam-layer=block.1-fb8cb4ac')
+        ('a-fmi-averaged=false', 'grad-cam-layer=block.1-db03a6ff')
     """
     folded = label.casefold().replace("++", "-plus-plus")
     key = re.sub(r"[^a-z0-9.=]+", "-", folded).strip("-.")
@@ -246,11 +243,15 @@ def _parameters(cls: type[Any], pairs: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for pair in pairs:
         key, sign, text = (part.strip() for part in pair.partition("="))
-        if not sign or key not in fields:
-            takes = f"it takes {', '.join(fields)}" if fields else "it takes none"
+        if not sign:
             raise UsageError(
-                f"{cls.name} takes no parameter {key!r}{near_matches(key, fields) or '; ' + takes}"
-                + ("" if sign else "; parameters are written name:key=value")
+                f"expected a parameter of {cls.name} as key=value, got {pair!r}; such as "
+                "a-fmi:averaged=false"
+            )
+        if key not in fields:
+            takes = f"; it takes {', '.join(fields)}" if fields else "; it takes none"
+            raise UsageError(
+                f"{cls.name} takes no parameter {key!r}{near_matches(key, fields) or takes}"
             )
         if key in found:
             raise UsageError(f"{key} of {cls.name} is given twice; leave one out")
@@ -260,13 +261,13 @@ def _parameters(cls: type[Any], pairs: list[str]) -> dict[str, Any]:
 
 def _value(cls: type[Any], key: str, kind: Any, text: str) -> Any:
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    # Text last, for everything is a text.
-    readers = [_reader(one) for one in sorted(kinds, key=lambda one: one is str)]
-    names = []
+    # "none" is never a picture's name, and everything is a text.
+    order = sorted(kinds, key=lambda one: (one is not NoneType, one is str))
+    readers = [_reader(one) for one in order]
+    names = [reader[0] for reader in readers if reader is not None]
     for reader in readers:
         if reader is None:
             continue
-        names.append(reader[0])
         try:
             return reader[1](text)
         except UsageError:  # which says what is wrong

@@ -1,10 +1,11 @@
-"""``afmi methods`` and ``afmi models``."""
+"""``afmi methods``, ``afmi metrics`` and ``afmi models``."""
 
 from __future__ import annotations
 
 import json
 
 from afmi.methods import CATALOGUE
+from afmi.metrics import CATALOGUE as METRICS
 from afmi.models import model_names
 
 
@@ -22,6 +23,34 @@ def test_methods_as_json_have_their_parameters(afmi):
     assert records["AFMI"]["parameters"] == ["layer", "reference", "averaged"]
     assert records["AFMI"]["features"] == "feature maps"
     assert records["Random"]["features"] == "none"
+
+
+def test_metrics_lists_the_catalogue(afmi):
+    result = afmi("metrics")
+    head, *rows = result.stdout.splitlines()
+    assert head.split() == ["name", "measures", "better", "standard", "paper"]
+    assert [row.split("  ")[0] for row in rows] == [cls.name for cls in METRICS.values()]
+    cells = {row.split("  ")[0]: [cell for cell in row.split("  ") if cell] for row in rows}
+    assert [cell.strip() for cell in cells["Insertion"]] == [
+        "Insertion",
+        METRICS["Insertion"].measures,
+        "higher",
+        "yes",
+        METRICS["Insertion"].paper,
+    ]
+    assert [cell.strip() for cell in cells["Deletion"]][2:4] == ["lower", "–"]
+
+
+def test_metrics_as_json_have_their_parameters(afmi):
+    records = {r["class"]: r for r in json.loads(afmi("metrics", "--json").stdout)}
+    assert list(records) == list(METRICS)
+    assert records["Insertion"]["parameters"] == ["fractions", "canvas", "batch_size"]
+    assert records["Insertion"]["better"] == "higher"
+    assert [name for name, r in records.items() if r["standard"]] == [
+        "Insertion",
+        "Completeness",
+        "Cost",
+    ]
 
 
 def test_models_lists_all_or_those_that_contain_a_word(afmi):

@@ -1,5 +1,5 @@
-"""The command line, ``afmi``: explain, compare, evaluate, report, reproduce,
-demo, models, methods.
+"""The command line, ``afmi``: explain, compare, evaluate, report, reproduce, demo, models, methods,
+metrics.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -20,6 +20,7 @@ from afmi.cli.evaluate import evaluate
 from afmi.cli.explain import explain
 from afmi.cli.group import DEBUG, AfmiGroup
 from afmi.cli.methods import methods
+from afmi.cli.metrics import metrics
 from afmi.cli.models import models
 from afmi.cli.report import report
 from afmi.cli.reproduce import reproduce
@@ -74,7 +75,17 @@ def cli(ctx: click.Context, debug: bool) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (explain, compare, evaluate, report, reproduce, demo, models, methods):
+for _command in (
+    explain,
+    compare,
+    evaluate,
+    report,
+    reproduce,
+    demo,
+    models,
+    methods,
+    metrics,
+):
     cli.add_command(_command)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import click
 from afmi.cli.group import INTERRUPTED, debug_option
 from afmi.cli.network import model_options
 from afmi.cli.output import Progress, one_line_warnings
+from afmi.errors import AfmiError
 from afmi.progress import duration
 
 if TYPE_CHECKING:
@@ -148,40 +150,56 @@ def evaluate(
 
 
 class _Teller:
-    """Says how far an evaluation has come, and what each method scored."""
+    """Says how far an evaluation has come, and what each method scored.
 
-    def __init__(self, progress: Progress, *, talks: bool) -> None:
+    Args:
+        progress: what prints.
+        talks: whether the user wants to hear more than errors.
+        clock: seconds.
+    """
+
+    def __init__(
+        self, progress: Progress, *, talks: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._progress = progress
         self._talks = talks
-        self._began = self._told = time.monotonic()
+        self._clock = clock
+        self._began: float | None = None
+        self._told = 0.0
 
     def begin(self, piece: Piece, done: float, total: float) -> None:
         """Move the bar; without a terminal print a line now and then."""
         self._progress.within("passes through the network", int(done), int(total))
-        now = time.monotonic()
+        now = self._clock()
+        if self._began is None:  # what came before says nothing of the pieces' speed
+            self._began = self._told = now
         if not self._talks or sys.stderr.isatty() or now - self._told < _EVERY or not done:
             return
         self._told = now
         left = (now - self._began) * (total - done) / done
         self._progress.line(
-            f"{piece.label}: from picture {piece.start}; {done / total:.0%} of all, about "
+            f"{piece.label}: from picture {piece.start}; {done / total:.0%} of this run, about "
             f"{duration(left)} left",
             err=True,
         )
 
     def method(self, label: str, results: Results) -> None:
-        """Print a method's headline."""
+        """Print a method's headline; a damaged piece is told, but keeps no other method waiting."""
         if not self._talks:
             return
-        values = results.values(label)
+        import numpy as np
+
+        try:
+            values = results.values(label)
+        except AfmiError as error:
+            self._progress.line(f"afmi: warning: {error}", err=True)
+            return
         parts = [f"{label}:"]
         for name, text in (
             ("insertion/accuracy_auc", "Accuracy-AUC {:.4f}"),
             ("cost/seconds", "{:.3g} s per picture"),
         ):
             if name in values:
-                import numpy as np
-
                 parts.append(text.format(np.nanmean(values[name])))
         self._progress.line("  ".join(parts))
 

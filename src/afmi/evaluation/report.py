@@ -182,13 +182,16 @@ def _clear(summary: Summary, leader: MethodSummary, other: MethodSummary) -> boo
 def unfinished(summary: Summary) -> str:
     """Say what is not done yet; "" when the evaluation is finished."""
     late = [m for m in summary.methods if not m.finished]
-    if not late:
-        return ""
-    done = [f"{m.label} ({m.done:,} of {m.images:,} pictures)" for m in late]
-    return (
-        f"Not finished: {_joined(done)}. Averages of these methods are over other pictures than "
-        "those of the rest, so compare them with care; run the same command again to go on."
-    )
+    told = []
+    if late:
+        done = [f"{m.label} ({m.done:,} of {m.images:,} pictures)" for m in late]
+        told.append(
+            f"Not finished: {_joined(done)}. Averages of {'it' if len(late) == 1 else 'these'} are "
+            "over other pictures than those of the rest, so compare them with care."
+        )
+    if summary.waiting:
+        told.append(f"Not begun: {_joined(summary.waiting)}.")
+    return " ".join([*told, "Run the same command again to go on."]) if told else ""
 
 
 # --- the page ---------------------------------------------------------------------------------

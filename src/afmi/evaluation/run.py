@@ -76,6 +76,10 @@ def evaluate(
     as it is done. The same call on the same folder goes on where the last one stopped, however it
     stopped, and ends with the numbers of an unbroken run. Memory does not grow with the pictures.
 
+    Several calls may work on one folder at once: no row is lost, but a piece that two of them
+    begin is done twice (see `afmi.evaluation.store.Store`). Pieces that a crash of the machine
+    left empty or cut off are done again; `Results.read` names those that are damaged otherwise.
+
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images to logits.
         data: see `afmi.evaluation.open_images`.
@@ -94,7 +98,8 @@ def evaluate(
         The `Results`.
 
     Raises:
-        UsageError: when the folder holds another run's results, or an argument does not fit.
+        UsageError: when the folder holds another run's results, an argument does not fit, or the
+            network can have none of the methods.
         AfmiError: when a file cannot be written (a full disk); what was finished is kept.
     """
     if batch_size < 1 or examples < 0:
@@ -163,6 +168,8 @@ def evaluate(
             store.write(key_of(label), piece.start, result.rows, _named(result.pictures, label))
             done += piece.passes
         else:
+            # Again, in case another process overwrote the manifest.
+            store.add_method(label, _entry(method, label, pieces[label]))
             if on_method is not None:
                 on_method(label, Results.open(store.folder))
     return Results.open(store.folder)
@@ -212,7 +219,7 @@ def _pieces(
     """Cut a method's work: the costlier it is, the fewer pictures a piece has."""
     work = [method.work(first), *(metric.work(method, first) for metric in metrics.values())]
     passes = sum(_passes(one) for one in work)
-    size = int(min(max(_PASSES_PER_PIECE // passes, 1), _LARGEST_PIECE))
+    size = int(min(max(_PASSES_PER_PIECE // max(passes, 1), 1), _LARGEST_PIECE))
     return [
         Piece(label, start, stop := min(start + size, count), (stop - start) * passes)
         for start in range(0, count, size)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,11 +28,17 @@ from afmi.evaluation.datasets import LabelledImages
 from afmi.files import write_files
 from afmi.metrics import Metric
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["MANIFEST", "Rows", "Store", "identity_of"]
 
 MANIFEST = "manifest.json"
 _STALE = 3600
 """Seconds after which an unfinished file is one that a killed run left behind."""
+
+_PARTIAL = ".afmi-*.part"
+_MARK = b"PAR1"  # at both ends of every Parquet file
 
 Row = tuple[int, str, float, str | None]
 Rows = Sequence[Row]
@@ -49,6 +57,13 @@ _SCHEMA = pa.schema(
 @dataclass(frozen=True)
 class Store:
     """The results of one run: one network, one set of pictures, one set of metrics.
+
+    Several processes may work in one folder. Every file is seen whole or not at all, and a piece
+    that two of them finish has the same numbers but for its seconds and bytes, so it does not
+    matter whose stays. The manifest is read, changed and replaced by one process at a time where
+    the system can lock the folder (Linux and macOS, most network file systems); where it cannot,
+    a method that another process entered in the same few milliseconds may go missing from it, and
+    `evaluate` enters it again as soon as the method is done.
 
     Args:
         folder: where the results are.
@@ -78,29 +93,25 @@ class Store:
         """
         store = cls(folder)
         wanted = json.loads(json.dumps(run))
-        path = folder / MANIFEST
-        if path.exists():
-            _compare(folder, store.manifest()["run"], wanted)
-            store._sweep()
-            return store
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(
-                f"expected {str(folder)!r} to be a new or empty folder, or results of this run; it "
-                "holds other files; choose another"
-            )
-        keys, labels = images
-        table = pa.table(
-            {
-                "image": pa.array(range(len(keys)), pa.int32()),
-                "key": pa.array(list(keys), pa.string()),
-                "label": pa.array([int(label) for label in labels], pa.int32()),
-            }
-        )
-        manifest = {"run": wanted, "methods": {}, **about}
-        # The manifest last: where it is, the rest is too.
-        write_files(
-            {folder / "images.parquet": _parquet(table), path: _json(manifest)},
-        )
+        path, listed = folder / MANIFEST, folder / "images.parquet"
+        if not path.exists():
+            _check_new(folder)
+        with _alone(folder):
+            if path.exists():
+                _compare(folder, store.manifest()["run"], wanted)
+            else:
+                write_files({path: _json({"run": wanted, "methods": {}, **about})})
+            if not _whole(listed):
+                keys, labels = images
+                table = pa.table(
+                    {
+                        "image": pa.array(range(len(keys)), pa.int32()),
+                        "key": pa.array([_storable(key) for key in keys], pa.string()),
+                        "label": pa.array([int(label) for label in labels], pa.int32()),
+                    }
+                )
+                write_files({listed: _parquet(table)})
+        store._sweep()
         return store
 
     def manifest(self) -> dict[str, Any]:
@@ -127,25 +138,30 @@ class Store:
         Raises:
             UsageError: when it is there with other parameters.
         """
-        manifest = self.manifest()
         wanted = json.loads(json.dumps(entry))
-        known = manifest["methods"].get(label)
-        if known == wanted:
-            return
-        same = ("class", "parameters", "images_per_piece")
-        if known is not None and any(known[part] != wanted[part] for part in same):
-            raise UsageError(
-                f"{str(self.folder)!r} holds results of {label} with "
-                f"{_brief(known['parameters'])} in pieces of {known['images_per_piece']}, asked "
-                f"for are {_brief(wanted['parameters'])} in pieces of "
-                f"{wanted['images_per_piece']}; choose another --out"
-            )
-        manifest["methods"][label] = wanted
-        write_files({self.folder / MANIFEST: _json(manifest)})
+        with _alone(self.folder):
+            manifest = self.manifest()
+            known = manifest["methods"].get(label)
+            if known == wanted:
+                return
+            same = ("class", "parameters", "images_per_piece")
+            if known is not None and any(known[part] != wanted[part] for part in same):
+                raise UsageError(
+                    f"{str(self.folder)!r} holds results of {label} with "
+                    f"{_brief(known['parameters'])} in pieces of {known['images_per_piece']}, "
+                    f"asked for are {_brief(wanted['parameters'])} in pieces of "
+                    f"{wanted['images_per_piece']}; choose another --out"
+                )
+            manifest["methods"][label] = wanted
+            write_files({self.folder / MANIFEST: _json(manifest)})
 
     def has(self, key: str, start: int) -> bool:
-        """Tell whether a method's piece is finished, which begins with image ``start``."""
-        return self._piece(key, start).exists()
+        """Tell whether a method's piece is finished, which begins with image ``start``.
+
+        One that a crash of the machine left empty or cut off is not, so it is done again. Other
+        damage is not looked for here; `Results.read` names the file.
+        """
+        return _whole(self._piece(key, start))
 
     def write(
         self, key: str, start: int, rows: Rows, pictures: Mapping[str, PIL.Image.Image]
@@ -180,12 +196,61 @@ class Store:
         return self.folder / "pieces" / key / f"{start:08d}.parquet"
 
     def _sweep(self) -> None:
-        """Remove what a killed run was writing."""
+        """Remove what a killed run was writing, and leave what another run may be writing now."""
         now = time.time()
-        for partial in self.folder.rglob(".afmi-*.part"):
+        for partial in self.folder.rglob(_PARTIAL):
             with suppress(OSError):
                 if now - partial.stat().st_mtime > _STALE:
                     partial.unlink()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of this block while one is in it, where the system can lock."""
+    descriptor = None
+    if sys.platform != "win32":
+        # What is wrong with the folder is better told when something is written into it.
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # ends with the process, however it ends
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _check_new(folder: Path) -> None:
+    """Raise unless a run can begin in a folder: one that a run was killed in at once may be."""
+    if folder.is_dir():
+        if all(entry.match(_PARTIAL) for entry in folder.iterdir()):
+            return
+        found = "it holds other files"
+    elif folder.exists():
+        found = "it is a file"
+    else:
+        return
+    raise UsageError(
+        f"expected {str(folder)!r} to be a new or empty folder, or results of this run; {found}; "
+        "choose another"
+    )
+
+
+def _whole(path: Path) -> bool:
+    """Tell whether a file begins and ends as a Parquet file does."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_MARK))
+            file.seek(-len(_MARK), os.SEEK_END)
+            return begin == file.read() == _MARK
+    except OSError:  # it is not there, or too short
+        return False
+
+
+def _storable(key: str) -> str:
+    """Return a key without the lone surrogates that stand for bytes that are no UTF-8."""
+    return key.encode(errors="backslashreplace").decode()
 
 
 def identity_of(

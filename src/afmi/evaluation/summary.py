@@ -111,6 +111,7 @@ class Summary:
         pairs: how each method compares with each that comes after it, in Accuracy-AUC.
         failures: pictures that failed, in order.
         originals: the network's probability of the class, by the number of an example's picture.
+        waiting: methods that have not been begun.
     """
 
     results: Results
@@ -118,11 +119,12 @@ class Summary:
     pairs: Mapping[tuple[str, str], Paired]
     failures: tuple[Failure, ...]
     originals: Mapping[int, float]
+    waiting: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
         """Whether every method has tried every picture."""
-        return all(method.finished for method in self.methods)
+        return not self.waiting and all(method.finished for method in self.methods)
 
     @property
     def leader(self) -> MethodSummary | None:
@@ -189,12 +191,15 @@ def summarise(results: Results, methods: Sequence[str] | None = None, *, seed: i
         UsageError: when a method is unknown.
         AfmiError: when a file of the results is damaged.
     """
-    labels = results.chosen(methods)
     found: list[MethodSummary] = []
+    waiting: list[str] = []
     failures: dict[tuple[int, str], list[str]] = {}
     originals: dict[int, float] = {}
-    for label in labels:
+    for label in results.chosen(methods):
         read = results.read(label)
+        if not read.done.any():
+            waiting.append(label)
+            continue
         found.append(_sum_up(results, label, read, seed))
         for place, reason in read.errors.items():
             failures.setdefault((place, " ".join(reason.split())), []).append(label)
@@ -216,6 +221,7 @@ def summarise(results: Results, methods: Sequence[str] | None = None, *, seed: i
             for (place, reason), stopped in sorted(failures.items())
         ),
         originals,
+        tuple(waiting),
     )
 
 

@@ -1,0 +1,228 @@
+"""``afmi evaluate``: its lines, exit codes, refusals, going on, and a report of what came of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import afmi.evaluation.run as run_module
+from afmi.cli.evaluate import _EVERY, _Teller
+from afmi.cli.output import Progress
+from afmi.evaluation import Piece, Results
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three pictures of each of three classes of the small network."""
+    drawn = np.random.default_rng(0)
+    for label in ("tabby cat", "collie", "Border collie"):
+        folder = tmp_path / "data" / label
+        folder.mkdir(parents=True)
+        for i in range(3):
+            pixels = drawn.integers(0, 256, (18, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def command(data: Path, small: list[str]) -> list[str]:
+    return ["evaluate", "--data", str(data), *small, "--methods", "a-fmi,CAM,gradient"]
+
+
+def test_lines_and_then_the_report(afmi, command, tmp_path):
+    out = tmp_path / "out"
+    result = afmi(*command)
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["A-FMI:", "Gradient:"]
+    assert all("  Accuracy-AUC 0." in line and " s per picture" in line for line in lines[:2])
+    assert lines[2:] == [f"results → {out}; `afmi report {out}` makes the tables"]
+    # The small network has a deep head, which CAM refuses and the others do not mind.
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("afmi: CAM left out: CAM needs global average pooling")
+
+    report = afmi("report", out)
+    assert report.exit_code == 0, report.stderr
+    rows = report.stdout.splitlines()
+    assert {rows[1].split()[0], rows[2].split()[0]} == {"A-FMI", "Gradient"}
+    assert rows[1].endswith("9/9") and rows[3].startswith("CAM left out: ")
+    told = json.loads(afmi("report", out, "--json").stdout)
+    areas = Results.open(out).values("A-FMI")["insertion/accuracy_auc"]
+    accuracy = {m["method"]: m["accuracy_auc"]["value"] for m in told["methods"]}
+    assert accuracy["A-FMI"] == pytest.approx(areas.mean())
+    assert f"A-FMI:  Accuracy-AUC {areas.mean():.4f}" in lines[0]
+
+
+def test_quiet(afmi, command):
+    result = afmi(*command, "--methods", "gradient", "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_options_reach_the_run(afmi, command, tmp_path):
+    options = ["--metrics", "insertion:canvas=mean", "--limit", "4", "--layer", "0"]
+    result = afmi(*command, *options, "--batch-size", "3", "--threads", "1")
+    assert result.exit_code == 0, result.stderr
+    manifest = Results.open(tmp_path / "out").manifest
+    assert list(manifest["run"]["metrics"]) == ["insertion(canvas=mean)"]
+    assert manifest["run"]["batch_size"] == 3 and manifest["run"]["data"]["images"] == 4
+    assert manifest["command"].startswith("afmi ")
+
+
+def test_ctrl_c_keeps_what_was_finished(afmi, command, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "_LARGEST_PIECE", 2)
+    command = [*command, "--methods", "gradient,random"]
+    whole = ["--out", tmp_path / "whole"]
+    assert afmi(*command, *whole).exit_code == 0
+    measure, calls = run_module.evaluate_shard, []
+
+    def stop(shard: Any) -> Any:
+        calls.append(shard)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return measure(shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "evaluate_shard", stop)
+        result = afmi(*command)
+        assert result.exit_code == 130
+        out = tmp_path / "out"
+        (line,) = result.stderr.splitlines()
+        assert line == (
+            f"afmi: interrupted; what was finished is in {out}, and the same command goes on"
+        )
+        assert len(list(out.rglob("pieces/*/*.parquet"))) == 3
+        result = afmi(*command)
+    assert result.exit_code == 0, result.stderr
+    assert len(calls) == 4 + 7  # five pieces for each method; none of the three is done again
+    before, after = (Results.open(folder) for folder in (tmp_path / "whole", out))
+    for label in ("Gradient", "Random"):
+        expected, found = before.values(label), after.values(label)
+        for name in expected.keys() - {"cost/seconds", "cost/peak_bytes"}:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_picture_that_cannot_be_read_is_counted(afmi, command, data):
+    (data / "collie" / "1.png").write_bytes(b"not a picture")
+    result = afmi(*command, "--methods", "gradient")
+    assert result.exit_code == 0
+    (line,) = result.stderr.splitlines()
+    assert line == (
+        "afmi: warning: 1 of 9 pictures could not be read or explained; the report says why"
+    )
+
+
+def test_a_damaged_piece_is_named_and_keeps_no_method_waiting(afmi, command, tmp_path):
+    command = [*command, "--methods", "gradient,random"]
+    assert afmi(*command).exit_code == 0
+    (piece,) = (tmp_path / "out" / "pieces" / "gradient").iterdir()
+    piece.write_bytes(b"PAR1 damaged within PAR1")
+    shutil.rmtree(tmp_path / "out" / "pieces" / "random")
+    result = afmi(*command)
+    assert result.exit_code == 2
+    assert result.stdout.startswith("Random:  Accuracy-AUC")
+    warning, error = result.stderr.splitlines()
+    assert warning.startswith(f"afmi: warning: '{piece}' is damaged")
+    assert error.startswith(f"afmi: '{piece}' is damaged") and "delete it" in error
+    piece.unlink()
+    assert afmi(*command).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--methods", "gradcamm"], "no method is called 'gradcamm'; did you mean 'gradcam'"),
+        (["--methods", ","], "expected one name or more, or 'all'"),
+        (["--methods", "a-fmi:avraged=no"], "A-FMI takes no parameter 'avraged'; did you mean"),
+        (["--methods", "a-fmi:averaged=3"], "averaged of A-FMI as true or false, got '3'"),
+        (["--methods", "CAM"], "holds no measurements: CAM was refused (CAM needs global"),
+        (["--metrics", "insertoin"], "no metric is called 'insertoin'; did you mean"),
+        (["--metrics", "insertion:canvas=grey"], "expected a reference out of black"),
+        (["--metrics", "grid-pointing"], "needs pictures of 4 classes, got 3"),
+        (["--data", "nowhere"], "there is no 'nowhere'"),
+        (["--data", "empty"], "no pictures"),
+        (["--data", "dogs"], "'poodle'"),
+        (["--layer", "9"], "no layer"),
+        (["--model", "squeezenut"], "squeezenut"),
+        (["--limit", "0"], "0 is not in the range"),
+        (["--out", "file/out"], "cannot be written"),
+        (["--out", "file"], "it is a file"),
+        (["--out", "."], "it holds other files"),
+    ],
+)
+def test_refusals_are_one_line(afmi, command, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for label in ("collie", "poodle"):
+        (tmp_path / "dogs" / label).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "dogs" / label / "a.png")
+    methods = [] if "--methods" in args else ["--methods", "grad-cam"]
+    result = afmi(*command, *methods, *args)
+    assert result.exit_code == 2
+    *told, line = result.stderr.splitlines()
+    assert message in line and line.startswith("afmi: ") and "Traceback" not in result.stderr
+    # A method that is left out is told of before the end.
+    assert len(told) == (args in (["--methods", "CAM"], ["--layer", "9"]))
+
+
+def test_folder_of_another_run(afmi, command):
+    command = [*command, "--methods", "gradient"]
+    assert afmi(*command, "--limit", "3").exit_code == 0
+    result = afmi(*command, "--limit", "4")
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "holds results of another run (data: " in line and "--out" in line
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_lines_without_a_terminal_now_and_then(capsys):
+    clock = Clock()
+    clock.now = 1e6  # what came before the first piece does not count
+    teller = _Teller(Progress(1, shown=True), talks=True, clock=clock)
+    for i in range(9):
+        teller.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100 * i, 900)
+        clock.now += 0.4 * _EVERY
+    out, err = capsys.readouterr()
+    assert out == ""
+    # 36 s after the beginning, and 36 s after that: a piece takes 12 s.
+    assert err.splitlines() == [
+        "A-FMI: from picture 12; 33% of this run, about 72 s left",
+        "A-FMI: from picture 24; 67% of this run, about 36 s left",
+    ]
+
+
+def test_no_lines_at_once_nor_when_quiet(capsys):
+    for talks in (True, False):
+        clock = Clock()
+        teller = _Teller(Progress(1, shown=talks), talks=talks, clock=clock)
+        teller.begin(Piece("A-FMI", 0, 4, 100), 0, 900)
+        clock.now = _EVERY / 2 if talks else 10 * _EVERY
+        teller.begin(Piece("A-FMI", 4, 8, 100), 100, 900)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_has_a_bar_and_no_lines(capsys, monkeypatch):
+    clock, shown = Clock(), []
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    progress = Progress(1, shown=False)
+    monkeypatch.setattr(progress, "within", lambda *step: shown.append(step))
+    teller = _Teller(progress, talks=True, clock=clock)
+    for i in range(3):
+        teller.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100.5 * i, 301.5)
+        clock.now += 2 * _EVERY
+    assert shown == [("passes through the network", done, 301) for done in (0, 100, 201)]
+    assert capsys.readouterr() == ("", "")
