@@ -74,7 +74,8 @@ def test_figures_reuse_what_was_measured(tmp_path: Path, photos: Path) -> None:
     assert len(pieces) == 6
     for name, panels in (("figure6", 2), ("figure9", 3)):
         result = experiment_named(name)().run(given)
-        picture, points = result.files
+        picture, areas, points = result.files
+        assert areas.name == f"{name}.csv" and len(result.rows) == 6
         with Image.open(picture) as drawn:
             assert drawn.width > 500 * panels
         with points.open() as file:

@@ -24,4 +24,4 @@ class Figure6(Experiment):
 
     def _run(self, request: Request) -> Result:
         found = measured(self, request)
-        return curves_figure(self, request, [accuracy_panel(one) for one in found])
+        return curves_figure(self, request, found, [accuracy_panel(one) for one in found])

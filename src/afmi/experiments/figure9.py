@@ -29,8 +29,9 @@ class Figure9(Experiment):
     data = "ImageNet"
 
     def _run(self, request: Request) -> Result:
-        first, *others = measured(self, request)
+        found = measured(self, request)
+        first, *others = found
         panels = [softmax_panel(first)]
         for one in others:
             panels += [accuracy_panel(one), softmax_panel(one)]
-        return curves_figure(self, request, panels)
+        return curves_figure(self, request, found, panels)

@@ -17,7 +17,7 @@ from afmi.classifier import Classifier
 from afmi.evaluation import Piece, Results, evaluate
 from afmi.evaluation.report import write_report
 from afmi.evaluation.summary import Curves, Summary, summarise
-from afmi.experiments.base import Experiment, Request, Result, counted, networks, write_csv
+from afmi.experiments.base import Experiment, Request, Result, networks, write_csv
 from afmi.experiments.published import ACCURACY_AUC, IMAGES, METHODS, SECONDS
 from afmi.progress import report as report_progress
 
@@ -143,8 +143,10 @@ def _curves(one: Measured) -> list[tuple[Any, Curves]]:
     return [(m, m.curves) for m in one.summary.methods if m.curves is not None]
 
 
-def curves_figure(experiment: Experiment, request: Request, panels: Sequence[Panel]) -> Result:
-    """Draw panels side by side, and write them and their points.
+def curves_figure(
+    experiment: Experiment, request: Request, found: Sequence[Measured], panels: Sequence[Panel]
+) -> Result:
+    """Draw panels side by side, and write them, their points and the areas beside the paper's.
 
     Raises:
         AfmiError: when a file cannot be written.
@@ -172,13 +174,16 @@ def curves_figure(experiment: Experiment, request: Request, panels: Sequence[Pan
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8, frameon=False)
-    rows = [
+    points = [
         {"network": p.title, "curve": p.ylabel, "method": label, "PI": percent, "value": value}
         for p in panels
         for label, x, y in p.lines
         for percent, value in zip(x.tolist(), y.tolist(), strict=True)
     ]
-    path = request.out / f"{experiment.name}.png"
-    files = (plots.save_png(figure, path), write_csv(path.with_suffix(".csv"), rows))
-    request.report(f"{counted(len(rows), 'point')} of {counted(len(panels), 'panel')}")
-    return Result(files)
+    rows = [row for one in found for row in one.rows()]
+    files = (
+        plots.save_png(figure, request.out / f"{experiment.name}.png"),
+        write_csv(request.out / f"{experiment.name}.csv", rows),
+        write_csv(request.out / f"{experiment.name}-points.csv", points),
+    )
+    return Result(files, tuple(rows))
