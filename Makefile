@@ -46,7 +46,7 @@ bench: .venv/.dev ## Measure the cost of an explanation against a bare forward p
 	$(PY) benchmarks/afmi_cost.py $(ARGS)
 
 clean: ## Remove what was built or drawn, but keep .venv
-	rm -rf build dist site afmi-demo afmi-out .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist site afmi-demo afmi-out afmi-results afmi-reproduced .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests training docs -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too

@@ -594,7 +594,7 @@ def _terms_section(summary: Summary) -> Section:
             ),
             (
                 "Seconds",
-                "Mean time to explain one picture, on the machine named below. Below it, how many "
+                "Median time to explain one picture, on the machine named below. Below it, how many "
                 "times as long as the fastest method; the control, which does not look at the "
                 "network, does not count as one.",
             ),

@@ -94,12 +94,11 @@ class Store:
         store = cls(folder)
         wanted = json.loads(json.dumps(run))
         path, listed = folder / MANIFEST, folder / "images.parquet"
-        if not path.exists():
-            _check_new(folder)
         with _alone(folder):
             if path.exists():
                 _compare(folder, store.manifest()["run"], wanted)
             else:
+                _check_new(folder)
                 write_files({path: _json({"run": wanted, "methods": {}, **about})})
             if not _whole(listed):
                 keys, labels = images
@@ -242,8 +241,8 @@ def _whole(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             begin = file.read(len(_MARK))
-            file.seek(-len(_MARK), os.SEEK_END)
-            return begin == file.read() == _MARK
+            end = file.seek(-len(_MARK), os.SEEK_END)
+            return begin == file.read() == _MARK and end > len(_MARK)
     except OSError:  # it is not there, or too short
         return False
 
@@ -264,6 +263,7 @@ def identity_of(
             "name": model.name if isinstance(model, Classifier) else type(model).__name__,
             "fingerprint": _fingerprint(model),
             "labels": list(getattr(model, "labels", ())),
+            "preparation": _preparation(model),
         },
         "data": {
             "name": images.name,
@@ -275,6 +275,20 @@ def identity_of(
             for key, metric in metrics.items()
         },
         "batch_size": batch_size,
+    }
+
+
+def _preparation(model: nn.Module) -> dict[str, Any]:
+    """Return what becomes of a picture before the network sees it, and the layer explained."""
+    if not isinstance(model, Classifier):
+        return {}
+    return {
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "resize": model.resize,
+        "crop": model.crop,
+        "interpolation": str(model.interpolation),
+        "layer": model.layer,
     }
 
 
