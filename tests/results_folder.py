@@ -54,6 +54,7 @@ def write_piece(folder: Path, method: str, start: int, rows: Iterable[Row]) -> P
     table = pa.table(
         {
             "image": pa.array(numbers, pa.int32()),
+            "method": pa.array([method] * len(numbers), pa.string()).dictionary_encode(),
             "metric": pa.array(names, pa.string()).dictionary_encode(),
             "value": pa.array(values, pa.float64()),
             "note": pa.array(notes, pa.string()),

@@ -37,7 +37,7 @@ T = TypeVar("T", Method, Metric)
 
 _LONGEST_KEY = 80
 # Names are told apart by the catalogue; values in other signs might lose what sets them apart.
-_PLAIN_VALUE = r"(?:True|False|None|[a-z0-9.]+)"
+_PLAIN_VALUE = r"(?:True|False|None|(?!(?:true|false|none)\b)[a-z0-9](?:[a-z0-9.]*[a-z0-9])?)"
 _PLAIN_LABEL = re.compile(rf"[^()]+(?: \(\w+={_PLAIN_VALUE}(?:, \w+={_PLAIN_VALUE})*\))?", re.ASCII)
 
 
@@ -58,7 +58,11 @@ def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
         >>> list(chosen_methods(nn.Identity(), "grad-cam,a-fmi:averaged=no"))
         ['Grad-CAM', 'A-FMI (averaged=False)']
     """
-    found = _chosen(methods, list(CATALOGUE), method_named, lambda cls, given: cls(model, **given))
+
+    def build(cls: type[Method], given: dict[str, Any]) -> Method:
+        return cls(model, **given)
+
+    found = _chosen(methods, Method, list(CATALOGUE), method_named, build)
     for label, method in found.items():
         if method.model is not model:
             raise UsageError(f"the {label} given explains another model; pass the class instead")
@@ -81,7 +85,7 @@ def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]:
     """
     if metrics is None:
         metrics = [cls for cls in METRICS.values() if cls.standard]
-    found = _chosen(metrics, list(METRICS), metric_named, lambda cls, given: cls(**given))
+    found = _chosen(metrics, Metric, list(METRICS), metric_named, lambda cls, given: cls(**given))
     return {_metric_key(metric): metric for metric in found.values()}
 
 
@@ -105,7 +109,7 @@ def key_of(label: str) -> str:
     key = re.sub(r"[^a-z0-9.=]+", "-", folded).strip("-.")
     if key and len(key) <= _LONGEST_KEY and _PLAIN_LABEL.fullmatch(label):
         return key
-    digest = hashlib.blake2b(label.encode(errors="surrogateescape"), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(label.encode(errors="surrogatepass"), digest_size=4).hexdigest()
     return f"{key[:_LONGEST_KEY]}-{digest}".lstrip("-")
 
 
@@ -201,6 +205,7 @@ def _plain(value: Any) -> Any:
 
 def _chosen(
     wanted: str | Sequence[Any],
+    kind: type[T],
     every: list[str],
     named: Callable[[str], type[T]],
     build: Callable[[type[T], dict[str, Any]], T],
@@ -219,9 +224,9 @@ def _chosen(
             name, *pairs = item.split(":")
             cls = named(name)
             made = build(cls, _parameters(cls, pairs))
-        elif isinstance(item, (Method, Metric)):
+        elif isinstance(item, kind):
             made = item
-        elif isinstance(item, type) and issubclass(item, (Method, Metric)):
+        elif isinstance(item, type) and issubclass(item, kind):
             made = build(item, {})
         else:
             raise UsageError(f"expected a name, a class or an instance of one, got {item!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(data: Path, small: list[str]) -> list[str]:
+def command(data: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    # Lines that depend on how fast the machine is.
+    monkeypatch.setitem(_Teller.begin.__globals__, "_EVERY", math.inf)
     return ["evaluate", "--data", str(data), *small, "--methods", "a-fmi,CAM,gradient"]
 
 
@@ -44,8 +47,9 @@ def test_lines_and_then_the_report(afmi, command, tmp_path):
     assert all("  Accuracy-AUC 0." in line and " s per picture" in line for line in lines[:2])
     assert lines[2:] == [f"results → {out}; `afmi report {out}` makes the tables"]
     # The small network has a deep head, which CAM refuses and the others do not mind.
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("afmi: CAM left out: CAM needs global average pooling")
+    told = result.stderr.splitlines()
+    assert len(told) == 1, told
+    assert told[0].startswith("afmi: CAM left out: CAM needs global average pooling")
 
     report = afmi("report", out)
     assert report.exit_code == 0, report.stderr
@@ -103,7 +107,7 @@ def test_ctrl_c_keeps_what_was_finished(afmi, command, data, tmp_path, monkeypat
     before, after = (Results.open(folder) for folder in (tmp_path / "whole", out))
     for label in ("Gradient", "Random"):
         expected, found = before.values(label), after.values(label)
-        for name in expected.keys() - {"cost/seconds", "cost/peak_bytes"}:
+        for name in (name for name in expected if not name.startswith("cost/")):
             np.testing.assert_array_equal(found[name], expected[name])
 
 
@@ -145,7 +149,7 @@ def test_a_damaged_piece_is_named_and_keeps_no_method_waiting(afmi, command, tmp
         (["--metrics", "insertion:canvas=grey"], "expected a reference out of black"),
         (["--metrics", "grid-pointing"], "needs pictures of 4 classes, got 3"),
         (["--data", "nowhere"], "there is no 'nowhere'"),
-        (["--data", "empty"], "no pictures"),
+        (["--data", "empty"], "no image in the folder"),
         (["--data", "dogs"], "'poodle'"),
         (["--layer", "9"], "no layer"),
         (["--model", "squeezenut"], "squeezenut"),
@@ -168,7 +172,7 @@ def test_refusals_are_one_line(afmi, command, tmp_path, monkeypatch, args, messa
     *told, line = result.stderr.splitlines()
     assert message in line and line.startswith("afmi: ") and "Traceback" not in result.stderr
     # A method that is left out is told of before the end.
-    assert len(told) == (args in (["--methods", "CAM"], ["--layer", "9"]))
+    assert len(told) == (args == ["--methods", "CAM"])
 
 
 def test_folder_of_another_run(afmi, command):

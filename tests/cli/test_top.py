@@ -11,7 +11,17 @@ from afmi.cli import cli
 from afmi.cli.group import AfmiGroup
 from afmi.errors import UsageError
 
-COMMANDS = ("explain", "compare", "demo", "models", "methods")
+COMMANDS = (
+    "explain",
+    "compare",
+    "evaluate",
+    "report",
+    "reproduce",
+    "demo",
+    "models",
+    "methods",
+    "metrics",
+)
 
 
 def test_help_does_not_import_torch():
@@ -60,7 +70,7 @@ def test_version_names_torch_too(afmi):
     ("args", "message"),
     [
         (["explan", "a.png"], "no command is called 'explan'; did you mean 'explain'?"),
-        (["xyz"], "no command is called 'xyz'; there are explain, compare, demo, models, methods"),
+        (["xyz"], "no command is called 'xyz'; there are explain, compare, evaluate"),
         (["dog.jpg"], "did you mean `afmi explain dog.jpg`?"),
         (["explain", "a.png", "--metod", "x"], "no option is called '--metod'; did you mean '--me"),
         (["explain"], "missing argument 'IMAGE…'"),

@@ -120,7 +120,7 @@ def test_nothing_measured_yet_is_refused(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": 1, "methods": {}}'])
 def test_a_damaged_manifest_is_named(folder, text):
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(AfmiError, match=r"manifest.json' is damaged; delete it"):
+    with pytest.raises(AfmiError, match=r"manifest.json' is damaged; choose another"):
         Results.open(folder)
 
 

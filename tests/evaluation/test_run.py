@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from afmi.choices import chosen_metrics
 from afmi.errors import AfmiError, OperationError, UsageError
 from afmi.evaluation import Results, Shard, evaluate, evaluate_shard, open_images
 from afmi.methods import AFMI, CATALOGUE, Gradient, Random
+from afmi.methods.base import Work
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Insertion
 
@@ -157,6 +159,14 @@ def test_folder_of_another_run(photos: Path, tmp_path: Path) -> None:
             changed()
         assert "\n" not in str(caught.value) and "--out" in str(caught.value)
     assert (out / "manifest.json").read_bytes() == before
+
+
+def test_another_preparation_is_another_run(photos: Path, tmp_path: Path) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods="gradient", limit=4)
+    model.crop = 14
+    with pytest.raises(UsageError, match="model: preparation"):
+        evaluate(model, photos, out, methods="gradient", limit=4)
 
 
 def test_moved_data_are_the_same_data(photos: Path, tmp_path: Path) -> None:
@@ -289,10 +299,115 @@ def test_every_metric(photos: Path, tmp_path: Path) -> None:
             assert not values or f"{results_key(name)}/{kind.headline}" in values
 
 
-def test_memory_of_a_run_does_not_grow(photos: Path, tmp_path: Path) -> None:
-    """What a run holds at the end of each piece is the same, however many came before."""
-    import gc
+def test_network_that_can_have_none_of_the_methods(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OperationError("aten.magic has no rule")
 
+    model, out = network(), tmp_path / "out"
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        for kind in (Gradient, AFMI):
+            patch.setattr(kind, "_attribute", refuse)
+        for _ in range(2):  # and once more, on the folder that is there already
+            with pytest.raises(UsageError, match="no measurements: Gradient was refused") as caught:
+                evaluate(
+                    model,
+                    photos,
+                    out,
+                    methods="gradient,a-fmi",
+                    on_refusal=lambda label, _: told.append(label),
+                )
+            assert "\n" not in str(caught.value)
+    assert told == ["Gradient", "A-FMI"] * 2
+    # Another method may still be added, and what was refused is tried again when asked for.
+    results = evaluate(model, photos, out, methods="random,gradient")
+    assert results.methods == ("Gradient", "Random") and list(results.refused) == ["A-FMI"]
+
+
+@pytest.mark.parametrize("left", [0, 5, -1])
+def test_piece_that_a_crash_cut_off_is_done_again(
+    photos: Path, tmp_path: Path, small_pieces: None, left: int
+) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods="gradient")
+    before = numbers(out)
+    path = out / "pieces" / "gradient" / "00000008.parquet"
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(AfmiError, match=r"00000008\.parquet' is damaged .* delete it"):
+        numbers(out)
+    begun: list[int] = []
+    evaluate(
+        model, photos, out, methods="gradient", on_begin=lambda piece, *_: begun.append(piece.start)
+    )
+    assert begun == [8] and numbers(out) == before
+
+
+def test_piece_that_is_damaged_within_is_named(photos: Path, tmp_path: Path) -> None:
+    """Resuming does not read the pieces; whoever reads the numbers learns which file it is."""
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods="gradient")
+    path = out / "pieces" / "gradient" / "00000000.parquet"
+    path.write_bytes(b"PAR1" + bytes(200) + b"PAR1")
+    results = evaluate(model, photos, out, methods="gradient,random")
+    assert results.read("Random").done.all()
+    with pytest.raises(AfmiError, match=r"gradient/00000000\.parquet' is damaged") as caught:
+        results.read("Gradient")
+    assert "\n" not in str(caught.value)
+    path.unlink()
+    assert evaluate(model, photos, out, methods="gradient").read("Gradient").done.all()
+
+
+def test_two_at_once_lose_no_rows(photos: Path, tmp_path: Path, small_pieces: None) -> None:
+    """A second evaluation begins, and ends, while the first is between two of its pieces."""
+    model, whole, out = network(), tmp_path / "whole", tmp_path / "out"
+    methods = "gradient,random,a-fmi"
+    evaluate(model, photos, whole, methods=methods)
+    begun: list[Any] = []
+
+    def meanwhile(piece: Any, *_: object) -> None:
+        begun.append(piece)
+        if len(begun) == 3:
+            evaluate(model, photos, out, methods="a-fmi,gradient")
+
+    results = evaluate(model, photos, out, methods="random,gradient", on_begin=meanwhile)
+    assert set(results.methods) == {"A-FMI", "Gradient", "Random"}
+    assert numbers(out) == {label: numbers(whole)[label] for label in results.methods}
+
+
+def test_method_that_went_missing_from_the_manifest_is_entered_again(
+    photos: Path, tmp_path: Path, small_pieces: None
+) -> None:
+    """Where folders cannot be locked, another process may write back an older manifest."""
+    out = tmp_path / "out"
+    before: list[bytes] = []
+
+    def overwrite(piece: Any, *_: object) -> None:
+        manifest = out / "manifest.json"
+        if not before:
+            older = json.loads(manifest.read_bytes())
+            del older["methods"]["Random"]
+            before.append(json.dumps(older).encode())
+        if piece.label == "Gradient":
+            manifest.write_bytes(before[0])
+
+    results = evaluate(network(), photos, out, methods="gradient,random", on_begin=overwrite)
+    assert results.methods == ("Gradient", "Random") and results.read("Random").done.all()
+
+
+def test_method_that_needs_no_network(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Random, "work", lambda *_: Work(0))
+    results = evaluate(network(), photos, tmp_path / "out", methods="random", metrics="cost")
+    assert results.read("Random").done.all()
+
+
+def test_memory_of_a_run_does_not_grow(
+    tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run holds at the end of each piece is the same, however many came before."""
     model = network()
     counts: list[int] = []
 
@@ -301,14 +416,14 @@ def test_memory_of_a_run_does_not_grow(photos: Path, tmp_path: Path) -> None:
         counts.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
 
     class Many:
-        """A data set of 600 pictures that are made when asked for."""
+        """A data set of pictures that are made when asked for."""
 
         def __len__(self) -> int:
-            return 600
+            return 40
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
             generator = torch.Generator().manual_seed(index)
-            return torch.rand(3, 16, 16, generator=generator), index % 3
+            return torch.rand(3, 8, 8, generator=generator), index % 3
 
     evaluate(
         model, Many(), tmp_path / "out", methods="gradient", metrics="insertion", on_begin=count
@@ -316,49 +431,91 @@ def test_memory_of_a_run_does_not_grow(photos: Path, tmp_path: Path) -> None:
     assert len(counts) == 10 and max(counts[2:]) <= counts[1] + 2
 
 
+# Forks, for PyTorch takes seconds to import; before the first fork nothing is computed.
 _KILLED = """
-import sys, torch
-sys.path.insert(0, {tests!r})
+import os, sys
+sys.path[:0] = {tests!r}
+import torch
 torch.set_num_threads(1)
 import afmi.evaluation.run as run_module
 run_module._LARGEST_PIECE = 1
 from test_run import network
 from afmi.evaluation import evaluate
-print("ready", flush=True)
-evaluate(network(), {photos!r}, {out!r}, methods="a-fmi,gradient,random,grad-cam")
-print("done", flush=True)
+methods = ",".join(["a-fmi,grad-cam,gradient", *(f"random:seed={{i}}" for i in range(9))])
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            evaluate(network(), {photos!r}, line.strip(), methods=methods)
+            code = 0
+        finally:
+            os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_ten_times(photos: Path, tmp_path: Path) -> None:
+    """Killed at its beginning and anywhere later, a run goes on and ends with the same numbers.
+
+    The moments are told by pieces, not by seconds, so they are spread alike on any machine: after
+    a random number of new pieces, and then somewhere within the time that two pieces take.
+    """
     whole, out = tmp_path / "whole", tmp_path / "out"
     script = tmp_path / "script.py"
-    moments = np.random.default_rng(1).uniform(0.05, 0.8, 10)
-    pieces: list[int] = []
-    for i, wait in enumerate([*moments, None]):
-        script.write_text(
-            _KILLED.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(out))
-        )
-        process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        if wait is not None:
-            time.sleep(wait)
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
-        pieces.append(len(list(out.rglob("*.parquet"))))
-        assert wait is not None or process.returncode == 0, i
-    assert pieces == sorted(pieces) and len(set(pieces)) > 3, pieces
-    script.write_text(
-        _KILLED.format(tests=str(Path(__file__).parent), photos=str(photos), out=str(whole))
-    )
-    subprocess.run([sys.executable, str(script)], check=True, capture_output=True)
+    tests = [str(folder) for folder in Path(__file__).parents[:2]]
+    script.write_text(_KILLED.format(tests=tests, photos=str(photos)))
+    drawn = np.random.default_rng(1)
+
+    def run(server: Any, folder: Path, wanted: int | None) -> tuple[int, int]:
+        """Return the exit status and the pieces there; killed at ``wanted`` new ones."""
+        before = count(folder)
+        server.stdin.write(f"{folder}\n")
+        server.stdin.flush()
+        child = int(server.stdout.readline())
+        began = last = time.perf_counter()
+        while wanted is not None:
+            found = count(folder) - before
+            now = time.perf_counter()
+            if found >= wanted:
+                each = (now - last) / max(found, 1) if wanted > 1 else 0.05
+                time.sleep(float(drawn.uniform(0, 2 * each)))
+                os.kill(child, signal.SIGKILL)
+                break
+            if found == 0:
+                last = now  # loading is no part of a piece's time
+            assert now - began < 600
+            time.sleep(0.001)
+        return int(server.stdout.readline()), count(folder)
+
+    def count(folder: Path) -> int:
+        return len(list(folder.glob("pieces/*/*.parquet")))
+
+    total = 12 * 20
+    # Three times before or while the first new piece is made, and seven times later.
+    moments = [0, 0, 1, *drawn.integers(2, 25, 7).tolist()]
+    drawn.shuffle(moments)
+    assert sum(moments) + 4 * len(moments) < total
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        ended = [run(server, out, moment) for moment in moments]
+        ended += [run(server, folder, None) for folder in (out, whole)]
+    assert server.returncode == 0
+    *ended, gone_on, unbroken = ended
+    assert gone_on == unbroken == (0, total)
+    assert [code for code, _ in ended] == [-signal.SIGKILL] * 10
+    pieces = [found for _, found in ended]
+    assert pieces == sorted(pieces) and len(set(pieces)) >= 7 and pieces[-1] < total
     assert numbers(out) == numbers(whole)
-    for path in out.rglob("pieces/*/*.parquet"):
+    for path in out.glob("pieces/*/*.parquet"):
         table = pq.read_table(path)
         rows = list(zip(table["image"].to_pylist(), table["metric"].to_pylist(), strict=True))
         assert len(rows) == len(set(rows))
-    shutil.rmtree(out)
 
 
 def test_grid_pointing_needs_four_classes(photos: Path, tmp_path: Path) -> None:

@@ -146,10 +146,8 @@ def test_methods_are_entered_once(tmp_path: Path) -> None:
 def test_pieces_of_odd_labels(tmp_path: Path, label: str) -> None:
     store = opened(tmp_path / "out")
     store.add_method(label, entry(label))
-    store.write(
-        key_of(label), 0, ROWS, {f"00000000-{key_of(label)}-map.png": Image.new("L", (2, 2))}
-    )
-    assert store.has(key_of(label), 0) and not store.has(key_of(label), 2)
+    store.write(label, 0, ROWS, {f"00000000-{key_of(label)}-map.png": Image.new("L", (2, 2))})
+    assert store.has(label, 0) and not store.has(label, 2)
     results = Results.open(tmp_path / "out")
     assert results.methods == (label,)
     assert results.values(label)["cost/seconds"][0] == 0.5

@@ -594,8 +594,8 @@ def _terms_section(summary: Summary) -> Section:
             ),
             (
                 "Seconds",
-                "Median time to explain one picture, on the machine named below. Below it, how many "
-                "times as long as the fastest method; the control, which does not look at the "
+                "Median time to explain one picture, on the machine named below. Below it, how "
+                "many times as long as the fastest method; the control, which does not look at the "
                 "network, does not count as one.",
             ),
             (

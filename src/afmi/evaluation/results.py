@@ -107,7 +107,7 @@ class Results:
         except (OSError, ValueError, KeyError, TypeError):
             sound = False
         if not sound:
-            raise AfmiError(f"'{path}' is damaged; delete it and evaluate into this folder again")
+            raise AfmiError(f"'{path}' is damaged; choose another folder")
         results = cls(folder, manifest, _read_images(folder / "images.parquet"))
         if next(folder.glob("pieces/*/*.parquet"), None) is None:
             if results.refused and not results.methods:

@@ -145,7 +145,7 @@ def evaluate(
     for label, method in chosen.items():
         store.add_method(label, _entry(method, label, pieces[label]))
     todo = {
-        label: [piece for piece in found if not store.has(key_of(label), piece.start)]
+        label: [piece for piece in found if not store.has(label, piece.start)]
         for label, found in pieces.items()
     }
     total = sum(piece.passes for found in todo.values() for piece in found)
@@ -165,7 +165,7 @@ def evaluate(
                 if on_refusal is not None:
                     on_refusal(label, str(error))
                 break
-            store.write(key_of(label), piece.start, result.rows, _named(result.pictures, label))
+            store.write(label, piece.start, result.rows, _named(result.pictures, label))
             done += piece.passes
         else:
             # Again, in case another process overwrote the manifest.

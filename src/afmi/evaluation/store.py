@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import afmi
-from afmi.choices import parameters_of
+from afmi.choices import key_of, parameters_of
 from afmi.classifier import Classifier
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation.datasets import LabelledImages
@@ -47,6 +47,7 @@ Rows = Sequence[Row]
 _SCHEMA = pa.schema(
     [
         ("image", pa.int32()),
+        ("method", pa.dictionary(pa.int16(), pa.string())),
         ("metric", pa.dictionary(pa.int16(), pa.string())),
         ("value", pa.float64()),
         ("note", pa.string()),
@@ -154,21 +155,21 @@ class Store:
             manifest["methods"][label] = wanted
             write_files({self.folder / MANIFEST: _json(manifest)})
 
-    def has(self, key: str, start: int) -> bool:
+    def has(self, label: str, start: int) -> bool:
         """Tell whether a method's piece is finished, which begins with image ``start``.
 
         One that a crash of the machine left empty or cut off is not, so it is done again. Other
         damage is not looked for here; `Results.read` names the file.
         """
-        return _whole(self._piece(key, start))
+        return _whole(self._piece(label, start))
 
     def write(
-        self, key: str, start: int, rows: Rows, pictures: Mapping[str, PIL.Image.Image]
+        self, label: str, start: int, rows: Rows, pictures: Mapping[str, PIL.Image.Image]
     ) -> None:
         """Keep a finished piece.
 
         Args:
-            key: of the method.
+            label: of the method.
             start: the piece's first image.
             rows: its numbers.
             pictures: examples, by file name.
@@ -176,23 +177,23 @@ class Store:
         Raises:
             AfmiError: when it cannot be written; nothing that was there is lost.
         """
-        columns = list(zip(*rows, strict=True)) or [(), (), (), ()]
-        arrays = [
-            pa.array(list(column), kind)
-            for column, kind in zip(
-                columns, (pa.int32(), pa.string(), pa.float64(), pa.string()), strict=True
-            )
-        ]
-        arrays[1] = arrays[1].dictionary_encode().cast(_SCHEMA.field("metric").type)
-        table = pa.Table.from_arrays(arrays, schema=_SCHEMA)
+        images, metrics, values, notes = list(zip(*rows, strict=True)) or [(), (), (), ()]
+        columns = (images, [label] * len(rows), metrics, values, notes)
+        table = pa.Table.from_arrays(
+            [
+                pa.array(list(column), field.type)
+                for column, field in zip(columns, _SCHEMA, strict=True)
+            ],
+            schema=_SCHEMA,
+        )
         files: dict[Path, Any] = {
             self.folder / "examples" / name: _png(picture) for name, picture in pictures.items()
         }
-        files[self._piece(key, start)] = _parquet(table)
+        files[self._piece(label, start)] = _parquet(table)
         write_files(files)
 
-    def _piece(self, key: str, start: int) -> Path:
-        return self.folder / "pieces" / key / f"{start:08d}.parquet"
+    def _piece(self, label: str, start: int) -> Path:
+        return self.folder / "pieces" / key_of(label) / f"{start:08d}.parquet"
 
     def _sweep(self) -> None:
         """Remove what a killed run was writing, and leave what another run may be writing now."""
@@ -313,7 +314,9 @@ def _compare(folder: Path, was: Mapping[str, Any], wanted: Mapping[str, Any]) ->
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            inner = next(key for key in sorted({*old, *new}) if old.get(key) != new.get(key))
+            # A digest says the least to a reader, so it comes last.
+            ordered = sorted({*old, *new}, key=lambda key: (key == "fingerprint", key))
+            inner = next(key for key in ordered if old.get(key) != new.get(key))
             part, old, new = f"{part}: {inner}", old.get(inner), new.get(inner)
         raise UsageError(
             f"{str(folder)!r} holds results of another run ({part} was {_brief(old)}, now "

@@ -177,8 +177,9 @@ def masked_curves(
     order = rank_pixels(maps)
     count = order.shape[1]
     counts = [math.floor(fraction * count + 0.5) for fraction in fractions]
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(count, device=order.device).expand_as(order))
+    rank = torch.empty_like(order, dtype=torch.int32)
+    places = torch.arange(count, dtype=torch.int32, device=order.device)
+    rank.scatter_(1, order, places.expand_as(order))
     rank = rank.view(maps.shape)
 
     # How many of the first pixels differ from the canvas says which masked pictures are the same.
@@ -205,15 +206,19 @@ def masked_curves(
     jobs = list(first.values())
     passes = Passes(model, images, batch_size)
     results: dict[tuple[int, int], Tensor] = {}
+    within, beyond = (images, grounds) if keep_top else (grounds, images)
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
         for start, stop in passes.ranges(len(jobs)):
-            rows = [n for n, _ in jobs[start:stop]]
-            limits = torch.tensor([counts[p] for _, p in jobs[start:stop]], device=order.device)
-            kept = rank[rows] < limits[:, None, None, None]
-            if not keep_top:
-                kept = ~kept
-            found = passes.logits(torch.where(kept, images[rows], grounds[rows]))
-            results.update(zip(jobs[start:stop], found, strict=True))
+            limits = torch.tensor(
+                [counts[p] for _, p in jobs[start:stop]], dtype=rank.dtype, device=rank.device
+            )[:, None, None, None]
+            # Image by image, whose own pixels need no copies then.
+            pictures = images.new_empty(stop - start, *images.shape[1:])
+            for n, those in itertools.groupby(range(start, stop), lambda job: jobs[job][0]):
+                own = list(those)
+                part = slice(own[0] - start, own[-1] - start + 1)
+                torch.where(rank[n] < limits[part], within[n], beyond[n], out=pictures[part])
+            results.update(zip(jobs[start:stop], passes.logits(pictures), strict=True))
 
     masked = torch.stack(
         [
