@@ -218,3 +218,10 @@ def test_the_legend_of_a_sequential_map_starts_at_black():
         (0, 0)
     )
     assert plots.colorbar(0.0, 1.0, 10, 3).size == (10, 3)
+
+
+def test_grey_pictures_are_drawn_as_their_colour_twins() -> None:
+    grey, map_ = torch.rand(1, 5, 6), torch.rand(5, 6)
+    colour = grey.expand(3, -1, -1)
+    for draw in (plots.overlay, lambda image, m: plots.insertion(image, m, 0.3)):
+        assert draw(grey, map_).tobytes() == draw(colour, map_).tobytes()

@@ -81,10 +81,10 @@ def _values(map: Tensor, image: Tensor | None = None) -> np.ndarray:
         raise ShapeError(
             f"expected one map (H, W), got {tuple(map.shape)}; of maps (N, 1, H, W) take maps[0, 0]"
         )
-    if image is not None and tuple(image.shape) != (3, *map.shape):
+    if image is not None and tuple(image.shape) not in [(c, *map.shape) for c in (1, 3)]:
         raise ShapeError(
-            f"expected an image (3, {map.shape[0]}, {map.shape[1]}) of the map's size, got "
-            f"{tuple(image.shape)}"
+            f"expected an image (3, {map.shape[0]}, {map.shape[1]}) of the map's size, or a grey "
+            f"one (1, …), got {tuple(image.shape)}"
         )
     values = map.detach().to("cpu", torch.float64)
     if not bool(torch.isfinite(values).all()):
@@ -122,7 +122,7 @@ def overlay(image: Tensor, map: Tensor) -> Image.Image:
     negative values, the photograph alone is seen.
 
     Args:
-        image: (3, H, W) in [0, 1].
+        image: (3, H, W), or grey (1, H, W), in [0, 1].
         map: (H, W).
 
     Returns:
@@ -131,7 +131,7 @@ def overlay(image: Tensor, map: Tensor) -> Image.Image:
     values = _values(map, image)
     low, high = display_range(map)
     strength = (np.abs(values) / high if low < 0 else (values - low) / (high - low)).clip(0, 1)
-    photograph = image.detach().to("cpu", torch.float64).numpy()
+    photograph = image.detach().to("cpu", torch.float64).expand(3, -1, -1).numpy()
     grey = 0.03 + 0.6 * np.tensordot(_GREY, photograph, 1)[..., None]
     glow = np.where((values < 0)[..., None], _pick(strength, "cool"), _pick(strength, "warm"))
     opacity = _MOST_OPAQUE * strength[..., None]
@@ -142,7 +142,7 @@ def insertion(image: Tensor, map: Tensor, fraction: float) -> Image.Image:
     """Show only the top ``fraction`` of the pixels, on black, as in the paper's Figure 1.
 
     Args:
-        image: (3, H, W) in [0, 1].
+        image: (3, H, W), or grey (1, H, W), in [0, 1].
         map: (H, W).
         fraction: share of the pixels to keep, from 0 to 1.
 
@@ -151,7 +151,7 @@ def insertion(image: Tensor, map: Tensor, fraction: float) -> Image.Image:
     """
     _values(map, image)
     kept = top_mask(map.detach().cpu()[None, None], fraction)[0]
-    return to_image(image.detach().cpu() * kept)
+    return to_image(image.detach().cpu().expand(3, -1, -1) * kept)
 
 
 def colorbar(low: float, high: float, width: int, height: int) -> Image.Image:

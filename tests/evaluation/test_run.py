@@ -259,6 +259,16 @@ def test_refused_method_is_noted_and_the_others_go_on(
     assert told == ["Gradient: aten.magic has no rule"]
 
 
+def test_grey_digits(tmp_path: Path) -> None:
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, 2))
+    model = Classifier(body, mean=[0.1], std=[0.3], labels=["0", "1"]).eval()
+    digits = [(torch.rand(1, 10, 10), n % 2) for n in range(4)]
+    results = evaluate(model, digits, tmp_path / "out", methods="gradient", examples=2)
+    found = results.read("Gradient")
+    assert not found.errors and np.isfinite(found.values["insertion/accuracy_auc"]).all()
+    assert len(list((tmp_path / "out" / "examples").iterdir())) == 2 * 3
+
+
 def test_shard_is_a_pure_function(photos: Path) -> None:
     model = network()
     images = open_images(photos, model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -199,7 +200,9 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
     for n, picture in enumerate(batch):
         result.rows.extend((picture.index, name, row[n], None) for name, row in values.items())
         if picture.index in shard.examples:
-            result.pictures[picture.index] = _drawn(inputs[n], attribution.maps[n, 0])
+            # What cannot be drawn (a picture of two channels) can be measured all the same.
+            with suppress(AfmiError):
+                result.pictures[picture.index] = _drawn(inputs[n], attribution.maps[n, 0])
 
 
 def _drawn(image: Tensor, map_: Tensor) -> dict[str, PIL.Image.Image]:
