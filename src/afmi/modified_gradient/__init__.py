@@ -12,6 +12,7 @@ from afmi.modified_gradient.interception import (
 )
 from afmi.modified_gradient.rules import (
     MODIFIED_GRADIENT,
+    register_composition,
     register_elementwise,
     register_linear,
     register_rule,
@@ -28,6 +29,7 @@ __all__ = [
     "Rules",
     "forward_pass",
     "modified_gradient",
+    "register_composition",
     "register_elementwise",
     "register_linear",
     "register_rule",
