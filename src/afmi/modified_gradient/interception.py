@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.classifier import logits_of
 from afmi.errors import LayerError, ModelError, OperationError, ShapeError
-from afmi.layers import Layer
+from afmi.layers import Arrangement, Layer
 from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.operations import is_inplace, operation_name
-from afmi.untouched import evaluation_mode, watching_modules
+from afmi.untouched import evaluation_mode, watching_modules, without_fused_attention
 
 __all__ = ["ORDINARY", "ForwardPass", "Operation", "Rule", "Rules", "forward_pass"]
 
@@ -305,14 +305,17 @@ class ForwardPass:
 
     Attributes:
         features: feature maps A (N, K, h, w), or the inputs themselves, detached.
+        others: tokens (N, P, K) beside those of the maps, such as a class token, detached.
         logits: (N, C), detached.
     """
 
     features: Tensor
+    others: Tensor
     logits: Tensor
     _interception: Interception
     _graph_logits: Tensor
     _leaf: Tensor
+    _arrangement: Arrangement | None
 
     def gradient(self, target: Tensor, reference: int = 0) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
@@ -330,11 +333,17 @@ class ForwardPass:
             cotangent: v = ∂score/∂y, (N, C).
             reference: which of the run's references the rules use.
         """
+        return self._parted(self._pull_back(cotangent, reference))[0]
+
+    def _pull_back(self, cotangent: Tensor, reference: int) -> Tensor:
         self._interception.reference = reference
         (gradient,) = torch.autograd.grad(
             self._graph_logits, self._leaf, cotangent, retain_graph=True
         )
         return gradient
+
+    def _parted(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return _parted(gradient, self._arrangement)
 
     def gradients(self, targets: Tensor, reference: int = 0) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -346,10 +355,22 @@ class ForwardPass:
         Returns:
             (T, *features.shape).
         """
-        if targets.shape[0] == 1:
-            return self.gradient(targets[0], reference)[None]
-        self._interception.reference = reference
+        return self.parted_gradients(targets, reference)[0]
+
+    def parted_gradients(self, targets: Tensor, reference: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the gradients by the feature maps and by the other tokens.
+
+        Args:
+            targets: classes, int64 (T, N).
+            reference: which of the run's references the rules use.
+
+        Returns:
+            (T, *features.shape) and (T, *others.shape).
+        """
         cotangents = _one_hot(targets, self.logits)
+        if targets.shape[0] == 1:
+            return self._parted(self._pull_back(cotangents[0], reference)[None])
+        self._interception.reference = reference
         (gradients,) = torch.autograd.grad(
             self._graph_logits,
             self._leaf,
@@ -357,7 +378,14 @@ class ForwardPass:
             retain_graph=True,
             is_grads_batched=True,
         )
-        return gradients
+        return self._parted(gradients)
+
+
+def _parted(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Tensor]:
+    """Return the feature maps in a layer's output, and the tokens beside them."""
+    if arrangement is None:
+        return tensor, tensor[..., :0, 0, :]
+    return arrangement.maps(tensor), arrangement.others(tensor)
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -399,11 +427,13 @@ def forward_pass(
                 f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
                 "thing; choose the module around it"
             )
-        if not isinstance(output, Tensor) or output.dim() != 4:
+        how = layer[1].arrangement
+        fits = isinstance(output, Tensor) and (how.fits(output) if how else output.dim() == 4)
+        if not (fits and isinstance(output, Tensor)):
             came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise LayerError(
                 f"layer {layer[1]} must give feature maps (N, K, h, w), but gives {came}; choose a "
-                "convolutional layer"
+                "convolutional layer, or one whose tokens are those of places"
             )
         # Only now, because a mode costs time for every operation, also in the trunk.
         interception.enter_context(state)
@@ -416,6 +446,7 @@ def forward_pass(
         torch.inference_mode(False),
         torch.set_grad_enabled(False),
         evaluation_mode(model),
+        without_fused_attention(),
         watching_modules(capture),
         ExitStack() as interception,
     ):
@@ -437,10 +468,14 @@ def forward_pass(
         raise ShapeError(
             f"expected logits for {inputs.shape[0]} images, got {graph_logits.shape[0]} rows"
         )
+    arrangement = None if layer is None else layer[1].arrangement
+    features, others = _parted(state.leaf.detach(), arrangement)
     return ForwardPass(
-        features=state.leaf.detach(),
+        features=features,
+        others=others,
         logits=graph_logits.detach(),
         _interception=state,
         _graph_logits=graph_logits,
         _leaf=state.leaf,
+        _arrangement=arrangement,
     )
