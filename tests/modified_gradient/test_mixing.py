@@ -69,6 +69,7 @@ MEANS: dict[str, Function] = {
     "group norm": lambda x: F.group_norm(x[..., None], 1, eps=0.1),
     "quotient": lambda x: x[:, :2] / x[:, 2:4].exp(),
     "square": lambda x: x * x,
+    "product of many": lambda x: x.prod(1, keepdim=True),
     "variance": lambda x: x.var(1, keepdim=True),
     "einsum": lambda x: torch.einsum("ni,nj->nij", x, x),
     "convolution by the image": lambda x: F.conv1d(x[None], x[:, None, :2], torch.ones(1).double()),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from afmi import modified_gradient as engine
-from afmi.errors import OperationError
+from afmi.errors import CompletenessWarning, OperationError
 from afmi.modified_gradient.rules import _table, elementwise
 from afmi.modified_gradient.tape import TapeMismatchError
 from afmi.references import Black, Random, White
@@ -200,6 +200,7 @@ MIXING: dict[str, Function] = {
         x.flatten(0, 1), x.flatten(0, 1), x.flatten(0, 1), beta=2, alpha=0.5
     ).view_as(x),
     "addcmul": lambda x: torch.addcdiv(torch.addcmul(x, x, x, value=2), x, x.exp()),
+    "product of many": lambda x: x.cumprod(2) + x.prod(1, keepdim=True),
     "power of a constant": lambda x: 2**x,
     "attention": attended(),
     "scaled attention": attended(scale=2.0),
@@ -290,7 +291,6 @@ def test_powers_written_with_stars() -> None:
 
 
 UNSUPPORTED: dict[str, Function] = {
-    "cumprod": lambda x: x.cumprod(2),
     "sinc": torch.sinc,
     "conv2d": lambda x: F.conv2d(x, torch.ones(4, 4, 1, 1, dtype=x.dtype), x.mean((0, 2, 3))),
     "linalg_norm": lambda x: x / torch.linalg.norm(x, 2, dim=(2, 3), keepdim=True),
@@ -358,6 +358,21 @@ def test_registered_composition() -> None:
         errors(model, pictures(), Black())
     engine.register_composition("hypot", lambda x, y: (x * x + y * y).sqrt())
     assert errors(model, pictures(), Black()).of_logits <= 1e-12
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("order", [2, 40])
+def test_registered_path_integral(order: int) -> None:
+    """Sums to delta as nearly as the quadrature is exact, and says where it is not."""
+    model = Stack([lambda x: torch.atan2(x, x.flip(2).square() + 1), F.relu])
+    with pytest.raises(OperationError, match=r"register_path_integral\('atan2'\)"):
+        errors(model, pictures(), Random())
+    engine.register_path_integral("atan2", order=order)
+    if order == 2:
+        with pytest.warns(CompletenessWarning, match="'atan2' .* with 2 nodes"):
+            assert errors(model, pictures(), Random()).of_logits >= 1e-8
+    else:
+        assert errors(model, pictures(), Random()).of_logits <= 1e-12
 
 
 @pytest.mark.usefixtures("table")

@@ -15,6 +15,7 @@ from afmi.modified_gradient.rules import (
     register_composition,
     register_elementwise,
     register_linear,
+    register_path_integral,
     register_rule,
 )
 
@@ -32,5 +33,6 @@ __all__ = [
     "register_composition",
     "register_elementwise",
     "register_linear",
+    "register_path_integral",
     "register_rule",
 ]

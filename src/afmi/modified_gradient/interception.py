@@ -168,8 +168,8 @@ class Interception(TorchFunctionMode):
                 raise self.no_rule(
                     f"the operation {name!r}",
                     f"register one: afmi.modified_gradient.register_elementwise({name!r}) if it "
-                    f"maps each number by itself, or register_linear({name!r}) if it is linear in "
-                    "its operands",
+                    f"maps each number by itself, register_linear({name!r}) if it is linear in "
+                    f"its operands, or register_path_integral({name!r}) if it is smooth",
                     name=name,
                 )
         self._mark(output, name)

@@ -12,6 +12,7 @@ from afmi.modified_gradient.rules import (
     extremes,
     linear,
     normalisation,
+    path_integral,
     pooling,
     products,
     softmax,
@@ -22,6 +23,7 @@ __all__ = [
     "register_composition",
     "register_elementwise",
     "register_linear",
+    "register_path_integral",
     "register_rule",
 ]
 
@@ -34,6 +36,7 @@ _table: dict[str, Rule] = {
     **normalisation.RULES,
     **extremes.RULES,
     **composed.RULES,
+    **path_integral.RULES,
 }
 
 MODIFIED_GRADIENT = Rules(_table, extensible=True)
@@ -80,3 +83,19 @@ def register_composition(name: str, formula: Callable[..., Any]) -> None:
         >>> register_composition("hypot", lambda x, y: (x * x + y * y).sqrt())
     """
     register_rule(name, composed.composed(formula))
+
+
+def register_path_integral(name: str, *, order: int = 16) -> None:
+    """Use the mean derivative along the straight line for a smooth operation that has no rule.
+
+    It is found by quadrature and checked at every call: a `CompletenessWarning` says where the
+    operation bends too sharply for ``order``.
+
+    Args:
+        name: the operation's name.
+        order: the number of Gauss–Legendre nodes.
+
+    Example:
+        >>> register_path_integral("atan2", order=32)
+    """
+    register_rule(name, path_integral.PathIntegral(order))

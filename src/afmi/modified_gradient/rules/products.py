@@ -13,7 +13,7 @@ from afmi.modified_gradient.rules.elementwise import Chord
 from afmi.modified_gradient.rules.linear import argument, path_operands
 from afmi.modified_gradient.tape import Entry
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "choose", "with_operands"]
 
 
 def bilinear(state: Interception, operation: Operation) -> Any:
@@ -104,13 +104,13 @@ def contraction(state: Interception, operation: Operation) -> Any:
             x.detach().add(reference).mul_(0.5)
             for x, reference in zip((a, b), entry.inputs, strict=True)
         )
-        halves.append(_with(operation, [a, mean_b]) + _with(operation, [mean_a, b]))
+        halves.append(with_operands(operation, [a, mean_b]) + with_operands(operation, [mean_a, b]))
     with torch.no_grad():
         output = operation()
-    return _ChosenFunction.apply(output, state, *halves)
+    return choose(state, output, halves)
 
 
-def _with(operation: Operation, operands: list[Tensor]) -> Tensor:
+def with_operands(operation: Operation, operands: list[Tensor]) -> Tensor:
     """Make the call with other tensors where it has those that depend on the feature maps."""
     left = iter(operands)
 
@@ -126,13 +126,18 @@ def _with(operation: Operation, operands: list[Tensor]) -> Tensor:
     return operation.function(*args, **kwargs)
 
 
+def choose(state: Interception, output: Tensor, stand_ins: list[Tensor]) -> Tensor:
+    """Return ``output`` with the derivatives of the stand-in for the reference that is in use."""
+    return _ChosenFunction.apply(output, state, *stand_ins)
+
+
 class _ChosenFunction(torch.autograd.Function):
-    """An output whose derivatives are those of the tensor that stands for the reference in use."""
+    """The output in the forward pass, one of the stand-ins in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, state: Interception, *halves: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, state: Interception, *stand_ins: Tensor) -> Tensor:
         ctx.state = state
-        ctx.count = len(halves)
+        ctx.count = len(stand_ins)
         return output.clone()
 
     @staticmethod
