@@ -94,7 +94,9 @@ def resolve_layer(
     network = _network(model)
     if layer is None:
         layer = getattr(model, "layer", None)
-        layer = layer if isinstance(layer, (str, Layer)) else find_layer(model, inputs)
+        if not isinstance(layer, (str, Layer)):
+            layer = find_layer(model, inputs)
+            return network.get_submodule(layer.name), layer
     if isinstance(layer, nn.Module):
         for name, module in network.named_modules():
             if module is layer:
@@ -130,11 +132,13 @@ def _arranged(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
 
     Only networks with layer norms, as all have whose tokens or channels come last, are looked at.
     """
+    if layer.then is not None or layer.arrangement is not None:
+        return layer
     network = _network(model)
     turning = any(
         "LayerNorm" in type(m).__name__ or "RMSNorm" in type(m).__name__ for m in network.modules()
     )
-    if layer.then is not None or layer.arrangement is not None or not turning:
+    if not turning:
         return layer
     known = _arrangements.setdefault(model, {})
     if inputs.shape[1:] not in known:
