@@ -210,6 +210,13 @@ MIXING: dict[str, Function] = {
     "grouped attention": lambda x: F.scaled_dot_product_attention(
         x, x[:, :2], x[:, 2:], enable_gqa=True
     ),
+    "moved": lambda x: torch.cat([p.roll(2, 3) for p in x.split([1, 3], 1)], 1).gather(
+        3, torch.tensor([5, 0, 1, 1, 4, 2]).expand(len(x), 4, 6, 6)
+    ),
+    "pixel shuffle": lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2).tanh(), 2),
+    "bicubic": lambda x: F.interpolate(
+        F.interpolate(x, (9, 9), mode="bicubic").sigmoid(), (6, 6), mode="area"
+    ),
     "grouped convolution": lambda x: F.conv_transpose2d(
         F.conv2d(x, _weights(8, 2, 3, 3) / 4, padding=1, groups=2),
         _weights(8, 2, 3, 3) / 4,

@@ -106,7 +106,10 @@ def unit_vector(state: Interception, x: Tensor, centred: Tensor, eps: float) -> 
         eps: what is added to the mean square.
     """
     with torch.no_grad():
-        noise = torch.finfo(x.dtype).eps * x.detach().abs().amax(-1, keepdim=True)
+        # Of the numbers that centring subtracts from one another; those of one outlier are small
+        # beside the outlier itself, so the mean square counts and not the largest.
+        size = x.detach().to(centred.dtype).square().mean(-1, keepdim=True).sqrt()
+        noise = torch.finfo(x.dtype).eps * size
         length = (centred.detach().square().mean(-1, keepdim=True) + eps).sqrt()
         worst = float((noise / length).nan_to_num(0.0).max())
     if worst > torch.finfo(x.dtype).eps ** 0.5:
