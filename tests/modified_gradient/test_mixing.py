@@ -296,3 +296,13 @@ def test_attention_that_drops_weights_raises() -> None:
 
     with pytest.raises(OperationError, match="drops attention weights at random"):
         matrix(dropping, x, reference)
+
+
+def test_a_root_that_stays_zero_carries_nothing() -> None:
+    """Its derivative is infinite, and 0 · ∞ would spoil the whole map."""
+    x, reference = vectors()
+    for root in (
+        lambda v: (0 * v).sqrt(),
+        lambda v: torch.linalg.vector_norm(0 * v, 3, 1)[:, None],
+    ):
+        assert matrix(root, x, reference).abs().max() == 0

@@ -138,6 +138,13 @@ def divided_in_place(x: Tensor) -> Tensor:
     return y
 
 
+def added_in_place(x: Tensor) -> Tensor:
+    y, maps = x + 0, (x + 1).flatten(0, 1)
+    y.addcmul_(x, x).addcdiv_(x, x.exp())
+    maps.baddbmm_(maps.mT, maps, alpha=0.1)
+    return y + maps.view_as(x)
+
+
 def own_layer_norm(x: Tensor) -> Tensor:
     mean = x.mean(1, keepdim=True)
     variance = (x - mean).pow(2).mean(1, keepdim=True)
@@ -201,6 +208,7 @@ MIXING: dict[str, Function] = {
     ).view_as(x),
     "addcmul": lambda x: torch.addcdiv(torch.addcmul(x, x, x, value=2), x, x.exp()),
     "product of many": lambda x: x.cumprod(2) + x.prod(1, keepdim=True),
+    "added in place": added_in_place,
     "power of a constant": lambda x: 2**x,
     "attention": attended(),
     "scaled attention": attended(scale=2.0),
@@ -306,6 +314,7 @@ UNSUPPORTED: dict[str, Function] = {
     ),
     "einsum": lambda x: torch.einsum("nchw,nchw,nchw->nchw", x, x, x),
     "atan2": lambda x: torch.atan2(x, x.flip(2)),
+    "softmax": lambda x: torch.softmax(x, 1, out=torch.empty_like(x)),
     "sort": lambda x: x.sort(2).values,
     "where": lambda x: torch.where(x > 0, x, 0 * x),
     "mul": lambda x: x * (x > 0),

@@ -159,6 +159,11 @@ class Interception(TorchFunctionMode):
                 f"detached copy, so {self.rules.purpose} cannot pass it; write it as one operation "
                 "(relu, clamp, …) and register that where it has no rule"
             )
+        if kwargs and isinstance(kwargs.get("out"), Tensor):
+            raise OperationError(
+                f"{name!r} writes into a tensor given as out=, where autograd cannot follow; use "
+                "what it returns"
+            )
         rule = self.rules.by_name.get(name)
         if rule is not None:
             output = rule(self, Operation(name, func, args, kwargs))

@@ -27,11 +27,15 @@ __all__ = ["RULES", "composed", "look_inside"]
 
 
 def composed(formula: Callable[..., Any]) -> Rule:
-    """Return the rule that makes ``formula``'s operations in place of the call."""
+    """Return the rule that makes ``formula``'s operations in place of the call.
+
+    Where the call overwrites its first operand, so does what the formula gives.
+    """
 
     def rule(state: Interception, operation: Operation) -> Any:
         with state:
-            return formula(*operation.args, **operation.kwargs)
+            result = formula(*operation.args, **operation.kwargs)
+            return operation.operand.copy_(result) if operation.inplace else result
 
     return rule
 
