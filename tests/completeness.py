@@ -53,6 +53,9 @@ def torchvision_classifier(name: str, size: int) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = torchvision.models.get_model(name, weights=None, **options).eval()
+        for module in network.modules():
+            if isinstance(module, nn.Linear) and not module.weight.any():  # ViT's untrained head
+                nn.init.normal_(module.weight, std=0.02)
     model = Classifier(network, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     settle_batch_norms(model, photographs(size))
     return model
@@ -82,7 +85,8 @@ def errors(
     gradient = modified_gradient(model, inputs, layer=place, reference=reference)
     targets = gradient.run.logits.argmax(1)[None]
     change = gradient.output_change(targets)
-    explained = (gradient.multipliers(targets) * gradient.change()).flatten(2).sum(2)
+    multipliers, carried = gradient.parted(targets)
+    explained = (multipliers * gradient.change()).flatten(2).sum(2) + carried
     logits = torch.cat([gradient.run.logits, gradient.references[0].logits]).abs().max()
     error = (explained - change).abs()
     return Errors(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 __all__ = [
     "AfmiError",
     "CompletenessWarning",
+    "ConditioningWarning",
     "ImageError",
     "LayerError",
     "ModelError",
@@ -53,6 +54,10 @@ class OperationError(AfmiError, NotImplementedError):
 
 class CompletenessWarning(UserWarning):
     """The modified gradients do not sum to the change of the output as they must."""
+
+
+class ConditioningWarning(CompletenessWarning):
+    """A part of the network turns rounding errors into what the modified gradients rest on."""
 
 
 def near_matches(word: str, choices: Iterable[str], count: int = 5) -> str:

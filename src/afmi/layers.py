@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,37 @@ from afmi.errors import LayerError, near_matches
 from afmi.operations import operation_name
 from afmi.untouched import evaluation_mode, watching_modules
 
-__all__ = ["Layer", "find_layer", "layer_names", "resolve_layer"]
+__all__ = ["Arrangement", "Layer", "find_layer", "layer_names", "resolve_layer"]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How an output that is not (N, K, h, w) itself holds feature maps.
+
+    Attributes:
+        places: (h, w), where the output is tokens (N, T, K), row by row; None: it is (N, h, w, K).
+        prefix: how many tokens stand before those of places and for none: class and registers.
+    """
+
+    places: tuple[int, int] | None = None
+    prefix: int = 0
+
+    def fits(self, output: Tensor) -> bool:
+        """Tell whether an output has the shape that is expected."""
+        if self.places is None:
+            return output.dim() == 4
+        tokens = self.prefix + self.places[0] * self.places[1]
+        return output.dim() == 3 and output.shape[1] == tokens
+
+    def maps(self, output: Tensor) -> Tensor:
+        """Return feature maps (…, K, h, w)."""
+        if self.places is not None:
+            output = output[..., self.prefix :, :].unflatten(-2, self.places)
+        return output.movedim(-1, -3)
+
+    def others(self, output: Tensor) -> Tensor:
+        """Return the tokens (…, prefix, K) that stand for no place."""
+        return output[..., : self.prefix, :] if self.places is not None else output[..., :0, 0, :]
 
 
 @dataclass(frozen=True)
@@ -26,10 +56,12 @@ class Layer:
         name: dotted name of the module whose output is meant, as ``named_modules`` gives it.
         then: operation that is applied to that output before it is taken, for activations that
             are function calls and no modules (DenseNet's last ReLU); None: the output itself.
+        arrangement: where the output is tokens or has the channels last; None: (N, K, h, w).
     """
 
     name: str
     then: str | None = None
+    arrangement: Arrangement | None = None
 
     def __str__(self) -> str:
         return self.name if self.then is None else f"{self.name}+{self.then}"
@@ -62,11 +94,13 @@ def resolve_layer(
     network = _network(model)
     if layer is None:
         layer = getattr(model, "layer", None)
-        layer = layer if isinstance(layer, (str, Layer)) else find_layer(model, inputs)
+        if not isinstance(layer, (str, Layer)):
+            layer = find_layer(model, inputs)
+            return network.get_submodule(layer.name), layer
     if isinstance(layer, nn.Module):
         for name, module in network.named_modules():
             if module is layer:
-                return module, Layer(name)
+                return module, _arranged(model, Layer(name), inputs)
         raise LayerError(
             f"the layer given ({type(layer).__name__}) is not part of this network; "
             "pass one of its own modules or a dotted name"
@@ -82,11 +116,38 @@ def resolve_layer(
             f"no layer is called {layer.name!r}"
             + (near or f"; the network has {', '.join(known[:8])}{', …' if len(known) > 8 else ''}")
         )
-    return modules[layer.name], layer
+    return modules[layer.name], _arranged(model, layer, inputs)
 
 
 # The stage depends on the images' size too: small ones may leave the last stage one position.
 _found: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, Layer]] = weakref.WeakKeyDictionary()
+
+# What modules gave that is no (N, K, h, w), by the images' size.
+_arrangements: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, dict[str, Arrangement]]]
+_arrangements = weakref.WeakKeyDictionary()
+
+
+def _arranged(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
+    """Return the layer with the arrangement of its output, for which one image may be run.
+
+    Only networks with layer norms, as all have whose tokens or channels come last, are looked at.
+    """
+    if layer.then is not None or layer.arrangement is not None:
+        return layer
+    network = _network(model)
+    turning = any(
+        "LayerNorm" in type(m).__name__ or "RMSNorm" in type(m).__name__ for m in network.modules()
+    )
+    if not turning:
+        return layer
+    known = _arrangements.setdefault(model, {})
+    if inputs.shape[1:] not in known:
+        probe = _probed(model, inputs)
+        names = {module: name for name, module in network.named_modules() if name}
+        found = ((names.get(call.module), probe.arrangement(call.output)) for call in probe.calls)
+        known[inputs.shape[1:]] = {name: how for name, how in found if name and how is not None}
+    return replace(layer, arrangement=known[inputs.shape[1:]].get(layer.name))
+
 
 # Operations behind the last stage that still give maps: pooling it, or passing it on unchanged.
 _POOLING = frozenset(
@@ -126,6 +187,7 @@ class _Step:
     name: str
     output: Tensor
     first_input: Tensor | None
+    second_input: Tensor | None
     position: int
     channels_last: bool
 
@@ -145,6 +207,17 @@ class _Call:
     end: int
 
 
+_MOST_PREFIX = 16
+"""Tokens more than this beside those of places are no class and register tokens."""
+
+
+def _tensor(value: object) -> Tensor | None:
+    """Return the argument where it is a tensor, or the first of several."""
+    if isinstance(value, (list, tuple)) and value:
+        value = value[0]
+    return value if isinstance(value, Tensor) else None
+
+
 class _Probe(TorchFunctionMode):
     """List the operations of one forward pass with the tensors that they gave."""
 
@@ -159,7 +232,7 @@ class _Probe(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
-        first = args[0] if args and isinstance(args[0], Tensor) else None
+        first, second = (_tensor(args[i]) if len(args) > i else None for i in (0, 1))
         result = output[0] if isinstance(output, tuple) and output else output
         if isinstance(result, Tensor) and result.is_floating_point():
             name = operation_name(func)
@@ -170,16 +243,29 @@ class _Probe(TorchFunctionMode):
                 order = tuple(axis % len(order) for axis in order)
                 last = order == _CHANNELS_LAST or (last and order != _CHANNELS_FIRST)
             self._channels_last[id(result)] = last
-            self.steps.append(_Step(name, result, first, len(self.steps), last))
+            self.steps.append(_Step(name, result, first, second, len(self.steps), last))
         return output
 
     def on_module(self, module: nn.Module, output: object) -> None:
         if isinstance(output, Tensor):
             self.calls.append(_Call(module, output, len(self.steps)))
 
+    def arrangement(self, output: Tensor) -> Arrangement | None:
+        """Return how an output (N, h, w, K) or (N, T, K) holds maps; None where it does not."""
+        if output.dim() == 4:
+            return Arrangement() if self._channels_last.get(id(output), False) else None
+        grids = [s.output.shape[2:] for s in self.steps if s.name == "conv2d" and s.gives_maps]
+        if not grids or output.dim() != 3 or len(output) != 1:
+            return None
+        height, width = grids[-1]  # the convolution that cut the image into patches
+        prefix = output.shape[1] - height * width
+        return Arrangement((height, width), prefix) if 0 <= prefix <= _MOST_PREFIX else None
+
 
 def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     """Return the last convolutional stage: its output, after its activation.
+
+    In a transformer, whose tokens stand for places, the last tokens on which the logits depend.
 
     One image is run and its operations are followed from the end back to the last one that gave
     feature maps with more than one position; pooling, and a convolution that itself makes the
@@ -192,12 +278,18 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     known = _found.setdefault(model, {})
     if inputs.shape[1:] in known:
         return known[inputs.shape[1:]]
-    probe = _Probe()
-    with evaluation_mode(model), torch.no_grad(), watching_modules(probe.on_module), probe:
-        model(inputs[:1].detach().clone())
+    probe = _probed(model, inputs)
     layer = _locate(_network(model), probe)
     known[inputs.shape[1:]] = layer
     return layer
+
+
+def _probed(model: nn.Module, inputs: Tensor) -> _Probe:
+    """Run one image and return what ran."""
+    probe = _Probe()
+    with evaluation_mode(model), torch.no_grad(), watching_modules(probe.on_module), probe:
+        model(inputs[:1].detach().clone())
+    return probe
 
 
 def _stage_output(steps: list[_Step]) -> int | None:
@@ -235,6 +327,9 @@ def _locate(network: nn.Module, probe: _Probe) -> Layer:
     steps = probe.steps
     position = _stage_output(steps)
     if position is None:
+        tokens = _last_tokens(network, probe)
+        if tokens is not None:
+            return tokens
         raise LayerError(
             "this network has no last convolutional stage with feature maps (N, K, h, w) that "
             "could be found; pass layer= with the dotted name of a module that gives such maps"
@@ -264,6 +359,47 @@ def _locate(network: nn.Module, probe: _Probe) -> Layer:
         "network; pass layer= with the dotted name of a module that gives feature maps (N, K, h, w)"
         + (f", such as {nearest[-1]!r}" if nearest else "")
     )
+
+
+_CHOOSING = frozenset({"getitem", "select", "narrow", "unbind", "split", "index_select"})
+_ATTENTION = frozenset({"softmax", "scaled_dot_product_attention", "multi_head_attention_forward"})
+
+
+def _last_tokens(network: nn.Module, probe: _Probe) -> Layer | None:
+    """Return the module that gave the last tokens (N, T, K) on which the logits depend.
+
+    Where the head pools over places, these are the last tokens there are. Where it reads a class
+    token only, the others behind the last attention count for nothing: the maps are then those
+    that enter the last block, which are the operand of the first sum behind its attention.
+    """
+    names = {module: name for name, module in network.named_modules() if name}
+    runs = Counter(call.module for call in probe.calls)
+    calls = [c for c in probe.calls if c.module in names and runs[c.module] == 1]
+
+    def tokens(tensor: Tensor | None) -> bool:
+        return tensor is not None and tensor.dim() == 3 and probe.arrangement(tensor) is not None
+
+    readers = [s for s in probe.steps if tokens(s.first_input) and not tokens(s.output)]
+    if not readers:
+        return None
+    if readers[-1].name in _CHOOSING:
+        attention = [s.position for s in probe.steps if s.name in _ATTENTION]
+        sums = [
+            s
+            for s in probe.steps
+            if s.name == "add" and tokens(s.first_input) and tokens(s.second_input)
+        ]
+        behind = [s for s in sums if attention and s.position > attention[-1]]
+        entering = (behind[0].first_input, behind[0].second_input) if behind else ()
+        gave = [c for c in calls if attention and c.end <= attention[-1]]
+        gave = [c for c in gave if any(c.output is tensor for tensor in entering)]
+    else:
+        gave = [c for c in calls if tokens(c.output) and c.end <= readers[-1].position]
+        gave = [c for c in gave if c.output is gave[-1].output]
+    if not gave:
+        return None
+    gave = [c for c in gave if c.end == gave[-1].end]
+    return Layer(names[_outermost(gave, names)], None, probe.arrangement(gave[-1].output))
 
 
 def _before(calls: list[_Call], step: _Step) -> list[_Call]:

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-__all__ = ["evaluation_mode", "keeping_random_state", "module_of", "watching_modules"]
+__all__ = [
+    "evaluation_mode",
+    "keeping_random_state",
+    "module_of",
+    "watching_modules",
+    "without_fused_attention",
+]
 
 _lock = threading.Lock()
 # For each module held in evaluation mode, by identity: how many hold it, and its mode before.
@@ -53,6 +59,27 @@ def keeping_random_state(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, device_type="cuda"):
         yield
+
+
+_fused_before: list[bool] = []
+
+
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Let PyTorch's transformer layers run their modules one by one; the last thread restores.
+
+    In evaluation mode they take a fused way, in which no module inside them runs.
+    """
+    with _lock:
+        _fused_before.append(torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        with _lock:
+            before = _fused_before.pop()
+            if not _fused_before:
+                torch.backends.mha.set_fastpath_enabled(before)
 
 
 ModuleCallback = Callable[[nn.Module, object], object]

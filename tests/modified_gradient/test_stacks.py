@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from completeness import errors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from afmi import modified_gradient as engine
-from afmi.errors import OperationError
+from afmi.errors import CompletenessWarning, OperationError
 from afmi.modified_gradient.rules import _table, elementwise
 from afmi.modified_gradient.tape import TapeMismatchError
 from afmi.references import Black, Random, White
@@ -130,6 +132,110 @@ OTHER: dict[str, Function] = {
 }
 
 
+def divided_in_place(x: Tensor) -> Tensor:
+    y = x + 0
+    y /= 1 + x.square().mean(1, keepdim=True)
+    return y
+
+
+def added_in_place(x: Tensor) -> Tensor:
+    y, maps = x + 0, (x + 1).flatten(0, 1)
+    y.addcmul_(x, x).addcdiv_(x, x.exp())
+    maps.baddbmm_(maps.mT, maps, alpha=0.1)
+    return y + maps.view_as(x)
+
+
+def own_layer_norm(x: Tensor) -> Tensor:
+    mean = x.mean(1, keepdim=True)
+    variance = (x - mean).pow(2).mean(1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + 1e-6)
+
+
+def _weights(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def attended(**options: Any) -> Function:
+    """Attention of the maps' rows to one another, four heads wide 6."""
+    return lambda x: F.scaled_dot_product_attention(3 * x, x.flip(2), x + 1, **options)
+
+
+# Operations that mix positions, or have two operands that depend on the image.
+MIXING: dict[str, Function] = {
+    "softmax": lambda x: x.softmax(1) + F.softmax(5 * x, 3) + F.softmin(x, dim=2),
+    "log_softmax": lambda x: F.log_softmax(x, 1),
+    "logsumexp": lambda x: x - torch.logsumexp(x, (1, 2), keepdim=True) + x.logsumexp(3)[..., None],
+    "own softmax": lambda x: x.exp() / x.exp().sum(1, keepdim=True),
+    "quotient": lambda x: x / (x.flip(2).square() + 0.1) + (1 + x) / x.exp(),
+    "quotient through the pole": lambda x: x / (x.mean(1, keepdim=True) + 0.01),
+    "in-place quotient": divided_in_place,
+    "layer_norm": lambda x: F.layer_norm(x, (6, 6), _weights(6, 6), _weights(6, 6)),
+    "own layer norm": own_layer_norm,
+    "rms_norm": lambda x: F.rms_norm(x, (6,), _weights(6)) + F.rms_norm(x, (6,), eps=1e-3),
+    "group_norm": lambda x: F.group_norm(x, 2, _weights(4), _weights(4)),
+    "instance_norm": lambda x: F.instance_norm(x, weight=_weights(4), bias=_weights(4)),
+    "local_response_norm": lambda x: F.local_response_norm(x, 3, alpha=1.0),
+    "normalize": lambda x: F.normalize(x) + F.normalize(x, p=1, dim=3),
+    "norm": lambda x: x * x.norm(dim=1, keepdim=True) + torch.norm(x, dim=(1, 2), keepdim=True),
+    "linalg_norm": lambda x: x + torch.linalg.norm(x, dim=(2, 3), keepdim=True),
+    "vector_norm": lambda x: (
+        x
+        + torch.linalg.vector_norm(x, 3, (1, 2), keepdim=True)
+        + torch.linalg.vector_norm(x, torch.inf, 3, True)
+    ),
+    "cosine_similarity": lambda x: x + F.cosine_similarity(x, x.flip(2))[:, None],
+    "var": lambda x: (
+        x - x.var(1, keepdim=True) + torch.var(x, (2, 3), correction=0)[..., None, None]
+    ),
+    "std": lambda x: x / (1 + x.std(1, keepdim=True)) + torch.std(x, (1, 2), False, True),
+    "var_mean": lambda x: (
+        x * torch.var_mean(x, 1, keepdim=True)[0] + torch.std_mean(x, 1, keepdim=True)[1]
+    ),
+    "amax": lambda x: x - x.amax((2, 3), keepdim=True) + x.amin(1, True),
+    "max": lambda x: x - x.max(1, keepdim=True).values + x.min(2)[0][:, :, None],
+    "maximum": lambda x: torch.maximum(x, x.flip(2)) + torch.min(x, x.mean(1, keepdim=True)),
+    "maximum with a constant": lambda x: torch.maximum(x, torch.full_like(x, 0.1)),
+    "clamp": lambda x: torch.clamp(x, min=x.mean(1, keepdim=True)) + x.clamp(max=x.flip(2)),
+    "glu": lambda x: F.glu(torch.cat([x, x.flip(2)], 1), 1),
+    "lp_pool": pooled(nn.LPPool2d(2, 2)),
+    "einsum": lambda x: (
+        torch.einsum("nchw,ncwd->nchd", x, x.flip(2)) / 4 + torch.einsum("nchw,nchw->nchw", [x, x])
+    ),
+    "vector product": lambda x: (x @ x[:, :, 0, :, None]).expand_as(x),
+    "baddbmm": lambda x: torch.baddbmm(
+        x.flatten(0, 1), x.flatten(0, 1), x.flatten(0, 1), beta=2, alpha=0.5
+    ).view_as(x),
+    "addcmul": lambda x: torch.addcdiv(torch.addcmul(x, x, x, value=2), x, x.exp()),
+    "product of many": lambda x: x.cumprod(2) + x.prod(1, keepdim=True),
+    "added in place": added_in_place,
+    "power of a constant": lambda x: 2**x,
+    "attention": attended(),
+    "scaled attention": attended(scale=2.0),
+    "causal attention": attended(is_causal=True),
+    "masked attention": attended(attn_mask=_weights(6, 6) > -0.5),
+    "biased attention": attended(attn_mask=_weights(6, 6)),
+    "grouped attention": lambda x: F.scaled_dot_product_attention(
+        x, x[:, :2], x[:, 2:], enable_gqa=True
+    ),
+    "moved": lambda x: torch.cat([p.roll(2, 3) for p in x.split([1, 3], 1)], 1).gather(
+        3, torch.tensor([5, 0, 1, 1, 4, 2]).expand(len(x), 4, 6, 6)
+    ),
+    "pixel shuffle": lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2).tanh(), 2),
+    "bicubic": lambda x: F.interpolate(
+        F.interpolate(x, (9, 9), mode="bicubic").sigmoid(), (6, 6), mode="area"
+    ),
+    "grouped convolution": lambda x: F.conv_transpose2d(
+        F.conv2d(x, _weights(8, 2, 3, 3) / 4, padding=1, groups=2),
+        _weights(8, 2, 3, 3) / 4,
+        padding=1,
+        groups=2,
+    ),
+}
+
+FUNCTIONS = {**ELEMENTWISE, **OTHER, **MIXING}
+
+
 class Stack(nn.Module):
     """Linear maps with functions between them, ending in two logits."""
 
@@ -165,21 +271,21 @@ def test_every_elementwise_rule_is_tried() -> None:
     assert set(elementwise.RULES) <= set(ELEMENTWISE)
 
 
-@pytest.mark.parametrize("name", [*ELEMENTWISE, *OTHER])
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_one_operation_sums_to_delta(name: str) -> None:
-    function = {**ELEMENTWISE, **OTHER}[name]
+    function = FUNCTIONS[name]
     for reference in (Black(), Random()):
         assert errors(Stack([function]), pictures(), reference).of_logits <= 1e-12
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    names=st.lists(st.sampled_from([*ELEMENTWISE, *OTHER]), min_size=1, max_size=6),
+    names=st.lists(st.sampled_from(list(FUNCTIONS)), min_size=1, max_size=6),
     reference=st.sampled_from([Black(), White(), Random()]),
     seed=st.integers(0, 1000),
 )
 def test_random_stacks_sum_to_delta(names: list[str], reference: Black, seed: int) -> None:
-    model = Stack([{**ELEMENTWISE, **OTHER}[name] for name in names], seed=seed)
+    model = Stack([FUNCTIONS[name] for name in names], seed=seed)
     assert errors(model, pictures(seed), reference).of_logits <= 1e-10
 
 
@@ -187,7 +293,7 @@ def test_random_stacks_sum_to_delta(names: list[str], reference: Black, seed: in
 @pytest.mark.parametrize("name", ["relu", "leaky_relu", "tanh", "silu", "sqrt", "overlapping"])
 def test_the_small_difference_is_relative(name: str, scale: float) -> None:
     """An absolute threshold would give networks with tiny activations the plain gradient."""
-    function = {**ELEMENTWISE, **OTHER}[name]
+    function = FUNCTIONS[name]
     model = Stack([function], scale)
     model.head.bias.data.zero_()
     assert errors(model, pictures(), Random()).of_logits <= 1e-12
@@ -200,24 +306,23 @@ def test_powers_written_with_stars() -> None:
 
 
 UNSUPPORTED: dict[str, Function] = {
-    "cumprod": lambda x: x.cumprod(2),
-    "logsumexp": lambda x: x - torch.logsumexp(x, 1, keepdim=True),
     "sinc": torch.sinc,
+    "conv2d": lambda x: F.conv2d(x, torch.ones(4, 4, 1, 1, dtype=x.dtype), x.mean((0, 2, 3))),
+    "linalg_norm": lambda x: x / torch.linalg.norm(x, 2, dim=(2, 3), keepdim=True),
+    "deform_conv2d": lambda x: torchvision.ops.deform_conv2d(
+        x, x.repeat(1, 5, 1, 1)[:, :18], torch.ones(4, 4, 3, 3, dtype=x.dtype), padding=1
+    ),
+    "einsum": lambda x: torch.einsum("nchw,nchw,nchw->nchw", x, x, x),
     "atan2": lambda x: torch.atan2(x, x.flip(2)),
-    "maximum": lambda x: torch.maximum(x, x.flip(2)),
-    "max": lambda x: x - x.max(1, keepdim=True).values,
+    "softmax": lambda x: torch.softmax(x, 1, out=torch.empty_like(x)),
     "sort": lambda x: x.sort(2).values,
-    "std": lambda x: x - x.std(1, keepdim=True),
     "where": lambda x: torch.where(x > 0, x, 0 * x),
     "mul": lambda x: x * (x > 0),
     "masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
     "getitem": lambda x: x + x.flatten()[x.argmax()],
     "sub": lambda x: x - x.detach().round(),
     "div": lambda x: torch.div(x, 0.1, rounding_mode="floor"),
-    "clamp": lambda x: torch.clamp(x, min=x.mean(1, keepdim=True)),
     "lerp": lambda x: torch.lerp(x, 2 * x, torch.sigmoid(x)),
-    "einsum": lambda x: torch.einsum("nchw,nchw->nchw", [x, x]),
-    "conv2d": lambda x: F.conv2d(x, x[:1, :, :3, :3].expand(4, -1, -1, -1), padding=1),
 }
 
 
@@ -255,12 +360,35 @@ def test_registered_as_smooth_in_spite_of_a_kink() -> None:
 
 @pytest.mark.usefixtures("table")
 def test_registered_linear_operation() -> None:
-    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    model = Stack([lambda x: torch.tensordot(x, weight, dims=([1], [0])).movedim(3, 1), F.relu])
-    with pytest.raises(OperationError, match=r"register_linear\('tensordot'\)"):
+    model = Stack([lambda x: x + torch.trapezoid(x, dim=3)[..., None], F.relu])
+    with pytest.raises(OperationError, match=r"register_linear\('trapezoid'\)"):
         errors(model, pictures(), Black())
-    engine.register_linear("tensordot")
+    engine.register_linear("trapezoid")
     assert errors(model, pictures(), Black()).of_logits <= 1e-12
+
+
+@pytest.mark.usefixtures("table")
+def test_registered_composition() -> None:
+    model = Stack([lambda x: torch.hypot(x, x.flip(2)), F.relu])
+    with pytest.raises(OperationError, match="'hypot'"):
+        errors(model, pictures(), Black())
+    engine.register_composition("hypot", lambda x, y: (x * x + y * y).sqrt())
+    assert errors(model, pictures(), Black()).of_logits <= 1e-12
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize("order", [2, 40])
+def test_registered_path_integral(order: int) -> None:
+    """Sums to delta as nearly as the quadrature is exact, and says where it is not."""
+    model = Stack([lambda x: torch.atan2(x, x.flip(2).square() + 1), F.relu])
+    with pytest.raises(OperationError, match=r"register_path_integral\('atan2'\)"):
+        errors(model, pictures(), Random())
+    engine.register_path_integral("atan2", order=order)
+    if order == 2:
+        with pytest.warns(CompletenessWarning, match="'atan2' .* with 2 nodes"):
+            assert errors(model, pictures(), Random()).of_logits >= 1e-8
+    else:
+        assert errors(model, pictures(), Random()).of_logits <= 1e-12
 
 
 @pytest.mark.usefixtures("table")

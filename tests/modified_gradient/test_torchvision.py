@@ -22,6 +22,7 @@ from afmi.references import Black, Image, Random, White
 # The side of the pictures: as small as the network allows, to be quick.
 SMALL = {
     "alexnet": 64,
+    "convnext_tiny": 64,
     "densenet121": 64,
     "efficientnet_b0": 128,
     "googlenet": 64,
@@ -35,12 +36,15 @@ SMALL = {
     "shufflenet_v2_x1_0": 64,
     "squeezenet1_0": 64,
     "squeezenet1_1": 64,
+    "swin_t": 64,
+    "swin_v2_t": 64,
 }
 # Networks with random weights that are chaotic at small size against white or noise: there the
 # logits themselves, in float32, have no right digit (Σ|multiplier·Δin| is 10⁵ to 10⁸ logits).
 CHAOTIC = {"efficientnet_b0": 5e-5, "regnet_y_400mf": 5e-5}
 FULL = [
     *SMALL,
+    "maxvit_t",
     "mobilenet_v3_small",
     "regnet_x_400mf",
     "resnet152",
@@ -48,6 +52,7 @@ FULL = [
     "vgg16",
     "vgg19",
     "vgg19_bn",
+    "vit_b_16",
     "wide_resnet50_2",
 ]
 

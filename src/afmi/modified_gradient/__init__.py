@@ -12,8 +12,10 @@ from afmi.modified_gradient.interception import (
 )
 from afmi.modified_gradient.rules import (
     MODIFIED_GRADIENT,
+    register_composition,
     register_elementwise,
     register_linear,
+    register_path_integral,
     register_rule,
 )
 
@@ -28,7 +30,9 @@ __all__ = [
     "Rules",
     "forward_pass",
     "modified_gradient",
+    "register_composition",
     "register_elementwise",
     "register_linear",
+    "register_path_integral",
     "register_rule",
 ]

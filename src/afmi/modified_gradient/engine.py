@@ -31,11 +31,13 @@ class ReferenceRun:
     Attributes:
         tape: what each nonlinear operation behind the layer saw and gave.
         features: feature maps Ā (1 or N, K, h, w).
+        others: tokens (1 or N, P, K) that stand for no place, such as a class token.
         logits: (1 or N, C).
     """
 
     tape: Tape
     features: Tensor
+    others: Tensor
     logits: Tensor
 
 
@@ -58,7 +60,22 @@ class ModifiedGradient:
             targets: classes, int64 (T, N).
             reference: index into ``references``.
         """
-        return self.run.gradients(targets, reference)
+        return self.parted(targets, reference)[0]
+
+    def parted(self, targets: Tensor, reference: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the multipliers, and what the layer's other tokens carry of the logit's change.
+
+        Args:
+            targets: classes, int64 (T, N).
+            reference: index into ``references``.
+
+        Returns:
+            ∂_σ y_c/∂A (T, N, K, h, w), and Σ multiplier·Δ over class and register tokens (T, N),
+            which is 0 where the layer has none.
+        """
+        multipliers, of_others = self.run.parted_gradients(targets, reference)
+        change = self.run.others - self.references[reference].others
+        return multipliers, (of_others * change).flatten(2).sum(2)
 
     def change(self, reference: int = 0) -> Tensor:
         """Return A − Ā (N, K, h, w)."""
@@ -163,7 +180,7 @@ def _record(
 ) -> ReferenceRun:
     tape = Tape()
     run = forward_pass(model, image, layer=layer, rules=rules, recording=tape)
-    return ReferenceRun(tape, run.features, run.logits)
+    return ReferenceRun(tape, run.features, run.others, run.logits)
 
 
 def _reference_runs(

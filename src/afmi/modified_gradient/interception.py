@@ -19,10 +19,10 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.classifier import logits_of
 from afmi.errors import LayerError, ModelError, OperationError, ShapeError
-from afmi.layers import Layer
+from afmi.layers import Arrangement, Layer
 from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.operations import is_inplace, operation_name
-from afmi.untouched import evaluation_mode, watching_modules
+from afmi.untouched import evaluation_mode, watching_modules, without_fused_attention
 
 __all__ = ["ORDINARY", "ForwardPass", "Operation", "Rule", "Rules", "forward_pass"]
 
@@ -159,6 +159,11 @@ class Interception(TorchFunctionMode):
                 f"detached copy, so {self.rules.purpose} cannot pass it; write it as one operation "
                 "(relu, clamp, …) and register that where it has no rule"
             )
+        if kwargs and isinstance(kwargs.get("out"), Tensor):
+            raise OperationError(
+                f"{name!r} writes into a tensor given as out=, where autograd cannot follow; use "
+                "what it returns"
+            )
         rule = self.rules.by_name.get(name)
         if rule is not None:
             output = rule(self, Operation(name, func, args, kwargs))
@@ -168,8 +173,8 @@ class Interception(TorchFunctionMode):
                 raise self.no_rule(
                     f"the operation {name!r}",
                     f"register one: afmi.modified_gradient.register_elementwise({name!r}) if it "
-                    f"maps each number by itself, or register_linear({name!r}) if it is linear in "
-                    "its operands",
+                    f"maps each number by itself, register_linear({name!r}) if it is linear in "
+                    f"its operands, or register_path_integral({name!r}) if it is smooth",
                     name=name,
                 )
         self._mark(output, name)
@@ -305,14 +310,17 @@ class ForwardPass:
 
     Attributes:
         features: feature maps A (N, K, h, w), or the inputs themselves, detached.
+        others: tokens (N, P, K) beside those of the maps, such as a class token, detached.
         logits: (N, C), detached.
     """
 
     features: Tensor
+    others: Tensor
     logits: Tensor
     _interception: Interception
     _graph_logits: Tensor
     _leaf: Tensor
+    _arrangement: Arrangement | None
 
     def gradient(self, target: Tensor, reference: int = 0) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
@@ -330,11 +338,17 @@ class ForwardPass:
             cotangent: v = ∂score/∂y, (N, C).
             reference: which of the run's references the rules use.
         """
+        return self._parted(self._pull_back(cotangent, reference))[0]
+
+    def _pull_back(self, cotangent: Tensor, reference: int) -> Tensor:
         self._interception.reference = reference
         (gradient,) = torch.autograd.grad(
             self._graph_logits, self._leaf, cotangent, retain_graph=True
         )
         return gradient
+
+    def _parted(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return _parted(gradient, self._arrangement)
 
     def gradients(self, targets: Tensor, reference: int = 0) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -346,10 +360,22 @@ class ForwardPass:
         Returns:
             (T, *features.shape).
         """
-        if targets.shape[0] == 1:
-            return self.gradient(targets[0], reference)[None]
-        self._interception.reference = reference
+        return self.parted_gradients(targets, reference)[0]
+
+    def parted_gradients(self, targets: Tensor, reference: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the gradients by the feature maps and by the other tokens.
+
+        Args:
+            targets: classes, int64 (T, N).
+            reference: which of the run's references the rules use.
+
+        Returns:
+            (T, *features.shape) and (T, *others.shape).
+        """
         cotangents = _one_hot(targets, self.logits)
+        if targets.shape[0] == 1:
+            return self._parted(self._pull_back(cotangents[0], reference)[None])
+        self._interception.reference = reference
         (gradients,) = torch.autograd.grad(
             self._graph_logits,
             self._leaf,
@@ -357,7 +383,14 @@ class ForwardPass:
             retain_graph=True,
             is_grads_batched=True,
         )
-        return gradients
+        return self._parted(gradients)
+
+
+def _parted(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Tensor]:
+    """Return the feature maps in a layer's output, and the tokens beside them."""
+    if arrangement is None:
+        return tensor, tensor[..., :0, 0, :]
+    return arrangement.maps(tensor), arrangement.others(tensor)
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -399,11 +432,13 @@ def forward_pass(
                 f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
                 "thing; choose the module around it"
             )
-        if not isinstance(output, Tensor) or output.dim() != 4:
+        how = layer[1].arrangement
+        fits = isinstance(output, Tensor) and (how.fits(output) if how else output.dim() == 4)
+        if not (fits and isinstance(output, Tensor)):
             came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise LayerError(
                 f"layer {layer[1]} must give feature maps (N, K, h, w), but gives {came}; choose a "
-                "convolutional layer"
+                "convolutional layer, or one whose tokens are those of places"
             )
         # Only now, because a mode costs time for every operation, also in the trunk.
         interception.enter_context(state)
@@ -416,6 +451,7 @@ def forward_pass(
         torch.inference_mode(False),
         torch.set_grad_enabled(False),
         evaluation_mode(model),
+        without_fused_attention(),
         watching_modules(capture),
         ExitStack() as interception,
     ):
@@ -437,10 +473,14 @@ def forward_pass(
         raise ShapeError(
             f"expected logits for {inputs.shape[0]} images, got {graph_logits.shape[0]} rows"
         )
+    arrangement = None if layer is None else layer[1].arrangement
+    features, others = _parted(state.leaf.detach(), arrangement)
     return ForwardPass(
-        features=state.leaf.detach(),
+        features=features,
+        others=others,
         logits=graph_logits.detach(),
         _interception=state,
         _graph_logits=graph_logits,
         _leaf=state.leaf,
+        _arrangement=arrangement,
     )

@@ -35,8 +35,9 @@ class AFMI(LayerMethod):
             against each are averaged.
         averaged: whether each map's modified gradients are averaged over its positions (Eq. 6).
             False keeps them apart: S^c = Σ_k ∂_σ y_c/∂A^k ⊙ (A^k − Ā^k), which sums to
-            y_c(x) − y_c(x̄) exactly on every network. With averaging that holds exactly where the
-            head is global average pooling and one linear layer, and about so elsewhere.
+            y_c(x) − y_c(x̄) exactly on every network, less what a transformer's class token
+            carries. With averaging that holds exactly where the head is global average pooling
+            and one linear layer, and about so elsewhere.
 
     Example:
         >>> model = torch.nn.Sequential(
@@ -99,10 +100,10 @@ class AFMI(LayerMethod):
         """Return an attribution for each row of classes (T, N)."""
         maps, changes = [], []
         for r in range(len(gradient.references)):
-            multipliers = gradient.multipliers(classes, r)
+            multipliers, carried = gradient.parted(classes, r)
             delta = gradient.change(r)
             exact = (multipliers * delta).sum(2, keepdim=True)
-            gradient.check(exact.sum((2, 3, 4)), classes, r)
+            gradient.check(exact.sum((2, 3, 4)) + carried, classes, r)
             averaged = (_importance(multipliers) * delta).sum(2, keepdim=True)
             maps.append(averaged if self.averaged else exact)
             changes.append(gradient.output_change(classes, r))

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
-from afmi.modified_gradient.interception import Rule, Rules
-from afmi.modified_gradient.rules import elementwise, linear, pooling, products
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["MODIFIED_GRADIENT", "register_elementwise", "register_linear", "register_rule"]
+from afmi.modified_gradient.interception import Rule, Rules
+from afmi.modified_gradient.rules import (
+    composed,
+    elementwise,
+    extremes,
+    linear,
+    normalisation,
+    path_integral,
+    pooling,
+    products,
+    softmax,
+)
+
+__all__ = [
+    "MODIFIED_GRADIENT",
+    "register_composition",
+    "register_elementwise",
+    "register_linear",
+    "register_path_integral",
+    "register_rule",
+]
 
 _table: dict[str, Rule] = {
     **linear.RULES,
     **elementwise.RULES,
     **pooling.RULES,
     **products.RULES,
+    **softmax.RULES,
+    **normalisation.RULES,
+    **extremes.RULES,
+    **composed.RULES,
+    **path_integral.RULES,
 }
 
 MODIFIED_GRADIENT = Rules(_table, extensible=True)
@@ -45,3 +70,32 @@ def register_elementwise(name: str, *, kinked: bool = False) -> None:
 def register_linear(name: str) -> None:
     """Keep the ordinary derivative of an operation that is linear or affine in its operands."""
     register_rule(name, linear.keep)
+
+
+def register_composition(name: str, formula: Callable[..., Any]) -> None:
+    """Use ``formula``, plain PyTorch code with the operation's signature, in place of the call.
+
+    Args:
+        name: the operation's name.
+        formula: gives what the operation gives, by operations that have rules.
+
+    Example:
+        >>> register_composition("hypot", lambda x, y: (x * x + y * y).sqrt())
+    """
+    register_rule(name, composed.composed(formula))
+
+
+def register_path_integral(name: str, *, order: int = 16) -> None:
+    """Use the mean derivative along the straight line for a smooth operation that has no rule.
+
+    It is found by quadrature and checked at every call: a `CompletenessWarning` says where the
+    operation bends too sharply for ``order``.
+
+    Args:
+        name: the operation's name.
+        order: the number of Gauss–Legendre nodes.
+
+    Example:
+        >>> register_path_integral("atan2", order=32)
+    """
+    register_rule(name, path_integral.PathIntegral(order))

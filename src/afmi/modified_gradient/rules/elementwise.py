@@ -62,6 +62,8 @@ class Chord:
             dy = y - entry.output
             rounding = torch.maximum(y.abs(), entry.output.abs()).mul_(4 * torch.finfo(y.dtype).eps)
             near &= (slope * dx - dy).abs_() <= rounding
+            # An infinite derivative where nothing changed, such as the root's at 0, adds nothing.
+            slope = torch.where(slope.isfinite(), slope, 0.0)
             multiplier = torch.where(near | (dx == 0), slope, multiplier)
         return multiplier
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from afmi.errors import OperationError
 from afmi.modified_gradient.interception import Interception, Operation, Rule
 
-__all__ = ["RULES", "keep", "path_operands"]
+__all__ = ["RULES", "argument", "keep", "path_operands"]
 
 
 def path_operands(operation: Operation) -> list[Tensor]:
@@ -42,7 +42,8 @@ def keep_first(state: Interception, operation: Operation) -> Any:
     return operation()
 
 
-def _argument(operation: Operation, position: int, name: str, default: Any) -> Any:
+def argument(operation: Operation, position: int, name: str, default: Any) -> Any:
+    """Return one argument of the call, given by position or by name."""
     if name in operation.kwargs:
         return operation.kwargs[name]
     return operation.args[position] if len(operation.args) > position else default
@@ -50,7 +51,7 @@ def _argument(operation: Operation, position: int, name: str, default: Any) -> A
 
 def batch_norm(state: Interception, operation: Operation) -> Any:
     """Affine while it uses stored statistics, as it does in evaluation mode."""
-    if _argument(operation, 5, "training", False):
+    if argument(operation, 5, "training", False):
         raise OperationError(
             "a batch norm without running statistics normalises by the batch's own, which ties the "
             "images of a batch together; train it with track_running_stats=True"
@@ -61,7 +62,7 @@ def batch_norm(state: Interception, operation: Operation) -> Any:
 def dropout(state: Interception, operation: Operation) -> Any:
     """The identity in evaluation mode."""
     name = "train" if "train" in operation.kwargs else "training"
-    if _argument(operation, 2, name, True):
+    if argument(operation, 2, name, True):
         raise OperationError(
             "the network drops activations at random also in evaluation mode, so its output has no "
             "explanation that holds; call dropout with training=self.training"
@@ -71,7 +72,7 @@ def dropout(state: Interception, operation: Operation) -> Any:
 
 def lerp(state: Interception, operation: Operation) -> Any:
     """Linear in both ends together, while the weight is constant."""
-    weight = _argument(operation, 2, "weight", None)
+    weight = argument(operation, 2, "weight", None)
     if isinstance(weight, Tensor) and weight.requires_grad:
         raise state.no_rule(
             "'lerp' with a weight that depends on the image", "write it as a + weight * (b - a)"
@@ -110,7 +111,8 @@ _ANY_OPERAND = (
 )
 
 _FIRST_OPERAND = (
-    "conv1d", "conv2d", "conv3d", "grid_sample",
+    "grid_sample",
+    "conv1d", "conv2d", "conv3d",
     "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
 )
 
