@@ -85,8 +85,8 @@ def test_parameters_in_text(text: str, field: str, expected: object) -> None:
     ("text", "words"),
     [
         ("gradcamm", "no method is called 'gradcamm'; did you mean 'gradcam'"),
-        ("", "expected one name or more, or 'all'"),
-        (" , ", "expected one name or more, or 'all'"),
+        ("", "expected one method or more, or 'all'"),
+        (" , ", "expected one method or more, or 'all'"),
         ("a-fmi:avraged=no", "A-FMI takes no parameter 'avraged'; did you mean 'averaged'?"),
         ("a-fmi:model=x", "takes no parameter 'model'; it takes layer, reference, averaged"),
         ("gradient:seed=1", "Gradient takes no parameter 'seed'; it takes none"),

@@ -237,7 +237,8 @@ def _chosen(
                 "themselves"
             )
     if not found:
-        raise UsageError(f"expected one name or more, or 'all', got {wanted!r}")
+        what = kind.__name__.lower()
+        raise UsageError(f"expected one {what} or more, or 'all', got {wanted!r}")
     return found
 
 

@@ -75,7 +75,7 @@ def test_options_reach_the_run(afmi, command, tmp_path):
     manifest = Results.open(tmp_path / "out").manifest
     assert list(manifest["run"]["metrics"]) == ["insertion(canvas=mean)"]
     assert manifest["run"]["batch_size"] == 3 and manifest["run"]["data"]["images"] == 4
-    assert manifest["command"].startswith("afmi ")
+    assert manifest["command"].startswith("afmi")
 
 
 def test_ctrl_c_keeps_what_was_finished(afmi, command, data, tmp_path, monkeypatch):
@@ -141,7 +141,7 @@ def test_a_damaged_piece_is_named_and_keeps_no_method_waiting(afmi, command, tmp
     ("args", "message"),
     [
         (["--methods", "gradcamm"], "no method is called 'gradcamm'; did you mean 'gradcam'"),
-        (["--methods", ","], "expected one name or more, or 'all'"),
+        (["--methods", ","], "expected one method or more, or 'all'"),
         (["--methods", "a-fmi:avraged=no"], "A-FMI takes no parameter 'avraged'; did you mean"),
         (["--methods", "a-fmi:averaged=3"], "averaged of A-FMI as true or false, got '3'"),
         (["--methods", "CAM"], "holds no measurements: CAM was refused (CAM needs global"),

@@ -80,7 +80,7 @@ def register_composition(name: str, formula: Callable[..., Any]) -> None:
         formula: gives what the operation gives, by operations that have rules.
 
     Example:
-        >>> register_composition("hypot", lambda x, y: (x * x + y * y).sqrt())
+        >>> register_composition("logaddexp2", lambda x, y: (x.exp2() + y.exp2()).log2())
     """
     register_rule(name, composed.composed(formula))
 
@@ -96,6 +96,6 @@ def register_path_integral(name: str, *, order: int = 16) -> None:
         order: the number of Gauss–Legendre nodes.
 
     Example:
-        >>> register_path_integral("atan2", order=32)
+        >>> register_path_integral("xlogy", order=32)
     """
     register_rule(name, path_integral.PathIntegral(order))
