@@ -6,28 +6,17 @@ tables and figures.
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 import re
 
-from afmi.errors import UsageError, near_matches
+from afmi.catalogue import named, subclasses
 from afmi.experiments.base import Experiment, Request, Result
 
 __all__ = ["CATALOGUE", "Experiment", "Request", "Result", "experiment_named"]
 
 
 def _find() -> dict[str, type[Experiment]]:
-    found: dict[str, type[Experiment]] = {}
-    for module in pkgutil.iter_modules(__path__, __name__ + "."):
-        for thing in vars(importlib.import_module(module.name)).values():
-            if (
-                inspect.isclass(thing)
-                and issubclass(thing, Experiment)
-                and not inspect.isabstract(thing)
-                and thing.__module__ == module.name
-            ):
-                found[thing.name] = thing
+    by_class: dict[str, type[Experiment]] = subclasses(__name__, __path__, Experiment)
+    found = {cls.name: cls for cls in by_class.values()}
     return {name: found[name] for name in sorted(found, key=_order)}
 
 
@@ -47,13 +36,4 @@ def experiment_named(text: str) -> type[Experiment]:
     Raises:
         UsageError: when there is none; near matches are listed.
     """
-    by_key = {_key(name): cls for name, cls in CATALOGUE.items()}
-    found = by_key.get(_key(text))
-    if found is None:
-        near = near_matches(_key(text), by_key) or f"; there are {', '.join(CATALOGUE)}"
-        raise UsageError(f"no experiment is called {text!r}{near}")
-    return found
-
-
-def _key(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())
+    return named(text, CATALOGUE, "experiment")

@@ -6,12 +6,9 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from typing import TYPE_CHECKING
 
-from afmi.errors import UsageError, near_matches
+from afmi.catalogue import named, subclasses
 from afmi.methods.base import Attribution, BlankMapWarning, LayerMethod, Method
 
 if TYPE_CHECKING:
@@ -41,16 +38,7 @@ _FAMILIES = ("control", "pixel", "region", "feature map")
 
 
 def _find() -> dict[str, type[Method]]:
-    found: dict[str, type[Method]] = {}
-    for module in pkgutil.walk_packages(__path__, __name__ + "."):
-        for name, thing in vars(importlib.import_module(module.name)).items():
-            if (
-                inspect.isclass(thing)
-                and issubclass(thing, Method)
-                and not inspect.isabstract(thing)
-                and thing.__module__ == module.name
-            ):
-                found[name] = thing
+    found: dict[str, type[Method]] = subclasses(__name__, __path__, Method)
     order = sorted(found, key=lambda n: (_FAMILIES.index(found[n].family), n == "AFMI", n.lower()))
     return {name: found[name] for name in order}
 
@@ -67,18 +55,7 @@ def method_named(text: str) -> type[Method]:
     Raises:
         UsageError: when there is none; near matches are listed.
     """
-    by_key = {_key(name): cls for name, cls in CATALOGUE.items()}
-    by_key |= {_key(cls.name): cls for cls in CATALOGUE.values()}
-    found = by_key.get(_key(text))
-    if found is None:
-        near = near_matches(_key(text), by_key) or f"; there are {', '.join(CATALOGUE)}"
-        raise UsageError(f"no method is called {text!r}{near}")
-    return found
-
-
-def _key(name: str) -> str:
-    folded = name.casefold().replace("+", "plus").replace("×", "x")
-    return "".join(c for c in folded if c.isalnum())
+    return named(text, CATALOGUE, "method")
 
 
 __all__ = [

@@ -7,12 +7,9 @@ images instead of a method's maps, so it is no `Metric` and not in the catalogue
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from typing import TYPE_CHECKING
 
-from afmi.errors import UsageError, near_matches
+from afmi.catalogue import named, subclasses
 from afmi.metrics.base import Case, Metric
 from afmi.metrics.fmi_prototypes import FMIPrototypes
 
@@ -27,17 +24,8 @@ if TYPE_CHECKING:
     from afmi.metrics.reference_reliability import ReferenceReliability
 
 
-def _find() -> dict[str, type]:
-    found: dict[str, type] = {}
-    for module in pkgutil.iter_modules(__path__, __name__ + "."):
-        for name, thing in vars(importlib.import_module(module.name)).items():
-            if (
-                inspect.isclass(thing)
-                and issubclass(thing, Metric)
-                and not inspect.isabstract(thing)
-                and thing.__module__ == module.name
-            ):
-                found[name] = thing
+def _find() -> dict[str, type[Metric]]:
+    found: dict[str, type[Metric]] = subclasses(__name__, __path__, Metric)
     order = sorted(found, key=lambda n: (not found[n].standard, n != "Insertion", n))
     return {name: found[name] for name in order}
 
@@ -54,17 +42,7 @@ def metric_named(text: str) -> type[Metric]:
     Raises:
         UsageError: when there is none; near matches are listed.
     """
-    by_key = {_key(name): cls for name, cls in CATALOGUE.items()}
-    by_key |= {_key(cls.name): cls for cls in CATALOGUE.values()}
-    found = by_key.get(_key(text))
-    if found is None:
-        near = near_matches(_key(text), by_key) or f"; there are {', '.join(CATALOGUE)}"
-        raise UsageError(f"no metric is called {text!r}{near}")
-    return found
-
-
-def _key(name: str) -> str:
-    return "".join(c for c in name.casefold() if c.isalnum())
+    return named(text, CATALOGUE, "metric")
 
 
 __all__ = [

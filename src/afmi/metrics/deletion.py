@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from afmi.methods.base import Method, Work
-from afmi.metrics.base import Case, Metric
-from afmi.metrics.masking import FRACTIONS, Curves, check_fractions, masked_curves
-from afmi.references import Black, Reference
+from afmi.metrics.masking import MaskedMetric
 
 __all__ = ["Deletion"]
 
 
 @dataclass(frozen=True)
-class Deletion(Metric):
+class Deletion(MaskedMetric):
     """Classify the picture with the top PI of its map's pixels made black.
 
     The same curves as `Insertion`, but of the pixels that are left; a good map makes them fall
@@ -36,6 +30,7 @@ class Deletion(Metric):
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten())
         >>> curves = Deletion(fractions=(0.5, 1)).curves(
         ...     model, torch.ones(1, 1, 2, 2), torch.tensor([0]), torch.rand(1, 1, 2, 2)
@@ -50,40 +45,7 @@ class Deletion(Metric):
     higher_is_better = False
     paper = "Petsiuk, Das & Saenko, RISE: Randomized Input Sampling for Explanation, BMVC 2018"
 
-    fractions: Sequence[float] = FRACTIONS
-    canvas: Reference = field(default_factory=Black)
-    batch_size: int | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_fractions(self.fractions)
-
-    def curves(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        maps: Tensor,
-        *,
-        logits: Tensor | None = None,
-    ) -> Curves:
-        """Return the curves of these maps; arguments as in `Insertion.curves`."""
-        return masked_curves(
-            model,
-            images,
-            targets,
-            maps,
-            fractions=self.fractions,
-            canvas=self.canvas,
-            keep_top=False,
-            logits=logits,
-            batch_size=self.batch_size,
-        )
-
-    def measure(self, case: Case) -> dict[str, Tensor]:
-        """Return ``accuracy_auc``, ``softmax_ratio_auc``, ``correct@PI``, ``probability@PI``, …."""
-        found = self.curves(case.model, case.inputs, case.targets, case.maps, logits=case.logits)
-        return found.values()
-
-    def work(self, method: Method, inputs: Tensor) -> Work:
-        """Return the forwards for one image, at most."""
-        return Work(sum(fraction > 0 for fraction in self.fractions))
+    @property
+    def keep_top(self) -> bool:
+        """See `MaskedMetric`."""
+        return False

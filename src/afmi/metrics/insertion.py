@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from torch import Tensor, nn
-
-from afmi.methods.base import Method, Work
-from afmi.metrics.base import Case, Metric
-from afmi.metrics.masking import FRACTIONS, Curves, check_fractions, masked_curves
-from afmi.references import Black, Reference
+from afmi.metrics.masking import MaskedMetric
 
 __all__ = ["Insertion"]
 
 
 @dataclass(frozen=True)
-class Insertion(Metric):
+class Insertion(MaskedMetric):
     """Classify the picture with only the top PI of its map's pixels kept, the rest black.
 
     Accuracy@PI = (1/N) Σ I(ĉ = c), Softmax Ratio@PI = (1/N) Σ p̂_c / p_c, where p̂ belongs to the
@@ -37,6 +31,7 @@ class Insertion(Metric):
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten())
         >>> with torch.no_grad():
         ...     model[0].weight.copy_(torch.tensor([[[[1.0, 0], [0, 0]]], [[[0, 0], [0, 0.5]]]]))
@@ -59,54 +54,7 @@ class Insertion(Metric):
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
     standard = True
 
-    fractions: Sequence[float] = FRACTIONS
-    canvas: Reference = field(default_factory=Black)
-    batch_size: int | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_fractions(self.fractions)
-
-    def curves(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        targets: Tensor,
-        maps: Tensor,
-        *,
-        logits: Tensor | None = None,
-    ) -> Curves:
-        """Return the curves of these maps.
-
-        Args:
-            model: a `Classifier`, or any ``nn.Module`` from images to logits (N, K).
-            images: (N, C, H, W), in [0, 1] for a `Classifier`.
-            targets: ground-truth classes, int64 (N,).
-            maps: (N, 1, H, W), at the images' size.
-            logits: (N, K) of the images, where they are known; saves their pass.
-
-        Raises:
-            ShapeError: when maps or targets do not fit the images.
-        """
-        return masked_curves(
-            model,
-            images,
-            targets,
-            maps,
-            fractions=self.fractions,
-            canvas=self.canvas,
-            keep_top=True,
-            logits=logits,
-            batch_size=self.batch_size,
-        )
-
-    def measure(self, case: Case) -> dict[str, Tensor]:
-        """Return ``accuracy_auc``, ``softmax_ratio_auc``, ``correct@PI``, ``probability@PI``, ….
-
-        PI is written in percent, such as ``correct@5%``.
-        """
-        found = self.curves(case.model, case.inputs, case.targets, case.maps, logits=case.logits)
-        return found.values()
-
-    def work(self, method: Method, inputs: Tensor) -> Work:
-        """Return the forwards for one image: those of masked pictures, at most."""
-        return Work(sum(fraction < 1 for fraction in self.fractions))
+    @property
+    def keep_top(self) -> bool:
+        """See `MaskedMetric`."""
+        return True

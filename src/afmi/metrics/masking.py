@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
 from afmi.maps import rank_pixels
-from afmi.methods.base import classify
+from afmi.methods.base import Method, Work, classify
+from afmi.metrics.base import Case, Metric
 from afmi.perturbation import Passes, probabilities
-from afmi.references import Reference
+from afmi.references import Black, Reference
 from afmi.untouched import evaluation_mode
 
-__all__ = ["FRACTIONS", "Curves", "check_fractions", "masked_curves"]
+__all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masked_curves"]
 
 FRACTIONS = tuple(percent / 100 for percent in range(5, 101, 5))
 """PI of the paper's Appendix A.3: 5 %, 10 %, …, 100 %."""
@@ -117,14 +119,74 @@ class Curves:
         return found
 
 
-def check_fractions(fractions: Sequence[float]) -> None:
-    """Raise `UsageError` unless the shares rise and lie in [0, 1]."""
-    rising = all(a < b for a, b in itertools.pairwise(fractions))
-    if len(fractions) < 2 or not rising or not 0 <= fractions[0] <= fractions[-1] <= 1:
-        raise UsageError(
-            "expected two or more fractions that rise within 0 to 1, such as (0.05, 0.1, 1), got "
-            f"{tuple(fractions)}"
+@dataclass(frozen=True)
+class MaskedMetric(Metric):
+    """What insertion and deletion have in common but for which pixels stay."""
+
+    fractions: Sequence[float] = FRACTIONS
+    canvas: Reference = field(default_factory=Black)
+    batch_size: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        shares = self.fractions
+        rising = all(a < b for a, b in itertools.pairwise(shares))
+        if len(shares) < 2 or not rising or not 0 <= shares[0] <= shares[-1] <= 1:
+            raise UsageError(
+                "expected two or more fractions that rise within 0 to 1, such as (0.05, 0.1, 1), "
+                f"got {tuple(shares)}"
+            )
+
+    @property
+    @abstractmethod
+    def keep_top(self) -> bool:
+        """Whether the top of the map is kept, or removed."""
+
+    def curves(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        targets: Tensor,
+        maps: Tensor,
+        *,
+        logits: Tensor | None = None,
+    ) -> Curves:
+        """Return the curves of these maps.
+
+        Args:
+            model: a `Classifier`, or any ``nn.Module`` from images to logits (N, K).
+            images: (N, C, H, W), in [0, 1] for a `Classifier`.
+            targets: ground-truth classes, int64 (N,).
+            maps: (N, 1, H, W), at the images' size.
+            logits: (N, K) of the images, where they are known; saves their pass.
+
+        Raises:
+            ShapeError: when maps or targets do not fit the images.
+            TargetError: when the network has no such class.
+        """
+        return masked_curves(
+            model,
+            images,
+            targets,
+            maps,
+            fractions=self.fractions,
+            canvas=self.canvas,
+            keep_top=self.keep_top,
+            logits=logits,
+            batch_size=self.batch_size,
         )
+
+    def measure(self, case: Case) -> dict[str, Tensor]:
+        """Return ``accuracy_auc``, ``softmax_ratio_auc``, ``correct@PI``, ``probability@PI``, ….
+
+        PI is written in percent, such as ``correct@5%``.
+        """
+        found = self.curves(case.model, case.inputs, case.targets, case.maps, logits=case.logits)
+        return found.values()
+
+    def work(self, method: Method, inputs: Tensor) -> Work:
+        """Return the forwards for one image: those of masked pictures, at most."""
+        whole = 1.0 if self.keep_top else 0.0
+        return Work(sum(fraction != whole for fraction in self.fractions))
 
 
 def masked_curves(
