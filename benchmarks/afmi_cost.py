@@ -9,28 +9,18 @@ machine slows both sides alike. Printed are the median of the rounds' ratios and
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
 
 from afmi import Classifier
+from afmi.evaluation.measuring import processor
 from afmi.methods import AFMI, GradCAM
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def contenders(model: nn.Module, images: torch.Tensor) -> dict[str, Callable[[], object]]:

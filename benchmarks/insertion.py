@@ -14,7 +14,6 @@ Goal: at most 1.15 × the bare passes.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from afmi import Classifier, load_model
+from afmi.evaluation.measuring import processor
 from afmi.images import find_images, read_image
 from afmi.maps import top_mask
 from afmi.metrics import Insertion
@@ -33,16 +33,6 @@ from afmi.perturbation import Passes
 BATCHES = (1, 4, 8, 16)
 LAYOUTS = {"": torch.contiguous_format, ", channels last": torch.channels_last}
 GOAL = 1.15
-
-
-def processor() -> str:
-    """Return what the machine calls its processor."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def pictures(model: Classifier, data: Path | None, count: int) -> Tensor:

@@ -150,6 +150,20 @@ class LabelledImages:
         chosen = sorted(position for _, _, position in sorted(turns)[:count])
         return self.only(chosen)
 
+    def first(self) -> Tensor:
+        """Return the first picture that can be read, (1, C, H, W).
+
+        Raises:
+            AfmiError: none can.
+        """
+        reason = ""
+        for index in range(len(self)):
+            try:
+                return self.read(index)
+            except AfmiError as error:
+                reason = reason or str(error)
+        raise AfmiError(f"none of the {len(self)} pictures can be read; the first: {reason}")
+
     def only(self, positions: Sequence[int]) -> LabelledImages:
         """Return the pictures at these positions, in their order."""
         return replace(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-__all__ = ["Measurement", "measured"]
+__all__ = ["Measurement", "measured", "processor"]
 
 
 @dataclass
@@ -87,3 +89,14 @@ def _status(key: str) -> float:
     except OSError:
         pass
     return math.nan
+
+
+def processor() -> str:
+    """Return the name of the CPU, for records and tables."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -21,8 +21,9 @@ from afmi.choices import (
     key_of,
     parameters_of,
 )
-from afmi.errors import AfmiError, LayerError, OperationError, UsageError
-from afmi.evaluation.datasets import LabelledImages, open_images
+from afmi.errors import LayerError, OperationError, UsageError
+from afmi.evaluation.datasets import open_images
+from afmi.evaluation.measuring import processor
 from afmi.evaluation.results import Results
 from afmi.evaluation.shard import Shard, evaluate_shard
 from afmi.evaluation.store import Store, identity_of
@@ -136,7 +137,7 @@ def evaluate(
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         },
     )
-    first = _first(images)
+    first = images.first()
     shown = {round(i * (len(images) - 1) / max(examples - 1, 1)) for i in range(examples)}
     pieces = {
         label: _pieces(label, method, wanted, first, len(images))
@@ -177,7 +178,7 @@ def evaluate(
 
 def _machine(model: nn.Module) -> dict[str, Any]:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "processor": name,
         "device": str(device),
@@ -186,27 +187,6 @@ def _machine(model: nn.Module) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _first(images: LabelledImages) -> torch.Tensor:
-    """Return the first picture that can be read."""
-    reason = ""
-    for index in range(len(images)):
-        try:
-            return images.read(index)
-        except AfmiError as error:
-            reason = reason or str(error)
-    raise AfmiError(f"none of the {len(images)} pictures can be read; the first: {reason}")
 
 
 def _pieces(

@@ -19,9 +19,10 @@ from afmi.evaluation.datasets import LabelledImages
 from afmi.evaluation.measuring import measured
 from afmi.evaluation.store import Row
 from afmi.images import to_image
-from afmi.methods import BlankMapWarning, Method
+from afmi.methods import Method
 from afmi.methods.base import classify
 from afmi.metrics import Case, Metric
+from afmi.metrics.base import blank_maps_allowed
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 
@@ -93,22 +94,23 @@ def evaluate_shard(shard: Shard) -> ShardResult:
     """
     result = ShardResult()
     for batch in _batches(shard, result):
-        try:
-            _measure(shard, batch, result)
-        except (LayerError, OperationError):
-            raise
-        except AfmiError as error:
-            if len(batch) == 1:
-                result.rows.append((batch[0].index, "error", float("nan"), str(error)))
-                continue
-            # One bad picture must not cost its neighbours.
-            for picture in batch:
-                try:
-                    _measure(shard, [picture], result)
-                except AfmiError as single:
-                    result.rows.append((picture.index, "error", float("nan"), str(single)))
+        _try(shard, batch, result)
     result.rows.sort(key=lambda row: (row[0], row[1]))
     return result
+
+
+def _try(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
+    """Measure a batch; if that fails, each picture by itself: none shall cost its neighbours."""
+    try:
+        _measure(shard, batch, result)
+    except (LayerError, OperationError):
+        raise
+    except AfmiError as error:
+        if len(batch) == 1:
+            result.rows.append((batch[0].index, "error", float("nan"), str(error)))
+            return
+        for picture in batch:
+            _try(shard, [picture], result)
 
 
 def _batches(shard: Shard, result: ShardResult) -> Iterator[list[_Picture]]:
@@ -164,9 +166,8 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
     targets = torch.tensor(
         [int(shard.images.labels[picture.index]) for picture in batch], device=inputs.device
     )
-    with warnings.catch_warnings():
-        # Blank maps are counted in a row of their own.
-        warnings.simplefilter("ignore", BlankMapWarning)
+    # Blank maps are counted in a row of their own.
+    with blank_maps_allowed():
         with measured(inputs.device) as cost:
             attribution = method.explain(inputs, targets)
         logits = attribution.logits

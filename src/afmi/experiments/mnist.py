@@ -16,7 +16,7 @@ from afmi.classifier import Classifier
 from afmi.errors import ImageError, UsageError
 from afmi.files import write_files
 from afmi.progress import track
-from afmi.untouched import evaluation_mode, keeping_random_state
+from afmi.untouched import keeping_random_state
 
 __all__ = ["MNISTNet", "build", "digits", "train"]
 
@@ -159,15 +159,6 @@ def _epoch(parts: dict[str, Any], images: Tensor, labels: Tensor, seed: int, epo
         F.cross_entropy(model(images[batch]), labels[batch]).backward()
         optimizer.step()
         scheduler.step()
-
-
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of digits that the network classifies as labelled."""
-    right = 0
-    with torch.no_grad(), evaluation_mode(model):
-        for some, wanted in zip(images.split(256), labels.split(256), strict=True):
-            right += int((model(some).argmax(1) == wanted).sum())
-    return right / len(images)
 
 
 def _resumed(checkpoint: Path, settings: dict[str, str], parts: dict[str, Any]) -> int:

@@ -131,7 +131,7 @@ def measure_agreement(
         )
     found, true = torch.cat(found_classes), torch.cat(true_classes)
     others = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
-    _, layer = method.resolved_layer(_first(validation))
+    _, layer = method.resolved_layer(validation.first())
     return Agreement(
         model.name,
         str(layer),
@@ -144,15 +144,6 @@ def measure_agreement(
         int((found[others] == true).sum()),
         unreadable,
     )
-
-
-def _first(images: LabelledImages) -> Tensor:
-    for index in range(len(images)):
-        try:
-            return images.read(index)
-        except AfmiError:
-            continue
-    raise UsageError(f"none of the pictures in {images.name} can be read")
 
 
 def _parts(

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from afmi.errors import OperationError
 from afmi.modified_gradient.interception import Interception, Operation, Rule
 from afmi.modified_gradient.rules import MODIFIED_GRADIENT
@@ -18,7 +20,14 @@ from afmi.modified_gradient.rules.linear import RULES as LINEAR
 from afmi.modified_gradient.rules.linear import keep
 from afmi.modified_gradient.rules.pooling import MaxPool
 
-__all__ = ["elementwise_chords", "linear_rules", "max_pooling_rules", "ordinary_rules"]
+__all__ = [
+    "elementwise_chords",
+    "guided",
+    "linear_rules",
+    "max_pooling_rules",
+    "ordinary_rules",
+    "positive_part",
+]
 
 _PRODUCTS = ("mul", "div", "rdiv", "matmul", "bmm", "mm", "baddbmm", "addmm", "linear", "einsum")
 
@@ -63,6 +72,22 @@ def ordinary_rules() -> dict[str, Rule]:
         **max_pooling_rules(),
         **linear_rules(),
     }
+
+
+def positive_part(signal: Tensor) -> Tensor:
+    """Return max(R, 0) of what comes back."""
+    return signal.clamp(min=0)
+
+
+def guided(state: Interception, operation: Operation) -> Any:
+    """Send the positive part of what comes back through the function's own derivative.
+
+    The rule R_in = σ'(y) · max(R_out, 0).
+    """
+    output = operation()
+    # On the tensor as it is now: after a function in place, that is the function's output.
+    output.register_hook(positive_part)
+    return output
 
 
 def _hidden_activation(state: Interception, operation: Operation) -> Any:

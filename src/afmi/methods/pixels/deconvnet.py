@@ -11,7 +11,12 @@ from torch import Tensor
 from afmi.maps import channel_maximum
 from afmi.methods.base import Attribution, Method, Target, Work
 from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
-from afmi.modified_gradient.backward import elementwise_chords, ordinary_rules
+from afmi.modified_gradient.backward import (
+    elementwise_chords,
+    guided,
+    ordinary_rules,
+    positive_part,
+)
 
 __all__ = ["DeconvNet"]
 
@@ -73,7 +78,7 @@ class DeconvNet(Method):
         return Work(1, 1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        squashing = dict.fromkeys(elementwise_chords(), _squashing)
+        squashing = dict.fromkeys(elementwise_chords(), guided)
         rectifying = dict.fromkeys(_RECTIFIERS, _rectifying)
         by_name = ordinary_rules() | squashing | rectifying
         rules = Rules(by_name, purpose="DeconvNet's backward pass")
@@ -87,17 +92,6 @@ def _rectifying(state: Interception, operation: Operation) -> Any:
     return _Rectifier.apply(operation.operand, operation)
 
 
-def _squashing(state: Interception, operation: Operation) -> Any:
-    """Rectify what comes back, then apply the function's own derivative."""
-    output = operation()
-    output.register_hook(_positive_part)
-    return output
-
-
-def _positive_part(signal: Tensor) -> Tensor:
-    return signal.clamp(min=0)
-
-
 class _Rectifier(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, operation: Operation) -> Tensor:
@@ -108,4 +102,4 @@ class _Rectifier(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> Any:
-        return _positive_part(signal), None
+        return positive_part(signal), None

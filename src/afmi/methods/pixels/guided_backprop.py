@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from afmi.maps import channel_maximum
 from afmi.methods.base import Attribution, Method, Target, Work
-from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
-from afmi.modified_gradient.backward import elementwise_chords, ordinary_rules
+from afmi.modified_gradient import Rules, forward_pass
+from afmi.modified_gradient.backward import elementwise_chords, guided, ordinary_rules
 
 __all__ = ["GuidedBackprop"]
 
@@ -59,20 +58,8 @@ class GuidedBackprop(Method):
         return Work(1, 1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        by_name = ordinary_rules() | dict.fromkeys(elementwise_chords(), _guided)
+        by_name = ordinary_rules() | dict.fromkeys(elementwise_chords(), guided)
         rules = Rules(by_name, purpose="Guided Backprop's backward pass")
         run = forward_pass(self.model, inputs, layer=None, rules=rules)
         classes = target.of(run.logits)
         return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)
-
-
-def _guided(state: Interception, operation: Operation) -> Any:
-    """Send the positive part of what comes back through the function's own derivative."""
-    output = operation()
-    # On the tensor as it is now: after a function in place, that is the function's output.
-    output.register_hook(_positive_part)
-    return output
-
-
-def _positive_part(signal: Tensor) -> Tensor:
-    return signal.clamp(min=0)
