@@ -1,17 +1,19 @@
-"""Write files so that none is ever seen half written."""
+"""Write files so that none is ever seen half written, and records as strict JSON."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from afmi.errors import AfmiError
 
-__all__ = ["write_files"]
+__all__ = ["as_json", "write_files"]
 
 
 def write_files(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
@@ -48,3 +50,21 @@ def write_files(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
         for partial in staged.values():
             with suppress(OSError):  # gone already where all went well
                 partial.unlink()
+
+
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """Return strict JSON: NaN and infinity, which it has no word for, become null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    # A lone surrogate stands for a byte of a file name that is no UTF-8; JSON cannot hold it.
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -10,7 +10,8 @@ import click
 from afmi.cli.files import writable_folder
 from afmi.cli.group import INTERRUPTED, debug_option
 from afmi.cli.network import model_options
-from afmi.cli.output import Progress, as_json, one_line_warnings
+from afmi.cli.output import Progress, one_line_warnings
+from afmi.files import as_json
 
 if TYPE_CHECKING:
     from afmi.record import Explanation

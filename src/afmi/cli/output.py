@@ -1,14 +1,12 @@
-"""What commands print: tables, JSON, warnings, and progress that never meets the results."""
+"""What commands print: tables, warnings, and progress that never meets the results."""
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,25 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Progress", "as_json", "one_line_warnings", "print_table"]
-
-
-def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Return strict JSON: NaN and infinity, which it has no word for, become null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    # A lone surrogate stands for a byte of a file name that is no UTF-8; JSON cannot hold it.
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+__all__ = ["Progress", "one_line_warnings", "print_table"]
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

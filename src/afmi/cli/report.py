@@ -9,7 +9,8 @@ import click
 
 from afmi.cli.files import writable_folder
 from afmi.cli.group import debug_option
-from afmi.cli.output import as_json, print_table
+from afmi.cli.output import print_table
+from afmi.files import as_json
 
 if TYPE_CHECKING:
     from afmi.evaluation.statistics import Estimate

@@ -11,7 +11,8 @@ import click
 from afmi.cli.files import writable_folder
 from afmi.cli.group import debug_option
 from afmi.cli.network import model_options
-from afmi.cli.output import Progress, as_json, one_line_warnings, print_table
+from afmi.cli.output import Progress, one_line_warnings, print_table
+from afmi.files import as_json
 
 __all__ = ["reproduce"]
 

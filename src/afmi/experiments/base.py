@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from afmi.classifier import Classifier
 from afmi.errors import ModelError, UsageError
 from afmi.experiments.published import WEIGHTS
-from afmi.files import write_files
+from afmi.files import as_json, write_files
 from afmi.models import load_model
 
 __all__ = [
@@ -206,15 +204,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     Raises:
         AfmiError: when the file cannot be written.
     """
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = as_json(value, indent=2) + "\n"
     content = text.encode("utf-8", "backslashreplace")
     write_files({path: lambda file: file.write(content)})
     return path
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
