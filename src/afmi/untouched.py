@@ -13,8 +13,10 @@ from torch.nn.modules.module import register_module_forward_hook
 
 __all__ = [
     "evaluation_mode",
+    "every_module",
     "keeping_random_state",
     "module_of",
+    "watching_module",
     "watching_modules",
     "without_fused_attention",
 ]
@@ -30,11 +32,26 @@ def module_of(model: Callable[[Tensor], object]) -> nn.Module | None:
     return model if isinstance(model, nn.Module) else None
 
 
+def every_module(model: nn.Module) -> list[nn.Module]:
+    """Return what ``model.modules()`` gives, in another order and a tenth of its time."""
+    found = {model}
+    modules = [model]
+    for module in modules:  # which grows meanwhile
+        for child in module._modules.values():
+            if child is not None and child not in found:
+                found.add(child)
+                modules.append(child)
+    return modules
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Hold all modules in evaluation mode; the last thread to leave restores their modes."""
-    modules = list(model.modules())
+    modules = every_module(model)
     with _lock:
+        # Where nobody trains and nobody else holds anything, there is nothing to restore.
+        if not _held and not any(module.training for module in modules):
+            modules = []
         for module in modules:
             count, before = _held.get(id(module), (0, module.training))
             _held[id(module)] = (count + 1, before)
@@ -80,6 +97,25 @@ def without_fused_attention() -> Iterator[None]:
             before = _fused_before.pop()
             if not _fused_before:
                 torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def watching_module(module: nn.Module, callback: Callable[[object], object]) -> Iterator[None]:
+    """Call ``callback(output)`` after each run of one module by this thread.
+
+    What the callback returns, unless None, takes the output's place. The hook is gone on leaving;
+    unlike PyTorch's process-wide one it costs the other modules nothing.
+    """
+    thread = threading.get_ident()
+
+    def on_output(_module: nn.Module, _args: object, output: object) -> object:
+        return callback(output) if threading.get_ident() == thread else None
+
+    handle = module.register_forward_hook(on_output)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 ModuleCallback = Callable[[nn.Module, object], object]

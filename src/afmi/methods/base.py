@@ -229,16 +229,16 @@ class Method(ABC):
                 f"expected images on the model's device {weight.device}, got {inputs.device}; "
                 "move them with images.to(device)"
             )
-        if not bool(torch.isfinite(inputs).all()):
+        if not _finite(*inputs.detach().aminmax()):
             raise UsageError("expected finite pixels, got NaN or infinity in the images")
 
     def _check_maps(self, maps: Tensor) -> None:
-        if not bool(torch.isfinite(maps).all()):
+        low, high = maps.flatten(1).aminmax(dim=1)
+        if not _finite(low, high):
             raise AfmiError(
                 f"{self.name} gave NaN or infinity; the network's activations overflow in "
                 f"{maps.dtype}, or its logits are not finite; try float32 or float64"
             )
-        low, high = maps.flatten(1).aminmax(dim=1)
         blank = (low == high).nonzero().flatten().tolist()
         if blank and maps[0].numel() > 1:
             warnings.warn(
@@ -265,6 +265,11 @@ class LayerMethod(Method):
     def resolved_layer(self, inputs: Tensor) -> tuple[nn.Module, Layer]:
         """Return the module and name of the layer for these inputs (N, C, H, W)."""
         return resolve_layer(self.model, self.layer, inputs)
+
+
+def _finite(low: Tensor, high: Tensor) -> bool:
+    """Tell from their extremes, to which NaN spreads, whether all numbers are finite."""
+    return bool(torch.isfinite(torch.stack([low, high])).all())
 
 
 def _target_tensor(target: TargetLike, inputs: Tensor) -> Tensor | None:

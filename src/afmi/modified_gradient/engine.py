@@ -17,6 +17,7 @@ from afmi.modified_gradient.interception import ForwardPass, Rules, forward_pass
 from afmi.modified_gradient.rules import MODIFIED_GRADIENT
 from afmi.modified_gradient.tape import Tape
 from afmi.references import Reference
+from afmi.untouched import every_module
 
 __all__ = ["ModifiedGradient", "ReferenceRun", "modified_gradient"]
 
@@ -153,22 +154,39 @@ def _fingerprint(model: nn.Module) -> tuple[object, ...]:
     often are) or in inference mode, so a few numbers of each tensor are compared besides.
     """
     parts: list[object] = []
-    samples: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for module in model.modules():
+    tensors: list[Tensor] = []
+    for module in every_module(model):
         parts.append(id(module))
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is None:
                 continue
             version = -1 if tensor.is_inference() else tensor._version
             parts.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
-            count = tensor.numel()
-            if count and tensor.is_contiguous():
-                size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
-                numbers = torch.as_strided(tensor, (size,), (step,))
-                samples.setdefault((tensor.dtype, tensor.device), []).append(numbers)
-    for numbers in samples.values():
-        parts.append(torch.cat(numbers).detach().cpu().view(torch.uint8).numpy().tobytes())
-    return tuple(parts)
+            tensors.append(tensor)
+    identity = tuple(parts)
+    kept = _sampled.get(model)
+    if kept is None or kept[0] != identity:
+        kept = (identity, _samples(tensors))
+        _sampled[model] = kept
+    numbers = (torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for views in kept[1])
+    return (identity, *numbers)
+
+
+# Views of the numbers that are compared, so that each call only reads them.
+_sampled: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], list[list[Tensor]]]]
+_sampled = weakref.WeakKeyDictionary()
+
+
+def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Return views of a few numbers of each tensor, those of one dtype and device together."""
+    views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        count = tensor.numel()
+        if count and tensor.is_contiguous():
+            size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
+            view = torch.as_strided(tensor.detach(), (size,), (step,))
+            views.setdefault((tensor.dtype, tensor.device), []).append(view)
+    return list(views.values())
 
 
 def _autocast(device: str) -> torch.dtype | None:

@@ -22,7 +22,7 @@ from afmi.errors import LayerError, ModelError, OperationError, ShapeError
 from afmi.layers import Arrangement, Layer
 from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.operations import is_inplace, operation_name
-from afmi.untouched import evaluation_mode, watching_modules, without_fused_attention
+from afmi.untouched import evaluation_mode, watching_module, without_fused_attention
 
 __all__ = ["ORDINARY", "ForwardPass", "Operation", "Rule", "Rules", "forward_pass"]
 
@@ -424,9 +424,8 @@ def forward_pass(
     readers = [TapeReader(tape) for tape in tapes or []]
     state = Interception(rules, recording, readers)
 
-    def capture(module: nn.Module, output: object) -> object:
-        if layer is None or module is not layer[0]:
-            return None
+    def capture(output: object) -> object:
+        assert layer is not None
         if state.leaf is not None or state.pending is not None:
             raise LayerError(
                 f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
@@ -452,13 +451,14 @@ def forward_pass(
         torch.set_grad_enabled(False),
         evaluation_mode(model),
         without_fused_attention(),
-        watching_modules(capture),
         ExitStack() as interception,
     ):
         own = inputs.detach().clone()
         if layer is None:
             own = state.begin(own)
             interception.enter_context(state)
+        else:
+            interception.enter_context(watching_module(layer[0], capture))
         graph_logits = logits_of(model(own))
     if state.leaf is None:
         assert layer is not None
