@@ -116,7 +116,7 @@ class ModifiedGradient:
 
 
 _SAMPLES = 8
-"""Numbers of each weight tensor that are compared to notice a change."""
+"""Numbers of each weight that are compared to notice a change."""
 
 
 class _Cache:
@@ -151,38 +151,41 @@ def _fingerprint(model: nn.Module) -> tuple[object, ...]:
     """Identify the weights as they are now, so that training on makes cached runs stale.
 
     PyTorch counts a tensor's changes, but not those made through ``.data`` (as averaged weights
-    often are) or in inference mode, so a few numbers of each tensor are compared besides.
+    often are) or in inference mode, so a few numbers of the weights are compared besides.
     """
-    parts: list[object] = []
+    parts: list[int] = []
     tensors: list[Tensor] = []
     for module in every_module(model):
         parts.append(id(module))
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is None:
-                continue
-            version = -1 if tensor.is_inference() else tensor._version
-            parts.append((tensor.data_ptr(), version, tensor.dtype, tensor.device))
-            tensors.append(tensor)
+        for owned in (module._parameters, module._buffers):
+            for tensor in owned.values():
+                if tensor is not None:
+                    parts.append(-1 if tensor.is_inference() else tensor._version)
+                    parts.append(tensor.data_ptr())
+                    tensors.append(tensor)
     identity = tuple(parts)
     kept = _sampled.get(model)
     if kept is None or kept[0] != identity:
-        kept = (identity, _samples(tensors))
-        _sampled[model] = kept
+        kept = _sampled[model] = (identity, _samples(tensors))
     numbers = (torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for views in kept[1])
     return (identity, *numbers)
 
 
-# Views of the numbers that are compared, so that each call only reads them.
-_sampled: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], list[list[Tensor]]]]
+# Views of the numbers that are compared. They keep the memory that they look at, so an address
+# stands for a dtype and a device too.
+_sampled: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[list[Tensor]]]]
 _sampled = weakref.WeakKeyDictionary()
 
 
 def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Return views of a few numbers of each tensor, those of one dtype and device together."""
+    """Return views of a few numbers of each weight, those of one dtype and device together.
+
+    Biases and buffers are left out, which change with the weights or are counted by PyTorch.
+    """
     views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         count = tensor.numel()
-        if count and tensor.is_contiguous():
+        if count and tensor.is_contiguous() and (tensor.dim() > 1 or tensor.is_inference()):
             size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
             view = torch.as_strided(tensor.detach(), (size,), (step,))
             views.setdefault((tensor.dtype, tensor.device), []).append(view)
