@@ -144,7 +144,7 @@ def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") ->
 def _gradient(model: nn.Module, batch: Tensor) -> Tensor:
     with torch.no_grad():
         run = forward_pass(model, batch, layer=None)
-        return run.gradient(run.logits.argmax(1))
+        return run.gradient(run.logits.argmax(1), last=True)
 
 
 def _seconds(action: Callable[[], object]) -> float:

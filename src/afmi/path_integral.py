@@ -57,5 +57,5 @@ def integrated_gradients(
         alpha = ((chunk % steps).to(inputs.dtype) + 0.5) / steps
         x = torch.addcmul(start[image], alpha.view(-1, 1, 1, 1), way[image])
         run = layout(lambda x: forward_pass(model, x, layer=None), x)
-        total.index_add_(0, image, run.gradient(classes[image]))
+        total.index_add_(0, image, run.gradient(classes[image], last=True))
     return total / steps * way

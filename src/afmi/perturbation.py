@@ -87,7 +87,7 @@ class Passes:
         def run(start: int, stop: int) -> tuple[Tensor, Tensor]:
             some = images[start:stop]
             done = self._layout(lambda x: forward_pass(self.model, x, layer=None), some)
-            return done.logits, done.pull_back(slope(done.logits, start, stop))
+            return done.logits, done.pull_back(slope(done.logits, start, stop), last=True)
 
         logits, gradients = self._halving(run, len(images))
         return logits, gradients

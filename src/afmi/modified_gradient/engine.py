@@ -54,27 +54,31 @@ class ModifiedGradient:
     run: ForwardPass
     references: tuple[ReferenceRun, ...]
 
-    def multipliers(self, targets: Tensor, reference: int = 0) -> Tensor:
+    def multipliers(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂_σ y_c/∂A (Eq. 4), (T, N, K, h, w).
 
         Args:
             targets: classes, int64 (T, N).
             reference: index into ``references``.
+            last: whether no other multipliers will be asked for, so that the run can be freed.
         """
-        return self.parted(targets, reference)[0]
+        return self.parted(targets, reference, last=last)[0]
 
-    def parted(self, targets: Tensor, reference: int = 0) -> tuple[Tensor, Tensor]:
+    def parted(
+        self, targets: Tensor, reference: int = 0, *, last: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return the multipliers, and what the layer's other tokens carry of the logit's change.
 
         Args:
             targets: classes, int64 (T, N).
             reference: index into ``references``.
+            last: as in `multipliers`.
 
         Returns:
             ∂_σ y_c/∂A (T, N, K, h, w), and Σ multiplier·Δ over class and register tokens (T, N),
             which is 0 where the layer has none.
         """
-        multipliers, of_others = self.run.parted_gradients(targets, reference)
+        multipliers, of_others = self.run.parted_gradients(targets, reference, last=last)
         change = self.run.others - self.references[reference].others
         return multipliers, (of_others * change).flatten(2).sum(2)
 

@@ -322,68 +322,73 @@ class ForwardPass:
     _leaf: Tensor
     _arrangement: Arrangement | None
 
-    def gradient(self, target: Tensor, reference: int = 0) -> Tensor:
+    def gradient(self, target: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
 
         Args:
             target: class of each image, int64 (N,).
             reference: which of the run's references the rules use.
+            last: whether no other gradient will be asked for. What the pass holds is then freed
+                on the way, which saves time too: memory is used again while it is warm.
         """
-        return self.pull_back(_one_hot(target, self.logits), reference)
+        return self.pull_back(_one_hot(target, self.logits), reference, last=last)
 
-    def pull_back(self, cotangent: Tensor, reference: int = 0) -> Tensor:
+    def pull_back(self, cotangent: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return Σ_c v_c ∂y_c/∂A like ``features``: the gradient of any score of the logits.
 
         Args:
             cotangent: v = ∂score/∂y, (N, C).
             reference: which of the run's references the rules use.
+            last: as in `gradient`.
         """
-        return self._parted(self._pull_back(cotangent, reference))[0]
+        return self._parted(self._pull_back(cotangent, reference, last=last))[0]
 
-    def _pull_back(self, cotangent: Tensor, reference: int) -> Tensor:
+    def _pull_back(
+        self, cotangent: Tensor, reference: int, *, last: bool, batched: bool = False
+    ) -> Tensor:
         self._interception.reference = reference
         (gradient,) = torch.autograd.grad(
-            self._graph_logits, self._leaf, cotangent, retain_graph=True
+            self._graph_logits,
+            self._leaf,
+            cotangent,
+            retain_graph=not last,
+            is_grads_batched=batched,
         )
         return gradient
 
     def _parted(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return _parted(gradient, self._arrangement)
 
-    def gradients(self, targets: Tensor, reference: int = 0) -> Tensor:
+    def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
 
         Args:
             targets: classes, int64 (T, N).
             reference: which of the run's references the rules use.
+            last: as in `gradient`.
 
         Returns:
             (T, *features.shape).
         """
-        return self.parted_gradients(targets, reference)[0]
+        return self.parted_gradients(targets, reference, last=last)[0]
 
-    def parted_gradients(self, targets: Tensor, reference: int = 0) -> tuple[Tensor, Tensor]:
+    def parted_gradients(
+        self, targets: Tensor, reference: int = 0, *, last: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Return the gradients by the feature maps and by the other tokens.
 
         Args:
             targets: classes, int64 (T, N).
             reference: which of the run's references the rules use.
+            last: as in `gradient`.
 
         Returns:
             (T, *features.shape) and (T, *others.shape).
         """
         cotangents = _one_hot(targets, self.logits)
         if targets.shape[0] == 1:
-            return self._parted(self._pull_back(cotangents[0], reference)[None])
-        self._interception.reference = reference
-        (gradients,) = torch.autograd.grad(
-            self._graph_logits,
-            self._leaf,
-            cotangents,
-            retain_graph=True,
-            is_grads_batched=True,
-        )
-        return self._parted(gradients)
+            return self._parted(self._pull_back(cotangents[0], reference, last=last)[None])
+        return self._parted(self._pull_back(cotangents, reference, last=last, batched=True))
 
 
 def _parted(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Tensor]:

@@ -99,8 +99,9 @@ class AFMI(LayerMethod):
     def _maps(self, gradient: ModifiedGradient, classes: Tensor, layer: Layer) -> list[Attribution]:
         """Return an attribution for each row of classes (T, N)."""
         maps, changes = [], []
-        for r in range(len(gradient.references)):
-            multipliers, carried = gradient.parted(classes, r)
+        count = len(gradient.references)
+        for r in range(count):
+            multipliers, carried = gradient.parted(classes, r, last=r == count - 1)
             delta = gradient.change(r)
             exact = (multipliers * delta).sum(2, keepdim=True)
             gradient.check(exact.sum((2, 3, 4)) + carried, classes, r)

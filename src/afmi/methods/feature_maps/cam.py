@@ -64,7 +64,7 @@ class CAM(LayerMethod):
                 _NEEDS.format(f"the operations behind {layer[1]} are not all linear")
             ) from error
         classes = target.of(run.logits)
-        gradient = run.gradient(classes)
+        gradient = run.gradient(classes, last=True)
         mean = gradient.mean((2, 3), keepdim=True)
         uneven = (gradient - mean).abs().amax()
         if uneven > torch.finfo(gradient.dtype).eps ** 0.5 * gradient.abs().amax():

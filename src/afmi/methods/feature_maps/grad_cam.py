@@ -45,6 +45,6 @@ class GradCAM(LayerMethod):
         layer = self.resolved_layer(inputs)
         run = forward_pass(self.model, inputs, layer=layer)
         classes = target.of(run.logits)
-        weights = run.gradient(classes).mean((2, 3), keepdim=True)
+        weights = run.gradient(classes, last=True).mean((2, 3), keepdim=True)
         maps = (weights * run.features).sum(1, keepdim=True).relu()
         return Attribution(maps, classes, run.logits, layer=layer[1])

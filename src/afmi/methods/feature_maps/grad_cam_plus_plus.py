@@ -48,7 +48,7 @@ class GradCAMPlusPlus(LayerMethod):
         layer = self.resolved_layer(inputs)
         run = forward_pass(self.model, inputs, layer=layer)
         classes = target.of(run.logits)
-        gradient = run.gradient(classes)
+        gradient = run.gradient(classes, last=True)
         # The quotient shortened by g²: nothing is lost where gradients are small.
         share = 2 + run.features.sum((2, 3), keepdim=True) * gradient
         counted = (gradient > 0) & (share != 0)

@@ -84,7 +84,7 @@ class DeconvNet(Method):
         rules = Rules(by_name, purpose="DeconvNet's backward pass")
         run = forward_pass(self.model, inputs, layer=None, rules=rules)
         classes = target.of(run.logits)
-        return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)
+        return Attribution(channel_maximum(run.gradient(classes, last=True)), classes, run.logits)
 
 
 def _rectifying(state: Interception, operation: Operation) -> Any:

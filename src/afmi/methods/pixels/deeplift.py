@@ -66,8 +66,9 @@ class DeepLIFT(Method):
         gradient = modified_gradient(self.model, inputs, layer=None, reference=self.reference)
         classes = target.of(gradient.run.logits)
         maps, changes = [], []
-        for r in range(len(gradient.references)):
-            multipliers = gradient.multipliers(classes[None], r)[0]
+        count = len(gradient.references)
+        for r in range(count):
+            multipliers = gradient.multipliers(classes[None], r, last=r == count - 1)[0]
             against = (multipliers * gradient.change(r)).sum(1, keepdim=True)
             gradient.check(against.sum((1, 2, 3))[None], classes[None], r)
             maps.append(against)

@@ -46,4 +46,4 @@ class Gradient(Method):
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         run = forward_pass(self.model, inputs, layer=None)
         classes = target.of(run.logits)
-        return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)
+        return Attribution(channel_maximum(run.gradient(classes, last=True)), classes, run.logits)

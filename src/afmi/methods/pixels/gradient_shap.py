@@ -87,7 +87,7 @@ class GradientSHAP(Method):
             way = inputs[image] - start
             x = torch.addcmul(start, alpha[chunk].view(-1, 1, 1, 1), way)
             run = forward_pass(self.model, x, layer=None)
-            total.index_add_(0, image, way * run.gradient(classes[image]))
+            total.index_add_(0, image, way * run.gradient(classes[image], last=True))
         maps = (total / self.samples).sum(1, keepdim=True)
         at_reference = torch.cat([classify(self.model, x[None]) for x in references])
         if not self.reference.per_image:

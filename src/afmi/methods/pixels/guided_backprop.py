@@ -62,4 +62,4 @@ class GuidedBackprop(Method):
         rules = Rules(by_name, purpose="Guided Backprop's backward pass")
         run = forward_pass(self.model, inputs, layer=None, rules=rules)
         classes = target.of(run.logits)
-        return Attribution(channel_maximum(run.gradient(classes)), classes, run.logits)
+        return Attribution(channel_maximum(run.gradient(classes, last=True)), classes, run.logits)

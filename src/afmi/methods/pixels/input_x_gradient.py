@@ -49,5 +49,5 @@ class InputXGradient(Method):
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         run = forward_pass(self.model, inputs, layer=None)
         classes = target.of(run.logits)
-        maps = (inputs * run.gradient(classes)).sum(1, keepdim=True)
+        maps = (inputs * run.gradient(classes, last=True)).sum(1, keepdim=True)
         return Attribution(maps, classes, run.logits)

@@ -101,7 +101,7 @@ class LRP(Method):
         run = forward_pass(self.model, inputs, layer=None, rules=_rules(self.epsilon))
         classes = target.of(run.logits)
         start = _stabilised(run.logits, self.epsilon).gather(1, classes[:, None])
-        rho = run.gradient(classes) * start[:, :, None, None]
+        rho = run.gradient(classes, last=True) * start[:, :, None, None]
         # With the normalisation's own derivative 1/std in ρ, this is the normalised pixel times
         # the ρ there.
         zero = self.model.mean.to(inputs) if isinstance(self.model, Classifier) else 0.0

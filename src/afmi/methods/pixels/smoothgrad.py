@@ -111,4 +111,4 @@ class SmoothGrad(Method):
         """Return the base's maps (N, 1, H, W), or gradients (N, C, H, W) where there is no base."""
         if self.base is not None:
             return self.base.attribute(noisy, classes)
-        return forward_pass(self.model, noisy, layer=None).gradient(classes)
+        return forward_pass(self.model, noisy, layer=None).gradient(classes, last=True)

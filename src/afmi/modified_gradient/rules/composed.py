@@ -19,7 +19,7 @@ from torch import Tensor
 
 from afmi.errors import OperationError
 from afmi.modified_gradient.interception import Interception, Operation, Rule
-from afmi.modified_gradient.rules.elementwise import Chord
+from afmi.modified_gradient.rules.elementwise import ExactChord
 from afmi.modified_gradient.rules.linear import argument, path_operands
 from afmi.modified_gradient.rules.mixing import Mixing
 
@@ -286,7 +286,7 @@ def _as_map(bound: Tensor | float, x: Tensor) -> Tensor:
     return bound if isinstance(bound, Tensor) else torch.full_like(x, bound)
 
 
-class Clamp(Chord):
+class Clamp(ExactChord):
     """The chord while the bounds are constant; else a maximum and a minimum of two maps."""
 
     def __call__(self, state: Interception, operation: Operation) -> Any:
@@ -329,5 +329,5 @@ RULES: dict[str, Rule] = {
     "addcdiv": composed(addcdiv),
     "cosine_similarity": composed(cosine_similarity),
     "rpow": composed(power_of_constant),
-    "clamp": Clamp(kinked=True),
+    "clamp": Clamp(),
 }

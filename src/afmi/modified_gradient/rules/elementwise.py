@@ -11,7 +11,7 @@ from afmi.modified_gradient.interception import Interception, Operation, Rule
 from afmi.modified_gradient.rules.linear import path_operands
 from afmi.modified_gradient.tape import Entry
 
-__all__ = ["RULES", "Chord"]
+__all__ = ["RULES", "Chord", "ExactChord"]
 
 
 class Chord:
@@ -49,23 +49,50 @@ class Chord:
         entries = [reader.next(operation.name, (x,)) for reader in state.readers]
         return _ChordFunction.apply(x, self, state, operation, entries)
 
+    def run(
+        self, operation: Operation, x: Tensor, entries: list[Entry]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Make the call, and return what it gave with the multipliers for each reference."""
+        before = x.clone() if operation.inplace else x
+        y = operation()
+        return y, [self.multiplier(operation, before, y, entry) for entry in entries]
+
     def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
         """Return the slope of the chord, of the shape of x."""
         (reference,) = entry.inputs
         dx = x - reference
         multiplier = (y - entry.output).div_(dx)
         near = self._near(x, reference, dx)
-        if bool(near.any()):
-            slope = self.derivative(operation, (x + reference).mul_(0.5))
-            # Only where it explains the change but for rounding: a kink may lie in between, or
-            # σ bend on a smaller scale than x has.
-            dy = y - entry.output
-            rounding = torch.maximum(y.abs(), entry.output.abs()).mul_(4 * torch.finfo(y.dtype).eps)
-            near &= (slope * dx - dy).abs_() <= rounding
-            # An infinite derivative where nothing changed, such as the root's at 0, adds nothing.
-            slope = torch.where(slope.isfinite(), slope, 0.0)
-            multiplier = torch.where(near | (dx == 0), slope, multiplier)
-        return multiplier
+        if not bool(near.any()):
+            return multiplier
+        if _takes_numbers_alone(operation):  # a few of many, so only they are looked at again
+            at = near.nonzero(as_tuple=True)
+            seen = (x, reference.expand_as(x), dx, y, entry.output.expand_as(y), multiplier)
+            slope = self._slope(operation, *(tensor[at] for tensor in seen))
+            return multiplier.index_put_(at, slope)
+        slope = self._slope(operation, x, reference, dx, y, entry.output, multiplier)
+        return torch.where(near, slope, multiplier)
+
+    def _slope(
+        self,
+        operation: Operation,
+        x: Tensor,
+        reference: Tensor,
+        dx: Tensor,
+        y: Tensor,
+        output: Tensor,
+        quotient: Tensor,
+    ) -> Tensor:
+        """Return the derivative between points that all but coincide, or else the quotient."""
+        slope = self.derivative(operation, (x + reference).mul_(0.5))
+        # Only where it explains the change but for rounding: a kink may lie in between, or
+        # σ bend on a smaller scale than x has.
+        dy = y - output
+        rounding = torch.maximum(y.abs(), output.abs()).mul_(4 * torch.finfo(y.dtype).eps)
+        explains = (slope * dx - dy).abs_() <= rounding
+        # An infinite derivative where nothing changed, such as the root's at 0, adds nothing.
+        slope = torch.where(slope.isfinite(), slope, 0.0)
+        return torch.where(explains | (dx == 0), slope, quotient)
 
     def derivative(self, operation: Operation, x: Tensor) -> Tensor:
         """Return σ'(x)."""
@@ -96,13 +123,11 @@ class _ChordFunction(torch.autograd.Function):
         operation: Operation,
         entries: list[Entry],
     ) -> Tensor:
-        inplace = operation.inplace
-        before = x.clone() if inplace else x
-        y = operation()
         # Made now and not in the backward pass: the operands may be overwritten until then.
-        ctx.save_for_backward(*(rule.multiplier(operation, before, y, e) for e in entries))
+        y, multipliers = rule.run(operation, x, entries)
+        ctx.save_for_backward(*multipliers)
         ctx.state = state
-        if inplace:
+        if operation.inplace:
             ctx.mark_dirty(x)
         return y
 
@@ -112,16 +137,40 @@ class _ChordFunction(torch.autograd.Function):
         return gradient * multiplier, None, None, None, None
 
 
-class ReLU(Chord):
-    """The chord of max(0, y): 0 or 1 where the signs agree, between them where they differ."""
+def _takes_numbers_alone(operation: Operation) -> bool:
+    """Tell whether any number can be put in alone: no other operand is a tensor of some shape."""
+    others = (*operation.args[1:], *(v for k, v in operation.kwargs.items() if k != "input"))
+    return not any(isinstance(value, Tensor) for value in others)
+
+
+class ExactChord(Chord):
+    """The chord of a function whose values carry no rounding error, such as max(0, y).
+
+    Then the quotient is right to rounding wherever y and ȳ differ at all, and takes half the
+    passes over memory.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(kinked=True)
+
+    def run(
+        self, operation: Operation, x: Tensor, entries: list[Entry]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Chord.run`; needs no copy of what the operation overwrites."""
+        changes = [x - entry.inputs[0] for entry in entries]
+        y = operation()
+        pairs = zip(changes, entries, strict=True)
+        return y, [self._quotient(operation, dx, y, entry) for dx, entry in pairs]
 
     def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
-        dx = x - entry.inputs[0]
-        # Never ill-conditioned: where the signs differ, |dx| is the sum of both magnitudes.
+        """Return the slope of the chord, of the shape of x."""
+        return self._quotient(operation, x - entry.inputs[0], y, entry)
+
+    def _quotient(self, operation: Operation, dx: Tensor, y: Tensor, entry: Entry) -> Tensor:
         slope = (y - entry.output).div_(dx)
-        if x.device.type == "cpu" and bool(dx.all()):
-            return slope  # the common case, in half the time; elsewhere asking would cost a wait
-        return torch.where(dx == 0, (x > 0).to(x.dtype), slope)
+        if dx.device.type == "cpu" and not bool(slope.sum().isnan()):
+            return slope  # no 0/0, the common case; elsewhere asking would cost a wait
+        return torch.where(dx == 0, self.derivative(operation, entry.inputs[0]), slope)
 
 
 # fmt: off
@@ -131,16 +180,18 @@ _SMOOTH = (
 )
 _SMOOTH_OFFSET = ("sigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp", "cos")
 _KINKED = (
-    "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "threshold", "softshrink", "abs",
-    "clamp", "clamp_min", "clamp_max", "hardswish", "elu", "selu", "celu",
+    "leaky_relu", "prelu", "rrelu", "softshrink", "hardswish", "elu", "selu", "celu",
+)
+_EXACT = (
+    "relu", "relu6", "hardtanh", "threshold", "abs", "clamp", "clamp_min", "clamp_max",
 )
 # fmt: on
 
 RULES: dict[str, Rule] = {
-    "relu": ReLU(kinked=True),
     **dict.fromkeys(_SMOOTH, Chord()),
     **dict.fromkeys(_SMOOTH_OFFSET, Chord(floor=1.0)),
     **dict.fromkeys(_KINKED, Chord(kinked=True)),
+    **dict.fromkeys(_EXACT, ExactChord()),
     "hardsigmoid": Chord(kinked=True, floor=1.0),
     "pow": Chord(),
     "float_power": Chord(),
