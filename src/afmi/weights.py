@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,19 @@ from torch import Tensor, nn
 
 from afmi.errors import ModelError
 
-__all__ = ["class_count", "fit_names", "load_weights", "read_weights"]
+__all__ = [
+    "WEIGHT_SUFFIXES",
+    "class_count",
+    "fit_names",
+    "load_weights",
+    "read_weights",
+    "refuse_misfits",
+    "reshaped",
+    "told_classes",
+]
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+"""How the names of files of weights usually end."""
 
 # Where training scripts put the weights among other things, and what wrappers put before names.
 _NESTED = ("state_dict", "model_state_dict", "model", "model_ema", "net", "network", "weights")
@@ -125,15 +137,43 @@ def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tens
     return fitted
 
 
-def class_count(state: Mapping[str, Tensor], network: nn.Module) -> int | None:
-    """Return how many classes the weights tell apart, or None where they do not say.
+def class_count(network: nn.Module) -> int | None:
+    """Return how many classes a network tells apart, or None where it has no weights.
 
-    It is the first length of the network's last weight, which is the head's in every network
-    that registers its modules in the order of the forward pass.
+    It is the first length of its last weight, which is the head's in every network that registers
+    its modules in the order of the forward pass.
     """
-    names = list(network.state_dict())
-    head = state.get(names[-1]) if names else None
-    return head.shape[0] if head is not None and head.dim() else None
+    weights = list(network.state_dict().values())
+    return weights[-1].shape[0] if weights and weights[-1].dim() else None
+
+
+def reshaped(
+    state: Mapping[str, Tensor], network: nn.Module
+) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """Return the shapes, in a file and in a network, of the weights that have other ones there."""
+    own = network.state_dict()
+    shapes = {name: (state[name].shape, own[name].shape) for name in own if name in state}
+    return {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
+
+
+def told_classes(
+    shapes: Iterable[tuple[Sequence[int], Sequence[int]]], classes: int | None
+) -> int | None:
+    """Return how many classes a file of weights tells apart, where the network tells others apart.
+
+    Args:
+        shapes: those of weights, in the file and in the network, that differ, as `reshaped` finds.
+        classes: how many the network tells apart. Its heads have as many rows.
+
+    Returns:
+        None where no head differs, or the file's heads do not agree.
+    """
+    rows = {
+        came[0]
+        for came, own in shapes
+        if came and own and own[0] == classes and tuple(came[1:]) == tuple(own[1:])
+    }
+    return rows.pop() if len(rows) == 1 else None
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -151,25 +191,51 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     # Checkpoints from before PyTorch 0.4.1 do not count batches; nothing here reads the count.
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
-    reshaped = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if not (missing or unexpected or reshaped):
+    shapes = reshaped(state, network)
+    if not (missing or unexpected or shapes):
         fitting = OrderedDict(state)
         # Some networks (MNASNet) ask for the version of their layout, which few files carry.
         fitting._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
         network.load_state_dict(fitting, strict=False)
         return
+    refuse_misfits(source, network, missing, unexpected, shapes)
+
+
+def refuse_misfits(
+    source: str,
+    network: nn.Module,
+    missing: Sequence[str],
+    unexpected: Sequence[str],
+    shapes: Mapping[str, tuple[torch.Size, torch.Size]],
+) -> None:
+    """Raise where a file's weights do not fit a network.
+
+    Args:
+        source: what to call the weights in errors.
+        network: what they are meant for.
+        missing: names that the file lacks.
+        unexpected: names that the network lacks.
+        shapes: those in the file and in the network, of weights where they differ.
+
+    Raises:
+        ModelError: there is any of these.
+    """
+    if not (missing or unexpected or shapes):
+        return
+    own = network.state_dict()
     head = list(own)[-2:]
-    if not (missing or unexpected) and set(reshaped) <= set(head):
+    if not (missing or unexpected) and set(shapes) <= set(head):
+        came, classes = (shape[0] for shape in shapes[max(shapes, key=head.index)])
         raise ModelError(
-            f"{source} tells {state[head[-1]].shape[0]} classes apart, but the network "
-            f"{own[head[-1]].shape[0]}; build the network with as many classes as the file has"
+            f"{source} tells {came} classes apart, but the network {classes}; build the network "
+            "with as many classes as the file has"
         )
     parts = [
         f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
         for kind, names in (
             ("missing", missing),
             ("unexpected", unexpected),
-            ("of another shape", [f"{k} {_shapes(state[k], own[k])}" for k in reshaped]),
+            ("of another shape", [f"{k} {_shapes(*pair)}" for k, pair in shapes.items()]),
         )
         if names
     ]
@@ -179,5 +245,5 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     )
 
 
-def _shapes(came: Tensor, expected: Tensor) -> str:
-    return f"{'×'.join(map(str, came.shape))} for {'×'.join(map(str, expected.shape))}"
+def _shapes(came: torch.Size, expected: torch.Size) -> str:
+    return f"{'×'.join(map(str, came))} for {'×'.join(map(str, expected))}"

@@ -31,13 +31,15 @@ __all__ = ["models"]
 def models(name: str | None, labels: bool, layers: bool, json_wanted: bool) -> None:
     """List the networks whose name contains NAME, or all; or the labels or layers of one.
 
-    Nothing is downloaded. With --labels and --layers NAME may also be a factory of yours,
-    package.module:function or path/to/file.py:function.
+    Names that begin with timm: list timm's, with hf: the types of image classifiers that
+    transformers can build. No weights are downloaded. With --labels and --layers NAME is whatever
+    --model may be: a factory of yours, package.module:function or path/to/file.py:function, too.
 
     \b
     Examples:
       afmi models                       all of them
       afmi models resnet                those called resnet…
+      afmi models timm:convnext         timm's called convnext…, each with its weights
       afmi models resnet50 --labels     what its classes are called
       afmi models vgg19 --layers        where it has feature maps, for --layer
       afmi models nets.py:build --layers
@@ -82,7 +84,8 @@ def _models(part: str | None) -> list[dict[str, Any]]:
     from afmi.errors import ModelError, near_matches
     from afmi.models import describe_models
 
-    entries = describe_models()
+    prefix = (part or "").casefold().partition(":")[0] if ":" in (part or "") else ""
+    entries = describe_models(prefix)
     chosen = [e for e in entries if part is None or part.casefold() in e.name.casefold()]
     if not chosen:
         near = near_matches(part or "", [e.name for e in entries])

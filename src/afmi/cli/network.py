@@ -18,14 +18,15 @@ _OPTIONS = (
         metavar="NAME",
         default="photos",
         help="Network: photos (embedded: ten ImageNet classes and cat), a torchvision name "
-        "(`afmi models`), or a factory, package.module:function or path/to/file.py:function.",
+        "(`afmi models`), timm:NAME, hf:OWNER/NAME or hf:FOLDER (transformers), or a factory, "
+        "package.module:function or path/to/file.py:function.",
     ),
     click.option(
         "--weights",
         default="default",
         metavar="FILE|default|none",
         help="A .safetensors or .pth file, default: those that come with the network "
-        "(torchvision's are downloaded once), none: random.",
+        "(downloaded once), none: random.",
     ),
     click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:1."),
     click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Own network: mean, in [0, 1]."),

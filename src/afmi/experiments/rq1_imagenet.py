@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from afmi.choices import key_of
 from afmi.errors import UsageError
 from afmi.evaluation import open_images
 from afmi.experiments.base import Experiment, Request, Result, networks, write_csv
@@ -41,7 +42,7 @@ class RQ1ImageNet(Experiment):
                 AFMI(model),
                 open_images(folder / "train", model, limit=request.limit),
                 open_images(folder / "val", model, limit=request.limit),
-                request.out / f"fmi-{model.name}",
+                request.out / f"fmi-{key_of(model.name)}",
                 batch=16,
             )
             paper = AGREEMENT["imagenet"] if model.name == "vgg19" else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import sys
-import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,6 @@ from afmi.models import describe_models, load_model, model_names
 from afmi.weights import read_weights
 
 TINY = "squeezenet1_1"
-
-
-@pytest.fixture(autouse=True)
-def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let every download fail as it does without a network, and hide downloads from before."""
-
-    def no_network(*_: object, **__: object) -> None:
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    torch_home = tmp_path / "torch_home"
-    monkeypatch.setenv("TORCH_HOME", str(torch_home))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,177 @@
+"""What the sources of networks share: how pictures are seen, calling builders, loading weights."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from afmi.errors import ModelError
+from afmi.weights import class_count, fit_names, load_weights, reshaped, told_classes
+
+__all__ = [
+    "ModelEntry",
+    "View",
+    "call",
+    "extra",
+    "first_line",
+    "path_of",
+    "quiet",
+    "raised",
+    "told",
+    "with_classes",
+    "with_weights",
+]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """What is known of a model before it is built.
+
+    Attributes:
+        name: for `load_model`.
+        parameters: in millions; None: unknown before it is built.
+        top1: accuracy of the default weights on their own test set, in percent; None: unknown.
+        input_size: side of the square that the network sees, in pixels.
+        weights_file: file name of the default weights, or their repository on the Hub.
+    """
+
+    name: str
+    parameters: float | None
+    top1: float | None
+    input_size: int | None
+    weights_file: str | None
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network wants to see pictures, and what its classes are called.
+
+    Attributes:
+        mean, std, labels, resize, crop, interpolation: a `Classifier`'s.
+        classes: how many classes the network tells apart; None: not known.
+        unknown: which of the above the caller must give, because what the model asks for
+            cannot be had or done; ``why`` says so.
+    """
+
+    mean: Sequence[float] = (0.0, 0.0, 0.0)
+    std: Sequence[float] = (1.0, 1.0, 1.0)
+    labels: Sequence[str] = ()
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    interpolation: Image.Resampling = Image.Resampling.BILINEAR
+    classes: int | None = None
+    unknown: tuple[str, ...] = ()
+    why: str = ""
+
+
+def extra(package: str) -> ModuleType:
+    """Import a package that only an extra of the same name brings.
+
+    Raises:
+        ModelError: it is not installed; says how to.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ModelError(
+            f"this model needs the package {package!r}, which cannot be imported here "
+            f"({first_line(error)}); install it with pip install 'afmi[{package}]'"
+        ) from error
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Keep libraries from telling the user what only their developers can use."""
+    before = {name: logging.getLogger(name).level for name in loggers}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for name, level in before.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def call(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Call a builder; what it raises is told in one line."""
+    try:
+        return function(**options)
+    except Exception as error:
+        raise ModelError(raised(name, options, error)) from error
+
+
+def raised(name: str, options: Mapping[str, Any], error: Exception) -> str:
+    """Say which call raised what."""
+    passed = ", ".join(f"{key}={value!r}" for key, value in options.items() if key != "weights")
+    return f"building {name} with ({passed}) raised {told(error)}"
+
+
+def told(error: BaseException | None) -> str:
+    """Return an error's type and the first line of its text."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of an error's text, cut where it is long."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "(no message)"
+
+
+def path_of(weights: object) -> Path:
+    """Return the path of a file of weights.
+
+    Raises:
+        ModelError: what was passed as weights is no path.
+    """
+    if not isinstance(weights, (str, os.PathLike)):
+        raise ModelError(
+            f"expected weights that are 'default', None or a file, got {type(weights).__name__}"
+        )
+    return Path(weights).expanduser()
+
+
+def with_weights(
+    build: Callable[..., nn.Module],
+    state: dict[str, Tensor],
+    source: str,
+    options: Mapping[str, Any],
+    classes: Callable[[nn.Module], int | None] = class_count,
+) -> nn.Module:
+    """Build a network with as many classes as the weights tell apart, and load them.
+
+    A number of classes among the caller's options stands, so that other weights are refused.
+
+    Args:
+        build: takes ``num_classes``.
+        state: tensors by name.
+        source: what to call the weights in errors.
+        options: the caller's.
+        classes: returns how many classes a network tells apart.
+    """
+    network = build()
+    state = fit_names(state, network)
+    count = told_classes(reshaped(state, network).values(), classes(network))
+    if count is not None and "num_classes" not in options:
+        network = build(num_classes=count)
+    load_weights(network, state, source)
+    return network
+
+
+def with_classes(view: View, network: nn.Module) -> View:
+    """Say how many classes a network tells apart, and drop the labels of others."""
+    count = class_count(network)
+    labels = view.labels if count == len(view.labels) else ()
+    return replace(view, labels=labels, classes=count)

@@ -1,0 +1,123 @@
+"""A user's own factory: a function in a module or file that returns a network."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from afmi.classifier import Classifier
+from afmi.errors import ModelError, near_matches
+from afmi.models.building import View, call, path_of, told
+from afmi.weights import fit_names, load_weights, read_weights
+
+__all__ = ["build", "changed"]
+
+
+def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, View]:
+    """Call the factory ``package.module:function`` or ``path/to/file.py:function``."""
+    home, _, attribute = name.rpartition(":")
+    if not home or not attribute:
+        raise ModelError(
+            f"expected package.module:function or path/to/file.py:function, got {name!r}"
+        )
+    folder = str(Path(home).parent) if home.endswith(".py") else os.getcwd()
+    with _importable(folder):
+        found = _attribute(_module(home), home, attribute)
+        made = found
+        if not isinstance(found, nn.Module):
+            if not callable(found):
+                raise ModelError(
+                    f"{name} is a {type(found).__name__}; expected a function that returns an "
+                    "nn.Module"
+                )
+            made = call(name, found, options)
+    if not isinstance(made, nn.Module):
+        raise ModelError(
+            f"{name} returned a {type(made).__name__}; expected an nn.Module or an afmi.Classifier"
+        )
+    if weights is not None and weights != "default":
+        inner = made.network if isinstance(made, Classifier) else made
+        state = fit_names(read_weights(path_of(weights)), inner)
+        load_weights(inner, state, f"the file {str(weights)!r}")
+    return made, View()
+
+
+@contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """Let modules be imported from a folder, as they are for a script that lies there."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _module(home: str) -> object:
+    if not home.endswith(".py"):
+        try:
+            importlib.invalidate_caches()
+            return importlib.import_module(home)
+        except ModuleNotFoundError as error:
+            if error.name and (home == error.name or home.startswith(error.name + ".")):
+                raise ModelError(
+                    f"there is no module {error.name!r} here; install it, or start afmi where it "
+                    "lies, or name its file: path/to/file.py:function"
+                ) from error
+            raise ModelError(f"importing {home} raised {told(error)}") from error
+        except Exception as error:
+            raise ModelError(f"importing {home} raised {told(error)}") from error
+    path = Path(home).expanduser().resolve()
+    if not path.is_file():
+        raise ModelError(f"there is no file {home!r}; expected path/to/file.py:function")
+    module_name = f"_afmi_factory_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(f"{home!r} cannot be imported; expected path/to/file.py:function")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickles look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ModelError(f"importing {home} raised {told(error)}") from error
+    return module
+
+
+def _attribute(module: object, home: str, attribute: str) -> Any:
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [n for n, v in vars(found).items() if not n.startswith("_") and callable(v)]
+            near = near_matches(part, public)
+            raise ModelError(
+                f"{home} has no {part!r}"
+                + (near or f"; it has {', '.join(public[:8]) or 'no functions'}")
+            )
+        found = getattr(found, part)
+    return found
+
+
+def changed(model: Classifier, given: dict[str, Any]) -> Classifier:
+    """Return a factory's classifier with what the caller asked to be different."""
+    if not given:
+        return model
+    if type(model) is not Classifier:
+        raise ModelError(
+            f"the factory returns a {type(model).__name__}, which may use {', '.join(given)} in "
+            "its own way; set them in the factory"
+        )
+    own = {
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        **{k: getattr(model, k) for k in ("labels", "resize", "crop", "interpolation")},
+    }
+    return Classifier(model.network, name=model.name, layer=model.layer, **{**own, **given})

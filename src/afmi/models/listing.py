@@ -1,0 +1,31 @@
+"""Say which models there are, building none and downloading nothing."""
+
+from __future__ import annotations
+
+from afmi.models import embedded, timm, torchvision, transformers
+from afmi.models.building import ModelEntry
+
+__all__ = ["describe_models", "model_names"]
+
+
+def model_names() -> list[str]:
+    """Return the names without a prefix that `load_model` knows: the embedded network's, then
+    torchvision's."""
+    return [embedded.EMBEDDED, *torchvision.names()]
+
+
+def describe_models(prefix: str = "") -> list[ModelEntry]:
+    """Return an entry for each model of a source, building nothing and downloading nothing.
+
+    Args:
+        prefix: "" for `model_names`; "timm" for timm's, each set of weights for itself; "hf" for
+            the types of classifiers in transformers, which have no weights of their own.
+
+    Raises:
+        ModelError: the source is not installed.
+    """
+    if prefix == timm.PREFIX:
+        return timm.entries()
+    if prefix == transformers.PREFIX:
+        return transformers.entries()
+    return [embedded.entry(), *torchvision.entries()]

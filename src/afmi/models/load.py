@@ -1,0 +1,152 @@
+"""`load_model`: find the source of a name, and wrap its network in a Classifier."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from afmi.classifier import Classifier
+from afmi.errors import ModelError, UsageError, near_matches
+from afmi.layers import Layer, resolve_layer
+from afmi.models import embedded, factory, timm, torchvision, transformers
+from afmi.models.building import View, first_line
+from afmi.models.labels import read_labels
+from afmi.weights import WEIGHT_SUFFIXES
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    name: str = embedded.EMBEDDED,
+    *,
+    weights: str | os.PathLike[str] | Any | None = "default",
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize: int | tuple[int, int] | None = None,
+    crop: int | tuple[int, int] | None = None,
+    layer: str | Layer | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> Classifier:
+    """Build a classifier, load its weights, and put it into evaluation mode.
+
+    Args:
+        name: ``"photos"``, the network that comes with the package; a torchvision classifier
+            (``"vgg19"``); ``"timm:NAME"``, one of timm's, with or without the tag of its weights
+            (``"timm:resnet18.a1_in1k"``); ``"hf:OWNER/NAME"`` or ``"hf:FOLDER"``, an image
+            classifier of transformers from the Hugging Face Hub or a folder, or ``"hf:TYPE"``
+            (``"hf:vit"``), a type's default configuration; or a factory of yours,
+            ``"package.module:function"`` or ``"path/to/file.py:function"``, which is called and
+            returns an ``nn.Module`` or a `Classifier`. Naming a factory runs its code.
+        weights: ``"default"``: the best that come with the model (downloaded once where it is not
+            a folder), or whatever a factory loads itself. A .safetensors or .pth file: loaded
+            without running code from it; where it tells another number of classes apart, so does
+            the network. ``"IMAGENET1K_V1"``: torchvision's by that name. None: random weights
+            (seed them with ``torch.manual_seed``), or a factory's own.
+        labels: one name per class, or a file of them: one per line, or a JSON list, or a JSON
+            object from index to name or [id, name]. None: the model's own.
+        mean: what is subtracted from each channel, in [0, 1]. None: the model's own.
+        std: what each channel is divided by. None: the model's own.
+        resize: short side that pictures are resized to, in pixels. None: the model's own.
+        crop: side of the central square that the network sees. None: the model's own.
+        layer: dotted name of the feature-map layer that methods use. None: found automatically.
+        device: ``"cuda:0"``, ``"cpu"``, …; ``"auto"``: a GPU where there is one. None: as built,
+            that is, the CPU.
+        **options: passed on to torchvision's builder, to ``timm.create_model`` or to the factory;
+            with ``hf:`` what is to be different in the configuration (``num_hidden_layers=2``).
+
+    Returns:
+        In evaluation mode.
+
+    Raises:
+        ModelError: no such model, or it cannot be built, or its weights cannot be loaded, or its
+            library is not installed.
+        LayerError: the network has no layer of that name.
+        UsageError: the device does not exist.
+
+    Example:
+        >>> model = load_model("squeezenet1_1", weights=None)
+        >>> model.name, model.crop, model.labels[207]
+        ('squeezenet1_1', 224, 'golden retriever')
+    """
+    if not isinstance(name, str):
+        raise ModelError(
+            f"expected the name of a model, got {type(name).__name__}; "
+            "wrap a network of yours with afmi.Classifier(network, mean=…, std=…)"
+        )
+    place = _device(device)
+    given: dict[str, Any] = {"mean": mean, "std": std, "resize": resize, "crop": crop}
+    given = {key: value for key, value in given.items() if value is not None}
+    if labels is not None:
+        given["labels"] = read_labels(labels)
+    network, view, name = _built(name, weights, options)
+    if isinstance(network, Classifier):
+        model = factory.changed(network, given)
+    else:
+        lacking = [key for key in view.unknown if key not in given]
+        if lacking:
+            raise ModelError(f"{view.why}; pass {', '.join(f'{key}=' for key in lacking)}")
+        if view.classes and "labels" in given and len(given["labels"]) != view.classes:
+            raise ModelError(
+                f"{name} tells {view.classes} classes apart, but {len(given['labels'])} labels "
+                "came; pass one label per class, in the order of the logits"
+            )
+        model = Classifier(
+            network,
+            name=name,
+            **{key: given.get(key, getattr(view, key)) for key in _SEEN},
+        )
+    if layer is not None:
+        size = model.crop or model.resize or 224
+        image = torch.full(
+            (1, len(model.mean), *((size,) * 2 if isinstance(size, int) else size)), 0.5
+        )
+        model.layer = str(resolve_layer(model, layer, image.to(model.mean))[1])
+    return model.to(place).eval() if place is not None else model.eval()
+
+
+_SEEN = ("mean", "std", "labels", "resize", "crop", "interpolation")
+
+
+def _built(
+    name: str, weights: object, options: dict[str, Any]
+) -> tuple[torch.nn.Module, View, str]:
+    """Return the network, how it sees pictures, and what to call it."""
+    source, _, rest = name.partition(":")
+    if name == embedded.EMBEDDED:
+        return *embedded.build(weights, options), name
+    if source == timm.PREFIX:
+        return *timm.build(rest, weights, options), name.lower()
+    if source == transformers.PREFIX:
+        return transformers.build(rest, weights, options)
+    if ":" in name:
+        return *factory.build(name, weights, options), name.rpartition(":")[2]
+    if name.lower() in (known := torchvision.names()):
+        return *torchvision.build(name.lower(), weights, options), name.lower()
+    hint = near_matches(name, [embedded.EMBEDDED, *known])
+    if name.lower().endswith(WEIGHT_SUFFIXES):
+        hint = "; a file of weights goes with the network that it is for: weights=…"
+    raise ModelError(
+        f"no model is called {name!r}"
+        + (hint or "; `afmi models` lists them, and package.module:function names your own")
+    )
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device is None:
+        return None
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place).cpu()
+    except Exception as error:  # builds of PyTorch without the device raise errors of many types
+        raise UsageError(
+            f"the device {str(device)!r} cannot be used here ({first_line(error)}); "
+            "use 'cpu', or 'auto' for a GPU where there is one"
+        ) from error
+    return place

@@ -1,0 +1,160 @@
+"""timm's classifiers, ``timm:resnet18.a1_in1k``, seen as timm's own evaluation sees pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from PIL import Image
+from torch import nn
+
+from afmi.errors import ModelError, near_matches
+from afmi.models import torchvision
+from afmi.models.building import (
+    ModelEntry,
+    View,
+    call,
+    extra,
+    path_of,
+    quiet,
+    raised,
+    with_weights,
+)
+from afmi.models.hub import fetching
+from afmi.weights import read_weights
+
+__all__ = ["PREFIX", "build", "entries", "view_of"]
+
+PREFIX = "timm"
+
+_INSTEAD = "pass weights= a local file, or weights=None for random weights"
+
+
+def entries() -> list[ModelEntry]:
+    """Return an entry for each set of weights, and for each architecture that has none."""
+    timm: Any = extra("timm")
+    names = timm.list_models(pretrained=True)
+    names += sorted({*timm.list_models()} - {name.partition(".")[0] for name in names})
+    return [_entry(name, timm.get_pretrained_cfg(name)) for name in sorted(names)]
+
+
+def _entry(name: str, config: Any) -> ModelEntry:
+    size = config.input_size[1] if config and config.input_size else None
+    weights = config and (config.hf_hub_id or (config.url or "").rpartition("/")[2])
+    return ModelEntry(f"{PREFIX}:{name}", None, None, size, weights or None)
+
+
+def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, View]:
+    """Return the network that timm gives a name, with its weights, a file's or random ones.
+
+    Args:
+        name: of an architecture, or of one with a tag that says which weights.
+        weights: "default", None or a file.
+        options: for ``timm.create_model``.
+
+    Raises:
+        ModelError: timm is not installed, has no such model, or its weights cannot be had.
+    """
+    timm: Any = extra("timm")
+    name = name.lower()
+    known = timm.list_models(pretrained=True)
+    if not timm.is_model(name.partition(".")[0]) or ("." in name and name not in known):
+        raise ModelError(
+            f"timm has no model called {name!r}"
+            + (
+                near_matches(name, [*timm.list_models(), *known])
+                or f"; `afmi models {PREFIX}:` lists them"
+            )
+        )
+
+    def made(**more: Any) -> nn.Module:
+        with quiet("timm"):
+            return call(f"{PREFIX}:{name}", partial(timm.create_model, name), {**options, **more})
+
+    if weights is None:
+        network = made()
+    elif weights == "default":
+        network = _pretrained(timm, name, options)
+    else:
+        path = path_of(weights)
+        source = f"the file {str(path)!r}"
+        network = with_weights(made, read_weights(path), source, options, _classes)
+    if not _classes(network):
+        raise ModelError(
+            f"{PREFIX}:{name} gives features and tells no classes apart; for weights of yours that "
+            "do, pass num_classes= too"
+        )
+    return network, _view(timm, network, options)
+
+
+def _classes(network: nn.Module) -> int:
+    return int(network.num_classes)  # type: ignore[arg-type]
+
+
+def _pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.has_weights:
+        raise ModelError(f"timm has no weights for {name!r}; {_INSTEAD}")
+    classes = options.get("num_classes", config.num_classes)
+    if classes != config.num_classes:
+        raise ModelError(
+            f"the weights of {PREFIX}:{name} tell {config.num_classes} classes apart, not "
+            f"{classes}; pass weights= a file of yours that does, or weights=None"
+        )
+    title = f"{PREFIX}:{name}"
+    with (
+        quiet("timm", "huggingface_hub"),
+        fetching(config.hf_hub_id, f"the weights of {title}", _INSTEAD),
+    ):
+        try:
+            return timm.create_model(name, pretrained=True, **options)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ModelError(raised(title, options, error)) from error
+
+
+def _view(timm: Any, network: Any, options: Mapping[str, Any]) -> View:
+    size = options.get("img_size")
+    given = {} if size is None else {"input_size": (3, *_pair(size))}
+    seen = timm.data.resolve_data_config(given, pretrained_cfg=network.pretrained_cfg)
+    view = replace(view_of(seen), classes=_classes(network))
+    if view.classes != network.pretrained_cfg.get("num_classes"):
+        return view
+    subset = timm.data.infer_imagenet_subset(network)
+    if view.classes == 1000:
+        return replace(view, labels=torchvision.imagenet_labels())
+    if subset is not None:
+        return replace(view, labels=timm.data.ImageNetInfo(subset).label_descriptions())
+    return view
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def view_of(seen: Mapping[str, Any]) -> View:
+    """Return how pictures are seen by timm's data configuration, as ``resolve_data_config`` gives.
+
+    Args:
+        seen: with input_size, crop_pct, crop_mode, interpolation, mean and std.
+    """
+    size = tuple(seen["input_size"][1:])
+    height, width = (math.floor(side / seen["crop_pct"]) for side in size)
+    view = View(
+        tuple(seen["mean"]),
+        tuple(seen["std"]),
+        resize=height if seen["crop_mode"] == "center" else (height, width),
+        crop=size[0] if size[0] == size[1] else size,
+        interpolation=Image.Resampling[seen["interpolation"].upper()],
+    )
+    if seen["crop_mode"] == "squash" or (seen["crop_mode"] == "center" and height == width):
+        return view
+    why = (
+        f"afmi cannot prepare pictures as this model asks for (crop mode {seen['crop_mode']!r} to "
+        f"{size[0]} x {size[1]})"
+    )
+    return replace(view, unknown=("resize", "crop"), why=why)
