@@ -22,7 +22,12 @@ from afmi.errors import LayerError, ModelError, OperationError, ShapeError
 from afmi.layers import Arrangement, Layer
 from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.operations import is_inplace, operation_name
-from afmi.untouched import evaluation_mode, watching_module, without_fused_attention
+from afmi.untouched import (
+    evaluation_mode,
+    every_module,
+    watching_module,
+    without_fused_attention,
+)
 
 __all__ = ["ORDINARY", "ForwardPass", "Operation", "Rule", "Rules", "forward_pass"]
 
@@ -86,12 +91,27 @@ class Rules:
 ORDINARY = Rules({}, complete=False)
 """Ordinary derivatives for every operation."""
 
+# What tells a tensor's form and gives no tensor; networks ask for it at every other step.
+_FORM = frozenset(
+    {
+        *(Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_floating_point),
+        *(Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__),
+        *(Tensor.requires_grad.__get__, Tensor.is_contiguous, Tensor.stride),
+    }
+)
+
 _MARK = "_afmi_pass"
 _VALUES = "_afmi_values"
 
 # What an operand is to the feature maps: differentiable from them, or made of their values where
 # autograd does not follow (a mask, an index, a detached copy).
 _PATH, _OF_VALUES = 1, 2
+
+
+_UNSEEN = (
+    "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
+    "detaches them or runs under no_grad; choose a layer behind that"
+)
 
 
 class Interception(TorchFunctionMode):
@@ -104,6 +124,8 @@ class Interception(TorchFunctionMode):
         self.readers = readers
         # Which reference's multipliers the backward pass uses; set by ForwardPass.
         self.reference = 0
+        # Whether what is saved for the backward pass may be overwritten by it, likewise.
+        self.last = False
         self.leaf: Tensor | None = None
         self.pending: tuple[Tensor, str] | None = None
         self._aside = False
@@ -133,7 +155,7 @@ class Interception(TorchFunctionMode):
                 self.pending = None
                 return self.begin(output)
             return output
-        if self._aside:
+        if self._aside or func in _FORM:
             return func(*args, **kwargs)
         args, kind = self._constants(args)
         if kwargs:
@@ -283,10 +305,7 @@ class Interception(TorchFunctionMode):
     def check_logits(self, logits: Tensor) -> None:
         """Raise unless the logits depend on the feature maps by operations that were seen."""
         if not logits.requires_grad:
-            raise ModelError(
-                "the logits do not depend on the layer's feature maps, as far as autograd sees: "
-                "the network detaches them or runs under no_grad; choose a layer behind that"
-            )
+            raise ModelError(_UNSEEN)
         if self.rules.complete and getattr(logits, _MARK, None) is not self:
             self._out_of_sight(logits)
 
@@ -347,13 +366,17 @@ class ForwardPass:
         self, cotangent: Tensor, reference: int, *, last: bool, batched: bool = False
     ) -> Tensor:
         self._interception.reference = reference
+        self._interception.last = last and not batched
         (gradient,) = torch.autograd.grad(
             self._graph_logits,
             self._leaf,
             cotangent,
             retain_graph=not last,
             is_grads_batched=batched,
+            allow_unused=True,
         )
+        if gradient is None:
+            raise ModelError(_UNSEEN)
         return gradient
 
     def _parted(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -403,6 +426,16 @@ def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
     return hot.scatter_(-1, target.unsqueeze(-1), 1.0)
 
 
+def _inferred(model: nn.Module) -> bool:
+    """Tell whether a weight was made in inference mode, which autograd refuses."""
+    return any(
+        tensor is not None and tensor.is_inference()
+        for module in every_module(model)
+        for owned in (module._parameters, module._buffers)
+        for tensor in owned.values()
+    )
+
+
 def forward_pass(
     model: nn.Module,
     inputs: Tensor,
@@ -428,6 +461,8 @@ def forward_pass(
     """
     readers = [TapeReader(tape) for tape in tapes or []]
     state = Interception(rules, recording, readers)
+    # Without rules, and with nothing to look out for, PyTorch may go its way alone.
+    plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
 
     def capture(output: object) -> object:
         assert layer is not None
@@ -445,7 +480,8 @@ def forward_pass(
                 "convolutional layer, or one whose tokens are those of places"
             )
         # Only now, because a mode costs time for every operation, also in the trunk.
-        interception.enter_context(state)
+        if not plain:
+            interception.enter_context(state)
         if layer[1].then is not None:
             state.pending = (output, layer[1].then)
             return None
@@ -461,7 +497,8 @@ def forward_pass(
         own = inputs.detach().clone()
         if layer is None:
             own = state.begin(own)
-            interception.enter_context(state)
+            if not plain:
+                interception.enter_context(state)
         else:
             interception.enter_context(watching_module(layer[0], capture))
         graph_logits = logits_of(model(own))

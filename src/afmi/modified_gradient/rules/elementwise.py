@@ -134,6 +134,8 @@ class _ChordFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         multiplier = ctx.saved_tensors[ctx.state.reference]
+        if ctx.state.last:
+            return multiplier.mul_(gradient), None, None, None, None
         return gradient * multiplier, None, None, None, None
 
 
@@ -157,20 +159,75 @@ class ExactChord(Chord):
         self, operation: Operation, x: Tensor, entries: list[Entry]
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Chord.run`; needs no copy of what the operation overwrites."""
-        changes = [x - entry.inputs[0] for entry in entries]
-        y = operation()
-        pairs = zip(changes, entries, strict=True)
-        return y, [self._quotient(operation, dx, y, entry) for dx, entry in pairs]
+        if _fits_pieces(operation, x, entries):
+            y, quotients = self._in_pieces(operation, x, entries)
+        else:
+            changes = [x - entry.inputs[0] for entry in entries]
+            y = operation()
+            pairs = zip(changes, entries, strict=True)
+            quotients = [(y - entry.output).div_(dx) for dx, entry in pairs]
+        pairs = zip(quotients, entries, strict=True)
+        return y, [self._defined(operation, quotient, entry) for quotient, entry in pairs]
 
     def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
         """Return the slope of the chord, of the shape of x."""
-        return self._quotient(operation, x - entry.inputs[0], y, entry)
+        quotient = (y - entry.output).div_(x - entry.inputs[0])
+        return self._defined(operation, quotient, entry)
 
-    def _quotient(self, operation: Operation, dx: Tensor, y: Tensor, entry: Entry) -> Tensor:
-        slope = (y - entry.output).div_(dx)
-        if dx.device.type == "cpu" and not bool(slope.sum().isnan()):
-            return slope  # no 0/0, the common case; elsewhere asking would cost a wait
-        return torch.where(dx == 0, self.derivative(operation, entry.inputs[0]), slope)
+    def _in_pieces(
+        self, operation: Operation, x: Tensor, entries: list[Entry]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return y and the quotients, made piece by piece while each piece is in the cache."""
+        y = x if operation.inplace else torch.empty_like(x)
+        quotients = [torch.empty_like(x) for _ in entries]
+        dx = x.new_empty(min(x[0].numel(), _PIECE))
+        for i, (image, result) in enumerate(zip(x, y, strict=True)):
+            outputs = result.view(-1).split(_PIECE)
+            others = []
+            for entry, quotient in zip(entries, quotients, strict=True):
+                row = min(i, len(entry.output) - 1)
+                flat = (quotient[i], entry.inputs[0][row], entry.output[row])
+                others.append([tensor.reshape(-1).split(_PIECE) for tensor in flat])
+            for j, piece in enumerate(image.view(-1).split(_PIECE)):
+                room = dx[: piece.numel()]
+                for quotient, reference, _ in others:
+                    torch.sub(piece, reference[j], out=quotient[j])
+                output = operation.on(piece)
+                if not operation.inplace:
+                    output = outputs[j].copy_(output)
+                for quotient, _, at_reference in others:
+                    torch.sub(output, at_reference[j], out=room)
+                    torch.div(room, quotient[j], out=quotient[j])
+        return y, quotients
+
+    def _defined(self, operation: Operation, quotient: Tensor, entry: Entry) -> Tensor:
+        """Put the derivative where nothing changed, so that the quotient is 0/0."""
+        reference = entry.inputs[0]
+        if quotient.device.type == "cpu" and _takes_numbers_alone(operation):
+            # Elsewhere asking would cost a wait.
+            if bool(quotient.sum().isnan()):
+                at = quotient.isnan().nonzero(as_tuple=True)
+                seen = reference.expand_as(quotient)[at]
+                quotient.index_put_(at, self.derivative(operation, seen))
+            return quotient
+        undefined = quotient.isnan()
+        return torch.where(undefined, self.derivative(operation, reference), quotient)
+
+
+_PIECE = 65_536
+"""Numbers of a piece, of which five fit into a processor's second cache."""
+
+
+def _fits_pieces(operation: Operation, x: Tensor, entries: list[Entry]) -> bool:
+    """Tell whether it pays to go through x piece by piece, and can be done without a copy."""
+    return (
+        x.device.type == "cpu"
+        and x.dim() > 1
+        and x[0].numel() > 4 * _PIECE
+        and x.is_contiguous()
+        and _takes_numbers_alone(operation)
+        and all(e.inputs[0].is_contiguous() and e.output.is_contiguous() for e in entries)
+    )
 
 
 # fmt: off
