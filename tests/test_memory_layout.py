@@ -60,3 +60,17 @@ def test_other_errors_are_raised() -> None:
     with pytest.raises(RuntimeError, match="sizes do not fit"):
         layout(fail, torch.rand(1, 3, 2, 2))
     assert len(calls) == 2
+
+
+def test_too_little_memory_is_no_reason_for_another_layout() -> None:
+    layouts: list[bool] = []
+
+    def fail(x: Tensor) -> None:
+        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        raise torch.OutOfMemoryError
+
+    layout = FastLayout()
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            layout(fail, torch.rand(2, 3, 5, 5))
+    assert layouts == [True, True]

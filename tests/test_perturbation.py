@@ -10,6 +10,7 @@ from networks import build, images
 from torch import nn
 
 from afmi.errors import ShapeError, UsageError
+from afmi.methods import Gradient
 from afmi.perturbation import (
     Grid,
     Passes,
@@ -25,23 +26,30 @@ from afmi.perturbation import (
 from afmi.progress import reporting, track
 from afmi.references import Black, Blurred, Random
 
+# As a GPU says it, and as a CPU does.
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),
+]
+
 
 class _SmallMemory(nn.Module):
-    """Fails as a CUDA device does on more images than fit."""
+    """Fails on more images than fit."""
 
-    def __init__(self, fits: int) -> None:
+    def __init__(self, fits: int, error: RuntimeError = OUT_OF_MEMORY[0]) -> None:
         super().__init__()
-        self.fits, self.sizes = fits, []
+        self.fits, self.error, self.sizes = fits, error, []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if len(x) > self.fits:
-            raise torch.cuda.OutOfMemoryError("out of memory")
+            raise self.error
         self.sizes.append(len(x))
         return x.flatten(1)[:, :4] * 2
 
 
-def test_a_batch_that_does_not_fit_is_halved_for_good() -> None:
-    model, some = _SmallMemory(3), torch.rand(16, 3, 8, 8)
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_batch_that_does_not_fit_is_halved_for_good(error: RuntimeError) -> None:
+    model, some = _SmallMemory(3, error), torch.rand(16, 3, 8, 8)
     passes = Passes(model, some, batch_size=16)
     torch.testing.assert_close(passes.logits(some), some.flatten(1)[:, :4] * 2)
     assert model.sizes == [2] * 8
@@ -51,6 +59,21 @@ def test_a_batch_that_does_not_fit_is_halved_for_good() -> None:
 def test_one_image_that_does_not_fit_raises() -> None:
     with pytest.raises(torch.cuda.OutOfMemoryError):
         Passes(_SmallMemory(0), torch.rand(1, 3, 8, 8)).logits(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_images_that_do_not_fit_together_are_explained_in_parts(error: RuntimeError) -> None:
+    some = torch.rand(7, 3, 8, 8)
+    expected = Gradient(_SmallMemory(7)).explain(some)
+    found = Gradient(model := _SmallMemory(2, error)).explain(some)
+    assert model.sizes == [1] * 7
+    for name in ("maps", "target", "logits"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    classes = torch.randint(4, (2, 7))
+    several = Gradient(_SmallMemory(2, error)).attribute_classes(some, classes)
+    torch.testing.assert_close(several, Gradient(_SmallMemory(7)).attribute_classes(some, classes))
+    with pytest.raises(RuntimeError, match="memory"):
+        Gradient(_SmallMemory(0, error)).attribute(some)
 
 
 def test_the_batch_size_follows_the_image_size() -> None:

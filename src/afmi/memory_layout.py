@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from afmi.memory import is_out_of_memory
+
 __all__ = ["FastLayout"]
 
 T = TypeVar("T")
@@ -37,7 +39,9 @@ class FastLayout:
         try:
             # A copy, so that images overwritten halfway are whole again for the second try.
             return run(images.to(memory_format=torch.channels_last, copy=True))
-        except RuntimeError:
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
             result = run(images.contiguous())
             self._usual = True
             return result

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from afmi.memory_layout import FastLayout
-from afmi.modified_gradient import forward_pass
+from afmi.perturbation import Passes
 from afmi.progress import track
 
 __all__ = ["integrated_gradients", "starts"]
@@ -29,7 +28,7 @@ def integrated_gradients(
     classes: Tensor,
     *,
     steps: int,
-    batch_size: int,
+    batch_size: int | None,
     description: str,
 ) -> Tensor:
     """Return (x − x̄) · (1/m) Σ_s ∂y_c/∂x at x̄ + α_s (x − x̄) with α_s = (s − ½)/m.
@@ -40,7 +39,8 @@ def integrated_gradients(
         start: where the ways begin, x̄ (1 or N, C, H, W).
         classes: int64 (N,).
         steps: m, points on each way.
-        batch_size: the most points that go through the network at once, which bounds memory.
+        batch_size: the most points that go through the network at once, which bounds memory;
+            None: see `afmi.perturbation.Passes`.
         description: what progress is reported as.
 
     Returns:
@@ -49,13 +49,12 @@ def integrated_gradients(
     start = start.expand_as(inputs)
     way = inputs - start
     total = torch.zeros_like(inputs)
-    layout = FastLayout()
+    passes = Passes(model, inputs, batch_size)
     # Every point of every image's way: point p lies on the way of image p // steps.
     points = torch.arange(inputs.shape[0] * steps, device=inputs.device)
-    for chunk in track(points.split(batch_size), description):
+    for chunk in track(points.split(passes.size), description):
         image = chunk // steps
         alpha = ((chunk % steps).to(inputs.dtype) + 0.5) / steps
         x = torch.addcmul(start[image], alpha.view(-1, 1, 1, 1), way[image])
-        run = layout(lambda x: forward_pass(model, x, layer=None), x)
-        total.index_add_(0, image, run.gradient(classes[image], last=True))
+        total.index_add_(0, image, passes.class_gradients(x, classes[image]))
     return total / steps * way

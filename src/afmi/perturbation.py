@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from afmi.classifier import logits_of
 from afmi.errors import ShapeError, UsageError
+from afmi.memory import free_cached, is_out_of_memory
 from afmi.memory_layout import FastLayout
 from afmi.modified_gradient import forward_pass
 from afmi.references import Blurred, Reference
@@ -26,6 +27,7 @@ __all__ = [
     "Segmentation",
     "Slic",
     "at_224",
+    "check_batch_size",
     "gaussian",
     "interpolation",
     "probabilities",
@@ -37,11 +39,16 @@ _CPU_PIXELS = 4 * 224 * 224
 _DEVICE_PIXELS = 64 * 224 * 224
 
 
+def check_batch_size(batch_size: int | None) -> None:
+    """Raise a `UsageError` unless it is None or a number from 1."""
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"expected a batch_size of at least 1, or None, got {batch_size}")
+
+
 class Passes:
     """Run a network on many images, as many at once as are fast and fit into memory.
 
-    When a CUDA device has too little memory for a batch, the batch is halved, for this and all
-    later calls.
+    Where there is too little memory for a batch, it is halved, for this and all later calls.
 
     Args:
         model: maps (N, C, H, W) to logits (N, K).
@@ -52,8 +59,7 @@ class Passes:
     """
 
     def __init__(self, model: nn.Module, like: Tensor, batch_size: int | None = None) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise UsageError(f"expected a batch_size of at least 1, or None, got {batch_size}")
+        check_batch_size(batch_size)
         self.model = model
         if batch_size is None:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
@@ -92,6 +98,14 @@ class Passes:
         logits, gradients = self._halving(run, len(images))
         return logits, gradients
 
+    def class_gradients(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Return ∂y_c/∂x of images x (N, C, H, W) and their classes c, int64 (N,)."""
+
+        def chosen(logits: Tensor, start: int, stop: int) -> Tensor:
+            return F.one_hot(classes[start:stop], logits.shape[1]).to(logits)
+
+        return self.gradients(images, chosen)[1]
+
     def _halving(
         self, run: Callable[[int, int], tuple[Tensor, ...]], count: int
     ) -> tuple[Tensor, ...]:
@@ -101,13 +115,13 @@ class Passes:
             stop = min(start + self.size, count)
             try:
                 parts.append(run(start, stop))
-            except torch.cuda.OutOfMemoryError:
-                if stop - start == 1:
+                start = stop
+                continue
+            except RuntimeError as error:
+                if stop - start == 1 or not is_out_of_memory(error):
                     raise
                 self.size = (stop - start) // 2
-                torch.cuda.empty_cache()
-                continue
-            start = stop
+            free_cached()  # now that the failed run's tensors are gone with its error
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))

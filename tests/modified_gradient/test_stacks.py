@@ -18,7 +18,7 @@ from afmi import modified_gradient as engine
 from afmi.errors import CompletenessWarning, OperationError
 from afmi.modified_gradient.rules import _table, elementwise
 from afmi.modified_gradient.tape import TapeMismatchError
-from afmi.references import Black, Random, White
+from afmi.references import Black, Blurred, Random, Reference, White
 
 Function = Callable[[Tensor], Tensor]
 
@@ -331,6 +331,35 @@ def test_the_small_difference_is_relative(name: str, scale: float) -> None:
 
 def test_powers_written_with_stars() -> None:
     assert errors(Stack([lambda x: x**3]), pictures(), Random()).of_logits <= 1e-12
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+def test_large_maps_go_piece_by_piece(inplace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One image against another of its own, and against one for all; the last piece is short.
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU6(inplace), nn.Flatten(), nn.Linear(144, 2)
+    ).double()
+    pieces = []
+    whole = elementwise.ExactChord._in_pieces
+
+    def counted(*args: Any) -> Any:
+        pieces.append(1)
+        return whole(*args)
+
+    monkeypatch.setattr(elementwise.ExactChord, "_in_pieces", counted)
+    for reference in (Black(), Blurred(sigma=1.0)):
+        large = 8 * (pictures() - 0.5)
+        expected = attributed(network, large, reference)
+        monkeypatch.setattr(elementwise, "_PIECE", 35)
+        assert torch.equal(attributed(network, large, reference), expected)
+        monkeypatch.undo()
+        monkeypatch.setattr(elementwise.ExactChord, "_in_pieces", counted)
+    assert len(pieces) == 2
+
+
+def attributed(network: nn.Module, images: Tensor, reference: Reference) -> Tensor:
+    run = engine.modified_gradient(network, images, layer=None, reference=reference)
+    return run.multipliers(torch.zeros(1, len(images), dtype=torch.int64), last=True)
 
 
 UNSUPPORTED: dict[str, Function] = {

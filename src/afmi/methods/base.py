@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import ClassVar, Literal, NamedTuple
@@ -17,6 +17,7 @@ from afmi.classifier import logits_of
 from afmi.errors import AfmiError, ModelError, ShapeError, TargetError, UsageError
 from afmi.layers import Layer, resolve_layer
 from afmi.maps import upsample
+from afmi.memory import free_cached, is_out_of_memory
 from afmi.untouched import evaluation_mode, keeping_random_state
 
 __all__ = [
@@ -54,6 +55,10 @@ class Target:
     """
 
     value: Tensor | None
+
+    def __getitem__(self, part: slice) -> Target:
+        """Return the classes of some of the images."""
+        return Target(None if self.value is None else self.value[part])
 
     def of(self, logits: Tensor) -> Tensor:
         """Return the class of each image, int64 (N,).
@@ -143,9 +148,17 @@ class Method(ABC):
         return self.explain(inputs, target).maps
 
     def explain(self, inputs: Tensor, target: TargetLike = None) -> Attribution:
-        """Return the maps as `attribute` does, with target, logits, residual and layer."""
+        """Return the maps as `attribute` does, with target, logits, residual and layer.
+
+        Where there is too little memory for all images at once, halves of them are explained.
+        """
+
+        def explained(part: slice) -> list[Attribution]:
+            return [self._attribute(own[part], wanted[part])]
+
         with self._session(inputs, target) as (own, wanted):
-            return self._finished(self._attribute(own, wanted), inputs)
+            (found,) = _in_parts(explained, inputs.shape[0])
+            return self._finished(found, inputs)
 
     def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
         """Return the maps of several classes of the same images.
@@ -161,8 +174,13 @@ class Method(ABC):
 
     def explain_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> list[Attribution]:
         """Return T attributions of the same images, as `explain` does for each class."""
+
+        def explained(part: slice) -> list[Attribution]:
+            return self._attribute_classes(own[part], classes[:, part])
+
         with self._session(inputs, None) as (own, _):
-            found = self._attribute_classes(own, self._classes(targets, inputs))
+            classes = self._classes(targets, inputs)
+            found = _in_parts(explained, inputs.shape[0])
             return [self._finished(one, inputs) for one in found]
 
     @abstractmethod
@@ -265,6 +283,40 @@ class LayerMethod(Method):
     def resolved_layer(self, inputs: Tensor) -> tuple[nn.Module, Layer]:
         """Return the module and name of the layer for these inputs (N, C, H, W)."""
         return resolve_layer(self.model, self.layer, inputs)
+
+
+def _in_parts(explained: Callable[[slice], list[Attribution]], count: int) -> list[Attribution]:
+    """Explain ``count`` images, in halves of halves where memory does not do for all."""
+    parts: list[list[Attribution]] = []
+    start, size = 0, count
+    while start < count:
+        stop = min(start + size, count)
+        try:
+            parts.append(explained(slice(start, stop)))
+            start = stop
+            continue
+        except RuntimeError as error:
+            if stop - start == 1 or not is_out_of_memory(error):
+                raise
+            size = (stop - start) // 2
+        free_cached()  # now that the failed run's tensors are gone with its error
+    return parts[0] if len(parts) == 1 else [_joined(same) for same in zip(*parts, strict=True)]
+
+
+def _joined(parts: Sequence[Attribution]) -> Attribution:
+    """Return the attribution of all images from those of some of them each."""
+
+    def together(of: Callable[[Attribution], Tensor | None]) -> Tensor | None:
+        tensors = [tensor for part in parts if (tensor := of(part)) is not None]
+        return torch.cat(tensors) if tensors else None
+
+    return replace(
+        parts[0],
+        maps=torch.cat([part.maps for part in parts]),
+        target=torch.cat([part.target for part in parts]),
+        logits=together(lambda part: part.logits),
+        residual=together(lambda part: part.residual),
+    )
 
 
 def _finite(low: Tensor, high: Tensor) -> bool:

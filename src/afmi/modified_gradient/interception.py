@@ -94,9 +94,12 @@ ORDINARY = Rules({}, complete=False)
 # What tells a tensor's form and gives no tensor; networks ask for it at every other step.
 _FORM = frozenset(
     {
-        *(Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_floating_point),
-        *(Tensor.shape.__get__, Tensor.ndim.__get__, Tensor.dtype.__get__, Tensor.device.__get__),
-        *(Tensor.requires_grad.__get__, Tensor.is_contiguous, Tensor.stride),
+        *(Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.__len__),
+        *(Tensor.is_contiguous, Tensor.is_floating_point),
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("shape", "ndim", "dtype", "device", "requires_grad")
+        ),
     }
 )
 

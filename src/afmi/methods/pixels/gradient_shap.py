@@ -17,7 +17,7 @@ from afmi.methods.base import (
     image_generator,
     relative_residual,
 )
-from afmi.modified_gradient import forward_pass
+from afmi.perturbation import Passes, check_batch_size
 from afmi.references import Black, Reference, Several, White
 
 __all__ = ["GradientSHAP"]
@@ -43,7 +43,8 @@ class GradientSHAP(Method):
         samples: how many points to draw for each image.
         reference: the images that x̄ is drawn from.
         seed: of the generator, which also depends on the image.
-        batch_size: the most points that go through the network at once, which bounds memory.
+        batch_size: the most points that go through the network at once; see
+            `afmi.perturbation.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -61,14 +62,12 @@ class GradientSHAP(Method):
     samples: int = 100
     reference: Reference = field(default_factory=lambda: Several([Black(), White()]))
     seed: int = 0
-    batch_size: int = 10
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.batch_size < 1:
-            raise UsageError(
-                "expected at least 1 sample and a batch size of at least 1, got "
-                f"samples={self.samples}, batch_size={self.batch_size}"
-            )
+        if self.samples < 1:
+            raise UsageError(f"expected at least 1 sample, got samples={self.samples}")
+        check_batch_size(self.batch_size)
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
@@ -81,13 +80,13 @@ class GradientSHAP(Method):
         which, alpha = self._draw(inputs, references)
         total = torch.zeros_like(inputs)
         points = torch.arange(which.numel(), device=inputs.device)
-        for chunk in points.split(self.batch_size):
+        passes = Passes(self.model, inputs, self.batch_size)
+        for chunk in points.split(passes.size):
             image = chunk // self.samples
             start = references[which[chunk]]
             way = inputs[image] - start
             x = torch.addcmul(start, alpha[chunk].view(-1, 1, 1, 1), way)
-            run = forward_pass(self.model, x, layer=None)
-            total.index_add_(0, image, way * run.gradient(classes[image], last=True))
+            total.index_add_(0, image, way * passes.class_gradients(x, classes[image]))
         maps = (total / self.samples).sum(1, keepdim=True)
         at_reference = torch.cat([classify(self.model, x[None]) for x in references])
         if not self.reference.per_image:

@@ -10,6 +10,7 @@ from torch import Tensor
 from afmi.errors import UsageError
 from afmi.methods.base import Attribution, Method, Target, Work, classify, relative_residual
 from afmi.path_integral import integrated_gradients, starts
+from afmi.perturbation import check_batch_size
 from afmi.references import Black, Reference
 
 __all__ = ["IntegratedGradients"]
@@ -33,7 +34,8 @@ class IntegratedGradients(Method):
         model: see `Method`.
         steps: m, points on the way.
         reference: where the way begins; where it gives several images, the maps are averaged.
-        batch_size: the most points that go through the network at once, which bounds memory.
+        batch_size: the most points that go through the network at once; see
+            `afmi.perturbation.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -53,14 +55,12 @@ class IntegratedGradients(Method):
     _: KW_ONLY
     steps: int = 100
     reference: Reference = field(default_factory=Black)
-    batch_size: int = 10
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise UsageError(
-                "expected at least 1 step and a batch size of at least 1, got "
-                f"steps={self.steps}, batch_size={self.batch_size}"
-            )
+        if self.steps < 1:
+            raise UsageError(f"expected at least 1 step, got steps={self.steps}")
+        check_batch_size(self.batch_size)
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`; for a reference of one image."""

@@ -17,7 +17,7 @@ from afmi.methods.base import (
     classify,
     image_generator,
 )
-from afmi.modified_gradient import forward_pass
+from afmi.perturbation import Passes, check_batch_size
 
 __all__ = ["SmoothGrad"]
 
@@ -41,8 +41,8 @@ class SmoothGrad(Method):
         samples: n, noisy copies of each image.
         noise: the noise's standard deviation as a share of the image's range, from 0 up.
         seed: of the generator, which also depends on the image.
-        batch_size: the most noisy copies that are explained at once, which bounds memory; where
-            there are more images than that, one copy of each.
+        batch_size: the most noisy copies that are explained at once (see
+            `afmi.perturbation.Passes`); where there are more images than that, one copy of each.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -61,14 +61,15 @@ class SmoothGrad(Method):
     samples: int = 50
     noise: float = 0.15
     seed: int = 0
-    batch_size: int = 10
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.batch_size < 1 or not self.noise >= 0:
+        if self.samples < 1 or not self.noise >= 0:
             raise UsageError(
-                "expected at least 1 sample, a batch size of at least 1 and noise from 0 up, got "
-                f"samples={self.samples}, batch_size={self.batch_size}, noise={self.noise}"
+                "expected at least 1 sample and noise from 0 up, got "
+                f"samples={self.samples}, noise={self.noise}"
             )
+        check_batch_size(self.batch_size)
         if self.base is not None and self.base.model is not self.model:
             raise UsageError(
                 f"expected a base method on the same model, got {self.base.name} on another; "
@@ -87,7 +88,8 @@ class SmoothGrad(Method):
         spread = inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)
         sigma = (self.noise * spread).view(-1, 1, 1, 1)
         generators = [image_generator(self.seed, image) for image in inputs]
-        at_once = max(1, self.batch_size // images)
+        passes = Passes(self.model, inputs, self.batch_size)
+        at_once = max(1, passes.size // images)
         total: Tensor | None = None
         for done in range(0, self.samples, at_once):
             copies = min(at_once, self.samples - done)
@@ -100,15 +102,15 @@ class SmoothGrad(Method):
                 ]
             ).to(inputs)
             noisy = inputs.repeat(copies, 1, 1, 1) + sigma.repeat(copies, 1, 1, 1) * noise
-            found = self._saliency(noisy, classes.repeat(copies))
+            found = self._saliency(passes, noisy, classes.repeat(copies))
             part = found.unflatten(0, (copies, images)).sum(0)
             total = part if total is None else total + part
         assert total is not None
         mean = total / self.samples
         return Attribution(channel_maximum(mean) if self.base is None else mean, classes, logits)
 
-    def _saliency(self, noisy: Tensor, classes: Tensor) -> Tensor:
+    def _saliency(self, passes: Passes, noisy: Tensor, classes: Tensor) -> Tensor:
         """Return the base's maps (N, 1, H, W), or gradients (N, C, H, W) where there is no base."""
         if self.base is not None:
             return self.base.attribute(noisy, classes)
-        return forward_pass(self.model, noisy, layer=None).gradient(classes, last=True)
+        return passes.class_gradients(noisy, classes)
