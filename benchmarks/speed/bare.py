@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ __all__ = ["best_batch", "forward", "passes"]
 BATCHES = (1, 2, 4, 8, 16)
 
 
-def forward(model: nn.Module, images: Tensor) -> Run:
+def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """Return one forward pass of images (N, C, H, W)."""
 
     def run() -> Tensor:

@@ -60,7 +60,7 @@ def _specs(scale: float) -> Sequence[_Spec]:
         _Spec("LIME", {"samples": some(500)}, target=1.05),
         _Spec("PredictionDifference", {"samples": some(2, 1), "stride": 10}, target=1.05),
         _Spec("KernelSHAP", {"samples": some(400)}),
-        _Spec("XRAI", {"steps": some(25)}),
+        _Spec("XRAI", {"steps": some(25, 10)}),
         _Spec("ExtremalPerturbation", {"iterations": some(40)}, at_once=4),
         _Spec("MeaningfulPerturbation", {"iterations": some(40)}, at_once=1),
     )

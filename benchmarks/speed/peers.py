@@ -68,7 +68,7 @@ def _grad_cam(model: Classifier, asked: Asked) -> Call:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     method = GradCAM(model=model, target_layers=[model.network.get_submodule(asked.layer)])
-    targets: list[nn.Module] = [ClassifierOutputTarget(asked.target)] * len(asked.images)
+    targets: list[Any] = [ClassifierOutputTarget(asked.target)] * len(asked.images)
     return lambda: torch.from_numpy(method(asked.images, targets=targets))[:, None]
 
 

@@ -42,7 +42,7 @@ class Setting:
     def model(self, model: M) -> M:
         """Return the model, moved there."""
         # Only four-dimensional parameters change their layout.
-        return model.to(device=self.device, memory_format=LAYOUTS[self.layout])
+        return model.to(self.device).to(memory_format=LAYOUTS[self.layout])
 
     def images(self, images: Tensor) -> Tensor:
         """Return images (N, C, H, W) on the device and in the layout."""
