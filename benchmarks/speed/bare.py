@@ -64,5 +64,5 @@ def best_batch(
     tried = {
         str(size): passes(model, image, work, size, layout) for size in BATCHES if size <= most
     }
-    timings = measure(tried, Plan(seconds=4, least=2, most=7), watch, image.device)
+    timings = measure(tried, Plan(seconds=2, least=2, most=7), watch, image.device)
     return int(timings.fastest(list(tried)) or 1)

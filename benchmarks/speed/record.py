@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "markdown", "merged", "missed", "read", "write"]
+__all__ = ["Row", "markdown", "merged", "missed", "read", "slower", "write"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,12 @@ class Row:
     threads: int = 0
     clock: str = ""
     versions: str = ""
+
+    @property
+    def against_peer(self) -> bool:
+        """Whether the lower side is another package, whose maps were compared with ours."""
+        known = not math.isnan(self.ratio) and not math.isnan(self.agreement)
+        return known and self.scenario != "options"
 
     @property
     def verdict(self) -> str:
@@ -158,3 +164,8 @@ def _number(value: float, form: str, before: str = "") -> str:
 def missed(rows: Iterable[Row]) -> list[Row]:
     """Return the rows whose target is not met."""
     return [row for row in rows if row.verdict not in ("", "yes")]
+
+
+def slower(rows: Iterable[Row]) -> list[Row]:
+    """Return the rows where another package is clearly faster: the whole middle half says so."""
+    return [row for row in rows if row.against_peer and row.low > 1]
