@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi.methods.base import Work
+from afmi.perturbation import Passes
 
 from .harness import Plan, Run, Stopwatch, measure
 from .settings import LAYOUTS
@@ -58,11 +59,13 @@ def best_batch(
     backward: bool,
     most: int = BATCHES[-1],
 ) -> int:
-    """Return in which batches of up to ``most`` passes take the least time."""
-    count = min(BATCHES[-1], most)
+    """Return in which batches of up to ``most`` passes take the least time.
+
+    Among those tried are the batches that our own methods would take.
+    """
+    sizes = sorted(size for size in {*BATCHES, Passes(model, image).size} if size <= most)
+    count = sizes[-1]
     work = Work(count, count) if backward else Work(count)
-    tried = {
-        str(size): passes(model, image, work, size, layout) for size in BATCHES if size <= most
-    }
+    tried = {str(size): passes(model, image, work, size, layout) for size in sizes}
     timings = measure(tried, Plan(seconds=2, least=2, most=7), watch, image.device)
     return int(timings.fastest(list(tried)) or 1)

@@ -27,7 +27,7 @@ from .subjects import EMBEDDED, network, views
 __all__ = ["masked"]
 
 SCENARIO = "masked pictures"
-FEW = 16
+FEW = 64
 MANY = 10**9
 INSERTION = 1.15
 

@@ -106,13 +106,15 @@ def _growth(rows: list[Row]) -> Figure:
         ticks = sorted({row.x for row in own})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        axis.set_ylim(bottom=0)
+        tops = [max(row.high, 0.0 if math.isnan(row.target) else row.target) for row in own]
+        axis.set_ylim(0, 1.1 * max(tops))
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set_title(UNITS[unit], loc="left", fontsize=10)
         axis.legend(fontsize=8, loc="lower right")
         axis.grid(color="lightgrey", linewidth=0.6)
     figure.suptitle(
-        "Ratio to the first point of the line (of stages: to a forward pass)", fontsize=10
+        "Ratio to the first point of the line (of stages: to a forward pass); black mark: target",
+        fontsize=10,
     )
     return figure
 
