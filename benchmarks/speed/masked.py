@@ -56,12 +56,12 @@ def _specs(scale: float) -> Sequence[_Spec]:
         return max(least, round(count * scale))
 
     return (
-        _Spec("RISE", {"masks": some(400)}, target=1.05),
+        _Spec("RISE", {"masks": some(200)}, target=1.05),
         _Spec("LIME", {"samples": some(500)}, target=1.05),
         _Spec("PredictionDifference", {"samples": some(2, 1), "stride": 10}, target=1.05),
-        _Spec("KernelSHAP", {"samples": some(400)}),
+        _Spec("KernelSHAP", {"samples": some(200)}),
         _Spec("XRAI", {"steps": some(25, 10)}),
-        _Spec("ExtremalPerturbation", {"iterations": some(40)}, at_once=4),
+        _Spec("ExtremalPerturbation", {"iterations": some(20)}, at_once=4),
         _Spec("MeaningfulPerturbation", {"iterations": some(40)}, at_once=1),
     )
 
