@@ -155,7 +155,8 @@ def _measured_where() -> str:
     found: dict[tuple[str, ...], list[str]] = {}
     for row in _benchmarks():
         threads = f"{row.threads} thread{'s' * (row.threads > 1)}"
-        key = (row.machine, threads, f"{row.clock} clock", row.date, row.versions)
+        run = f"{row.level} run of {row.date}, {row.clock} clock"
+        key = (row.machine, threads, run, row.versions)
         scenarios = found.setdefault(key, [])
         if row.scenario not in scenarios:
             scenarios.append(row.scenario)

@@ -1,6 +1,6 @@
 """Measure what explanations cost, and write the numbers, a table and a picture.
 
-    python -m benchmarks.speed                          # about 20 minutes on two quiet cores
+    python -m benchmarks.speed                          # some 20 minutes on two quiet cores
     python -m benchmarks.speed --quick                  # a few minutes
     python -m benchmarks.speed feature-maps --networks resnet50 --batch 1 8 32
     python -m benchmarks.speed --device cuda --precision float32 bf16 --layout usual channels-last
@@ -84,7 +84,7 @@ def settings(given: argparse.Namespace) -> list[Setting]:
 
 def plan(given: argparse.Namespace) -> Plan:
     """Return how long groups of contenders run."""
-    own = {"quick": Plan(6, 3, 9), "standard": Plan(20, 4, 31), "full": Plan(120, 9, 61)}
+    own = {"quick": Plan(6, 3, 9), "standard": Plan(15, 4, 31), "full": Plan(120, 9, 61)}
     chosen = own[given.level or "standard"]
     least, most = given.rounds or (chosen.least, chosen.most)
     return Plan(chosen.seconds if given.seconds is None else given.seconds, least, most)

@@ -150,6 +150,7 @@ class Bench:
             row,
             device=device.type,
             setting=setting.name,
+            level=self.level,
             date=datetime.date.today().isoformat(),
             machine=torch.cuda.get_device_name(device) if cuda else processor(),
             threads=torch.get_num_threads(),

@@ -119,7 +119,7 @@ class _Case:
             finer = methods.XRAI(self.model, steps=2 * steps).attribute(self.image, self.target)
             among = agreement(maps, finer).least
             own = f"our own with twice the steps agree by {among:.4f}"
-            least = min(peers.RIGHT, among - peers.SLACK)
+            least = peers.least_alike(among)
             for batch in (1, 8):
                 asked = peers.Asked(self.image, self.target, "", steps, batch)
                 did = peers.tried(peers.xrai, self.model, asked, [maps], least)

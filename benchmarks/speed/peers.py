@@ -6,6 +6,7 @@ can be made once, before the first image, is made before the clock starts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +22,23 @@ from .bench import Agreement, agreement
 from .harness import error_line
 from .subjects import in_place_off, sharing_copy
 
-__all__ = ["FEATURE_MAPS", "PIXELS", "RIGHT", "SAMPLED", "Asked", "Peer", "tried", "xrai"]
+__all__ = [
+    "FEATURE_MAPS",
+    "PIXELS",
+    "RIGHT",
+    "SAMPLED",
+    "Asked",
+    "Peer",
+    "least_alike",
+    "tried",
+    "xrai",
+]
 
 RIGHT = 0.999
 """The least rank correlation with our maps at which another package's count as right."""
+
+TOLD = 0.2
+"""The least agreement of our own two draws at which a sampled method's maps can be compared."""
 
 SLACK = 0.05
 """How much less a sampled method's maps may agree with ours than ours with another seed's do."""
@@ -271,6 +285,15 @@ class Peer:
         return {**found, "agreement": self.agreement.mean, "agreement_min": self.agreement.least}
 
 
+def least_alike(own: float) -> float:
+    """Return the rank correlation from which on a sampled method's maps count as right.
+
+    Args:
+        own: of our maps with ours of another draw.
+    """
+    return math.inf if own < TOLD else own - SLACK
+
+
 def tried(
     make: Maker, model: Classifier, asked: Asked, ours: list[Tensor], least: float = RIGHT
 ) -> Peer:
@@ -293,7 +316,8 @@ def tried(
         else:
             best = max((agreement(maps, found) for maps in ours), key=lambda a: a.least)
             right = best.least >= least
-            peer = Peer(run, right, best, where if right else f"{where} wrong".strip())
+            wrong = "too few samples to compare" if math.isinf(least) else "wrong"
+            peer = Peer(run, right, best, where if right else f"{where} {wrong}".strip())
         for parameter in model.parameters():  # some packages leave gradients there
             parameter.grad = None
         if peer.right:

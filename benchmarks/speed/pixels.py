@@ -126,7 +126,7 @@ class _Case:
             if name in peers.SAMPLED:
                 other = type(own[name])(self.model, **_with_seed(own[name], 1))
                 among = agreement(maps, other.attribute(images, target)).least
-                least = min(least, among - peers.SLACK)
+                least = peers.least_alike(among)
                 note = f"our own two seeds agree by {among:.4f}"
             for peer, make in makers.items():
                 did = peers.tried(make, self.model, asked, [maps], least)

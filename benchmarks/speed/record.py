@@ -37,6 +37,7 @@ class Row:
         agreement_min: the least over the images.
         x: how many images, classes, stages or masks, where cost is told as these grow; NaN else.
         note: for readers.
+        level: how much the command was asked to measure: "quick", "standard" or "full".
         date: day of the measurement.
         machine: processor or GPU.
         threads: of PyTorch.
@@ -63,6 +64,7 @@ class Row:
     agreement_min: float = math.nan
     x: float = math.nan
     note: str = ""
+    level: str = ""
     date: str = ""
     machine: str = ""
     threads: int = 0

@@ -25,6 +25,7 @@ ROW = Row(
     seconds=0.61,
     peak_mib=38.0,
     target=1.05,
+    level="quick",
     date="2026-01-01",
     machine="A processor, with a comma",
     threads=2,

@@ -223,6 +223,12 @@ def test_xrai_of_its_authors() -> None:
     assert found.shape == (1, 1, SIDE, SIDE)
 
 
+def test_sampled_maps_count_as_right_where_they_are_as_alike_as_two_draws() -> None:
+    assert peers.least_alike(0.9999) == pytest.approx(0.9499)
+    assert peers.least_alike(0.5) == pytest.approx(0.45)
+    assert peers.least_alike(0.1) == math.inf
+
+
 def test_copies_share_weights_and_nothing_else() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(4))
     model = Classifier(network, resize=SIDE, crop=SIDE).eval()
