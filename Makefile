@@ -42,12 +42,12 @@ format: .venv/.dev ## Format the code and mend what lint can mend
 docs: .venv/.docs ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
-bench: .venv/.dev ## Measure the cost of an explanation against a bare forward pass and peers
-	$(PY) benchmarks/afmi_cost.py $(ARGS)
+bench: .venv/.bench ## Measure the cost of explanations against bare passes and peers (ARGS=--quick: minutes)
+	$(PY) -m benchmarks.speed $(ARGS)
 
 clean: ## Remove what was built or drawn, but keep .venv
 	rm -rf build dist site afmi-demo afmi-out afmi-results afmi-reproduced .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests training docs -name __pycache__ -type d -exec rm -rf {} +
+	find src tests training benchmarks docs -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too
 	rm -rf .venv
@@ -77,4 +77,9 @@ distclean: clean ## Remove .venv too
 .venv/.docs: .venv/.made pyproject.toml constraints.txt
 	@echo "Installing afmi and what builds its documentation into .venv (once; PyTorch is large)"
 	@$(INSTALL) -e '.[docs]'
+	@touch $@
+
+.venv/.bench: .venv/.made pyproject.toml constraints.txt
+	@echo "Installing afmi and what it is measured against into .venv (once; PyTorch is large)"
+	@$(INSTALL) -e '.[bench]'
 	@touch $@

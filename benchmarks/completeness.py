@@ -16,13 +16,11 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torchvision
 from captum.attr import DeepLift, LayerDeepLift
-from skimage import data
+from speed.subjects import network, views
 from torch import Tensor, nn
 
 from afmi import Classifier
-from afmi.images import read_image
 from afmi.layers import Layer
 from afmi.methods import AFMI
 from afmi.modified_gradient import modified_gradient
@@ -33,39 +31,6 @@ NETWORKS = [
     *("mobilenet_v3_large", "googlenet", "shufflenet_v2_x1_0", "regnet_y_400mf"),
     *("convnext_tiny", "swin_t", "swin_v2_t", "maxvit_t", "vit_b_16"),
 ]
-
-
-def photographs(model: Classifier) -> Tensor:
-    """Return eight views of four photographs, (8, 3, 224, 224)."""
-    pictures = [read_image(p) for p in (data.chelsea(), data.coffee(), data.rocket())]
-    pictures.append(read_image(data.astronaut()))
-    views = torch.cat([model.prepare(picture) for picture in pictures])
-    return torch.cat([views, views.flip(3).roll(40, 2)])
-
-
-def network(name: str) -> tuple[Classifier, Tensor]:
-    """Return a network whose batch norms know the photographs, and the photographs."""
-    torch.manual_seed(0)
-    options = {"init_weights": True, "aux_logits": False} if name == "googlenet" else {}
-    model = Classifier(
-        getattr(torchvision.models, name)(weights=None, **options),
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-        resize=256,
-        crop=224,
-    ).eval()
-    images = photographs(model)
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and not module.weight.any():  # ViT's untrained head
-            nn.init.normal_(module.weight, std=0.02)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # the average over all batches, of which there is one
-            module.reset_running_stats()
-            module.train()
-    with torch.no_grad():
-        model(images)
-    return model.eval(), images
 
 
 def theirs(attribute: Callable[[], Tensor], change: Tensor) -> str:
@@ -95,7 +60,8 @@ def _error(
 
 def row(name: str) -> list[str]:
     """Return the errors of one network."""
-    model, images = network(name)
+    model = network(name)
+    images = views(model)
     x, other = images[:1], images[1:2]
     with torch.no_grad():
         logits = model(x)

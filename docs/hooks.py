@@ -2,7 +2,7 @@
 
 The pictures are drawn while the documentation is built, by the embedded network, so they show what
 the code of that day gives. The tables of methods, metrics and experiments, and the metrics'
-descriptions, are made from the catalogues, too.
+descriptions, are made from the catalogues, too, and those of cost from what `make bench` wrote.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+
+if TYPE_CHECKING:
+    from benchmarks.speed.record import Row
 
 # Enough for a picture, at a fraction of the cost; everything else is the method's default.
 DRAFT = {"masks": 600, "iterations": 120, "samples": 300, "areas": (0.1, 0.2), "steps": 30}
@@ -133,6 +138,45 @@ def _experiments() -> str:
     )
 
 
+def _benchmarks() -> list[Row]:
+    from benchmarks.speed.record import read
+
+    return read(Path(__file__).parent / "results" / "benchmarks.csv")
+
+
+def _measured(scenario: str) -> str:
+    from benchmarks.speed.record import markdown
+
+    return markdown(row for row in _benchmarks() if row.scenario.startswith(scenario))
+
+
+def _measured_where() -> str:
+    """Name the machines, days and versions that the rows were measured with."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in _benchmarks():
+        threads = f"{row.threads} thread{'s' * (row.threads > 1)}"
+        run = f"{row.level} run of {row.date}, {row.clock} clock"
+        key = (row.machine, threads, run, row.versions)
+        scenarios = found.setdefault(key, [])
+        if row.scenario not in scenarios:
+            scenarios.append(row.scenario)
+    return "\n".join(f"- {', '.join(key)}: {', '.join(names)}" for key, names in found.items())
+
+
+def _measured_losses() -> str:
+    from benchmarks.speed.record import markdown, missed, slower
+
+    rows = _benchmarks()
+    parts = {
+        "Targets that are not met:": missed(rows),
+        "Peers that are right and faster (by the whole middle half):": slower(rows),
+    }
+    return "\n\n".join(
+        f"{title}\n\n{markdown(some)}" if some else f"{title} none."
+        for title, some in parts.items()
+    )
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -143,5 +187,11 @@ MADE = {
     "<!-- table of metrics -->": _metrics,
     "<!-- each metric -->": _descriptions,
     "<!-- table of experiments -->": _experiments,
+    "<!-- benchmarks: where -->": _measured_where,
+    "<!-- benchmarks: losses -->": _measured_losses,
+    **{
+        f"<!-- benchmarks: {scenario} -->": partial(_measured, scenario)
+        for scenario in ("feature maps", "sizes", "pixels", "masked pictures", "growth", "options")
+    },
 }
 """What a page may ask for."""
