@@ -177,6 +177,8 @@ class Interception(TorchFunctionMode):
                     f"its operands, or register_path_integral({name!r}) if it is smooth",
                     name=name,
                 )
+        if name == "batch_norm":
+            _keep_from_odd_strides(output)
         self._mark(output, name)
         if name == "setitem":
             self._mark(args[0], name)
@@ -289,6 +291,17 @@ class Interception(TorchFunctionMode):
             )
         if self.rules.complete and getattr(logits, _MARK, None) is not self:
             self._out_of_sight(logits)
+
+
+def _keep_from_odd_strides(output: Tensor) -> None:
+    """Have the gradient of a batch norm's output laid out as PyTorch's backward pass expects it.
+
+    With one image, a gradient that comes from transposed tokens has the strides of channels that
+    lie last but for the batch's own. PyTorch 2.15 takes it for contiguous on the CPU, and gives a
+    derivative of permuted numbers, without a word. It is right where the maps are channels-last.
+    """
+    if output.requires_grad and output.is_contiguous():
+        output.register_hook(Tensor.contiguous)
 
 
 def _ignores_values(name: str) -> bool:
