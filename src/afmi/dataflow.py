@@ -15,7 +15,7 @@ from afmi.classifier import logits_of
 from afmi.operations import operation_name
 from afmi.untouched import evaluation_mode, watching_modules, without_fused_attention
 
-__all__ = ["Call", "Dataflow", "Step", "Tokens"]
+__all__ = ["Call", "Dataflow", "Step", "Tokens", "first_tensor"]
 
 _IMAGE = -1
 _MOST_OTHERS = 16
@@ -37,6 +37,13 @@ _MIXING = frozenset(
         *("transpose", "permute", "reshape", "view", "index_select"),
     }
 )
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """Return the tensor that a module gave, or the first of several."""
+    if isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Step:
         inputs, outputs: its tensors.
         sources: the positions of the steps that made the inputs; −1: the image.
         axes: what its other arguments say, where it turns dimensions.
+        first: whether its first argument is a tensor, and not a list of them.
     """
 
     name: str
@@ -73,11 +81,17 @@ class Step:
     outputs: tuple[Tensor, ...]
     sources: tuple[int, ...]
     axes: tuple[Any, ...]
+    first: bool
 
     @property
     def output(self) -> Tensor:
         """The first of the outputs."""
         return self.outputs[0]
+
+    @property
+    def subject(self) -> Tensor | None:
+        """What it is applied to, where that is one tensor."""
+        return self.inputs[0] if self.inputs and self.first else None
 
     @property
     def weighs(self) -> bool:
@@ -100,7 +114,7 @@ class Call:
 
     Attributes:
         module: which.
-        output: the tensor that it gave.
+        output: the tensor that it gave, or the first of several.
         end: how many steps were done when it ended.
         made_by: the position of the step that gave the output its values, if one did.
     """
@@ -243,7 +257,7 @@ class Dataflow:
             return None
         channel = self._channels.get(id(tensor), 2)
         batch = next((a for a in range(3) if a != channel and tensor.shape[a] == 1), None)
-        if batch is None:
+        if batch is None or tensor.shape[channel] == 1:
             return None
         token = 3 - channel - batch
         count = tensor.shape[token]
@@ -296,17 +310,18 @@ class Dataflow:
         others = tokens.prefix + tokens.suffix
         if not others:
             return True
-        axis = tokens.order.index("t")
+        axis, places = tokens.order.index("t"), math.prod(tokens.places)
         waiting, seen = [step.position], {step.position}
         while waiting:
             for user in self._users.get(waiting.pop(), []):
                 reader = self.steps[user]
                 if reader.name in _CHOOSING and self._leaves_places(reader, axis, others):
                     continue
-                kept = reader.output.dim() == 3 and (
-                    reader.output.shape[axis] == step.output.shape[axis]
+                joined = reader.name in _CHOOSING or reader.name == "cat"
+                kept = reader.output.dim() == 3 and reader.output.shape[axis] in (
+                    (places, places + others) if joined else (step.output.shape[axis],)
                 )
-                if not kept or reader.name in _MIXING:
+                if not kept or (reader.name in _MIXING and not joined):
                     return True
                 if user not in seen:
                     seen.add(user)
@@ -366,11 +381,14 @@ class _Probe(TorchFunctionMode):
                 if id(x) in self.made or id(x) not in self._known
             ]
             axes = tuple(a for a in (*args[1:], *kwargs.values()) if not isinstance(a, Tensor))
-            self.steps.append(Step(name, position, inputs, outputs, tuple(sources), axes))
+            first = bool(args) and isinstance(args[0], Tensor)
+            step = Step(name, position, inputs, outputs, tuple(sources), axes, first)
+            self.steps.append(step)
             self.made.update((id(tensor), position) for tensor in outputs)
         return output
 
     def on_module(self, module: nn.Module, output: object) -> None:
-        if isinstance(output, Tensor):
+        output = first_tensor(output)
+        if output is not None:
             made_by = self.made.get(id(output))
             self.calls.append(Call(module, output, len(self.steps), made_by))

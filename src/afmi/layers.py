@@ -201,14 +201,17 @@ _POOLING = frozenset(
 _PASSING = frozenset(
     {
         "alpha_dropout",
-        "clone",
-        "contiguous",
         "dropout",
         "dropout2d",
         "feature_alpha_dropout",
         "feature_dropout",
-        "float",
-        "to",
+    }
+)
+# Operations that turn, cut or copy what a module gave: the module itself is the better name.
+_TURNING = frozenset(
+    {
+        *("permute", "transpose", "movedim", "reshape", "view", "flatten", "unflatten"),
+        *("getitem", "narrow", "squeeze", "unsqueeze", "contiguous", "clone", "to", "float"),
     }
 )
 
@@ -243,10 +246,6 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
     end = _behind(flow)
     missed: Step | None = None  # the last stage's output, where no module gives it
     for step in reversed(flow.cuts()):
-        if missed is not None and any(
-            s.weighs_places for s in flow.path(step.position + 1, missed.position + 1)
-        ):
-            break
         if step.position >= end or step.name in _POOLING:
             continue
         if step.name in _PASSING and missed is None:
@@ -258,6 +257,12 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
             tokens = Tokens(how.places, how.prefix, how.suffix, how.order)
             if not flow.places_count(step, tokens):
                 continue
+        # A class token's last block is left whole; nothing else is left out.
+        classes = how is not None and how.prefix + how.suffix > 0
+        if missed is not None and not classes:
+            between = flow.path(step.position + 1, missed.position + 1)
+            if any(s.weighs_places for s in between):
+                break
         before = sum(s.weighs_places for s in flow.path(end=step.position + 1))
         behind = sum(s.weighs_places for s in flow.path(step.position + 1))
         if before == 0 or behind > before + _MORE_BEHIND:
@@ -265,7 +270,8 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
         layer = _named(network, flow, step, how)
         if layer is not None:
             return layer
-        missed = missed or step
+        if step.name not in _TURNING:
+            missed = missed or step
     if missed is None:
         raise LayerError(
             "this network has no last convolutional stage that could be found: no feature maps "
@@ -314,15 +320,14 @@ def _named(network: nn.Module, flow: Dataflow, step: Step, how: Arrangement | No
     gave = [c for c in calls if c[1].output is step.output and c[1].made_by == step.position]
     if gave:
         return Layer(_outermost(gave), None, how)
-    if not step.inputs or not step.sources:
-        return None
     # An activation called as a function, on a module's output.
-    x, source = step.inputs[0], step.sources[0]
-    gave = [c for c in calls if c[1].output is x and c[1].made_by == source]
+    x = step.subject
+    if x is None or step.name in _TURNING:
+        return None
+    gave = [c for c in calls if c[1].output is x and c[1].made_by == step.sources[0]]
     gave = [c for c in gave if c[1].end == gave[-1][1].end]
     if not gave or any(
-        s.name == step.name and s.inputs and s.inputs[0] is x
-        for s in flow.steps[gave[0][1].end : step.position]
+        s.name == step.name and s.subject is x for s in flow.steps[gave[0][1].end : step.position]
     ):
         return None
     return Layer(_outermost(gave), step.name, how)
