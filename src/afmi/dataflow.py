@@ -15,7 +15,7 @@ from afmi.classifier import logits_of
 from afmi.operations import operation_name
 from afmi.untouched import evaluation_mode, watching_modules, without_fused_attention
 
-__all__ = ["Call", "Dataflow", "Step", "Tokens", "first_tensor"]
+__all__ = ["Arrangement", "Call", "Dataflow", "Step", "first_tensor"]
 
 _IMAGE = -1
 _MOST_OTHERS = 16
@@ -26,7 +26,17 @@ _CHANNELS_FIRST = ("conv", "batch_norm", "group_norm", "instance_norm", "pool", 
 _CHANNELS_LAST = frozenset({"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"})
 _RESHAPING = frozenset({"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"})
 _WEIGHTED = frozenset(
-    {"addmm", "bilinear", "conv2d", "conv_transpose2d", "einsum", "linear", "matmul", "mm"}
+    {
+        "addmm",
+        "bilinear",
+        "conv1d",
+        "conv2d",
+        "conv_transpose2d",
+        "einsum",
+        "linear",
+        "matmul",
+        "mm",
+    }
 )
 _CHOOSING = frozenset({"getitem", "select", "narrow", "unbind", "split", "index_select"})
 # What keeps the shape of tokens (N, T, K) and yet does not treat each by itself.
@@ -47,19 +57,51 @@ def first_tensor(output: object) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """How a tensor of three dimensions holds tokens, of which some stand for places.
+class Arrangement:
+    """How an output that is not (N, K, h, w) itself holds feature maps.
 
     Attributes:
-        places: (h, w); the tokens of places lie row by row.
-        prefix, suffix: how many tokens before and behind them stand for none.
-        order: of the dimensions images (n), tokens (t) and channels (k).
+        places: (h, w), where the output is tokens, row by row; None: it is (N, h, w, K).
+        prefix: how many tokens stand before those of places and for none: class and registers.
+        suffix: how many stand behind them.
+        order: of the tokens' dimensions: images (n), tokens (t), channels (k).
     """
 
-    places: tuple[int, int]
-    prefix: int
-    suffix: int
-    order: str
+    places: tuple[int, int] | None = None
+    prefix: int = 0
+    suffix: int = 0
+    order: str = "ntk"
+
+    def fits(self, output: Tensor) -> bool:
+        """Tell whether an output has the shape that is expected."""
+        if self.places is None:
+            return output.dim() == 4
+        tokens = self.prefix + self.places[0] * self.places[1] + self.suffix
+        return output.dim() == 3 and output.shape[self.order.index("t")] == tokens
+
+    def maps(self, output: Tensor) -> Tensor:
+        """Return feature maps (…, K, h, w)."""
+        if self.places is None:
+            return output.movedim(-1, -3)
+        tokens = self._ordered(output)
+        count = self.places[0] * self.places[1]
+        tokens = tokens.narrow(-2, self.prefix, count).unflatten(-2, self.places)
+        return tokens.movedim(-1, -3)
+
+    def others(self, output: Tensor) -> Tensor:
+        """Return the tokens (…, P, K) that stand for no place."""
+        if self.places is None:
+            return output[..., :0, 0, :]
+        tokens = self._ordered(output)
+        behind = self.prefix + self.places[0] * self.places[1]
+        if not self.suffix:
+            return tokens[..., : self.prefix, :]
+        return torch.cat([tokens[..., : self.prefix, :], tokens[..., behind:, :]], -2)
+
+    def _ordered(self, output: Tensor) -> Tensor:
+        """Return tokens (…, N, T, K)."""
+        from_end = [self.order.index(axis) - 3 for axis in "ntk"]
+        return output.movedim(from_end, (-3, -2, -1))
 
 
 @dataclass(eq=False)
@@ -246,13 +288,19 @@ class Dataflow:
         height, width = tensor.shape[1:3] if last else tensor.shape[2:4]
         return (height, width) if height * width > 1 else None
 
-    def tokens(self, tensor: Tensor, position: int) -> Tokens | None:
-        """Return how a tensor holds tokens; None where it does not.
+    def holds_maps(self, tensor: Tensor, end: int) -> tuple[bool, Arrangement | None]:
+        """Return whether a tensor holds feature maps of more than one place, and how.
 
         Args:
-            tensor: what a step gave.
-            position: that of the step; later grids are not looked at.
+            tensor: given by a step before ``end``.
+            end: only grids that were seen before this step are those of tokens.
         """
+        if tensor.dim() == 4 and self.grid(tensor) is not None:
+            return True, Arrangement() if self.channels(tensor) == 3 else None
+        tokens = self._tokens(tensor, end - 1)
+        return tokens is not None, tokens
+
+    def _tokens(self, tensor: Tensor, position: int) -> Arrangement | None:
         if tensor.dim() != 3 or 1 not in tensor.shape:
             return None
         channel = self._channels.get(id(tensor), 2)
@@ -266,7 +314,7 @@ class Dataflow:
             return None
         prefix = self._prefix(tensor, token, math.prod(places), position)
         order = "".join({batch: "n", token: "t", channel: "k"}[axis] for axis in range(3))
-        return Tokens(places, prefix, count - prefix - math.prod(places), order)
+        return Arrangement(places, prefix, count - prefix - math.prod(places), order)
 
     def _places(self, count: int, position: int) -> tuple[int, int] | None:
         """Return the grid of so many tokens: one that was seen, or one of the image's shape."""
@@ -305,12 +353,12 @@ class Dataflow:
                 before += x.shape[token]
         return count - places
 
-    def places_count(self, step: Step, tokens: Tokens) -> bool:
+    def places_count(self, step: Step, how: Arrangement) -> bool:
         """Tell whether the logits depend on tokens of places, and not on class tokens only."""
-        others = tokens.prefix + tokens.suffix
-        if not others:
+        others = how.prefix + how.suffix
+        if not others or how.places is None:
             return True
-        axis, places = tokens.order.index("t"), math.prod(tokens.places)
+        axis, places = how.order.index("t"), math.prod(how.places)
         waiting, seen = [step.position], {step.position}
         while waiting:
             for user in self._users.get(waiting.pop(), []):

@@ -10,58 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from afmi.classifier import Classifier
-from afmi.dataflow import Call, Dataflow, Step, Tokens
+from afmi.dataflow import Arrangement, Call, Dataflow, Step
 from afmi.errors import LayerError, near_matches
 
 __all__ = ["Arrangement", "Layer", "find_layer", "layer_names", "resolve_layer"]
-
-
-@dataclass(frozen=True)
-class Arrangement:
-    """How an output that is not (N, K, h, w) itself holds feature maps.
-
-    Attributes:
-        places: (h, w), where the output is tokens, row by row; None: it is (N, h, w, K).
-        prefix: how many tokens stand before those of places and for none: class and registers.
-        suffix: how many stand behind them.
-        order: of the tokens' dimensions: images (n), tokens (t), channels (k).
-    """
-
-    places: tuple[int, int] | None = None
-    prefix: int = 0
-    suffix: int = 0
-    order: str = "ntk"
-
-    def fits(self, output: Tensor) -> bool:
-        """Tell whether an output has the shape that is expected."""
-        if self.places is None:
-            return output.dim() == 4
-        tokens = self.prefix + self.places[0] * self.places[1] + self.suffix
-        return output.dim() == 3 and output.shape[self.order.index("t")] == tokens
-
-    def maps(self, output: Tensor) -> Tensor:
-        """Return feature maps (…, K, h, w)."""
-        if self.places is None:
-            return output.movedim(-1, -3)
-        tokens = self._ordered(output)
-        count = self.places[0] * self.places[1]
-        tokens = tokens.narrow(-2, self.prefix, count).unflatten(-2, self.places)
-        return tokens.movedim(-1, -3)
-
-    def others(self, output: Tensor) -> Tensor:
-        """Return the tokens (…, P, K) that stand for no place."""
-        if self.places is None:
-            return output[..., :0, 0, :]
-        tokens = self._ordered(output)
-        behind = self.prefix + self.places[0] * self.places[1]
-        if not self.suffix:
-            return tokens[..., : self.prefix, :]
-        return torch.cat([tokens[..., : self.prefix, :], tokens[..., behind:, :]], -2)
-
-    def _ordered(self, output: Tensor) -> Tensor:
-        """Return tokens (…, N, T, K)."""
-        from_end = [self.order.index(axis) - 3 for axis in "ntk"]
-        return output.movedim(from_end, (-3, -2, -1))
 
 
 @dataclass(frozen=True)
@@ -160,7 +112,7 @@ def _arranged(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
         names = {module: name for name, module in network.named_modules() if name}
         found = {}
         for call in flow.calls:
-            holds, how = _arrangement(flow, call.output, call.end)
+            holds, how = flow.holds_maps(call.output, call.end)
             if call.module in names and holds and how is not None:
                 found[names[call.module]] = how
         known[inputs.shape[1:]] = found
@@ -169,21 +121,6 @@ def _arranged(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
 
 _FEWEST_LINEAR = 4
 """A block of a transformer has as many; VGG's head has three."""
-
-
-def _arrangement(flow: Dataflow, tensor: Tensor, end: int) -> tuple[bool, Arrangement | None]:
-    """Return whether a tensor holds feature maps of more than one place, and how.
-
-    Args:
-        flow: the run that gave it.
-        tensor: given by a step before ``end``.
-    """
-    if tensor.dim() == 4 and flow.grid(tensor) is not None:
-        return True, Arrangement() if flow.channels(tensor) == 3 else None
-    tokens = flow.tokens(tensor, end - 1)
-    if tokens is None:
-        return False, None
-    return True, Arrangement(tokens.places, tokens.prefix, tokens.suffix, tokens.order)
 
 
 # Operations behind the last stage that still give maps: pooling it, or passing it on unchanged.
@@ -250,13 +187,11 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
             continue
         if step.name in _PASSING and missed is None:
             continue
-        holds, how = _arrangement(flow, step.output, step.position + 1)
+        holds, how = flow.holds_maps(step.output, step.position + 1)
         if not holds:
             continue
-        if how is not None and how.places is not None:
-            tokens = Tokens(how.places, how.prefix, how.suffix, how.order)
-            if not flow.places_count(step, tokens):
-                continue
+        if how is not None and not flow.places_count(step, how):
+            continue
         # A class token's last block is left whole; nothing else is left out.
         classes = how is not None and how.prefix + how.suffix > 0
         if missed is not None and not classes:
@@ -281,7 +216,7 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
     nearest = [
         name
         for name, call in _single_calls(network, flow)
-        if call.end <= missed.position and _arrangement(flow, call.output, call.end)[0]
+        if call.end <= missed.position and flow.holds_maps(call.output, call.end)[0]
     ]
     raise LayerError(
         f"the last stage's output (after {missed.name}) is given by no module of this network; "
