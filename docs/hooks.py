@@ -7,9 +7,11 @@ descriptions, are made from the catalogues, too.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import warnings
+from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -133,6 +135,13 @@ def _experiments() -> str:
     )
 
 
+def _networks() -> str:
+    path = Path(__file__).parent / "results" / "networks.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        heads, *rows = csv.reader(file)
+    return _table(tuple(heads), [tuple(cell.replace("|", "/") for cell in row) for row in rows])
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -143,5 +152,6 @@ MADE = {
     "<!-- table of metrics -->": _metrics,
     "<!-- each metric -->": _descriptions,
     "<!-- table of experiments -->": _experiments,
+    "<!-- table of networks -->": _networks,
 }
 """What a page may ask for."""
