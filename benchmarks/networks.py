@@ -48,6 +48,7 @@ from afmi.references import Black
 COLUMNS = ("network", "family", "parameters (M)", "side", "layer", "maps", "error at stage",
            "error at input", "A-FMI / forward", "limitation")  # fmt: skip
 BOUND = 1e-5
+WARNED = torch.finfo(torch.float32).eps ** 0.5  # above it, methods warn of incompleteness
 SMALLER = {"qwen3_vit_88m": 256}  # at its own 768 pixels it takes minutes
 
 
@@ -149,6 +150,9 @@ def row(
                 cells[column] = measure()
             except Exception as error:
                 limits.append(f"{column}: {_sentence(error)}")
+    for column in ("error at stage", "error at input"):
+        if cells[column] and float(cells[column].split()[0]) > WARNED:
+            limits.append(f"{column}: float32 has too few digits for it, float64 has enough")
     limits += [_sentence(w.message) for w in told if isinstance(w.message, Warning)]
     # The layer's error comes back in whatever needs it.
     causes = {limit.partition(": ")[2]: limit for limit in reversed(limits)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 import timm
-import torch
 from completeness import errors, photographs
 from zoo import TIMM, timm_classifier
 
@@ -133,23 +132,3 @@ def test_every_family_is_here() -> None:
     families = {module.rpartition(".")[2] for module in modules}
     assert families - LEFT_OUT <= set(TIMM)
     assert len(SMALL) >= 44
-
-
-def test_one_image_of_transposed_tokens_has_the_right_gradient() -> None:
-    """PyTorch's batch norm permutes a gradient whose strides are those of transposed tokens."""
-    norm = torch.nn.BatchNorm2d(4).double().eval()
-    norm.running_var = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
-
-    class Attending(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.norm = torch.nn.Conv2d(3, 4, 1).double(), norm
-            self.head = torch.nn.Linear(4, 3).double()
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            tokens = self.norm(self.conv(x)).flatten(2).mT
-            return self.head(((tokens @ tokens.mT).softmax(-1) @ tokens).mean(1))
-
-    pictures = photographs(12, 1).double()
-    found = errors(Attending().eval(), pictures, Black())
-    assert found.of_logits <= 1e-12
