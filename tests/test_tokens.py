@@ -239,15 +239,20 @@ def test_named_layers_are_turned_too() -> None:
         ("swin", "features.1", Arrangement()),
         ("swin", "features.3", Arrangement()),
         ("pooled", "encoder.layers.0", Arrangement((8, 8))),
+        ("channels first", "norm+relu", Arrangement((8, 4), 0, 0, "nkt")),
         ("convnext", "features.1", None),
     ):
         model = build(name)
         module, found = resolve_layer(model, layer, x)
-        assert found == Layer(layer, None, how)
-        assert resolve_layer(model, module, x)[1] == found
+        assert found == Layer(*(*layer.split("+"), None)[:2], how)
+        if "+" not in layer:
+            assert resolve_layer(model, module, x)[1] == found
         gradient = modified_gradient(model, x, layer=(module, found), reference=Black())
         size = gradient.run.features.shape
-        assert size[:2] == (2, {"vit": 16, "swin": size[1], "pooled": 8, "convnext": 8}[name])
+        assert size[:2] == (
+            2,
+            {"vit": 16, "swin": size[1], "pooled": 8, "convnext": 8}.get(name, 8),
+        )
 
 
 @pytest.mark.parametrize("name", ["class token", "pooled"])

@@ -90,9 +90,10 @@ def resolve_layer(
 # The stage depends on the images' size too: small ones may leave the last stage one position.
 _found: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, Layer]] = weakref.WeakKeyDictionary()
 
-# What modules gave that is no (N, K, h, w), by the images' size.
-_arrangements: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, dict[str, Arrangement]]]
-_arrangements = weakref.WeakKeyDictionary()
+# How named layers hold maps, by the images' size and the layer's name.
+_arrangements: weakref.WeakKeyDictionary[
+    nn.Module, dict[tuple[torch.Size, str], Arrangement | None]
+] = weakref.WeakKeyDictionary()
 
 
 def _arranged(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
@@ -101,22 +102,29 @@ def _arranged(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
     Only networks of many linear layers, as all have whose tokens or channels come last, are
     looked at.
     """
-    if layer.then is not None or layer.arrangement is not None:
-        return layer
     network = _network(model)
-    if sum(isinstance(module, nn.Linear) for module in network.modules()) < _FEWEST_LINEAR:
+    linear = sum(isinstance(module, nn.Linear) for module in network.modules())
+    if layer.arrangement is not None or linear < _FEWEST_LINEAR:
         return layer
     known = _arrangements.setdefault(model, {})
-    if inputs.shape[1:] not in known:
+    key = inputs.shape[1:], str(layer)
+    if key not in known:
         flow = Dataflow.of(model, inputs[:1])
-        names = {module: name for name, module in network.named_modules() if name}
-        found = {}
-        for call in flow.calls:
-            holds, how = flow.holds_maps(call.output, call.end)
-            if call.module in names and holds and how is not None:
-                found[names[call.module]] = how
-        known[inputs.shape[1:]] = found
-    return replace(layer, arrangement=known[inputs.shape[1:]].get(layer.name))
+        known[key] = _arrangement(flow, network.get_submodule(layer.name), layer.then)
+    return replace(layer, arrangement=known[key])
+
+
+def _arrangement(flow: Dataflow, module: nn.Module, then: str | None) -> Arrangement | None:
+    """Return how a module's output, or that of an operation on it, holds maps."""
+    for call in flow.calls:
+        if call.module is not module:
+            continue
+        if then is None:
+            return flow.holds_maps(call.output, call.end)[1]
+        for step in flow.steps[call.end :]:
+            if step.name == then and step.subject is call.output:
+                return flow.holds_maps(step.output, step.position + 1)[1]
+    return None
 
 
 _FEWEST_LINEAR = 4
