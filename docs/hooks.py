@@ -7,6 +7,7 @@ descriptions, are made from the catalogues, too, and those of cost from what `ma
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import warnings
@@ -177,6 +178,13 @@ def _measured_losses() -> str:
     )
 
 
+def _networks() -> str:
+    path = Path(__file__).parent / "results" / "networks.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        heads, *rows = csv.reader(file)
+    return _table(tuple(heads), [tuple(cell.replace("|", "/") for cell in row) for row in rows])
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -193,5 +201,6 @@ MADE = {
         f"<!-- benchmarks: {scenario} -->": partial(_measured, scenario)
         for scenario in ("feature maps", "sizes", "pixels", "masked pictures", "growth", "options")
     },
+    "<!-- table of networks -->": _networks,
 }
 """What a page may ask for."""

@@ -32,7 +32,7 @@ def photographs(size: int, count: int = 5) -> Tensor:
 
 def settle_batch_norms(network: nn.Module, images: Tensor) -> None:
     """Set the running statistics from real photographs, as training would leave them."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in network.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
     momenta = [m.momentum for m in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -45,6 +45,35 @@ def settle_batch_norms(network: nn.Module, images: Tensor) -> None:
         norm.eval()
 
 
+def revived(network: nn.Module) -> nn.Module:
+    """Draw anew what an initialisation left dead, so that no branch and no class is silent.
+
+    Many networks start with last layers and position tables of zeros, and with branches weighted
+    by 0 or 1e-6 (layer scale, the last norm's gain). A parameter that is one number of at most 0.1
+    throughout gets random values: N(0, 0.02²) where it is a matrix, U(0.5, 1) where it is a gain
+    for each channel. Biases stay, and so do gains of 1.
+    """
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            constant = parameter.numel() and bool((parameter == parameter.flatten()[0]).all())
+            if not constant or name.endswith("bias") or float(parameter.flatten()[0].abs()) > 0.1:
+                continue
+            if sum(side > 1 for side in parameter.shape) > 1:
+                nn.init.normal_(parameter, std=0.02)
+            else:
+                nn.init.uniform_(parameter, 0.5, 1.0)
+    return network
+
+
+def classifier(network: nn.Module, size: int, name: str) -> Classifier:
+    """Return the network in evaluation mode, revived, with batch norms that know photographs."""
+    model = Classifier(
+        revived(network).eval(), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), name=name
+    )
+    settle_batch_norms(model, photographs(size))
+    return model
+
+
 def torchvision_classifier(name: str, size: int) -> Classifier:
     """Return an unmodified torchvision network with random weights, in evaluation mode."""
     options: dict[str, Any] = {}
@@ -52,13 +81,8 @@ def torchvision_classifier(name: str, size: int) -> Classifier:
         options = {"init_weights": False, "aux_logits": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = torchvision.models.get_model(name, weights=None, **options).eval()
-        for module in network.modules():
-            if isinstance(module, nn.Linear) and not module.weight.any():  # ViT's untrained head
-                nn.init.normal_(module.weight, std=0.02)
-    model = Classifier(network, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    settle_batch_norms(model, photographs(size))
-    return model
+        network = torchvision.models.get_model(name, weights=None, **options)
+        return classifier(network, size, name)
 
 
 class Errors(NamedTuple):

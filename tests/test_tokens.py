@@ -40,6 +40,58 @@ class Tokens(nn.Module):
         return self.head(self.encoder(torch.cat([self.prefix.expand(len(x), -1, -1), x], 1))[:, 0])
 
 
+class Block(nn.Module):
+    """Attention and a gated sum, giving the tokens and their weights as a pair."""
+
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.mlp = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(x)
+        mixed, weights = self.attention(y, y, y)
+        x = x + mixed
+        return x + self.mlp(x), weights
+
+
+class Unusual(nn.Module):
+    """Tokens first, class tokens before and behind, maps as (N, K, T), or a head that attends."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.patches = nn.Conv2d(3, 8, (4, 8), (4, 8))
+        self.own = nn.Parameter(torch.randn(2, 1, 8))
+        self.blocks = nn.ModuleList(Block(batch_first=kind != "tokens first") for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(8, 5) for _ in range(2))
+        self.places, self.norm = nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d(8)
+        self.attending = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2)
+        if self.kind == "channels first":
+            return self.heads[0](torch.relu(self.norm(x + self.places(x))).mean(2))
+        first, last = self.own[:, None].expand(-1, len(x), -1, -1)
+        x = x.mT
+        if self.kind == "class token last":
+            x = torch.cat([x, last], 1)
+        elif self.kind == "distilled":
+            x = torch.cat([first, x, last], 1)
+        elif self.kind == "tokens first":
+            x = torch.cat([first, x], 1).transpose(0, 1)
+        for block in self.blocks:
+            x = block(x)[0]
+        if self.kind == "class token last":
+            return self.heads[0](x[:, -1])
+        if self.kind == "distilled":
+            return (self.heads[0](x[:, 0]) + self.heads[1](x[:, -1])) / 2
+        if self.kind == "tokens first":
+            return self.heads[0](x[0])
+        return self.heads[0](self.attending(first, x, x)[0][:, 0])
+
+
 def _swin(version: int) -> nn.Module:
     parts = {"block": SwinTransformerBlockV2, "downsample_layer": PatchMergingV2}
     options = parts if version == 2 else {}
@@ -57,6 +109,11 @@ NETWORKS = {
     "class token": lambda: Tokens(1),
     "registers": lambda: Tokens(5, norm_first=False),
     "pooled": lambda: Tokens(0),
+    "tokens first": lambda: Unusual("tokens first"),
+    "class token last": lambda: Unusual("class token last"),
+    "distilled": lambda: Unusual("distilled"),
+    "channels first": lambda: Unusual("channels first"),
+    "attending head": lambda: Unusual("attending head"),
 }
 STAGES = {
     "vit": "encoder.layers.encoder_layer_1",
@@ -67,8 +124,23 @@ STAGES = {
     "class token": "encoder.layers.1",
     "registers": "encoder.layers.1",
     "pooled": "encoder",
+    "tokens first": "blocks.1",
+    "class token last": "blocks.1",
+    "distilled": "blocks.1",
+    "channels first": "norm+relu",
+    "attending head": "blocks.2",
 }
-WITH_CLASS_TOKEN = ("vit", "class token", "registers")
+WITH_CLASS_TOKEN = (
+    *("vit", "class token", "registers"),
+    *("tokens first", "class token last", "distilled"),
+)
+ARRANGEMENTS = {
+    "tokens first": Arrangement((8, 4), 1, 0, "tnk"),
+    "class token last": Arrangement((8, 4), 0, 1),
+    "distilled": Arrangement((8, 4), 1, 1),
+    "channels first": Arrangement((8, 4), 0, 0, "nkt"),
+    "attending head": Arrangement((8, 4)),
+}
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -122,6 +194,24 @@ def test_afmi_and_grad_cam_explain_them(name: str) -> None:
     assert GradCAM(model).attribute(x).shape == (2, 1, 32, 32)
 
 
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+def test_unusual_arrangements_are_seen(name: str) -> None:
+    assert find_layer(build(name), pictures()).arrangement == ARRANGEMENTS[name]
+
+
+def test_streams_that_meet_in_the_logits_only_have_no_last_stage() -> None:
+    class Streams(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = Tokens(0), Tokens(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + self.two(x)
+
+    with pytest.raises(LayerError, match="through which all goes"):
+        find_layer(Streams().double().eval(), pictures())
+
+
 def test_tokens_lie_row_by_row_behind_the_class_token() -> None:
     tokens = torch.arange(2 * 8 * 3).reshape(2, 8, 3)
     how = Arrangement((2, 3), prefix=2)
@@ -132,6 +222,11 @@ def test_tokens_lie_row_by_row_behind_the_class_token() -> None:
     ):
         assert maps[n, k, i, j] == tokens[n, 2 + 3 * i + j, k]
     assert torch.equal(how.others(tokens), tokens[:, :2])
+    for order, turned in (("tnk", tokens.transpose(0, 1)), ("nkt", tokens.mT)):
+        turned_how = Arrangement((2, 3), 1, 1, order)
+        assert turned_how.fits(turned)
+        assert torch.equal(turned_how.maps(turned)[:, :, 0, 0], tokens[:, 1])
+        assert torch.equal(turned_how.others(turned), tokens[:, [0, 7]])
     last = torch.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3)
     assert torch.equal(Arrangement().maps(last), last.permute(0, 3, 1, 2))
     assert Arrangement().others(last).numel() == 0
@@ -144,15 +239,20 @@ def test_named_layers_are_turned_too() -> None:
         ("swin", "features.1", Arrangement()),
         ("swin", "features.3", Arrangement()),
         ("pooled", "encoder.layers.0", Arrangement((8, 8))),
+        ("channels first", "norm+relu", Arrangement((8, 4), 0, 0, "nkt")),
         ("convnext", "features.1", None),
     ):
         model = build(name)
         module, found = resolve_layer(model, layer, x)
-        assert found == Layer(layer, None, how)
-        assert resolve_layer(model, module, x)[1] == found
+        assert found == Layer(*(*layer.split("+"), None)[:2], how)
+        if "+" not in layer:
+            assert resolve_layer(model, module, x)[1] == found
         gradient = modified_gradient(model, x, layer=(module, found), reference=Black())
         size = gradient.run.features.shape
-        assert size[:2] == (2, {"vit": 16, "swin": size[1], "pooled": 8, "convnext": 8}[name])
+        assert size[:2] == (
+            2,
+            {"vit": 16, "swin": size[1], "pooled": 8, "convnext": 8}.get(name, 8),
+        )
 
 
 @pytest.mark.parametrize("name", ["class token", "pooled"])

@@ -14,7 +14,7 @@ from completeness import errors
 from torch import Tensor, nn
 
 from afmi.errors import ConditioningWarning, OperationError
-from afmi.modified_gradient import modified_gradient
+from afmi.modified_gradient import forward_pass, modified_gradient
 from afmi.references import Black, Image, Random, Several
 
 Function = Callable[[Tensor], Tensor]
@@ -306,3 +306,28 @@ def test_a_root_that_stays_zero_carries_nothing() -> None:
         lambda v: torch.linalg.vector_norm(0 * v, 3, 1)[:, None],
     ):
         assert matrix(root, x, reference).abs().max() == 0
+
+
+def test_one_image_of_transposed_tokens_has_the_right_gradient() -> None:
+    """PyTorch's batch norm permutes a gradient whose strides are those of transposed tokens."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.norm.running_var = torch.tensor([0.5, 1.0, 2.0, 4.0])
+            self.head = nn.Linear(4, 3)
+            self.double().eval()
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.norm(self.conv(x)).flatten(2).mT.unsqueeze(1)
+            return self.head(F.scaled_dot_product_attention(tokens, tokens, tokens).mean((1, 2)))
+
+    model, x = Attending(), torch.rand(1, 3, 6, 6, dtype=torch.float64)
+    assert errors(model, x, Random()).of_logits <= 1e-12
+    # The ordinary gradient of one image is that of the same image twice, where nothing is wrong.
+    with torch.enable_grad():
+        twice = x.repeat(2, 1, 1, 1).requires_grad_()
+        (expected,) = torch.autograd.grad(model(twice)[:, 1].sum(), twice)
+    run = forward_pass(model, x, layer=None)
+    torch.testing.assert_close(run.gradient(torch.tensor([1])), expected[:1])

@@ -161,6 +161,19 @@ def attended(**options: Any) -> Function:
     return lambda x: F.scaled_dot_product_attention(3 * x, x.flip(2), x + 1, **options)
 
 
+def recurrent(network: nn.RNNBase) -> Function:
+    """A recurrent network along the rows, whose channels are made those of the maps."""
+    network = network.double()
+
+    def run(x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        if network.batch_first:
+            return network(rows)[0].view(*x.shape[:3], -1)
+        return network(rows.transpose(0, 1))[0].transpose(0, 1).reshape(*x.shape[:3], -1)
+
+    return run
+
+
 # Operations that mix positions, or have two operands that depend on the image.
 MIXING: dict[str, Function] = {
     "softmax": lambda x: x.softmax(1) + F.softmax(5 * x, 3) + F.softmin(x, dim=2),
@@ -221,6 +234,13 @@ MIXING: dict[str, Function] = {
     "moved": lambda x: torch.cat([p.roll(2, 3) for p in x.split([1, 3], 1)], 1).gather(
         3, torch.tensor([5, 0, 1, 1, 4, 2]).expand(len(x), 4, 6, 6)
     ),
+    "three factors": lambda x: torch.einsum("nchw,nchw,nchw->nchw", x, x.flip(2), x + 1),
+    "five factors": lambda x: torch.einsum(
+        "nchw,ncw,nhw,ncw,nch->nchw", x, x.mean(2), x.mean(1), x.flip(2).mean(2), x.mean(3)
+    ),
+    "lstm": recurrent(nn.LSTM(6, 3, 2, bidirectional=True)),
+    "lstm without biases": recurrent(nn.LSTM(6, 6, bias=False)),
+    "gru": recurrent(nn.GRU(6, 3, bidirectional=True, batch_first=True)),
     "pixel shuffle": lambda x: F.pixel_unshuffle(F.pixel_shuffle(x, 2).tanh(), 2),
     "bicubic": lambda x: F.interpolate(
         F.interpolate(x, (9, 9), mode="bicubic").sigmoid(), (6, 6), mode="area"
@@ -369,7 +389,6 @@ UNSUPPORTED: dict[str, Function] = {
     "deform_conv2d": lambda x: torchvision.ops.deform_conv2d(
         x, x.repeat(1, 5, 1, 1)[:, :18], torch.ones(4, 4, 3, 3, dtype=x.dtype), padding=1
     ),
-    "einsum": lambda x: torch.einsum("nchw,nchw,nchw->nchw", x, x, x),
     "atan2": lambda x: torch.atan2(x, x.flip(2)),
     "softmax": lambda x: torch.softmax(x, 1, out=torch.empty_like(x)),
     "sort": lambda x: x.sort(2).values,
@@ -380,6 +399,7 @@ UNSUPPORTED: dict[str, Function] = {
     "sub": lambda x: x - x.detach().round(),
     "div": lambda x: torch.div(x, 0.1, rounding_mode="floor"),
     "lerp": lambda x: torch.lerp(x, 2 * x, torch.sigmoid(x)),
+    "lstm": recurrent(nn.LSTM(6, 6, proj_size=3)),
 }
 
 

@@ -91,6 +91,24 @@ def test_sums_to_delta_at_full_size(name: str) -> None:
     check(torchvision_classifier(name, size), size)
 
 
+OTHERS = sorted(set(torchvision.models.list_models(module=torchvision.models)) - set(FULL))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_network_sums_to_delta(name: str) -> None:
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    size = int(transforms.crop_size[0])
+    model, picture = torchvision_classifier(name, size), photographs(size, 1)
+    for layer in (None, "inputs"):
+        found = errors(model, picture, Black(), layer)
+        if found.of_logits > 1e-5:  # so deep that float32 leaves the logits few digits
+            found = errors(model.double(), picture.double(), Black(), layer)
+            model.float()
+        assert found.of_logits <= 1e-5, layer
+
+
 def test_sums_to_delta_with_trained_weights(squeezenet_weights: Path) -> None:
     network = torchvision.models.squeezenet1_0().eval()
     network.load_state_dict(load_file(squeezenet_weights))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from afmi.classifier import logits_of
+from afmi.dataflow import first_tensor
 from afmi.errors import LayerError, ModelError, OperationError, ShapeError
 from afmi.layers import Arrangement, Layer
 from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
@@ -130,7 +131,7 @@ class Interception(TorchFunctionMode):
         # Whether what is saved for the backward pass may be overwritten by it, likewise.
         self.last = False
         self.leaf: Tensor | None = None
-        self.pending: tuple[Tensor, str] | None = None
+        self.pending: tuple[Tensor, Layer] | None = None
         self._aside = False
 
     def begin(self, tensor: Tensor) -> Tensor:
@@ -154,9 +155,9 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.leaf is None:
             output = func(*args, **kwargs)
-            if self._awaited(func, args) and isinstance(output, Tensor):
-                self.pending = None
-                return self.begin(output)
+            if self.pending is not None and self._awaited(func, args):
+                layer, self.pending = self.pending[1], None
+                return self.begin(_maps_of(layer, output))
             return output
         if self._aside or func in _FORM:
             return func(*args, **kwargs)
@@ -202,6 +203,8 @@ class Interception(TorchFunctionMode):
                     f"its operands, or register_path_integral({name!r}) if it is smooth",
                     name=name,
                 )
+        if name == "batch_norm":
+            _keep_from_odd_strides(output)
         self._mark(output, name)
         if name == "setitem":
             self._mark(args[0], name)
@@ -248,7 +251,7 @@ class Interception(TorchFunctionMode):
             self.pending is not None
             and bool(args)
             and args[0] is self.pending[0]
-            and operation_name(func) == self.pending[1]
+            and operation_name(func) == self.pending[1].then
         )
 
     def _constants(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
@@ -311,6 +314,17 @@ class Interception(TorchFunctionMode):
             raise ModelError(_UNSEEN)
         if self.rules.complete and getattr(logits, _MARK, None) is not self:
             self._out_of_sight(logits)
+
+
+def _keep_from_odd_strides(output: Tensor) -> None:
+    """Have the gradient of a batch norm's output laid out as PyTorch's backward pass expects it.
+
+    With one image, a gradient that comes from transposed tokens has the strides of channels that
+    lie last but for the batch's own. PyTorch 2.15 takes it for contiguous on the CPU, and gives a
+    derivative of permuted numbers, without a word. It is right where the maps are channels-last.
+    """
+    if output.requires_grad and output.is_contiguous():
+        output.register_hook(Tensor.contiguous)
 
 
 def _ignores_values(name: str) -> bool:
@@ -424,6 +438,18 @@ def _parted(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Te
     return arrangement.maps(tensor), arrangement.others(tensor)
 
 
+def _maps_of(layer: Layer, output: object) -> Tensor:
+    """Return a layer's output, where it has the shape that the layer is said to give."""
+    how = layer.arrangement
+    if isinstance(output, Tensor) and (how.fits(output) if how else output.dim() == 4):
+        return output
+    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise LayerError(
+        f"layer {layer} must give feature maps (N, K, h, w), but gives {came}; choose a "
+        "convolutional layer, or one whose tokens are those of places"
+    )
+
+
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
     hot = torch.zeros(*target.shape, logits.shape[1], dtype=logits.dtype, device=logits.device)
     return hot.scatter_(-1, target.unsqueeze(-1), 1.0)
@@ -474,21 +500,16 @@ def forward_pass(
                 f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
                 "thing; choose the module around it"
             )
-        how = layer[1].arrangement
-        fits = isinstance(output, Tensor) and (how.fits(output) if how else output.dim() == 4)
-        if not (fits and isinstance(output, Tensor)):
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise LayerError(
-                f"layer {layer[1]} must give feature maps (N, K, h, w), but gives {came}; choose a "
-                "convolutional layer, or one whose tokens are those of places"
-            )
         # Only now, because a mode costs time for every operation, also in the trunk.
         if not plain:
             interception.enter_context(state)
-        if layer[1].then is not None:
-            state.pending = (output, layer[1].then)
+        first = first_tensor(output)
+        if layer[1].then is not None and first is not None:
+            state.pending = (first, layer[1])
             return None
-        return state.begin(output)
+        begun = state.begin(_maps_of(layer[1], first if first is not None else output))
+        # Of several, such as a block's maps and its attention, the first are the maps.
+        return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
     with (
         torch.inference_mode(False),

@@ -15,6 +15,7 @@ from afmi.modified_gradient.rules import (
     path_integral,
     pooling,
     products,
+    recurrent,
     softmax,
 )
 
@@ -37,6 +38,7 @@ _table: dict[str, Rule] = {
     **extremes.RULES,
     **composed.RULES,
     **path_integral.RULES,
+    **recurrent.RULES,
 }
 
 MODIFIED_GRADIENT = Rules(_table, extensible=True)

@@ -13,7 +13,7 @@ from afmi.modified_gradient.rules.elementwise import Chord
 from afmi.modified_gradient.rules.linear import argument, path_operands
 from afmi.modified_gradient.tape import Entry
 
-__all__ = ["RULES", "choose", "with_operands"]
+__all__ = ["RULES", "choose", "contraction", "with_operands"]
 
 
 def bilinear(state: Interception, operation: Operation) -> Any:
@@ -79,7 +79,7 @@ class _BilinearFunction(torch.autograd.Function):
 
 
 def contraction(state: Interception, operation: Operation) -> Any:
-    """Any operation that is linear in each of two operands, such as ``einsum`` of two activations.
+    """Any operation that is linear in each of two operands, such as ``tensordot`` of two maps.
 
     The same rule as `bilinear`, whose derivatives are those of f(a, (b + b̄)/2) + f((a + ā)/2, b).
     """
@@ -263,7 +263,7 @@ def reversed_quotient(state: Interception, operation: Operation) -> Any:
     return quotient(state, Operation("div", torch.div, (numerator, x), {}))
 
 
-_CONTRACTIONS = ("einsum", "tensordot", "inner", "outer", "ger", "mv", "dot", "vdot", "kron")
+_CONTRACTIONS = ("tensordot", "inner", "outer", "ger", "mv", "dot", "vdot", "kron")
 
 RULES: dict[str, Rule] = {
     "mul": bilinear,
