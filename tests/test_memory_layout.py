@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from afmi.memory_layout import FastLayout
+from afmi.memory_layout import in_fast_layout, is_fast
+from afmi.methods import AFMI
 
 
 class Viewing(nn.Module):
@@ -23,30 +24,54 @@ class Viewing(nn.Module):
         return self.conv(x).view(x.shape[0], -1)
 
 
-def test_channels_lie_side_by_side() -> None:
+LARGE = (2, 3, 160, 160)
+
+
+def laid_out(images: Tensor, **options: bool) -> Tensor:
+    """Return what a network is handed for these images."""
     seen: list[Tensor] = []
-    images = torch.rand(2, 3, 5, 5)
-    FastLayout()(seen.append, images)
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    in_fast_layout(nn.Identity(), seen.append, images, **options)
     assert torch.equal(seen[0], images)
+    assert seen[0].data_ptr() != images.data_ptr()
+    return seen[0]
+
+
+def test_channels_lie_side_by_side() -> None:
+    found = laid_out(torch.rand(LARGE))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    found = laid_out(torch.rand(2, 3, 5, 5), fast=True)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_precisions_keep_the_usual_layout(dtype: torch.dtype) -> None:
-    seen: list[Tensor] = []
-    FastLayout()(seen.append, torch.rand(2, 3, 5, 5).to(dtype))
-    assert seen[0].is_contiguous()
+    assert laid_out(torch.rand(LARGE).to(dtype)).is_contiguous()
+
+
+def test_few_pixels_keep_the_usual_layout() -> None:
+    assert laid_out(torch.rand(1, 3, 224, 224)).is_contiguous()
 
 
 def test_network_that_takes_views() -> None:
     network = Viewing()
-    images = torch.rand(2, 3, 5, 5)
+    images = torch.rand(LARGE)
     expected = network.conv(images * 2).flatten(1)
-    layout = FastLayout()
     with torch.no_grad():
-        torch.testing.assert_close(layout(network, images.clone()), expected)
-        torch.testing.assert_close(layout(network, images.clone()), expected)
+        assert is_fast(network, images)
+        for _ in range(2):
+            torch.testing.assert_close(in_fast_layout(network, network, images), expected)
     assert network.layouts == [True, False, False]
+    assert not is_fast(network, images)
+
+
+def test_explanations_of_a_network_that_takes_views() -> None:
+    network = nn.Sequential(Viewing(), nn.Linear(4 * 158 * 158, 3))
+    method = AFMI(network, layer="0.conv", averaged=False)
+    images = torch.rand(LARGE)
+    found = method.attribute(images, 1)
+    assert network[0].layouts == [True, False, False]  # the reference twice, and the images
+    alone = torch.cat([method.attribute(image[None], 1) for image in images])
+    torch.testing.assert_close(found, alone)
 
 
 def test_other_errors_are_raised() -> None:
@@ -56,21 +81,20 @@ def test_other_errors_are_raised() -> None:
         calls.append(1)
         raise RuntimeError("sizes do not fit")
 
-    layout = FastLayout()
+    network = nn.Identity()
     with pytest.raises(RuntimeError, match="sizes do not fit"):
-        layout(fail, torch.rand(1, 3, 2, 2))
+        in_fast_layout(network, fail, torch.rand(LARGE))
     assert len(calls) == 2
+    assert is_fast(network, torch.rand(LARGE))
 
 
 def test_too_little_memory_is_no_reason_for_another_layout() -> None:
-    layouts: list[bool] = []
+    calls: list[int] = []
 
-    def fail(x: Tensor) -> None:
-        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+    def fail(_: Tensor) -> None:
+        calls.append(1)
         raise torch.OutOfMemoryError
 
-    layout = FastLayout()
-    for _ in range(2):
-        with pytest.raises(torch.OutOfMemoryError):
-            layout(fail, torch.rand(2, 3, 5, 5))
-    assert layouts == [True, True]
+    with pytest.raises(torch.OutOfMemoryError):
+        in_fast_layout(nn.Identity(), fail, torch.rand(LARGE))
+    assert len(calls) == 1

@@ -2,46 +2,56 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afmi.memory import is_out_of_memory
 
-__all__ = ["FastLayout"]
+__all__ = ["in_fast_layout", "is_fast"]
 
 T = TypeVar("T")
 
+# One image of this many pixels gains nothing by another layout.
+_FEW_PIXELS = 224 * 224
 
-class FastLayout:
-    """Hands images to a network with each pixel's channels side by side, where that is faster.
+# Networks that need the usual layout: one that takes a ``view`` of its maps cannot have another.
+_usual: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def is_fast(model: nn.Module, images: Tensor) -> bool:
+    """Tell whether the network gets images (N, C, H, W) with each pixel's channels side by side.
 
     On a CPU in float32 convolutions then take as little as half the time (SqueezeNet), for the
-    same numbers to rounding. A network that takes a ``view`` of its feature maps cannot have them
-    so; from its first complaint on it gets the usual layout.
+    same numbers to rounding.
     """
+    quick = images.device.type == "cpu" and images.dtype == torch.float32
+    return quick and images[:, 0].numel() > _FEW_PIXELS and model not in _usual
 
-    def __init__(self) -> None:
-        self._usual = False
 
-    def __call__(self, run: Callable[[Tensor], T], images: Tensor) -> T:
-        """Return ``run(images)``.
+def in_fast_layout(
+    model: nn.Module, run: Callable[[Tensor], T], images: Tensor, *, fast: bool | None = None
+) -> T:
+    """Return ``run(copy of the images)``, with the copy laid out so that the network is fast.
 
-        Args:
-            run: passes images through the network; may be called twice.
-            images: (N, C, H, W); the network may overwrite them.
-        """
-        quick = images.device.type == "cpu" and images.dtype == torch.float32
-        if self._usual or not quick:
-            return run(images.contiguous())
+    A network that complains of that layout gets the usual one, from then on.
+
+    Args:
+        model: the network.
+        run: passes images through it, and may overwrite them; may be called twice.
+        images: (N, C, H, W).
+        fast: which layout; None: see `is_fast`.
+    """
+    if is_fast(model, images) if fast is None else fast:
         try:
-            # A copy, so that images overwritten halfway are whole again for the second try.
             return run(images.to(memory_format=torch.channels_last, copy=True))
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            result = run(images.contiguous())
-            self._usual = True
-            return result
+        result = run(images.clone(memory_format=torch.contiguous_format))
+        _usual.add(model)
+        return result
+    return run(images.clone(memory_format=torch.contiguous_format))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from afmi.classifier import logits_of
 from afmi.errors import ShapeError, UsageError
 from afmi.memory import free_cached, is_out_of_memory
-from afmi.memory_layout import FastLayout
+from afmi.memory_layout import in_fast_layout
 from afmi.modified_gradient import forward_pass
 from afmi.references import Blurred, Reference
 
@@ -65,17 +65,17 @@ class Passes:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
-        self._layout = FastLayout()
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
         return [(i, min(i + self.size, count)) for i in range(0, count, self.size)]
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits (N, K) of images (N, C, H, W); the network may overwrite the images."""
+        """Return logits (N, K) of images (N, C, H, W)."""
 
         def run(start: int, stop: int) -> tuple[Tensor]:
-            return (self._layout(lambda x: logits_of(self.model(x)), images[start:stop]),)
+            some = images[start:stop]
+            return (in_fast_layout(self.model, lambda x: logits_of(self.model(x)), some),)
 
         return self._halving(run, len(images))[0]
 
@@ -92,7 +92,7 @@ class Passes:
 
         def run(start: int, stop: int) -> tuple[Tensor, Tensor]:
             some = images[start:stop]
-            done = self._layout(lambda x: forward_pass(self.model, x, layer=None), some)
+            done = forward_pass(self.model, some, layer=None)
             return done.logits, done.pull_back(slope(done.logits, start, stop), last=True)
 
         logits, gradients = self._halving(run, len(images))

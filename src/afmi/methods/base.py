@@ -18,6 +18,7 @@ from afmi.errors import AfmiError, ModelError, ShapeError, TargetError, UsageErr
 from afmi.layers import Layer, resolve_layer
 from afmi.maps import upsample
 from afmi.memory import free_cached, is_out_of_memory
+from afmi.memory_layout import in_fast_layout
 from afmi.untouched import evaluation_mode, keeping_random_state
 
 __all__ = [
@@ -366,7 +367,7 @@ def relative_residual(maps: Tensor, change: Tensor) -> Tensor:
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits (N, C) of images (N, C, H, W), without gradients."""
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        return logits_of(model(inputs.detach().clone()))
+        return in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
 
 
 def image_generator(seed: int, image: Tensor) -> torch.Generator:

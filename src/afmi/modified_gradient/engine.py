@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from afmi.errors import CompletenessWarning, ShapeError
 from afmi.layers import Layer
+from afmi.memory_layout import is_fast
 from afmi.modified_gradient.interception import ForwardPass, Rules, forward_pass
 from afmi.modified_gradient.rules import MODIFIED_GRADIENT
 from afmi.modified_gradient.tape import Tape
@@ -201,10 +202,15 @@ def _autocast(device: str) -> torch.dtype | None:
 
 
 def _record(
-    model: nn.Module, image: Tensor, layer: tuple[nn.Module, Layer] | None, rules: Rules
+    model: nn.Module,
+    image: Tensor,
+    layer: tuple[nn.Module, Layer] | None,
+    rules: Rules,
+    *,
+    fast: bool,
 ) -> ReferenceRun:
     tape = Tape()
-    run = forward_pass(model, image, layer=layer, rules=rules, recording=tape)
+    run = forward_pass(model, image, layer=layer, rules=rules, recording=tape, fast=fast)
     return ReferenceRun(tape, run.features, run.others, run.logits)
 
 
@@ -217,8 +223,9 @@ def _reference_runs(
     *,
     per_image: bool,
 ) -> list[ReferenceRun]:
+    fast = is_fast(model, inputs)  # as the images, so that the tape lies as their numbers do
     if reference.per_image:
-        return [_record(model, reference(inputs), layer, rules)]
+        return [_record(model, reference(inputs), layer, rules, fast=fast)]
     batch = inputs.shape[0] if per_image else 1
     key = (
         layer and layer[1],
@@ -228,12 +235,16 @@ def _reference_runs(
         inputs.dtype,
         inputs.device,
         _autocast(inputs.device.type),
+        fast,
         _fingerprint(model),
     )
     runs = _cache.get(model, key)
     if runs is None:
         images = reference(inputs)
-        runs = [_record(model, image.expand(batch, *image.shape), layer, rules) for image in images]
+        runs = [
+            _record(model, image.expand(batch, *image.shape), layer, rules, fast=fast)
+            for image in images
+        ]
         _cache.put(model, key, runs)
     return runs
 

@@ -21,6 +21,7 @@ from afmi.classifier import logits_of
 from afmi.dataflow import first_tensor
 from afmi.errors import LayerError, ModelError, OperationError, ShapeError
 from afmi.layers import Arrangement, Layer
+from afmi.memory_layout import in_fast_layout
 from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.operations import is_inplace, operation_name
 from afmi.untouched import (
@@ -473,6 +474,7 @@ def forward_pass(
     rules: Rules = ORDINARY,
     recording: Tape | None = None,
     tapes: list[Tape] | None = None,
+    fast: bool | None = None,
 ) -> ForwardPass:
     """Run the network on images and keep what the gradients from a layer on need.
 
@@ -483,12 +485,36 @@ def forward_pass(
         rules: what to do with the operations behind the layer.
         recording: a tape to fill, where this is the reference's run.
         tapes: the references' tapes, where rules need them.
+        fast: the images' memory layout; see `afmi.memory_layout.in_fast_layout`.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
         OperationError: when an operation has no rule and the rules must be complete.
     """
-    readers = [TapeReader(tape) for tape in tapes or []]
+
+    def run(own: Tensor) -> ForwardPass:
+        if recording is not None:
+            recording.entries.clear()
+        return _run(model, own, layer, rules, recording, tapes or [])
+
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(False),
+        evaluation_mode(model),
+        without_fused_attention(),
+    ):
+        return in_fast_layout(model, run, inputs.detach(), fast=fast)
+
+
+def _run(
+    model: nn.Module,
+    own: Tensor,
+    layer: tuple[nn.Module, Layer] | None,
+    rules: Rules,
+    recording: Tape | None,
+    tapes: list[Tape],
+) -> ForwardPass:
+    readers = [TapeReader(tape) for tape in tapes]
     state = Interception(rules, recording, readers)
     # Without rules, and with nothing to look out for, PyTorch may go its way alone.
     plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
@@ -511,14 +537,8 @@ def forward_pass(
         # Of several, such as a block's maps and its attention, the first are the maps.
         return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
-    with (
-        torch.inference_mode(False),
-        torch.set_grad_enabled(False),
-        evaluation_mode(model),
-        without_fused_attention(),
-        ExitStack() as interception,
-    ):
-        own = inputs.detach().clone()
+    # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
+    with torch.set_grad_enabled(False), ExitStack() as interception:
         if layer is None:
             own = state.begin(own)
             if not plain:
@@ -535,9 +555,9 @@ def forward_pass(
     state.check_logits(graph_logits)
     for reader in readers:
         reader.finish()
-    if graph_logits.shape[0] != inputs.shape[0]:
+    if graph_logits.shape[0] != own.shape[0]:
         raise ShapeError(
-            f"expected logits for {inputs.shape[0]} images, got {graph_logits.shape[0]} rows"
+            f"expected logits for {own.shape[0]} images, got {graph_logits.shape[0]} rows"
         )
     arrangement = None if layer is None else layer[1].arrangement
     features, others = _parted(state.leaf.detach(), arrangement)

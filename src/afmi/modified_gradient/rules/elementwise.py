@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -180,24 +181,25 @@ class ExactChord(Chord):
         """Return y and the quotients, made piece by piece while each piece is in the cache."""
         y = x if operation.inplace else torch.empty_like(x)
         quotients = [torch.empty_like(x) for _ in entries]
-        dx = x.new_empty(min(x[0].numel(), _PIECE))
-        for i, (image, result) in enumerate(zip(x, y, strict=True)):
-            outputs = result.view(-1).split(_PIECE)
+        room = x.new_empty(min(x[0].numel(), _PIECE))
+        lay = _in_memory_order(x)
+        for i, pieces in enumerate(map(_pieces, lay(x))):
+            outputs = _pieces(lay(y)[i])
             others = []
             for entry, quotient in zip(entries, quotients, strict=True):
                 row = min(i, len(entry.output) - 1)
-                flat = (quotient[i], entry.inputs[0][row], entry.output[row])
-                others.append([tensor.reshape(-1).split(_PIECE) for tensor in flat])
-            for j, piece in enumerate(image.view(-1).split(_PIECE)):
-                room = dx[: piece.numel()]
+                at_reference = (lay(entry.inputs[0])[row], lay(entry.output)[row])
+                others.append([_pieces(part) for part in (lay(quotient)[i], *at_reference)])
+            for j, piece in enumerate(pieces):
                 for quotient, reference, _ in others:
                     torch.sub(piece, reference[j], out=quotient[j])
                 output = operation.on(piece)
                 if not operation.inplace:
                     output = outputs[j].copy_(output)
-                for quotient, _, at_reference in others:
-                    torch.sub(output, at_reference[j], out=room)
-                    torch.div(room, quotient[j], out=quotient[j])
+                dy = room[: piece.numel()]
+                for quotient, _, before in others:
+                    torch.sub(output, before[j], out=dy)
+                    torch.div(dy, quotient[j], out=quotient[j])
         return y, quotients
 
     def _defined(self, operation: Operation, quotient: Tensor, entry: Entry) -> Tensor:
@@ -218,16 +220,25 @@ _PIECE = 65_536
 """Numbers of a piece, of which five fit into a processor's second cache."""
 
 
+def _pieces(part: Tensor) -> tuple[Tensor, ...]:
+    """Cut what lies in one stretch of memory; only views of it are made."""
+    return part.view(-1).split(_PIECE)
+
+
+def _in_memory_order(x: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what turns tensors laid out as x so that their last dimensions lie together."""
+    if x.is_contiguous():
+        return lambda tensor: tensor
+    return lambda tensor: tensor.movedim(1, -1)
+
+
 def _fits_pieces(operation: Operation, x: Tensor, entries: list[Entry]) -> bool:
     """Tell whether it pays to go through x piece by piece, and can be done without a copy."""
-    return (
-        x.device.type == "cpu"
-        and x.dim() > 1
-        and x[0].numel() > 4 * _PIECE
-        and x.is_contiguous()
-        and _takes_numbers_alone(operation)
-        and all(e.inputs[0].is_contiguous() and e.output.is_contiguous() for e in entries)
-    )
+    if x.device.type != "cpu" or x.dim() < 2 or x[0].numel() <= 4 * _PIECE:
+        return False
+    lay = _in_memory_order(x)
+    seen = (x, *(tensor for e in entries for tensor in (e.inputs[0], e.output)))
+    return _takes_numbers_alone(operation) and all(lay(tensor).is_contiguous() for tensor in seen)
 
 
 # fmt: off
