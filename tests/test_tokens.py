@@ -67,7 +67,7 @@ class Unusual(nn.Module):
         self.blocks = nn.ModuleList(Block(batch_first=kind != "tokens first") for _ in range(3))
         self.heads = nn.ModuleList(nn.Linear(8, 5) for _ in range(2))
         self.places, self.norm = nn.Conv1d(8, 8, 3, padding=1), nn.BatchNorm1d(8)
-        self.attending = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.projected = nn.Linear(8, 16)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patches(x).flatten(2)
@@ -89,7 +89,11 @@ class Unusual(nn.Module):
             return (self.heads[0](x[:, 0]) + self.heads[1](x[:, -1])) / 2
         if self.kind == "tokens first":
             return self.heads[0](x[0])
-        return self.heads[0](self.attending(first, x, x)[0][:, 0])
+        keys, values = self.projected(x).chunk(2, -1)
+        mixed = nn.functional.scaled_dot_product_attention(
+            first[:, None], *(y.unflatten(-1, (1, 8)).transpose(1, 2) for y in (keys, values))
+        )
+        return self.heads[0](mixed[:, 0, 0])
 
 
 def _swin(version: int) -> nn.Module:

@@ -49,6 +49,10 @@ _MIXING = frozenset(
 )
 
 
+# What attention does in each of its heads, where a dimension is no longer that of the channels.
+_HEADS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "softmax", "einsum"})
+
+
 def first_tensor(output: object) -> Tensor | None:
     """Return the tensor that a module gave, or the first of several."""
     if isinstance(output, (tuple, list)) and output:
@@ -256,7 +260,7 @@ class Dataflow:
             elif step.name in _CHANNELS_LAST and (step.name == "linear" or id(x) not in channels):
                 for tensor in (t for t in (x, output) if t is not None):
                     channels.setdefault(id(tensor), tensor.dim() - 1)
-            else:
+            elif step.name not in _HEADS:
                 self._inherit(step)
         for step in reversed(self.steps):  # what comes later tells, too
             axis = channels.get(id(step.output))
@@ -281,11 +285,11 @@ class Dataflow:
         return self._channels.get(id(tensor))
 
     def grid(self, tensor: Tensor) -> tuple[int, int] | None:
-        """Return (h, w) of maps (1, K, h, w) or (1, h, w, K)."""
-        if tensor.dim() != 4 or tensor.shape[0] != 1:
+        """Return (h, w) of maps (1, K, h, w) or (1, h, w, K); None: attention's heads, …"""
+        channels = self.channels(tensor)
+        if tensor.dim() != 4 or tensor.shape[0] != 1 or channels not in (1, 3):
             return None
-        last = self.channels(tensor) == 3
-        height, width = tensor.shape[1:3] if last else tensor.shape[2:4]
+        height, width = tensor.shape[1:3] if channels == 3 else tensor.shape[2:4]
         return (height, width) if height * width > 1 else None
 
     def holds_maps(self, tensor: Tensor, end: int) -> tuple[bool, Arrangement | None]:
@@ -322,7 +326,7 @@ class Dataflow:
         convolved = False
         for step in reversed(self.path(end=position + 1)):
             convolved = convolved or step.name == "conv2d"
-            grid = self.grid(step.output) if id(step.output) in self._channels else None
+            grid = self.grid(step.output)
             if grid is not None:
                 others = count - math.prod(grid)
                 if 0 <= others <= _MOST_OTHERS and (best is None or others < best[0]):

@@ -196,8 +196,8 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
         if step.name in _PASSING and missed is None:
             continue
         holds, how = flow.holds_maps(step.output, step.position + 1)
-        if not holds:
-            continue
+        if not holds or (how is not None and step.name == "linear"):
+            continue  # a bare projection of tokens, such as an attending head's keys and values
         if how is not None and not flow.places_count(step, how):
             continue
         # A class token's last block is left whole; nothing else is left out.
