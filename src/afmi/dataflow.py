@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.classifier import logits_of
 from afmi.operations import operation_name
-from afmi.untouched import evaluation_mode, watching_modules, without_fused_attention
+from afmi.untouched import evaluation_mode, uncompiled, watching_modules, without_fused_attention
 
 __all__ = ["Arrangement", "Call", "Dataflow", "Step", "first_tensor"]
 
@@ -208,6 +208,7 @@ class Dataflow:
         with (
             evaluation_mode(model),
             without_fused_attention(),
+            uncompiled(),
             torch.no_grad(),
             watching_modules(probe.on_module),
             probe,

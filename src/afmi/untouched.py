@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -16,6 +18,7 @@ __all__ = [
     "every_module",
     "keeping_random_state",
     "module_of",
+    "uncompiled",
     "watching_module",
     "watching_modules",
     "without_fused_attention",
@@ -116,6 +119,20 @@ def watching_module(module: nn.Module, callback: Callable[[object], object]) -> 
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Let networks that ``torch.compile`` has compiled run operation by operation, as written."""
+    # Not imported: it takes seconds, and what is compiled has imported it.
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is None or not hasattr(torch.compiler, "set_stance"):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # Of process-wide hooks that would run twice; those of `watching_modules` may.
+        warnings.filterwarnings("ignore", "Using `torch.compile")
+        yield
 
 
 ModuleCallback = Callable[[nn.Module, object], object]

@@ -27,6 +27,7 @@ from afmi.operations import is_inplace, operation_name
 from afmi.untouched import (
     evaluation_mode,
     every_module,
+    uncompiled,
     watching_module,
     without_fused_attention,
 )
@@ -204,8 +205,6 @@ class Interception(TorchFunctionMode):
                     f"its operands, or register_path_integral({name!r}) if it is smooth",
                     name=name,
                 )
-        if name == "batch_norm":
-            _keep_from_odd_strides(output)
         self._mark(output, name)
         if name == "setitem":
             self._mark(args[0], name)
@@ -317,15 +316,27 @@ class Interception(TorchFunctionMode):
             self._out_of_sight(logits)
 
 
-def _keep_from_odd_strides(output: Tensor) -> None:
-    """Have the gradient of a batch norm's output laid out as PyTorch's backward pass expects it.
+def _keep_from_odd_strides(logits: Tensor) -> None:
+    """Have gradients of batch norms laid out as PyTorch's backward pass expects them.
 
     With one image, a gradient that comes from transposed tokens has the strides of channels that
     lie last but for the batch's own. PyTorch 2.15 takes it for contiguous on the CPU, and gives a
     derivative of permuted numbers, without a word. It is right where the maps are channels-last.
     """
-    if output.requires_grad and output.is_contiguous():
-        output.register_hook(Tensor.contiguous)
+    nodes: list[Any] = [logits.grad_fn]
+    met = set(nodes)
+    for node in nodes:  # which grows meanwhile
+        norm = type(node).__name__.startswith("NativeBatchNorm")
+        if norm and node._saved_input.is_contiguous():
+            node.register_prehook(_contiguous)
+        for before, _ in node.next_functions:
+            if before is not None and before not in met:
+                met.add(before)
+                nodes.append(before)
+
+
+def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(g if g is None else g.contiguous() for g in gradients)
 
 
 def _ignores_values(name: str) -> bool:
@@ -502,6 +513,7 @@ def forward_pass(
         torch.set_grad_enabled(False),
         evaluation_mode(model),
         without_fused_attention(),
+        uncompiled(),
     ):
         return in_fast_layout(model, run, inputs.detach(), fast=fast)
 
@@ -553,6 +565,8 @@ def _run(
             + ("" if layer[1].then is None else f", followed by the operation {layer[1].then!r}")
         )
     state.check_logits(graph_logits)
+    if own.device.type == "cpu":
+        _keep_from_odd_strides(graph_logits)
     for reader in readers:
         reader.finish()
     if graph_logits.shape[0] != own.shape[0]:
