@@ -52,6 +52,15 @@ def test_few_pixels_keep_the_usual_layout() -> None:
     assert laid_out(torch.rand(1, 3, 224, 224)).is_contiguous()
 
 
+def test_one_image_for_depthwise_convolutions() -> None:
+    depthwise, norm = nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4)
+    one = torch.rand(1, 4, 224, 224)
+    assert is_fast(nn.Sequential(depthwise, norm), one)
+    assert not is_fast(nn.Sequential(depthwise), one)
+    assert not is_fast(nn.Sequential(nn.Conv2d(4, 4, 3), norm), one)
+    assert not is_fast(nn.Sequential(depthwise, norm), one[..., :100, :100])
+
+
 def test_network_that_takes_views() -> None:
     network = Viewing()
     images = torch.rand(LARGE)

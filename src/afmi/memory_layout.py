@@ -10,13 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from afmi.memory import is_out_of_memory
+from afmi.untouched import every_module
 
 __all__ = ["in_fast_layout", "is_fast"]
 
 T = TypeVar("T")
 
-# One image of this many pixels gains nothing by another layout.
+# Images of this many pixels in all gain nothing by another layout, …
 _FEW_PIXELS = 224 * 224
+# … but in networks of MobileNet's kind these few do.
+_FEW_PIXELS_DEPTHWISE = 112 * 112
 
 # Networks that need the usual layout: one that takes a ``view`` of its maps cannot have another.
 _usual: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -28,8 +31,27 @@ def is_fast(model: nn.Module, images: Tensor) -> bool:
     On a CPU in float32 convolutions then take as little as half the time (SqueezeNet), for the
     same numbers to rounding.
     """
-    quick = images.device.type == "cpu" and images.dtype == torch.float32
-    return quick and images[:, 0].numel() > _FEW_PIXELS and model not in _usual
+    if images.device.type != "cpu" or images.dtype != torch.float32 or model in _usual:
+        return False
+    pixels = images[:, 0].numel()
+    return pixels > _FEW_PIXELS or (pixels > _FEW_PIXELS_DEPTHWISE and _is_depthwise(model))
+
+
+_depthwise: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def _is_depthwise(model: nn.Module) -> bool:
+    """Tell whether the network has convolutions of one channel each and batch norms, as MobileNet.
+
+    ConvNeXt has the former only, and turns its maps around itself.
+    """
+    if model not in _depthwise:
+        modules = every_module(model)
+        _depthwise[model] = any(isinstance(module, nn.BatchNorm2d) for module in modules) and any(
+            isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
+            for module in modules
+        )
+    return _depthwise[model]
 
 
 def in_fast_layout(

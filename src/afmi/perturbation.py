@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from afmi.classifier import logits_of
 from afmi.errors import ShapeError, UsageError
+from afmi.folding import Folding
 from afmi.memory import free_cached, is_out_of_memory
 from afmi.memory_layout import in_fast_layout
 from afmi.modified_gradient import forward_pass
@@ -65,6 +66,7 @@ class Passes:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
+        self._folding = Folding(model)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
@@ -75,7 +77,11 @@ class Passes:
 
         def run(start: int, stop: int) -> tuple[Tensor]:
             some = images[start:stop]
-            return (in_fast_layout(self.model, lambda x: logits_of(self.model(x)), some),)
+
+            def classified(x: Tensor) -> Tensor:
+                return self._folding(lambda: logits_of(self.model(x)))
+
+            return (in_fast_layout(self.model, classified, some),)
 
         return self._halving(run, len(images))[0]
 

@@ -1,0 +1,125 @@
+"""Folded networks give the same numbers, by fewer operations, and are left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from completeness import torchvision_classifier
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from afmi.folding import Folding
+
+
+class Norms(TorchFunctionMode):
+    """Counts the batch norms that really run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is F.batch_norm
+        return func(*args, **(kwargs or {}))
+
+
+def norms_run(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    # Entered first, so that it sees what the other modes make of the calls.
+    with Norms() as counted, torch.no_grad():
+        output = run()
+    return counted.count, output
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("mobilenet_v2", 0), ("resnet18", 0), ("densenet121", 62), ("alexnet", 0)]
+)
+def test_torchvision(name: str, left: int) -> None:
+    model = torchvision_classifier(name, 64).double()
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folding = Folding(model)
+    with torch.no_grad():
+        expected = model(images)
+        first = folding(lambda: model(images))
+    count, second = norms_run(lambda: folding(lambda: model(images)))
+    assert torch.equal(first, expected)
+    torch.testing.assert_close(second, expected, rtol=1e-10, atol=1e-10)
+    assert count == left
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Net(nn.Module):
+    def __init__(self, forward: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.own = nn.Conv2d(3, 3, 3, padding=1), forward
+        self.norm, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)
+        for norm in (self.norm, self.other):
+            norm.running_mean, norm.running_var = torch.rand(3), torch.rand(3) + 0.5
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self, x)
+
+
+FORWARDS: dict[str, tuple[Callable[[Net, Tensor], Tensor], int]] = {
+    "pair": (lambda n, x: n.norm(n.conv(x)), 0),
+    "without gains": (lambda n, x: n.other(n.conv(x)), 0),
+    "functional": (
+        lambda n, x: F.batch_norm(
+            F.conv2d(input=x, weight=n.conv.weight), n.norm.running_mean, n.norm.running_var
+        ),
+        0,
+    ),
+    "in place behind": (lambda n, x: n.norm(n.conv(x)).relu_() + x, 0),
+    "in place between": (lambda n, x: n.norm(n.conv(x).relu_()), 1),
+    "used twice": (lambda n, x: n.norm(y := n.conv(x)) + y, 1),
+    "two norms": (lambda n, x: n.norm(y := n.conv(x)) + n.other(y), 2),
+    "shared convolution": (lambda n, x: n.norm(n.conv(n.other(n.conv(x)))), 2),
+    "weights made anew": (
+        lambda n, x: n.norm(F.conv2d(x, n.conv.weight * 2, n.conv.bias, padding=1)),
+        1,
+    ),
+    "norm first": (lambda n, x: n.conv(n.norm(x)), 1),
+    "asked for its form": (lambda n, x: _asked(n, x), 0),
+}
+
+
+def _asked(net: Net, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if y.dim() == 4 and y.shape[1] == 3 else y
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_only_what_is_a_pair_is_folded(name: str) -> None:
+    forward, left = FORWARDS[name]
+    model = Net(forward)
+    folding = Folding(model)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = model(images)
+        folding(lambda: model(images))
+    for _ in range(2):
+        count, found = norms_run(lambda: folding(lambda: model(images)))
+        torch.testing.assert_close(found, expected)
+        assert count == left
+
+
+def test_training_statistics_are_left_alone() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    model.norm.train()
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    folding = Folding(model)
+    assert [norms_run(lambda: folding(lambda: model(images)))[0] for _ in range(2)] == [1, 1]
+
+
+def test_compiled_networks_are_left_to_their_compiler() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    model.compile(backend="eager")
+    folding = Folding(model)
+    images = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(folding(lambda: model(images)), model(images))
+        torch.testing.assert_close(folding(lambda: model(images)), model(images))
