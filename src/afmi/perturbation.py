@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from afmi.classifier import logits_of
 from afmi.errors import ShapeError, UsageError
 from afmi.folding import Folding
-from afmi.memory import free_cached, is_out_of_memory
+from afmi.memory import in_parts
 from afmi.memory_layout import in_fast_layout
 from afmi.modified_gradient import forward_pass
 from afmi.references import Blurred, Reference
@@ -115,19 +115,7 @@ class Passes:
     def _halving(
         self, run: Callable[[int, int], tuple[Tensor, ...]], count: int
     ) -> tuple[Tensor, ...]:
-        parts: list[tuple[Tensor, ...]] = []
-        start = 0
-        while start < count:
-            stop = min(start + self.size, count)
-            try:
-                parts.append(run(start, stop))
-                start = stop
-                continue
-            except RuntimeError as error:
-                if stop - start == 1 or not is_out_of_memory(error):
-                    raise
-                self.size = (stop - start) // 2
-            free_cached()  # now that the failed run's tensors are gone with its error
+        parts, self.size = in_parts(run, count, self.size)
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from afmi import memory_layout
 from afmi import modified_gradient as engine
 from afmi.errors import CompletenessWarning, OperationError
 from afmi.modified_gradient.rules import _table, elementwise
@@ -353,28 +354,33 @@ def test_powers_written_with_stars() -> None:
     assert errors(Stack([lambda x: x**3]), pictures(), Random()).of_logits <= 1e-12
 
 
+@pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("inplace", [True, False])
-def test_large_maps_go_piece_by_piece(inplace: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_maps_go_piece_by_piece(
+    inplace: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # One image against another of its own, and against one for all; the last piece is short.
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.ReLU6(inplace), nn.Flatten(), nn.Linear(144, 2)
-    ).double()
-    pieces = []
+    )
+    layouts: list[bool] = []
     whole = elementwise.ExactChord._in_pieces
 
-    def counted(*args: Any) -> Any:
-        pieces.append(1)
-        return whole(*args)
+    def noted(rule: Any, operation: Any, x: Tensor, entries: Any) -> Any:
+        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+        return whole(rule, operation, x, entries)
 
-    monkeypatch.setattr(elementwise.ExactChord, "_in_pieces", counted)
-    for reference in (Black(), Blurred(sigma=1.0)):
-        large = 8 * (pictures() - 0.5)
-        expected = attributed(network, large, reference)
-        monkeypatch.setattr(elementwise, "_PIECE", 35)
-        assert torch.equal(attributed(network, large, reference), expected)
-        monkeypatch.undo()
-        monkeypatch.setattr(elementwise.ExactChord, "_in_pieces", counted)
-    assert len(pieces) == 2
+    monkeypatch.setattr(elementwise.ExactChord, "_in_pieces", noted)
+    if fast:
+        monkeypatch.setattr(memory_layout, "_FEW_PIXELS", 0)
+    large = (8 * (pictures() - 0.5)).float()
+    references = (Black(), Blurred(sigma=1.0))
+    expected = [attributed(network, large, reference) for reference in references]
+    assert not layouts
+    monkeypatch.setattr(elementwise, "_PIECE", 35)
+    for reference, one in zip(references, expected, strict=True):
+        assert torch.equal(attributed(network, large, reference), one)
+    assert layouts == [fast, fast]
 
 
 def attributed(network: nn.Module, images: Tensor, reference: Reference) -> Tensor:

@@ -17,7 +17,7 @@ from afmi.classifier import logits_of
 from afmi.errors import AfmiError, ModelError, ShapeError, TargetError, UsageError
 from afmi.layers import Layer, resolve_layer
 from afmi.maps import upsample
-from afmi.memory import free_cached, is_out_of_memory
+from afmi.memory import in_parts
 from afmi.memory_layout import in_fast_layout
 from afmi.untouched import evaluation_mode, keeping_random_state
 
@@ -154,12 +154,12 @@ class Method(ABC):
         Where there is too little memory for all images at once, halves of them are explained.
         """
 
-        def explained(part: slice) -> list[Attribution]:
-            return [self._attribute(own[part], wanted[part])]
+        def explained(start: int, stop: int) -> Attribution:
+            return self._attribute(own[start:stop], wanted[start:stop])
 
         with self._session(inputs, target) as (own, wanted):
-            (found,) = _in_parts(explained, inputs.shape[0])
-            return self._finished(found, inputs)
+            parts, _ = in_parts(explained, inputs.shape[0], inputs.shape[0])
+            return self._finished(_joined(parts), inputs)
 
     def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
         """Return the maps of several classes of the same images.
@@ -176,13 +176,13 @@ class Method(ABC):
     def explain_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> list[Attribution]:
         """Return T attributions of the same images, as `explain` does for each class."""
 
-        def explained(part: slice) -> list[Attribution]:
-            return self._attribute_classes(own[part], classes[:, part])
+        def explained(start: int, stop: int) -> list[Attribution]:
+            return self._attribute_classes(own[start:stop], classes[:, start:stop])
 
         with self._session(inputs, None) as (own, _):
             classes = self._classes(targets, inputs)
-            found = _in_parts(explained, inputs.shape[0])
-            return [self._finished(one, inputs) for one in found]
+            parts, _ = in_parts(explained, inputs.shape[0], inputs.shape[0])
+            return [self._finished(_joined(same), inputs) for same in zip(*parts, strict=True)]
 
     @abstractmethod
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
@@ -286,26 +286,10 @@ class LayerMethod(Method):
         return resolve_layer(self.model, self.layer, inputs)
 
 
-def _in_parts(explained: Callable[[slice], list[Attribution]], count: int) -> list[Attribution]:
-    """Explain ``count`` images, in halves of halves where memory does not do for all."""
-    parts: list[list[Attribution]] = []
-    start, size = 0, count
-    while start < count:
-        stop = min(start + size, count)
-        try:
-            parts.append(explained(slice(start, stop)))
-            start = stop
-            continue
-        except RuntimeError as error:
-            if stop - start == 1 or not is_out_of_memory(error):
-                raise
-            size = (stop - start) // 2
-        free_cached()  # now that the failed run's tensors are gone with its error
-    return parts[0] if len(parts) == 1 else [_joined(same) for same in zip(*parts, strict=True)]
-
-
 def _joined(parts: Sequence[Attribution]) -> Attribution:
     """Return the attribution of all images from those of some of them each."""
+    if len(parts) == 1:
+        return parts[0]
 
     def together(of: Callable[[Attribution], Tensor | None]) -> Tensor | None:
         tensors = [tensor for part in parts if (tensor := of(part)) is not None]

@@ -185,7 +185,7 @@ _sampled = weakref.WeakKeyDictionary()
 def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
     """Return views of a few numbers of each weight, those of one dtype and device together.
 
-    Biases and buffers are left out, which change with the weights or are counted by PyTorch.
+    Biases and buffers are left out: a change of those alone is noticed where PyTorch counts it.
     """
     views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
