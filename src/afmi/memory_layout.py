@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from afmi.memory import is_out_of_memory
 from afmi.untouched import every_module
 
-__all__ = ["in_fast_layout", "is_fast"]
+__all__ = ["in_fast_layout", "is_fast", "pooled"]
 
 T = TypeVar("T")
 
@@ -20,6 +20,10 @@ T = TypeVar("T")
 _FEW_PIXELS = 224 * 224
 # … but in networks of MobileNet's kind these few do.
 _FEW_PIXELS_DEPTHWISE = 112 * 112
+
+# Max pooling gains from turning maps around where there are as many channels and numbers as these.
+_VECTOR = 8
+_LARGE_MAPS = 16_384
 
 # Networks that need the usual layout: one that takes a ``view`` of its maps cannot have another.
 _usual: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -77,3 +81,20 @@ def in_fast_layout(
         _usual.add(model)
         return result
     return run(images.clone(memory_format=torch.contiguous_format))
+
+
+def pooled(pool: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
+    """Return ``pool(x)``, its maps laid out so that max pooling is fast, its results as x is.
+
+    On a CPU PyTorch pools maps in the usual layout one number at a time; turning them around and
+    back takes a fifth of that.
+
+    Args:
+        pool: max pooling that gives the maxima, and perhaps their positions.
+        x: (N, C, H, W), or of other dimensions, which stay as they are.
+    """
+    slow = x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous()
+    if not slow or x.shape[1] < _VECTOR or x.numel() < _LARGE_MAPS:
+        return pool(x)
+    turned = pool(x.contiguous(memory_format=torch.channels_last))
+    return tuple(tensor.contiguous() for tensor in turned)

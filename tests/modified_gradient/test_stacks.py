@@ -355,32 +355,38 @@ def test_powers_written_with_stars() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU(True), nn.ReLU(), nn.ReLU6(True), nn.ReLU6(), nn.SiLU(True), nn.SiLU(), nn.GELU()],
+    ids=str,
+)
 def test_large_maps_go_piece_by_piece(
-    inplace: bool, fast: bool, monkeypatch: pytest.MonkeyPatch
+    activation: nn.Module, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One image against another of its own, and against one for all; the last piece is short.
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU6(inplace), nn.Flatten(), nn.Linear(144, 2)
+        nn.Conv2d(3, 4, 3, padding=1), activation, nn.Flatten(), nn.Linear(144, 2)
     )
-    layouts: list[bool] = []
-    whole = elementwise.ExactChord._in_pieces
+    pieces: list[list[Tensor]] = []
+    cut = elementwise._pieces
 
-    def noted(rule: Any, operation: Any, x: Tensor, entries: Any) -> Any:
-        layouts.append(x.is_contiguous(memory_format=torch.channels_last))
-        return whole(rule, operation, x, entries)
+    def noted(tensors: list[Tensor]) -> Iterator[Any]:
+        pieces.append([])
+        for piece in cut(tensors):
+            pieces[-1].append(piece[0])
+            yield piece
 
-    monkeypatch.setattr(elementwise.ExactChord, "_in_pieces", noted)
+    monkeypatch.setattr(elementwise, "_pieces", noted)
     if fast:
         monkeypatch.setattr(memory_layout, "_FEW_PIXELS", 0)
     large = (8 * (pictures() - 0.5)).float()
     references = (Black(), Blurred(sigma=1.0))
     expected = [attributed(network, large, reference) for reference in references]
-    assert not layouts
+    assert [len(run) for run in pieces] == [1, 1]
     monkeypatch.setattr(elementwise, "_PIECE", 35)
     for reference, one in zip(references, expected, strict=True):
-        assert torch.equal(attributed(network, large, reference), one)
-    assert layouts == [fast, fast]
+        assert torch.allclose(attributed(network, large, reference), one, rtol=1e-6, atol=1e-9)
+    assert [{piece.numel() for piece in run} for run in pieces[2:]] == [{35, 4}, {35, 4}]
 
 
 def attributed(network: nn.Module, images: Tensor, reference: Reference) -> Tensor:

@@ -21,15 +21,17 @@ class Entry:
 
     Attributes:
         name: the operation's name.
-        inputs: its operands that depend on the layer, detached.
+        inputs: its operands that depend on the layer, or what the rule keeps of each; detached.
         output: what it gave, detached.
         indices: where a pooling operation found its maxima.
+        more: what else the rule makes of the reference once.
     """
 
     name: str
     inputs: tuple[Tensor, ...]
     output: Tensor
     indices: Tensor | None = None
+    more: tuple[Tensor, ...] = ()
 
 
 @dataclass

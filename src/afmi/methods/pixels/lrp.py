@@ -16,7 +16,6 @@ from afmi.modified_gradient.backward import elementwise_chords, linear_rules, ma
 from afmi.modified_gradient.rules.elementwise import Chord
 from afmi.modified_gradient.rules.linear import path_operands
 from afmi.modified_gradient.rules.products import RULES as PRODUCTS
-from afmi.modified_gradient.tape import Entry
 
 __all__ = ["LRP"]
 
@@ -166,7 +165,7 @@ class _Activation:
         if operation.name == "relu":
             return y / _with_epsilon(y, x, self.epsilon)
         zero = torch.zeros_like(x[:1])
-        at_zero = Entry(operation.name, (zero,), operation.on(zero.clone()))
+        at_zero = self.chord.entry(operation, zero, operation.on(zero.clone()))
         chord = self.chord.multiplier(operation, x, y, at_zero)
         return chord * _stabilised(x, self.epsilon)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +46,14 @@ class Chord:
         if state.recording is not None:
             before = x.detach().clone() if operation.inplace else x.detach()
             y = operation()
-            state.recording.entries.append(Entry(operation.name, (before,), y.detach()))
+            state.recording.entries.append(self.entry(operation, before, y.detach()))
             return y
         entries = [reader.next(operation.name, (x,)) for reader in state.readers]
         return _ChordFunction.apply(x, self, state, operation, entries)
+
+    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
+        """Return what the tape holds of the reference: of x, as it was, and y = σ(x)."""
+        return Entry(operation.name, (x,), y)
 
     def run(
         self, operation: Operation, x: Tensor, entries: list[Entry]
@@ -146,112 +151,235 @@ def _takes_numbers_alone(operation: Operation) -> bool:
     return not any(isinstance(value, Tensor) for value in others)
 
 
-class ExactChord(Chord):
-    """The chord of a function whose values carry no rounding error, such as max(0, y).
+class FormulaChord(Chord):
+    """A chord whose slope has one formula for all numbers, made piece by piece in few passes.
 
-    Then the quotient is right to rounding wherever y and ȳ differ at all, and takes half the
-    passes over memory.
+    Nothing is looked for among the numbers, which on a CPU takes longer than the arithmetic, and
+    each piece stays in the processor's cache from its first operation to its last.
+    """
+
+    @abstractmethod
+    def before(
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+    ) -> None:
+        """Put into ``slope`` and ``rooms`` what the formula needs of x, not to be written to."""
+
+    @abstractmethod
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
+        """Put the slope into ``slope``, where `before` left off."""
+
+    def fits(self, operation: Operation, x: Tensor) -> bool:
+        """Tell whether the formula has enough digits, and any piece of x can be put in alone."""
+        return x.dtype in (torch.float32, torch.float64) and _takes_numbers_alone(operation)
+
+    def run(
+        self, operation: Operation, x: Tensor, entries: list[Entry]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Chord.run`."""
+        if not self.fits(operation, x):
+            return super().run(operation, x, entries)
+        if operation.inplace and len(entries) == 1:
+            slope = torch.empty_like(x)
+            self._fill(operation, x, x, entries[0], slope, make=True)
+            return x, [slope]
+        before = x.clone() if operation.inplace else x
+        y = operation()
+        return y, [self.multiplier(operation, before, y, entry) for entry in entries]
+
+    def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
+        """See `Chord.multiplier`."""
+        if not self.fits(operation, x):
+            return super().multiplier(operation, x, y, entry)
+        slope = torch.empty_like(x)
+        self._fill(operation, x, y, entry, slope)
+        return slope
+
+    def _fill(
+        self,
+        operation: Operation,
+        x: Tensor,
+        y: Tensor,
+        entry: Entry,
+        slope: Tensor,
+        *,
+        make: bool = False,
+    ) -> None:
+        """Fill ``slope``; where ``make``, make the call as well, in place on each piece of x."""
+        whole: Rooms | None = None
+        for part, output, into, *kept in _pieces(
+            [x, y, slope, *entry.inputs, entry.output, *entry.more]
+        ):
+            if whole is None:  # the first piece is as large as any
+                whole = torch.empty_like(part), torch.empty_like(part)
+            rooms = whole
+            if part.numel() < whole[0].numel():
+                rooms = whole[0][: part.numel()], whole[1][: part.numel()]
+            self.before(operation, part, kept, into, rooms)
+            if make:
+                operation.on(part)
+            self.after(output, kept, into, rooms)
+
+
+Kept = Sequence[Tensor]
+"""What the tape has of the reference: the entry's ``inputs``, its ``output`` and ``more``."""
+
+Rooms = tuple[Tensor, Tensor]
+
+
+class Rectifier(FormulaChord):
+    """max(0, y): m = (σ(y) + σ(ȳ))/(|y| + |ȳ|).
+
+    That is the chord's slope, for σ(y) = (y + |y|)/2 makes (y + ȳ)/(|y| + |ȳ|) of
+    (|y| − |ȳ|)/(y − ȳ); and nothing in it cancels. It is 1 and 0 where both are positive and
+    negative. The tape has |ȳ|, and the least number for 0, for the derivative 0 where both are 0.
+    """
+
+    def fits(self, operation: Operation, x: Tensor) -> bool:
+        """See `FormulaChord.fits`."""
+        return True
+
+    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
+        """See `Chord.entry`."""
+        least = 2.0**-24 if x.dtype == torch.float16 else torch.finfo(x.dtype).tiny
+        return Entry(operation.name, (x.abs().clamp_min_(least),), y)
+
+    def before(
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+    ) -> None:
+        torch.abs(x, out=slope)
+        slope.add_(kept[0])
+
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
+        torch.add(y, kept[1], out=rooms[0])
+        torch.div(rooms[0], slope, out=slope)
+
+
+class ExactChord(FormulaChord):
+    """The chord of a function whose values carry no rounding error, such as min(max(0, y), 6).
+
+    The quotient is then right to rounding wherever y and ȳ differ at all. So that it is the
+    derivative where they do not, m = (Δσ Δy + τ σ'(ȳ))/(Δy² + τ), with a τ so small that any
+    difference of numbers outweighs it.
     """
 
     def __init__(self) -> None:
         super().__init__(kinked=True)
 
-    def run(
-        self, operation: Operation, x: Tensor, entries: list[Entry]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See `Chord.run`; needs no copy of what the operation overwrites."""
-        if _fits_pieces(operation, x, entries):
-            y, quotients = self._in_pieces(operation, x, entries)
-        else:
-            changes = [x - entry.inputs[0] for entry in entries]
-            y = operation()
-            pairs = zip(changes, entries, strict=True)
-            quotients = [(y - entry.output).div_(dx) for dx, entry in pairs]
-        pairs = zip(quotients, entries, strict=True)
-        return y, [self._defined(operation, quotient, entry) for quotient, entry in pairs]
+    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
+        """See `Chord.entry`."""
+        if not self.fits(operation, x):
+            return super().entry(operation, x, y)
+        return Entry(operation.name, (x,), y, more=(self.derivative(operation, x).mul_(_least(x)),))
 
-    def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
-        """Return the slope of the chord, of the shape of x."""
-        quotient = (y - entry.output).div_(x - entry.inputs[0])
-        return self._defined(operation, quotient, entry)
+    def before(
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+    ) -> None:
+        torch.sub(x, kept[0], out=slope)
 
-    def _in_pieces(
-        self, operation: Operation, x: Tensor, entries: list[Entry]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return y and the quotients, made piece by piece while each piece is in the cache."""
-        y = x if operation.inplace else torch.empty_like(x)
-        quotients = [torch.empty_like(x) for _ in entries]
-        room = x.new_empty(min(x[0].numel(), _PIECE))
-        lay = _in_memory_order(x)
-        for i, pieces in enumerate(map(_pieces, lay(x))):
-            outputs = _pieces(lay(y)[i])
-            others = []
-            for entry, quotient in zip(entries, quotients, strict=True):
-                row = min(i, len(entry.output) - 1)
-                at_reference = (lay(entry.inputs[0])[row], lay(entry.output)[row])
-                others.append([_pieces(part) for part in (lay(quotient)[i], *at_reference)])
-            for j, piece in enumerate(pieces):
-                for quotient, reference, _ in others:
-                    torch.sub(piece, reference[j], out=quotient[j])
-                output = operation.on(piece)
-                if not operation.inplace:
-                    output = outputs[j].copy_(output)
-                dy = room[: piece.numel()]
-                for quotient, _, before in others:
-                    torch.sub(output, before[j], out=dy)
-                    torch.div(dy, quotient[j], out=quotient[j])
-        return y, quotients
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
+        room = rooms[0]
+        torch.sub(y, kept[1], out=room)
+        room.mul_(slope).add_(kept[2])
+        slope.mul_(slope).add_(_least(slope))
+        torch.div(room, slope, out=slope)
 
-    def _defined(self, operation: Operation, quotient: Tensor, entry: Entry) -> Tensor:
-        """Put the derivative where nothing changed, so that the quotient is 0/0."""
-        reference = entry.inputs[0]
-        if quotient.device.type == "cpu" and _takes_numbers_alone(operation):
-            # Elsewhere asking would cost a wait.
-            if bool(quotient.sum().isnan()):
-                at = quotient.isnan().nonzero(as_tuple=True)
-                seen = reference.expand_as(quotient)[at]
-                quotient.index_put_(at, self.derivative(operation, seen))
-            return quotient
-        undefined = quotient.isnan()
-        return torch.where(undefined, self.derivative(operation, reference), quotient)
+
+def _least(x: Tensor) -> float:
+    """Return τ: as far above the least number as the digits of a factor need."""
+    limits = torch.finfo(x.dtype)
+    return limits.tiny / limits.eps
+
+
+class SmoothChord(FormulaChord):
+    """The chord of a function that bends on the scale of 1, with PyTorch's own derivative.
+
+    m = (Δσ Δy³ + δ⁴ s)/(Δy⁴ + δ⁴) with s = (σ'(y) + σ'(ȳ))/2: the quotient where y and ȳ differ by
+    more than δ = ε^⅓, and the derivative where the quotient is rounding noise. They meet where s
+    misses the chord, which it does by Δy²/12 times the third derivative, by less than rounding.
+
+    Args:
+        slope_of: (g, x, out, keywords of the call): puts g·σ'(x) into ``out``.
+    """
+
+    def __init__(self, slope_of: Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Any]) -> None:
+        super().__init__()
+        self.slope_of = slope_of
+
+    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
+        """See `Chord.entry`."""
+        if not self.fits(operation, x):
+            return super().entry(operation, x, y)
+        slope = torch.empty_like(x)
+        self._weighted(operation, x, slope)
+        return Entry(operation.name, (x,), y, more=(slope,))
+
+    def _weighted(self, operation: Operation, x: Tensor, out: Tensor) -> None:
+        """Put δ⁴σ'(x)/2 into ``out``."""
+        half = x.new_full((), _weight(x) / 2).expand_as(x)
+        self.slope_of(half, x, out, operation.kwargs)
+
+    def before(
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+    ) -> None:
+        self._weighted(operation, x, rooms[1])
+        torch.sub(x, kept[0], out=slope)
+
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
+        room, slopes = rooms
+        torch.sub(y, kept[1], out=room)
+        room.mul_(slope)
+        slope.mul_(slope)
+        slopes.addcmul_(room, slope).add_(kept[2])
+        slope.mul_(slope).add_(_weight(slope))
+        torch.div(slopes, slope, out=slope)
+
+
+def _weight(x: Tensor) -> float:
+    """Return δ⁴."""
+    return torch.finfo(x.dtype).eps ** (4 / 3)
 
 
 _PIECE = 65_536
-"""Numbers of a piece, of which five fit into a processor's second cache."""
+"""Numbers of a piece, of which six fit into a processor's second cache."""
 
 
-def _pieces(part: Tensor) -> tuple[Tensor, ...]:
-    """Cut what lies in one stretch of memory; only views of it are made."""
-    return part.view(-1).split(_PIECE)
+def _pieces(tensors: list[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Cut tensors alike, of which those of the reference may have one image for all.
 
-
-def _in_memory_order(x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what turns tensors laid out as x so that their last dimensions lie together."""
-    if x.is_contiguous():
-        return lambda tensor: tensor
-    return lambda tensor: tensor.movedim(1, -1)
-
-
-def _fits_pieces(operation: Operation, x: Tensor, entries: list[Entry]) -> bool:
-    """Tell whether it pays to go through x piece by piece, and can be done without a copy."""
+    They stay whole where they are small, lie on another device, or do not all lie in one stretch of
+    memory in the same order.
+    """
+    x = tensors[0]
     if x.device.type != "cpu" or x.dim() < 2 or x[0].numel() <= 4 * _PIECE:
-        return False
-    lay = _in_memory_order(x)
-    seen = (x, *(tensor for e in entries for tensor in (e.inputs[0], e.output)))
-    return _takes_numbers_alone(operation) and all(lay(tensor).is_contiguous() for tensor in seen)
+        yield tensors
+        return
+    laid = tensors if x.is_contiguous() else [tensor.movedim(1, -1) for tensor in tensors]
+    if not all(tensor.is_contiguous() for tensor in laid):
+        yield tensors
+        return
+    for i in range(len(x)):
+        rows = (tensor[min(i, len(tensor) - 1)].view(-1) for tensor in laid)
+        yield from zip(*(row.split(_PIECE) for row in rows), strict=True)
+
+
+def _silu_slope(g: Tensor, x: Tensor, out: Tensor, keywords: dict[str, Any]) -> None:
+    torch.ops.aten.silu_backward.grad_input(g, x, grad_input=out)
+
+
+def _gelu_slope(g: Tensor, x: Tensor, out: Tensor, keywords: dict[str, Any]) -> None:
+    kind = keywords.get("approximate", "none")
+    torch.ops.aten.gelu_backward.grad_input(g, x, approximate=kind, grad_input=out)
 
 
 # fmt: off
 _SMOOTH = (
-    "silu", "mish", "gelu", "tanh", "tanhshrink", "softsign", "erf", "sin", "expm1", "log1p",
+    "mish", "tanh", "tanhshrink", "softsign", "erf", "sin", "expm1", "log1p",
     "log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "square",
 )
 _SMOOTH_OFFSET = ("sigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp", "cos")
-_KINKED = (
-    "leaky_relu", "prelu", "rrelu", "softshrink", "hardswish", "elu", "selu", "celu",
-)
+_KINKED = ("prelu", "rrelu", "softshrink", "hardswish", "elu", "selu", "celu")
 _EXACT = (
-    "relu", "relu6", "hardtanh", "threshold", "abs", "clamp", "clamp_min", "clamp_max",
+    "relu6", "leaky_relu", "hardtanh", "threshold", "abs", "clamp", "clamp_min", "clamp_max",
 )
 # fmt: on
 
@@ -260,6 +388,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_SMOOTH_OFFSET, Chord(floor=1.0)),
     **dict.fromkeys(_KINKED, Chord(kinked=True)),
     **dict.fromkeys(_EXACT, ExactChord()),
+    "relu": Rectifier(),
+    "silu": SmoothChord(_silu_slope),
+    "gelu": SmoothChord(_gelu_slope),
     "hardsigmoid": Chord(kinked=True, floor=1.0),
     "pow": Chord(),
     "float_power": Chord(),
