@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from afmi.classifier import logits_of
 from afmi.errors import ShapeError, UsageError
-from afmi.folding import Folding
 from afmi.memory import in_parts
 from afmi.memory_layout import in_fast_layout
 from afmi.modified_gradient import forward_pass
 from afmi.references import Blurred, Reference
+from afmi.simplification import Simplification
 
 __all__ = [
     "Grid",
@@ -66,7 +66,7 @@ class Passes:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
-        self._folding = Folding(model)
+        self._simplification = Simplification(model)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
@@ -79,7 +79,7 @@ class Passes:
             some = images[start:stop]
 
             def classified(x: Tensor) -> Tensor:
-                return self._folding(lambda: logits_of(self.model(x)))
+                return self._simplification(lambda: logits_of(self.model(x)))
 
             return (in_fast_layout(self.model, classified, some),)
 
@@ -98,7 +98,8 @@ class Passes:
 
         def run(start: int, stop: int) -> tuple[Tensor, Tensor]:
             some = images[start:stop]
-            done = forward_pass(self.model, some, layer=None)
+            simpler = self._simplification
+            done = forward_pass(self.model, some, layer=None, simplification=simpler)
             return done.logits, done.pull_back(slope(done.logits, start, stop), last=True)
 
         logits, gradients = self._halving(run, len(images))

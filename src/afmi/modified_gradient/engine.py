@@ -18,6 +18,7 @@ from afmi.modified_gradient.interception import ForwardPass, Rules, forward_pass
 from afmi.modified_gradient.rules import MODIFIED_GRADIENT
 from afmi.modified_gradient.tape import Tape
 from afmi.references import Reference
+from afmi.simplification import Simplification
 from afmi.untouched import every_module
 
 __all__ = ["ModifiedGradient", "ReferenceRun", "modified_gradient"]
@@ -185,16 +186,29 @@ _sampled = weakref.WeakKeyDictionary()
 def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
     """Return views of a few numbers of each weight, those of one dtype and device together.
 
-    Biases and buffers are left out: a change of those alone is noticed where PyTorch counts it.
+    Counts of batches and the like are left out.
     """
     views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         count = tensor.numel()
-        if count and tensor.is_contiguous() and (tensor.dim() > 1 or tensor.is_inference()):
+        if count and tensor.is_contiguous() and tensor.is_floating_point():
             size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
             view = torch.as_strided(tensor.detach(), (size,), (step,))
             views.setdefault((tensor.dtype, tensor.device), []).append(view)
     return list(views.values())
+
+
+_simplifications: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Simplification]]
+_simplifications = weakref.WeakKeyDictionary()
+
+
+def _simplified(model: nn.Module) -> tuple[tuple[object, ...], Simplification]:
+    """Return what identifies the weights, and by which operations the network runs with them."""
+    weights = _fingerprint(model)
+    kept = _simplifications.get(model)
+    if kept is None or kept[0] != weights:
+        kept = _simplifications[model] = (weights, Simplification(model))
+    return kept
 
 
 def _autocast(device: str) -> torch.dtype | None:
@@ -208,10 +222,22 @@ def _record(
     rules: Rules,
     *,
     fast: bool,
+    simplification: Simplification,
 ) -> ReferenceRun:
-    tape = Tape()
-    run = forward_pass(model, image, layer=layer, rules=rules, recording=tape, fast=fast)
-    return ReferenceRun(tape, run.features, run.others, run.logits)
+    while True:
+        tape = Tape()
+        known = simplification.knows(layer and layer[1])
+        run = forward_pass(
+            model,
+            image,
+            layer=layer,
+            rules=rules,
+            recording=tape,
+            fast=fast,
+            simplification=simplification,
+        )
+        if known:  # by the operations of the images' runs
+            return ReferenceRun(tape, run.features, run.others, run.logits)
 
 
 def _reference_runs(
@@ -222,10 +248,16 @@ def _reference_runs(
     rules: Rules,
     *,
     per_image: bool,
+    weights: tuple[object, ...],
+    simplification: Simplification,
 ) -> list[ReferenceRun]:
     fast = is_fast(model, inputs)  # as the images, so that the tape lies as their numbers do
+
+    def record(images: Tensor) -> ReferenceRun:
+        return _record(model, images, layer, rules, fast=fast, simplification=simplification)
+
     if reference.per_image:
-        return [_record(model, reference(inputs), layer, rules, fast=fast)]
+        return [record(reference(inputs))]
     batch = inputs.shape[0] if per_image else 1
     key = (
         layer and layer[1],
@@ -236,15 +268,11 @@ def _reference_runs(
         inputs.device,
         _autocast(inputs.device.type),
         fast,
-        _fingerprint(model),
+        weights,
     )
     runs = _cache.get(model, key)
     if runs is None:
-        images = reference(inputs)
-        runs = [
-            _record(model, image.expand(batch, *image.shape), layer, rules, fast=fast)
-            for image in images
-        ]
+        runs = [record(image.expand(batch, *image.shape)) for image in reference(inputs)]
         _cache.put(model, key, runs)
     return runs
 
@@ -266,16 +294,34 @@ def modified_gradient(
         reference: what the images are compared with.
         rules: a rule for each operation behind the layer.
     """
-    runs = _reference_runs(model, inputs, layer, reference, rules, per_image=False)
-    tapes = [run.tape for run in runs]
+    weights, simplification = _simplified(model)
+
+    def against(*, per_image: bool) -> ModifiedGradient:
+        runs = _reference_runs(
+            model,
+            inputs,
+            layer,
+            reference,
+            rules,
+            per_image=per_image,
+            weights=weights,
+            simplification=simplification,
+        )
+        run = forward_pass(
+            model,
+            inputs,
+            layer=layer,
+            rules=rules,
+            tapes=[run.tape for run in runs],
+            simplification=simplification,
+        )
+        return ModifiedGradient(run, tuple(runs))
+
     try:
-        run = forward_pass(model, inputs, layer=layer, rules=rules, tapes=tapes)
+        return against(per_image=False)
     except ShapeError:
         # Some networks fold the batch into other dimensions, where one reference image does not
         # broadcast; a reference for each image always fits.
         if inputs.shape[0] == 1 or reference.per_image:
             raise
-        runs = _reference_runs(model, inputs, layer, reference, rules, per_image=True)
-        tapes = [run.tape for run in runs]
-        run = forward_pass(model, inputs, layer=layer, rules=rules, tapes=tapes)
-    return ModifiedGradient(run, tuple(runs))
+        return against(per_image=True)

@@ -24,6 +24,7 @@ from afmi.layers import Arrangement, Layer
 from afmi.memory_layout import in_fast_layout
 from afmi.modified_gradient.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.operations import is_inplace, operation_name
+from afmi.simplification import Simplification
 from afmi.untouched import (
     evaluation_mode,
     every_module,
@@ -486,6 +487,7 @@ def forward_pass(
     recording: Tape | None = None,
     tapes: list[Tape] | None = None,
     fast: bool | None = None,
+    simplification: Simplification | None = None,
 ) -> ForwardPass:
     """Run the network on images and keep what the gradients from a layer on need.
 
@@ -497,6 +499,7 @@ def forward_pass(
         recording: a tape to fill, where this is the reference's run.
         tapes: the references' tapes, where rules need them.
         fast: the images' memory layout; see `afmi.memory_layout.in_fast_layout`.
+        simplification: by which operations the network runs; None: by its own.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
@@ -506,7 +509,13 @@ def forward_pass(
     def run(own: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        return _run(model, own, layer, rules, recording, tapes or [])
+
+        def finished() -> ForwardPass:
+            return _run(model, own, layer, rules, recording, tapes or [], simplification)
+
+        return (
+            finished() if simplification is None else simplification(finished, layer and layer[1])
+        )
 
     with (
         torch.inference_mode(False),
@@ -525,11 +534,17 @@ def _run(
     rules: Rules,
     recording: Tape | None,
     tapes: list[Tape],
+    simplification: Simplification | None,
 ) -> ForwardPass:
     readers = [TapeReader(tape) for tape in tapes]
     state = Interception(rules, recording, readers)
     # Without rules, and with nothing to look out for, PyTorch may go its way alone.
     plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
+
+    def intercept() -> None:
+        interception.enter_context(state)
+        if simplification is not None:
+            interception.enter_context(simplification.on_top(layer and layer[1]))
 
     def capture(output: object) -> object:
         assert layer is not None
@@ -540,7 +555,7 @@ def _run(
             )
         # Only now, because a mode costs time for every operation, also in the trunk.
         if not plain:
-            interception.enter_context(state)
+            intercept()
         first = first_tensor(output)
         if layer[1].then is not None and first is not None:
             state.pending = (first, layer[1])
@@ -554,7 +569,7 @@ def _run(
         if layer is None:
             own = state.begin(own)
             if not plain:
-                interception.enter_context(state)
+                intercept()
         else:
             interception.enter_context(watching_module(layer[0], capture))
         graph_logits = logits_of(model(own))

@@ -1,9 +1,14 @@
-"""Fold batch norms into the convolutions before them, where a network runs very many times."""
+"""Run a network by fewer and faster operations that give the same numbers to rounding.
+
+A convolution and the batch norm behind it are one convolution with other weights; and max pooling
+of maps in the usual layout is slow on a CPU.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,20 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from afmi.memory_layout import pooled
+from afmi.operations import operation_name
 from afmi.untouched import every_module
 
-__all__ = ["Folding"]
+__all__ = ["Simplification"]
 
 T = TypeVar("T")
 
 
-class Folding:
+class Simplification:
     """Runs a network with its batch norms folded into the convolutions before them.
 
-    In evaluation mode such a pair is one convolution with other weights: the same numbers to
-    rounding, in less time where convolutions are cheap beside their norms (MobileNet). The first
-    run finds the pairs; the network itself is not changed, and its weights must stay as they are
-    from then on.
+    The first run finds what there is to do. The network itself is not changed, and its weights
+    must stay as they are from then on.
 
     Args:
         model: in evaluation mode.
@@ -33,23 +38,53 @@ class Folding:
 
     def __init__(self, model: nn.Module) -> None:
         # A compiled network is left to its compiler.
-        compiled = any(
+        self._compiled = any(
             hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
             for module in every_module(model)
         )
-        self._pairs: dict[int, _Pair] | None = {} if compiled else None
+        self._pairs: dict[int, _Pair] = {}
+        self._found: dict[object, _Shortcuts | None] = {}
 
-    def __call__(self, run: Callable[[], T]) -> T:
-        """Return ``run()``, which passes images through the network without gradients."""
-        if self._pairs is None:
+    def __call__(self, run: Callable[[], T], use: object = None) -> T:
+        """Return ``run()``, which passes images through the network.
+
+        Args:
+            run: passes images through the network once.
+            use: what is taken from the run besides the logits, such as a layer's output. What is
+                used alone is left as it is.
+        """
+        if not self.knows(use):
             with _Finding() as finding:
                 result = run()
-            self._pairs = finding.pairs()
+            self._found[use] = self._shortcuts(finding)
             return result
-        if not self._pairs:
+        shortcuts = self._found.get(use)
+        if shortcuts is None:
             return run()
-        with _Folded(self._pairs):
+        with _Taking(shortcuts):
             return run()
+
+    def on_top(self, use: object = None) -> AbstractContextManager[object]:
+        """Return a context for what intercepts operations on the way of a run.
+
+        So that it is shown what the network runs by, and not what it says.
+        """
+        shortcuts = self._found.get(use)
+        return _Taking(shortcuts, pools=False) if shortcuts else nullcontext()
+
+    def knows(self, use: object = None) -> bool:
+        """Tell whether nothing is left to be found by a run."""
+        return self._compiled or use in self._found
+
+    def _shortcuts(self, finding: _Finding) -> _Shortcuts | None:
+        pairs: dict[int, _Pair] = {}
+        for weight, call, norm in finding.pairs():
+            # Weights are known by their address, as they may come detached; the pair keeps it.
+            at = weight.data_ptr()
+            if at not in self._pairs:
+                self._pairs[at] = _folded(call, norm)
+            pairs[at] = self._pairs[at]
+        return _Shortcuts(pairs) if pairs or finding.pools else None
 
 
 @dataclass(frozen=True)
@@ -57,7 +92,7 @@ class _Pair:
     """A convolution's weights with its batch norm's in them.
 
     Attributes:
-        of: the convolution's own weights, which tell its call from others.
+        of: the convolution's own weights.
         weight: (K, C, h, w).
         bias: (K,).
     """
@@ -65,6 +100,17 @@ class _Pair:
     of: Tensor
     weight: Tensor
     bias: Tensor
+
+
+@dataclass(frozen=True)
+class _Shortcuts:
+    """What can be done faster in a run.
+
+    Attributes:
+        pairs: of convolutions and batch norms, by the address of the former's weights.
+    """
+
+    pairs: dict[int, _Pair]
 
 
 def _parameters(call: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,11 +140,12 @@ class _Convolution:
 
 
 class _Finding(TorchFunctionMode):
-    """Lists the convolutions, with what took their output."""
+    """Lists the convolutions, with what took their output, and looks out for max pooling."""
 
     def __init__(self) -> None:
         super().__init__()
         self._convolutions: list[_Convolution] = []
+        self.pools = False
 
     def __torch_function__(
         self,
@@ -120,18 +167,21 @@ class _Finding(TorchFunctionMode):
             setattr(output, _MADE, made)  # and not by its identity, which a later tensor may get
         elif func is F.batch_norm and used and used[0] is not None:
             used[0].norm = _parameters(func, args, kwargs)
+        elif operation_name(func) == "max_pool2d" and args and args[0].device.type == "cpu":
+            self.pools = True
         return output
 
-    def pairs(self) -> dict[int, _Pair]:
-        """Return convolutions that only a batch norm follows, by their weights' identity."""
-        runs = Counter(id(made.call["weight"]) for made in self._convolutions)
-        return {
-            id(made.call["weight"]): _folded(made.call, made.norm)
+    def pairs(self) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
+        """Return the weights and calls of convolutions that only a batch norm follows."""
+        runs = Counter(made.call["weight"].data_ptr() for made in self._convolutions)
+        return [
+            (made.call["weight"], made.call, made.norm)
             for made in self._convolutions
             if made.norm is not None
             and not made.norm.get("training", False)
-            and made.users == runs[id(made.call["weight"])] == 1
-        }
+            and made.call["weight"].dtype in (torch.float32, torch.float64)
+            and made.users == runs[made.call["weight"].data_ptr()] == 1
+        ]
 
 
 def _gives_tensors(output: Any) -> bool:
@@ -170,12 +220,13 @@ def _folded(convolution: dict[str, Any], norm: dict[str, Any]) -> _Pair:
 _DONE = "_afmi_normed"
 
 
-class _Folded(TorchFunctionMode):
-    """Takes the folded weights for each pair's convolution, and passes its batch norm over."""
+class _Taking(TorchFunctionMode):
+    """Takes each pair's weights for its convolution, and passes its batch norm over."""
 
-    def __init__(self, pairs: dict[int, _Pair]) -> None:
+    def __init__(self, shortcuts: _Shortcuts, *, pools: bool = True) -> None:
         super().__init__()
-        self._pairs = pairs
+        self._pairs = shortcuts.pairs
+        self._pools = pools
 
     def __torch_function__(
         self,
@@ -187,7 +238,7 @@ class _Folded(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.conv2d:
             call = _parameters(func, args, kwargs)
-            pair = self._pairs.get(id(call["weight"]))
+            pair = self._pairs.get(call["weight"].data_ptr())
             if pair is not None:
                 output = func(**{**call, "weight": pair.weight, "bias": pair.bias})
                 setattr(output, _DONE, self)
@@ -195,5 +246,14 @@ class _Folded(TorchFunctionMode):
         elif func is F.batch_norm:
             images = _parameters(func, args, kwargs)["input"]
             if getattr(images, _DONE, None) is self:
+                setattr(images, _DONE, None)  # another norm may follow
                 return images
+        elif self._pools and operation_name(func) == "max_pool2d" and args:
+
+            def pool(x: Tensor) -> tuple[Tensor, ...]:
+                maxima = func(x, *args[1:], **kwargs)
+                return maxima if isinstance(maxima, tuple) else (maxima,)
+
+            maxima, *indices = pooled(pool, args[0])
+            return (maxima, *indices) if indices else maxima
         return func(*args, **kwargs)
