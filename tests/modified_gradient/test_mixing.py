@@ -209,6 +209,26 @@ def test_layer_norm_of_opposite_maps_is_exact() -> None:
         )
 
 
+@pytest.mark.parametrize("apart", [1.0, 0.1, 1e-3, 0.0])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda v: F.layer_norm(v, (64,), eps=1e-6),
+        lambda v: F.rms_norm(v, (64,), eps=1e-6),
+        lambda v: F.group_norm(v[..., None], 2, eps=1e-6),
+    ],
+)
+def test_norms_of_opposite_maps_keep_their_digits_in_float32(norm: Function, apart: float) -> None:
+    x, other = (v.float() for v in vectors(64))
+    reference = apart * other - 1.3 * x
+    found = matrix(norm, x, reference).double()
+    expected = matrix(norm, x.double(), reference.double())
+    assert (found - expected).norm() <= 1e-6 * expected.norm()
+    change = norm(x.double()[None]) - norm(reference.double()[None])
+    error = found @ (x.double() - reference.double()) - change.flatten()
+    assert error.abs().max() <= 2e-5
+
+
 @pytest.mark.parametrize("of_the_reference", [True, False])
 def test_normalised_rounding_errors_are_reported(of_the_reference: bool) -> None:
     x, _ = vectors(64)

@@ -189,6 +189,11 @@ MIXING: dict[str, Function] = {
     "rms_norm": lambda x: F.rms_norm(x, (6,), _weights(6)) + F.rms_norm(x, (6,), eps=1e-3),
     "group_norm": lambda x: F.group_norm(x, 2, _weights(4), _weights(4)),
     "instance_norm": lambda x: F.instance_norm(x, weight=_weights(4), bias=_weights(4)),
+    "overwritten norms": lambda x: (
+        F.relu_(F.instance_norm(x))
+        + F.hardswish(F.layer_norm(x, (6, 6)), inplace=True)
+        + F.rms_norm(x, (6,)).tanh_()
+    ),
     "local_response_norm": lambda x: F.local_response_norm(x, 3, alpha=1.0),
     "normalize": lambda x: F.normalize(x) + F.normalize(x, p=1, dim=3),
     "norm": lambda x: x * x.norm(dim=1, keepdim=True) + torch.norm(x, dim=(1, 2), keepdim=True),
