@@ -108,6 +108,51 @@ def test_only_what_is_a_pair_is_folded(name: str) -> None:
         assert count == left
 
 
+def test_new_weights_in_old_places() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    simplification = Simplification(model)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        simplification(lambda: model(images))
+        before = simplification(lambda: model(images))
+        model.conv.weight.mul_(2)
+        model.norm.running_mean.add_(1)
+        new = simplification.with_new_weights()
+        count, found = norms_run(lambda: new(lambda: model(images)))
+        torch.testing.assert_close(found, model(images))
+        assert count == 0
+        assert torch.equal(simplification(lambda: model(images)), before)
+
+
+@pytest.mark.parametrize(
+    "way", ["used besides", "not normed", "given out", "another norm", "normed twice"]
+)
+def test_a_network_that_goes_another_way_later(way: str) -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    simplification = Simplification(model)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    runs: list[Tensor] = []
+
+    def attempt() -> Tensor:
+        own = images.clone()
+        runs.append(own)
+        return simplification(lambda: model(own))
+
+    with torch.no_grad():
+        for _ in range(2):
+            simplification.surely(attempt)
+        model.own = {
+            "used besides": lambda n, x: n.norm(y := n.conv(x)) + y,
+            "not normed": lambda n, x: n.conv(x) * 2,
+            "given out": lambda n, x: n.conv(x),
+            "another norm": lambda n, x: n.other(n.conv(x)),
+            "normed twice": lambda n, x: n.norm(y := n.conv(x)) + n.norm(y),
+        }[way]
+        for expected in (4, 5):
+            torch.testing.assert_close(simplification.surely(attempt), model(images))
+            assert len(runs) == expected
+
+
 def test_training_statistics_are_left_alone() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
     model.norm.train()

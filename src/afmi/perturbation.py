@@ -81,7 +81,10 @@ class Passes:
             def classified(x: Tensor) -> Tensor:
                 return self._simplification(lambda: logits_of(self.model(x)))
 
-            return (in_fast_layout(self.model, classified, some),)
+            def attempt() -> Tensor:
+                return in_fast_layout(self.model, classified, some)
+
+            return (self._simplification.surely(attempt),)
 
         return self._halving(run, len(images))[0]
 

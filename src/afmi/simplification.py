@@ -7,9 +7,10 @@ of maps in the usual layout is slow on a CPU.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from afmi.memory_layout import pooled
 from afmi.operations import operation_name
 from afmi.untouched import every_module
 
-__all__ = ["Simplification"]
+__all__ = ["OtherWay", "Simplification"]
 
 T = TypeVar("T")
 
@@ -29,8 +30,8 @@ T = TypeVar("T")
 class Simplification:
     """Runs a network with its batch norms folded into the convolutions before them.
 
-    The first run finds what there is to do. The network itself is not changed, and its weights
-    must stay as they are from then on.
+    The first run of a use finds what there is to do. The network itself is not changed, and its
+    weights must stay as they are from then on.
 
     Args:
         model: in evaluation mode.
@@ -45,69 +46,129 @@ class Simplification:
         self._pairs: dict[int, _Pair] = {}
         self._found: dict[object, _Shortcuts | None] = {}
 
+    def with_new_weights(self) -> Simplification:
+        """Return the same for the network's weights as they are now, in their old places."""
+        new = copy(self)
+        new._pairs = {at: pair.folded() for at, pair in self._pairs.items()}
+        new._found = {
+            use: found and replace(found, pairs={at: new._pairs[at] for at in found.pairs})
+            for use, found in self._found.items()
+        }
+        return new
+
     def __call__(self, run: Callable[[], T], use: object = None) -> T:
-        """Return ``run()``, which passes images through the network.
+        """Return ``run()``, which passes images through the network once, in both contexts below.
 
         Args:
-            run: passes images through the network once.
+            run: see above.
+            use: see below.
+
+        Raises:
+            OtherWay: when the run goes another way than the first; see `surely`.
+        """
+        with self.finding(use), self.taking(use):
+            return run()
+
+    @contextmanager
+    def finding(self, use: object = None) -> Iterator[None]:
+        """Look for what there is to do, in the first run of a use.
+
+        Args:
             use: what is taken from the run besides the logits, such as a layer's output. What is
                 used alone is left as it is.
         """
-        if not self.knows(use):
-            with _Finding() as finding:
-                result = run()
-            self._found[use] = self._shortcuts(finding)
-            return result
-        shortcuts = self._found.get(use)
-        if shortcuts is None:
-            return run()
-        with _Taking(shortcuts):
-            return run()
+        if self.knows(use):
+            yield
+            return
+        with _Finding() as found:
+            yield
+        self._found[use] = self._shortcuts(found)
 
-    def on_top(self, use: object = None) -> AbstractContextManager[object]:
-        """Return a context for what intercepts operations on the way of a run.
+    def taking(self, use: object = None, *, pools: bool = True) -> AbstractContextManager[object]:
+        """Do it, in later runs.
 
-        So that it is shown what the network runs by, and not what it says.
+        Args:
+            use: as in `finding`.
+            pools: whether to look after max pooling, too.
         """
         shortcuts = self._found.get(use)
-        return _Taking(shortcuts, pools=False) if shortcuts else nullcontext()
+        return _Taking(shortcuts, pools=pools) if shortcuts else nullcontext()
+
+    def surely(self, attempt: Callable[[], T], use: object = None) -> T:
+        """Return ``attempt()``, by the network's own operations where its ways differ.
+
+        Args:
+            attempt: makes what its runs need, and calls this object with them.
+            use: of these runs.
+        """
+        try:
+            return attempt()
+        except OtherWay:
+            self._found[use] = None
+            return attempt()
 
     def knows(self, use: object = None) -> bool:
         """Tell whether nothing is left to be found by a run."""
         return self._compiled or use in self._found
 
+    def rounds(self, use: object = None) -> bool:
+        """Tell whether runs give other digits from the second on; else they give the same bits."""
+        shortcuts = self._found.get(use)
+        return shortcuts is not None and bool(shortcuts.pairs)
+
     def _shortcuts(self, finding: _Finding) -> _Shortcuts | None:
         pairs: dict[int, _Pair] = {}
-        for weight, call, norm in finding.pairs():
+        for pair in finding.pairs():
             # Weights are known by their address, as they may come detached; the pair keeps it.
-            at = weight.data_ptr()
-            if at not in self._pairs:
-                self._pairs[at] = _folded(call, norm)
-            pairs[at] = self._pairs[at]
+            at = pair.of["weight"].data_ptr()
+            pairs[at] = self._pairs[at] if at in self._pairs else pair.folded()
+        self._pairs |= pairs
         return _Shortcuts(pairs) if pairs or finding.pools else None
+
+
+class OtherWay(Exception):  # noqa: N818 (never seen outside)
+    """A run used a folded convolution's output otherwise than by its batch norm."""
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """A convolution's weights with its batch norm's in them.
+    """A convolution and the batch norm behind it.
 
     Attributes:
-        of: the convolution's own weights.
-        weight: (K, C, h, w).
-        bias: (K,).
+        of: the convolution's own parameters, without its input.
+        norm: the batch norm's.
+        weight: both in one, (K, C, h, w); None: not made yet.
+        bias: (K,), likewise.
     """
 
-    of: Tensor
-    weight: Tensor
-    bias: Tensor
+    of: dict[str, Any]
+    norm: dict[str, Any]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @torch.no_grad()
+    def folded(self) -> _Pair:
+        """Make γ (W x + b − μ) / √(σ² + ε) + β one convolution, in float64."""
+        norm = self.norm
+        weight: Tensor = self.of["weight"]
+        mean, variance = norm["running_mean"].double(), norm["running_var"].double()
+        scale = (variance + norm.get("eps", 1e-5)).rsqrt()
+        if norm.get("weight") is not None:
+            scale = scale * norm["weight"].double()
+        bias = self.of.get("bias")
+        bias = ((0.0 if bias is None else bias.double()) - mean) * scale
+        if norm.get("bias") is not None:
+            bias = bias + norm["bias"].double()
+        scaled = weight.double() * scale.view(-1, 1, 1, 1)
+        return replace(self, weight=scaled.to(weight.dtype), bias=bias.to(weight.dtype))
 
 
 @dataclass(frozen=True)
 class _Shortcuts:
-    """What can be done faster in a run.
+    """What can be done faster in a run: max pooling, and these pairs.
 
     Attributes:
-        pairs: of convolutions and batch norms, by the address of the former's weights.
+        pairs: by the address of the convolutions' weights.
     """
 
     pairs: dict[int, _Pair]
@@ -162,26 +223,31 @@ class _Finding(TorchFunctionMode):
                 if convolution is not None:
                     convolution.users += 1
         if func is torch.conv2d:
-            made = _Convolution(_parameters(func, args, kwargs))
+            made = _Convolution(_without_input(_parameters(func, args, kwargs)))
             self._convolutions.append(made)
             setattr(output, _MADE, made)  # and not by its identity, which a later tensor may get
         elif func is F.batch_norm and used and used[0] is not None:
-            used[0].norm = _parameters(func, args, kwargs)
+            used[0].norm = _without_input(_parameters(func, args, kwargs))
         elif operation_name(func) == "max_pool2d" and args and args[0].device.type == "cpu":
             self.pools = True
         return output
 
-    def pairs(self) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
-        """Return the weights and calls of convolutions that only a batch norm follows."""
+    def pairs(self) -> list[_Pair]:
+        """Return convolutions that only a batch norm follows."""
         runs = Counter(made.call["weight"].data_ptr() for made in self._convolutions)
         return [
-            (made.call["weight"], made.call, made.norm)
+            _Pair(made.call, made.norm)
             for made in self._convolutions
             if made.norm is not None
             and not made.norm.get("training", False)
             and made.call["weight"].dtype in (torch.float32, torch.float64)
             and made.users == runs[made.call["weight"].data_ptr()] == 1
         ]
+
+
+def _without_input(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Leave the images out, which nothing needs to keep alive."""
+    return {name: value for name, value in parameters.items() if name != "input"}
 
 
 def _gives_tensors(output: Any) -> bool:
@@ -201,32 +267,47 @@ def _tensors(values: Any) -> list[Tensor]:
     return found
 
 
-@torch.no_grad()
-def _folded(convolution: dict[str, Any], norm: dict[str, Any]) -> _Pair:
-    """Return γ (W x + b − μ) / √(σ² + ε) + β as one convolution, computed in float64."""
-    weight: Tensor = convolution["weight"]
-    mean, variance = norm["running_mean"].double(), norm["running_var"].double()
-    scale = (variance + norm.get("eps", 1e-5)).rsqrt()
-    if norm.get("weight") is not None:
-        scale = scale * norm["weight"].double()
-    bias = convolution.get("bias")
-    bias = ((0.0 if bias is None else bias.double()) - mean) * scale
-    if norm.get("bias") is not None:
-        bias = bias + norm["bias"].double()
-    scaled = weight.double() * scale.view(-1, 1, 1, 1)
-    return _Pair(weight, scaled.to(weight.dtype), bias.to(weight.dtype))
+_FOLDED = "_afmi_folded"
 
 
-_DONE = "_afmi_normed"
+@dataclass
+class _Output:
+    """What a folded convolution gave, on the view of it that the network has.
+
+    Attributes:
+        output: with the batch norm.
+        pair: the two.
+        normed: whether the batch norm has run.
+    """
+
+    output: Tensor
+    pair: _Pair
+    normed: bool = False
+
+    def goes_to(self, norm: dict[str, Any]) -> bool:
+        """Tell whether this batch norm is the one that was folded."""
+        mean: Tensor | None = norm.get("running_mean")
+        same = mean is not None and mean.data_ptr() == self.pair.norm["running_mean"].data_ptr()
+        return same and not self.normed and not norm.get("training", False)
 
 
 class _Taking(TorchFunctionMode):
-    """Takes each pair's weights for its convolution, and passes its batch norm over."""
+    """Takes each pair's weights for its convolution, and passes its batch norm over.
 
-    def __init__(self, shortcuts: _Shortcuts, *, pools: bool = True) -> None:
+    The network gets a view of the convolution's output, by which any other use of it is noticed.
+    """
+
+    def __init__(self, shortcuts: _Shortcuts, *, pools: bool) -> None:
         super().__init__()
         self._pairs = shortcuts.pairs
         self._pools = pools
+        # Folded convolutions whose batch norms are still to come.
+        self._open = 0
+
+    def __exit__(self, kind: Any, *rest: Any) -> Any:
+        super().__exit__(kind, *rest)
+        if kind is None and self._open:
+            raise OtherWay
 
     def __torch_function__(
         self,
@@ -236,18 +317,24 @@ class _Taking(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        folded = [
+            getattr(tensor, _FOLDED)
+            for tensor in _tensors((*args, *kwargs.values()))
+            if hasattr(tensor, _FOLDED)
+        ]
+        if folded and func is F.batch_norm and folded[0].goes_to(_parameters(func, args, kwargs)):
+            self._open -= 1
+            folded[0].normed = True
+            return folded[0].output
         if func is torch.conv2d:
             call = _parameters(func, args, kwargs)
             pair = self._pairs.get(call["weight"].data_ptr())
-            if pair is not None:
+            if pair is not None and not folded:
                 output = func(**{**call, "weight": pair.weight, "bias": pair.bias})
-                setattr(output, _DONE, self)
-                return output
-        elif func is F.batch_norm:
-            images = _parameters(func, args, kwargs)["input"]
-            if getattr(images, _DONE, None) is self:
-                setattr(images, _DONE, None)  # another norm may follow
-                return images
+                view = output.view_as(output)
+                setattr(view, _FOLDED, _Output(output, pair))
+                self._open += 1
+                return view
         elif self._pools and operation_name(func) == "max_pool2d" and args:
 
             def pool(x: Tensor) -> tuple[Tensor, ...]:
@@ -256,4 +343,7 @@ class _Taking(TorchFunctionMode):
 
             maxima, *indices = pooled(pool, args[0])
             return (maxima, *indices) if indices else maxima
-        return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        if folded and _gives_tensors(output):
+            raise OtherWay
+        return output

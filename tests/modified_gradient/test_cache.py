@@ -38,7 +38,8 @@ def forwards(model: Counted, **options: object) -> int:
 
 def test_the_reference_runs_once() -> None:
     model = Counted(build("vgg"))
-    assert [forwards(model) for _ in range(3)] == [2, 1, 1]
+    # And once more for a network never seen, to look for its batch norms.
+    assert [forwards(model) for _ in range(3)] == [3, 1, 1]
     assert forwards(model, reference=Random(samples=3)) == 4
     assert forwards(model, reference=Random(samples=3)) == 1
     assert forwards(model, reference=Random(samples=3, seed=1)) == 4
@@ -62,16 +63,17 @@ CHANGES: dict[str, Callable[[nn.Module], object]] = {
     "module": lambda m: setattr(m, "avgpool", nn.AdaptiveMaxPool2d(2)),
     "dtype": lambda m: m.double().float(),
 }
+REPLACED = ("assigned", "module", "dtype")  # other tensors, which may be used in another way
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_network_runs_the_reference_again(change: str) -> None:
     model = Counted(build("vgg"))
-    forwards(model)
+    assert forwards(model) == 3
     CHANGES[change](model.network)
     method = AFMI(model, layer="network.features.5", averaged=False)
     found = method.attribute(images(), target=0)
-    assert model.forwards == 4
+    assert model.forwards - 3 == (3 if change in REPLACED else 2)
     fresh = Counted(build("vgg", seed=2))
     CHANGES[change](fresh.network)
     fresh.network.load_state_dict(model.network.state_dict())

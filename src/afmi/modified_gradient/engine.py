@@ -156,25 +156,28 @@ _cache = _Cache()
 def _fingerprint(model: nn.Module) -> tuple[object, ...]:
     """Identify the weights as they are now, so that training on makes cached runs stale.
 
+    The first of the parts tells where they are.
+
     PyTorch counts a tensor's changes, but not those made through ``.data`` (as averaged weights
     often are) or in inference mode, so a few numbers of the weights are compared besides.
     """
-    parts: list[int] = []
+    places: list[int] = []
+    versions: list[int] = []
     tensors: list[Tensor] = []
     for module in every_module(model):
-        parts.append(id(module))
+        places.append(id(module))
         for owned in (module._parameters, module._buffers):
             for tensor in owned.values():
                 if tensor is not None:
-                    parts.append(-1 if tensor.is_inference() else tensor._version)
-                    parts.append(tensor.data_ptr())
+                    places.append(tensor.data_ptr())
+                    versions.append(-1 if tensor.is_inference() else tensor._version)
                     tensors.append(tensor)
-    identity = tuple(parts)
+    where = tuple(places)
     kept = _sampled.get(model)
-    if kept is None or kept[0] != identity:
-        kept = _sampled[model] = (identity, _samples(tensors))
+    if kept is None or kept[0] != where:
+        kept = _sampled[model] = (where, _samples(tensors))
     numbers = (torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for views in kept[1])
-    return (identity, *numbers)
+    return (where, tuple(versions), *numbers)
 
 
 # Views of the numbers that are compared. They keep the memory that they look at, so an address
@@ -206,8 +209,10 @@ def _simplified(model: nn.Module) -> tuple[tuple[object, ...], Simplification]:
     """Return what identifies the weights, and by which operations the network runs with them."""
     weights = _fingerprint(model)
     kept = _simplifications.get(model)
-    if kept is None or kept[0] != weights:
+    if kept is None or kept[0][0] != weights[0]:
         kept = _simplifications[model] = (weights, Simplification(model))
+    elif kept[0] != weights:
+        kept = _simplifications[model] = (weights, kept[1].with_new_weights())
     return kept
 
 
@@ -236,7 +241,8 @@ def _record(
             fast=fast,
             simplification=simplification,
         )
-        if known:  # by the operations of the images' runs
+        if known or not simplification.rounds(layer and layer[1]):
+            # By the operations of the images' runs.
             return ReferenceRun(tape, run.features, run.others, run.logits)
 
 

@@ -9,7 +9,7 @@ modules, no attributes, and its parameters take part as constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -288,7 +288,7 @@ class Interception(TorchFunctionMode):
         if isinstance(output, Tensor):
             if output.requires_grad:
                 setattr(output, _MARK, self)
-            elif not _ignores_values(name):
+            elif not _ignores_values(name) and name not in _LIKE_ANOTHER:
                 setattr(output, _VALUES, self)
         elif isinstance(output, (tuple, list)):
             for item in output:
@@ -338,6 +338,10 @@ def _keep_from_odd_strides(logits: Tensor) -> None:
 
 def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(g if g is None else g.contiguous() for g in gradients)
+
+
+# What gives the first operand in another's form.
+_LIKE_ANOTHER = frozenset({"type_as", "view_as", "reshape_as", "expand_as"})
 
 
 def _ignores_values(name: str) -> bool:
@@ -506,16 +510,16 @@ def forward_pass(
         OperationError: when an operation has no rule and the rules must be complete.
     """
 
+    use = layer and layer[1]
+
     def run(own: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-
-        def finished() -> ForwardPass:
+        with nullcontext() if simplification is None else simplification.finding(use):
             return _run(model, own, layer, rules, recording, tapes or [], simplification)
 
-        return (
-            finished() if simplification is None else simplification(finished, layer and layer[1])
-        )
+    def attempt() -> ForwardPass:
+        return in_fast_layout(model, run, inputs.detach(), fast=fast)
 
     with (
         torch.inference_mode(False),
@@ -524,7 +528,7 @@ def forward_pass(
         without_fused_attention(),
         uncompiled(),
     ):
-        return in_fast_layout(model, run, inputs.detach(), fast=fast)
+        return attempt() if simplification is None else simplification.surely(attempt, use)
 
 
 def _run(
@@ -541,10 +545,17 @@ def _run(
     # Without rules, and with nothing to look out for, PyTorch may go its way alone.
     plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
 
+    use = layer and layer[1]
+
+    def simplified(*, pools: bool) -> AbstractContextManager[object]:
+        return nullcontext() if simplification is None else simplification.taking(use, pools=pools)
+
     def intercept() -> None:
+        # On the rules' own operations no other mode looks; on the network's, one that tells
+        # them what it runs by.
+        trunk.close()
         interception.enter_context(state)
-        if simplification is not None:
-            interception.enter_context(simplification.on_top(layer and layer[1]))
+        interception.enter_context(simplified(pools=False))
 
     def capture(output: object) -> object:
         assert layer is not None
@@ -565,7 +576,8 @@ def _run(
         return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
     # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
-    with torch.set_grad_enabled(False), ExitStack() as interception:
+    with torch.set_grad_enabled(False), ExitStack() as interception, ExitStack() as trunk:
+        trunk.enter_context(simplified(pools=True))
         if layer is None:
             own = state.begin(own)
             if not plain:
