@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -30,8 +30,9 @@ T = TypeVar("T")
 class Simplification:
     """Runs a network with its batch norms folded into the convolutions before them.
 
-    The first run of a use finds what there is to do. The network itself is not changed, and its
-    weights must stay as they are from then on.
+    The first run finds what there is to do. The network itself is not changed, and its weights
+    must stay as they are from then on. Only logits and gradients by the images are to be taken
+    from the runs.
 
     Args:
         model: in evaluation mode.
@@ -39,91 +40,69 @@ class Simplification:
 
     def __init__(self, model: nn.Module) -> None:
         # A compiled network is left to its compiler.
-        self._compiled = any(
+        compiled = any(
             hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
             for module in every_module(model)
         )
-        self._pairs: dict[int, _Pair] = {}
-        self._found: dict[object, _Shortcuts | None] = {}
+        self._shortcuts = _Shortcuts() if compiled else None
 
     def with_new_weights(self) -> Simplification:
         """Return the same for the network's weights as they are now, in their old places."""
         new = copy(self)
-        new._pairs = {at: pair.folded() for at, pair in self._pairs.items()}
-        new._found = {
-            use: found and replace(found, pairs={at: new._pairs[at] for at in found.pairs})
-            for use, found in self._found.items()
-        }
+        if self._shortcuts is not None:
+            pairs = {at: pair.folded() for at, pair in self._shortcuts.pairs.items()}
+            new._shortcuts = replace(self._shortcuts, pairs=pairs)
         return new
 
-    def __call__(self, run: Callable[[], T], use: object = None) -> T:
+    def __call__(self, run: Callable[[], T]) -> T:
         """Return ``run()``, which passes images through the network once, in both contexts below.
-
-        Args:
-            run: see above.
-            use: see below.
 
         Raises:
             OtherWay: when the run goes another way than the first; see `surely`.
         """
-        with self.finding(use), self.taking(use):
+        with self.finding(), self.taking():
             return run()
 
     @contextmanager
-    def finding(self, use: object = None) -> Iterator[None]:
-        """Look for what there is to do, in the first run of a use.
-
-        Args:
-            use: what is taken from the run besides the logits, such as a layer's output. What is
-                used alone is left as it is.
-        """
-        if self.knows(use):
+    def finding(self) -> Iterator[None]:
+        """Look for what there is to do, where that is not known yet."""
+        if self.known:
             yield
             return
         with _Finding() as found:
             yield
-        self._found[use] = self._shortcuts(found)
+        self._shortcuts = found.shortcuts()
 
-    def taking(self, use: object = None, *, pools: bool = True) -> AbstractContextManager[object]:
-        """Do it, in later runs.
+    def taking(self, *, pools: bool = True) -> AbstractContextManager[object]:
+        """Do it, where it is known.
 
         Args:
-            use: as in `finding`.
             pools: whether to look after max pooling, too.
         """
-        shortcuts = self._found.get(use)
-        return _Taking(shortcuts, pools=pools) if shortcuts else nullcontext()
+        some = self._shortcuts is not None and (self._shortcuts.pairs or self._shortcuts.pools)
+        return _Taking(self._shortcuts, pools=pools) if self._shortcuts and some else nullcontext()
 
-    def surely(self, attempt: Callable[[], T], use: object = None) -> T:
+    def surely(self, attempt: Callable[[], T]) -> T:
         """Return ``attempt()``, by the network's own operations where its ways differ.
 
         Args:
-            attempt: makes what its runs need, and calls this object with them.
-            use: of these runs.
+            attempt: makes what its run needs, and calls this object with it.
         """
         try:
             return attempt()
         except OtherWay:
-            self._found[use] = None
+            self._shortcuts = _Shortcuts()
             return attempt()
 
-    def knows(self, use: object = None) -> bool:
-        """Tell whether nothing is left to be found by a run."""
-        return self._compiled or use in self._found
+    @property
+    def known(self) -> bool:
+        """Whether nothing is left to be found by a run."""
+        return self._shortcuts is not None
 
-    def rounds(self, use: object = None) -> bool:
-        """Tell whether runs give other digits from the second on; else they give the same bits."""
-        shortcuts = self._found.get(use)
-        return shortcuts is not None and bool(shortcuts.pairs)
-
-    def _shortcuts(self, finding: _Finding) -> _Shortcuts | None:
-        pairs: dict[int, _Pair] = {}
-        for pair in finding.pairs():
-            # Weights are known by their address, as they may come detached; the pair keeps it.
-            at = pair.of["weight"].data_ptr()
-            pairs[at] = self._pairs[at] if at in self._pairs else pair.folded()
-        self._pairs |= pairs
-        return _Shortcuts(pairs) if pairs or finding.pools else None
+    @property
+    def rounds(self) -> bool:
+        """Whether runs give other digits from the second on; else they give the same bits."""
+        return self._shortcuts is not None and bool(self._shortcuts.pairs)
 
 
 class OtherWay(Exception):  # noqa: N818 (never seen outside)
@@ -165,13 +144,16 @@ class _Pair:
 
 @dataclass(frozen=True)
 class _Shortcuts:
-    """What can be done faster in a run: max pooling, and these pairs.
+    """What can be done faster in a run.
 
     Attributes:
-        pairs: by the address of the convolutions' weights.
+        pairs: convolutions and batch norms, by the address of the former's weights: these may
+            come detached. A pair keeps them, so that nothing else gets their address.
+        pools: whether there is max pooling on a CPU.
     """
 
-    pairs: dict[int, _Pair]
+    pairs: dict[int, _Pair] = field(default_factory=dict)
+    pools: bool = False
 
 
 def _parameters(call: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +188,7 @@ class _Finding(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._convolutions: list[_Convolution] = []
-        self.pools = False
+        self._pools = False
 
     def __torch_function__(
         self,
@@ -229,20 +211,21 @@ class _Finding(TorchFunctionMode):
         elif func is F.batch_norm and used and used[0] is not None:
             used[0].norm = _without_input(_parameters(func, args, kwargs))
         elif operation_name(func) == "max_pool2d" and args and args[0].device.type == "cpu":
-            self.pools = True
+            self._pools = True
         return output
 
-    def pairs(self) -> list[_Pair]:
-        """Return convolutions that only a batch norm follows."""
+    def shortcuts(self) -> _Shortcuts:
+        """Return the convolutions that only a batch norm follows, and whether there are pools."""
         runs = Counter(made.call["weight"].data_ptr() for made in self._convolutions)
-        return [
-            _Pair(made.call, made.norm)
+        pairs = {
+            made.call["weight"].data_ptr(): _Pair(made.call, made.norm).folded()
             for made in self._convolutions
             if made.norm is not None
             and not made.norm.get("training", False)
             and made.call["weight"].dtype in (torch.float32, torch.float64)
             and made.users == runs[made.call["weight"].data_ptr()] == 1
-        ]
+        }
+        return _Shortcuts(pairs, self._pools)
 
 
 def _without_input(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -153,13 +153,17 @@ _cache = _Cache()
 
 
 @torch.no_grad()
-def _fingerprint(model: nn.Module) -> tuple[object, ...]:
+def _fingerprint(model: nn.Module, *, closely: bool) -> tuple[object, ...]:
     """Identify the weights as they are now, so that training on makes cached runs stale.
 
-    The first of the parts tells where they are.
-
     PyTorch counts a tensor's changes, but not those made through ``.data`` (as averaged weights
-    often are) or in inference mode, so a few numbers of the weights are compared besides.
+    often are) or in inference mode, so a few numbers of the weights are compared besides. The
+    first of the parts tells where they are.
+
+    Args:
+        model: the network.
+        closely: whether biases and buffers are compared, too, where a change of them alone
+            would be noticed by nothing else.
     """
     places: list[int] = []
     versions: list[int] = []
@@ -173,28 +177,26 @@ def _fingerprint(model: nn.Module) -> tuple[object, ...]:
                     versions.append(-1 if tensor.is_inference() else tensor._version)
                     tensors.append(tensor)
     where = tuple(places)
-    kept = _sampled.get(model)
+    kept = _sampled[closely].get(model)
     if kept is None or kept[0] != where:
-        kept = _sampled[model] = (where, _samples(tensors))
+        kept = _sampled[closely][model] = (where, _samples(tensors, closely=closely))
     numbers = (torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for views in kept[1])
     return (where, tuple(versions), *numbers)
 
 
 # Views of the numbers that are compared. They keep the memory that they look at, so an address
 # stands for a dtype and a device too.
-_sampled: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[list[Tensor]]]]
-_sampled = weakref.WeakKeyDictionary()
+_Sampled = weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[list[Tensor]]]]
+_sampled: dict[bool, _Sampled] = {closely: weakref.WeakKeyDictionary() for closely in (False, True)}
 
 
-def _samples(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Return views of a few numbers of each weight, those of one dtype and device together.
-
-    Counts of batches and the like are left out.
-    """
+def _samples(tensors: list[Tensor], *, closely: bool) -> list[list[Tensor]]:
+    """Return views of a few numbers of each weight, those of one dtype and device together."""
     views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         count = tensor.numel()
-        if count and tensor.is_contiguous() and tensor.is_floating_point():
+        seen = closely or tensor.dim() > 1 or tensor.is_inference()
+        if count and seen and tensor.is_contiguous() and tensor.is_floating_point():
             size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
             view = torch.as_strided(tensor.detach(), (size,), (step,))
             views.setdefault((tensor.dtype, tensor.device), []).append(view)
@@ -205,9 +207,16 @@ _simplifications: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...],
 _simplifications = weakref.WeakKeyDictionary()
 
 
-def _simplified(model: nn.Module) -> tuple[tuple[object, ...], Simplification]:
-    """Return what identifies the weights, and by which operations the network runs with them."""
-    weights = _fingerprint(model)
+def _state_of(
+    model: nn.Module, *, to_inputs: bool
+) -> tuple[tuple[object, ...], Simplification | None]:
+    """Return what identifies the weights, and by which operations the network runs with them.
+
+    Up to a layer these gain less than it takes to look at every operation.
+    """
+    weights = _fingerprint(model, closely=to_inputs)
+    if not to_inputs:
+        return weights, None
     kept = _simplifications.get(model)
     if kept is None or kept[0][0] != weights[0]:
         kept = _simplifications[model] = (weights, Simplification(model))
@@ -227,12 +236,11 @@ def _record(
     rules: Rules,
     *,
     fast: bool,
-    simplification: Simplification,
+    simplification: Simplification | None,
 ) -> ReferenceRun:
-    while True:
+    def run() -> ReferenceRun:
         tape = Tape()
-        known = simplification.knows(layer and layer[1])
-        run = forward_pass(
+        done = forward_pass(
             model,
             image,
             layer=layer,
@@ -241,9 +249,12 @@ def _record(
             fast=fast,
             simplification=simplification,
         )
-        if known or not simplification.rounds(layer and layer[1]):
-            # By the operations of the images' runs.
-            return ReferenceRun(tape, run.features, run.others, run.logits)
+        return ReferenceRun(tape, done.features, done.others, done.logits)
+
+    if simplification is None or simplification.known:
+        return run()
+    first = run()
+    return run() if simplification.rounds else first  # by the operations of the images' runs
 
 
 def _reference_runs(
@@ -255,7 +266,7 @@ def _reference_runs(
     *,
     per_image: bool,
     weights: tuple[object, ...],
-    simplification: Simplification,
+    simplification: Simplification | None,
 ) -> list[ReferenceRun]:
     fast = is_fast(model, inputs)  # as the images, so that the tape lies as their numbers do
 
@@ -300,7 +311,7 @@ def modified_gradient(
         reference: what the images are compared with.
         rules: a rule for each operation behind the layer.
     """
-    weights, simplification = _simplified(model)
+    weights, simplification = _state_of(model, to_inputs=layer is None)
 
     def against(*, per_image: bool) -> ModifiedGradient:
         runs = _reference_runs(

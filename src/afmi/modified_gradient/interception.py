@@ -9,7 +9,7 @@ modules, no attributes, and its parameters take part as constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -503,19 +503,18 @@ def forward_pass(
         recording: a tape to fill, where this is the reference's run.
         tapes: the references' tapes, where rules need them.
         fast: the images' memory layout; see `afmi.memory_layout.in_fast_layout`.
-        simplification: by which operations the network runs; None: by its own.
+        simplification: by which operations the network runs, where the gradients are by the
+            inputs; None: by its own.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
         OperationError: when an operation has no rule and the rules must be complete.
     """
 
-    use = layer and layer[1]
-
     def run(own: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        with nullcontext() if simplification is None else simplification.finding(use):
+        with nullcontext() if simplification is None else simplification.finding():
             return _run(model, own, layer, rules, recording, tapes or [], simplification)
 
     def attempt() -> ForwardPass:
@@ -528,7 +527,7 @@ def forward_pass(
         without_fused_attention(),
         uncompiled(),
     ):
-        return attempt() if simplification is None else simplification.surely(attempt, use)
+        return attempt() if simplification is None else simplification.surely(attempt)
 
 
 def _run(
@@ -545,18 +544,6 @@ def _run(
     # Without rules, and with nothing to look out for, PyTorch may go its way alone.
     plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
 
-    use = layer and layer[1]
-
-    def simplified(*, pools: bool) -> AbstractContextManager[object]:
-        return nullcontext() if simplification is None else simplification.taking(use, pools=pools)
-
-    def intercept() -> None:
-        # On the rules' own operations no other mode looks; on the network's, one that tells
-        # them what it runs by.
-        trunk.close()
-        interception.enter_context(state)
-        interception.enter_context(simplified(pools=False))
-
     def capture(output: object) -> object:
         assert layer is not None
         if state.leaf is not None or state.pending is not None:
@@ -566,7 +553,7 @@ def _run(
             )
         # Only now, because a mode costs time for every operation, also in the trunk.
         if not plain:
-            intercept()
+            interception.enter_context(state)
         first = first_tensor(output)
         if layer[1].then is not None and first is not None:
             state.pending = (first, layer[1])
@@ -576,12 +563,14 @@ def _run(
         return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
     # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
-    with torch.set_grad_enabled(False), ExitStack() as interception, ExitStack() as trunk:
-        trunk.enter_context(simplified(pools=True))
+    with torch.set_grad_enabled(False), ExitStack() as interception:
         if layer is None:
             own = state.begin(own)
             if not plain:
-                intercept()
+                interception.enter_context(state)
+            if simplification is not None:
+                # On top, so that rules see what the network runs by; they pool in their own way.
+                interception.enter_context(simplification.taking(pools=plain))
         else:
             interception.enter_context(watching_module(layer[0], capture))
         graph_logits = logits_of(model(own))
