@@ -127,18 +127,17 @@ class _Pair:
 
     @torch.no_grad()
     def folded(self) -> _Pair:
-        """Make γ (W x + b − μ) / √(σ² + ε) + β one convolution, in float64."""
-        norm = self.norm
-        weight: Tensor = self.of["weight"]
-        mean, variance = norm["running_mean"].double(), norm["running_var"].double()
-        scale = (variance + norm.get("eps", 1e-5)).rsqrt()
-        if norm.get("weight") is not None:
-            scale = scale * norm["weight"].double()
-        bias = self.of.get("bias")
-        bias = ((0.0 if bias is None else bias.double()) - mean) * scale
-        if norm.get("bias") is not None:
-            bias = bias + norm["bias"].double()
-        scaled = weight.double() * scale.view(-1, 1, 1, 1)
+        """Make γ (W x + b − μ) / √(σ² + ε) + β one convolution."""
+        norm, weight = self.norm, self.of["weight"]
+        wide = torch.float32 if weight.device.type == "mps" else torch.float64  # has no float64
+
+        def of(name: str, otherwise: float) -> Any:
+            return otherwise if norm.get(name) is None else norm[name].to(wide)
+
+        scale = of("weight", 1.0) * (of("running_var", 1.0) + norm.get("eps", 1e-5)).rsqrt()
+        bias = 0.0 if self.of.get("bias") is None else self.of["bias"].to(wide)
+        bias = (bias - of("running_mean", 0.0)) * scale + of("bias", 0.0)
+        scaled = weight.to(wide) * scale.view(-1, 1, 1, 1)
         return replace(self, weight=scaled.to(weight.dtype), bias=bias.to(weight.dtype))
 
 

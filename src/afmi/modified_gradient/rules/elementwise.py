@@ -270,7 +270,7 @@ class ExactChord(FormulaChord):
         if not self.fits(operation, x):
             return super().entry(operation, x, y)
         limits = torch.finfo(x.dtype)
-        moved = (x * (1 + 2 * limits.eps)).sub_(limits.tiny)
+        moved = (x * (1 + 2 * limits.eps)).sub_(limits.tiny / limits.eps)
         return Entry(operation.name, (moved,), operation.on(moved.clone()))
 
     def before(
