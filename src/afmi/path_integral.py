@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from afmi.perturbation import Passes
 from afmi.progress import track
@@ -22,25 +22,22 @@ def starts(references: Tensor, *, per_image: bool) -> list[Tensor]:
 
 
 def integrated_gradients(
-    model: nn.Module,
+    passes: Passes,
     inputs: Tensor,
     start: Tensor,
     classes: Tensor,
     *,
     steps: int,
-    batch_size: int | None,
     description: str,
 ) -> Tensor:
     """Return (x − x̄) · (1/m) Σ_s ∂y_c/∂x at x̄ + α_s (x − x̄) with α_s = (s − ½)/m.
 
     Args:
-        model: maps (N, C, H, W) to logits.
+        passes: of the network.
         inputs: images x (N, C, H, W).
         start: where the ways begin, x̄ (1 or N, C, H, W).
         classes: int64 (N,).
         steps: m, points on each way.
-        batch_size: the most points that go through the network at once, which bounds memory;
-            None: see `afmi.perturbation.Passes`.
         description: what progress is reported as.
 
     Returns:
@@ -49,7 +46,6 @@ def integrated_gradients(
     start = start.expand_as(inputs)
     way = inputs - start
     total = torch.zeros_like(inputs)
-    passes = Passes(model, inputs, batch_size)
     # Every point of every image's way: point p lies on the way of image p // steps.
     points = torch.arange(inputs.shape[0] * steps, device=inputs.device)
     for chunk in track(points.split(passes.size), description):

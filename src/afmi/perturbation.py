@@ -19,7 +19,7 @@ from afmi.memory import in_parts
 from afmi.memory_layout import in_fast_layout
 from afmi.modified_gradient import forward_pass
 from afmi.references import Blurred, Reference
-from afmi.simplification import Simplification
+from afmi.simplification import simplification_of
 
 __all__ = [
     "Grid",
@@ -66,7 +66,7 @@ class Passes:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
-        self._simplification = Simplification(model)
+        self._simplification = simplification_of(model)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
@@ -79,13 +79,15 @@ class Passes:
             some = images[start:stop]
 
             def classified(x: Tensor) -> Tensor:
-                return self._simplification(lambda: logits_of(self.model(x)))
+                with self._simplification.taking():
+                    return logits_of(self.model(x))
 
             def attempt() -> Tensor:
                 return in_fast_layout(self.model, classified, some)
 
             return (self._simplification.surely(attempt),)
 
+        self._simplification.prepare(self.model, images)
         return self._halving(run, len(images))[0]
 
     def gradients(

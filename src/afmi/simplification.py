@@ -6,9 +6,10 @@ of maps in the usual layout is slow on a CPU.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -18,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from afmi.fingerprint import Fingerprint, fingerprint
 from afmi.memory_layout import pooled
 from afmi.operations import operation_name
 from afmi.untouched import every_module
 
-__all__ = ["OtherWay", "Simplification"]
+__all__ = ["OtherWay", "Simplification", "simplification_of"]
 
 T = TypeVar("T")
 
@@ -30,15 +32,18 @@ T = TypeVar("T")
 class Simplification:
     """Runs a network with its batch norms folded into the convolutions before them.
 
-    The first run finds what there is to do. The network itself is not changed, and its weights
-    must stay as they are from then on. Only logits and gradients by the images are to be taken
-    from the runs.
+    The network itself is not changed, and its weights must stay as they are. Only logits and
+    gradients by the images are to be taken from the runs.
 
     Args:
         model: in evaluation mode.
+
+    Attributes:
+        weights: of the network that this is for.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.weights = fingerprint(model, closely=True)
         # A compiled network is left to its compiler.
         compiled = any(
             hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
@@ -46,38 +51,35 @@ class Simplification:
         )
         self._shortcuts = _Shortcuts() if compiled else None
 
-    def with_new_weights(self) -> Simplification:
+    def with_new_weights(self, weights: Fingerprint) -> Simplification:
         """Return the same for the network's weights as they are now, in their old places."""
         new = copy(self)
+        new.weights = weights
         if self._shortcuts is not None:
             pairs = {at: pair.folded() for at, pair in self._shortcuts.pairs.items()}
             new._shortcuts = replace(self._shortcuts, pairs=pairs)
         return new
 
-    def __call__(self, run: Callable[[], T]) -> T:
-        """Return ``run()``, which passes images through the network once, in both contexts below.
-
-        Raises:
-            OtherWay: when the run goes another way than the first; see `surely`.
-        """
-        with self.finding(), self.taking():
-            return run()
-
-    @contextmanager
-    def finding(self) -> Iterator[None]:
-        """Look for what there is to do, where that is not known yet."""
-        if self.known:
-            yield
+    @torch.no_grad()
+    def prepare(self, model: nn.Module, images: Tensor) -> None:
+        """Find what there is to do by a run of the first image, where that is not known yet."""
+        if self._shortcuts is not None:
             return
-        with _Finding() as found:
-            yield
+        try:
+            with _Finding() as found:
+                model(images[:1].clone(memory_format=torch.contiguous_format))
+        except Exception:
+            return  # the run that follows will tell of it
         self._shortcuts = found.shortcuts()
 
     def taking(self, *, pools: bool = True) -> AbstractContextManager[object]:
-        """Do it, where it is known.
+        """Do what was found, in one run of the network within this context.
 
         Args:
             pools: whether to look after max pooling, too.
+
+        Raises:
+            OtherWay: when the run goes another way than the first; see `surely`.
         """
         some = self._shortcuts is not None and (self._shortcuts.pairs or self._shortcuts.pools)
         return _Taking(self._shortcuts, pools=pools) if self._shortcuts and some else nullcontext()
@@ -86,7 +88,7 @@ class Simplification:
         """Return ``attempt()``, by the network's own operations where its ways differ.
 
         Args:
-            attempt: makes what its run needs, and calls this object with it.
+            attempt: makes what its run needs, and runs the network within `taking`.
         """
         try:
             return attempt()
@@ -94,15 +96,25 @@ class Simplification:
             self._shortcuts = _Shortcuts()
             return attempt()
 
-    @property
-    def known(self) -> bool:
-        """Whether nothing is left to be found by a run."""
-        return self._shortcuts is not None
 
-    @property
-    def rounds(self) -> bool:
-        """Whether runs give other digits from the second on; else they give the same bits."""
-        return self._shortcuts is not None and bool(self._shortcuts.pairs)
+_kept: weakref.WeakKeyDictionary[nn.Module, Simplification] = weakref.WeakKeyDictionary()
+
+
+def simplification_of(model: nn.Module) -> Simplification:
+    """Return a simplification for the weights as they are now, the same while they stay so.
+
+    It is kept as long as the network, with a copy of the weights that it folds.
+
+    Args:
+        model: in evaluation mode.
+    """
+    kept = _kept.get(model)
+    weights = fingerprint(model, closely=True)
+    if kept is None or kept.weights[0] != weights[0]:
+        kept = _kept[model] = Simplification(model)
+    elif kept.weights != weights:
+        kept = _kept[model] = kept.with_new_weights(weights)
+    return kept
 
 
 class OtherWay(Exception):  # noqa: N818 (never seen outside)
@@ -269,7 +281,9 @@ class _Output:
     def goes_to(self, norm: dict[str, Any]) -> bool:
         """Tell whether this batch norm is the one that was folded."""
         mean: Tensor | None = norm.get("running_mean")
-        same = mean is not None and mean.data_ptr() == self.pair.norm["running_mean"].data_ptr()
+        folded = self.pair.norm
+        same = mean is not None and mean.data_ptr() == folded["running_mean"].data_ptr()
+        same = same and norm.get("eps") == folded.get("eps")
         return same and not self.normed and not norm.get("training", False)
 
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import CompletenessWarning, ShapeError
+from afmi.fingerprint import fingerprint
 from afmi.layers import Layer
 from afmi.memory_layout import is_fast
 from afmi.modified_gradient.interception import ForwardPass, Rules, forward_pass
 from afmi.modified_gradient.rules import MODIFIED_GRADIENT
 from afmi.modified_gradient.tape import Tape
 from afmi.references import Reference
-from afmi.simplification import Simplification
-from afmi.untouched import every_module
+from afmi.simplification import Simplification, simplification_of
 
 __all__ = ["ModifiedGradient", "ReferenceRun", "modified_gradient"]
 
@@ -121,10 +121,6 @@ class ModifiedGradient:
             )
 
 
-_SAMPLES = 8
-"""Numbers of each weight that are compared to notice a change."""
-
-
 class _Cache:
     """The most recent reference runs of each living model."""
 
@@ -152,79 +148,6 @@ class _Cache:
 _cache = _Cache()
 
 
-@torch.no_grad()
-def _fingerprint(model: nn.Module, *, closely: bool) -> tuple[object, ...]:
-    """Identify the weights as they are now, so that training on makes cached runs stale.
-
-    PyTorch counts a tensor's changes, but not those made through ``.data`` (as averaged weights
-    often are) or in inference mode, so a few numbers of the weights are compared besides. The
-    first of the parts tells where they are.
-
-    Args:
-        model: the network.
-        closely: whether biases and buffers are compared, too, where a change of them alone
-            would be noticed by nothing else.
-    """
-    places: list[int] = []
-    versions: list[int] = []
-    tensors: list[Tensor] = []
-    for module in every_module(model):
-        places.append(id(module))
-        for owned in (module._parameters, module._buffers):
-            for tensor in owned.values():
-                if tensor is not None:
-                    places.append(tensor.data_ptr())
-                    versions.append(-1 if tensor.is_inference() else tensor._version)
-                    tensors.append(tensor)
-    where = tuple(places)
-    kept = _sampled[closely].get(model)
-    if kept is None or kept[0] != where:
-        kept = _sampled[closely][model] = (where, _samples(tensors, closely=closely))
-    numbers = (torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for views in kept[1])
-    return (where, tuple(versions), *numbers)
-
-
-# Views of the numbers that are compared. They keep the memory that they look at, so an address
-# stands for a dtype and a device too.
-_Sampled = weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[list[Tensor]]]]
-_sampled: dict[bool, _Sampled] = {closely: weakref.WeakKeyDictionary() for closely in (False, True)}
-
-
-def _samples(tensors: list[Tensor], *, closely: bool) -> list[list[Tensor]]:
-    """Return views of a few numbers of each weight, those of one dtype and device together."""
-    views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-    for tensor in tensors:
-        count = tensor.numel()
-        seen = closely or tensor.dim() > 1 or tensor.is_inference()
-        if count and seen and tensor.is_contiguous() and tensor.is_floating_point():
-            size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
-            view = torch.as_strided(tensor.detach(), (size,), (step,))
-            views.setdefault((tensor.dtype, tensor.device), []).append(view)
-    return list(views.values())
-
-
-_simplifications: weakref.WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], Simplification]]
-_simplifications = weakref.WeakKeyDictionary()
-
-
-def _state_of(
-    model: nn.Module, *, to_inputs: bool
-) -> tuple[tuple[object, ...], Simplification | None]:
-    """Return what identifies the weights, and by which operations the network runs with them.
-
-    Up to a layer these gain less than it takes to look at every operation.
-    """
-    weights = _fingerprint(model, closely=to_inputs)
-    if not to_inputs:
-        return weights, None
-    kept = _simplifications.get(model)
-    if kept is None or kept[0][0] != weights[0]:
-        kept = _simplifications[model] = (weights, Simplification(model))
-    elif kept[0] != weights:
-        kept = _simplifications[model] = (weights, kept[1].with_new_weights())
-    return kept
-
-
 def _autocast(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
@@ -238,23 +161,17 @@ def _record(
     fast: bool,
     simplification: Simplification | None,
 ) -> ReferenceRun:
-    def run() -> ReferenceRun:
-        tape = Tape()
-        done = forward_pass(
-            model,
-            image,
-            layer=layer,
-            rules=rules,
-            recording=tape,
-            fast=fast,
-            simplification=simplification,
-        )
-        return ReferenceRun(tape, done.features, done.others, done.logits)
-
-    if simplification is None or simplification.known:
-        return run()
-    first = run()
-    return run() if simplification.rounds else first  # by the operations of the images' runs
+    tape = Tape()
+    done = forward_pass(
+        model,
+        image,
+        layer=layer,
+        rules=rules,
+        recording=tape,
+        fast=fast,
+        simplification=simplification,
+    )
+    return ReferenceRun(tape, done.features, done.others, done.logits)
 
 
 def _reference_runs(
@@ -311,7 +228,9 @@ def modified_gradient(
         reference: what the images are compared with.
         rules: a rule for each operation behind the layer.
     """
-    weights, simplification = _state_of(model, to_inputs=layer is None)
+    # Up to a layer, simpler operations gain less than it takes to look at every one.
+    simplification = simplification_of(model) if layer is None else None
+    weights = simplification.weights if simplification else fingerprint(model, closely=False)
 
     def against(*, per_image: bool) -> ModifiedGradient:
         runs = _reference_runs(

@@ -9,7 +9,7 @@ modules, no attributes, and its parameters take part as constants.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -514,8 +514,7 @@ def forward_pass(
     def run(own: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        with nullcontext() if simplification is None else simplification.finding():
-            return _run(model, own, layer, rules, recording, tapes or [], simplification)
+        return _run(model, own, layer, rules, recording, tapes or [], simplification)
 
     def attempt() -> ForwardPass:
         return in_fast_layout(model, run, inputs.detach(), fast=fast)
@@ -527,7 +526,10 @@ def forward_pass(
         without_fused_attention(),
         uncompiled(),
     ):
-        return attempt() if simplification is None else simplification.surely(attempt)
+        if simplification is None:
+            return attempt()
+        simplification.prepare(model, inputs.detach())
+        return simplification.surely(attempt)
 
 
 def _run(

@@ -13,7 +13,6 @@ from afmi.methods.base import (
     Method,
     Target,
     Work,
-    classify,
     image_generator,
     relative_residual,
 )
@@ -74,13 +73,14 @@ class GradientSHAP(Method):
         return Work(self.samples + 1, self.samples)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        logits = classify(self.model, inputs)
-        classes = target.of(logits)
         references = self.reference(inputs)
+        passes = Passes(self.model, inputs, self.batch_size)
+        both = passes.logits(torch.cat([inputs, references]))
+        logits, at_reference = both.split([len(inputs), len(references)])
+        classes = target.of(logits)
         which, alpha = self._draw(inputs, references)
         total = torch.zeros_like(inputs)
         points = torch.arange(which.numel(), device=inputs.device)
-        passes = Passes(self.model, inputs, self.batch_size)
         for chunk in points.split(passes.size):
             image = chunk // self.samples
             start = references[which[chunk]]
@@ -88,7 +88,6 @@ class GradientSHAP(Method):
             x = torch.addcmul(start, alpha[chunk].view(-1, 1, 1, 1), way)
             total.index_add_(0, image, way * passes.class_gradients(x, classes[image]))
         maps = (total / self.samples).sum(1, keepdim=True)
-        at_reference = torch.cat([classify(self.model, x[None]) for x in references])
         if not self.reference.per_image:
             at_reference = at_reference.mean(0, keepdim=True).expand_as(logits)
         change = (logits - at_reference).gather(1, classes[:, None])[:, 0]

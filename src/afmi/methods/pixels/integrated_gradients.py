@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.methods.base import Attribution, Method, Target, Work, classify, relative_residual
+from afmi.methods.base import Attribution, Method, Target, Work, relative_residual
 from afmi.path_integral import integrated_gradients, starts
-from afmi.perturbation import check_batch_size
+from afmi.perturbation import Passes, check_batch_size
 from afmi.references import Black, Reference
 
 __all__ = ["IntegratedGradients"]
@@ -67,22 +67,19 @@ class IntegratedGradients(Method):
         return Work(self.steps + 1, self.steps)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        logits = classify(self.model, inputs)
+        passes = Passes(self.model, inputs, self.batch_size)
+        ways = starts(self.reference(inputs), per_image=self.reference.per_image)
+        ends = passes.logits(torch.cat([inputs, *ways]))
+        logits, *at_starts = ends.split([len(images) for images in (inputs, *ways)])
         classes = target.of(logits)
         maps, changes = [], []
-        for start in starts(self.reference(inputs), per_image=self.reference.per_image):
+        for start, at_start in zip(ways, at_starts, strict=True):
             attributions = integrated_gradients(
-                self.model,
-                inputs,
-                start,
-                classes,
-                steps=self.steps,
-                batch_size=self.batch_size,
-                description=self.name,
+                passes, inputs, start, classes, steps=self.steps, description=self.name
             )
             maps.append(attributions.sum(1, keepdim=True))
-            at_start = classify(self.model, start).expand_as(logits)
-            changes.append((logits - at_start).gather(1, classes[:, None])[:, 0])
+            change = logits - at_start.expand_as(logits)
+            changes.append(change.gather(1, classes[:, None])[:, 0])
         mean = torch.stack(maps).mean(0)
         change = torch.stack(changes).mean(0)
         residual = relative_residual(mean, change)

@@ -14,7 +14,6 @@ from afmi.methods.base import (
     Method,
     Target,
     Work,
-    classify,
     image_generator,
 )
 from afmi.perturbation import Passes, check_batch_size
@@ -82,13 +81,13 @@ class SmoothGrad(Method):
         return Work(self.samples * once.forwards + 1, self.samples * once.backwards)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        logits = classify(self.model, inputs)
+        passes = Passes(self.model, inputs, self.batch_size)
+        logits = passes.logits(inputs)
         classes = target.of(logits)
         images = inputs.shape[0]
         spread = inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)
         sigma = (self.noise * spread).view(-1, 1, 1, 1)
         generators = [image_generator(self.seed, image) for image in inputs]
-        passes = Passes(self.model, inputs, self.batch_size)
         at_once = max(1, passes.size // images)
         total: Tensor | None = None
         for done in range(0, self.samples, at_once):

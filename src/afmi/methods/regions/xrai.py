@@ -18,6 +18,7 @@ from torch import Tensor
 from afmi.errors import UsageError
 from afmi.methods.base import Attribution, Method, Target, Work, classify
 from afmi.path_integral import integrated_gradients, starts
+from afmi.perturbation import Passes
 from afmi.references import Black, Reference, Several, White
 
 __all__ = ["XRAI", "merge_regions"]
@@ -107,16 +108,11 @@ class XRAI(Method):
 
     def _attributions(self, inputs: Tensor, classes: Tensor) -> Tensor:
         """Return integrated gradients (N, C, H, W), averaged over the references."""
+        passes = Passes(self.model, inputs, self.batch_size)
         ways = starts(self.reference(inputs), per_image=self.reference.per_image)
         found = [
             integrated_gradients(
-                self.model,
-                inputs,
-                start,
-                classes,
-                steps=self.steps,
-                batch_size=self.batch_size,
-                description=self.name,
+                passes, inputs, start, classes, steps=self.steps, description=self.name
             )
             for start in ways
         ]
