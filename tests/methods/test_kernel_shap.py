@@ -37,13 +37,16 @@ def _shapley(model: nn.Module, image: Tensor, reference: Tensor, labels: Tensor)
     return torch.stack(values)
 
 
+@pytest.mark.parametrize("cells", [2, 3])
 @pytest.mark.parametrize("name", ["vgg", "functional"])
-def test_all_coalitions_give_shapley_values(name: str) -> None:
+def test_all_coalitions_give_shapley_values(name: str, cells: int) -> None:
     model, image = build(name, torch.float64), images(1, 18).double()
-    labels = superpixels(Grid(2), image[0])
+    grid, players = Grid(cells), cells**2
+    labels = superpixels(grid, image[0])
     expected = _shapley(model, image[0], torch.zeros_like(image[0]), labels)
-    maps = KernelSHAP(model, samples=14, segmentation=Grid(2)).attribute_classes(image, range(5))
-    found = torch.stack([maps[:, 0, 0, labels == k].sum(1) for k in range(4)])
+    method = KernelSHAP(model, samples=2**players - 2, segmentation=grid)
+    maps = method.attribute_classes(image, range(5))
+    found = torch.stack([maps[:, 0, 0, labels == k].sum(1) for k in range(players)])
     torch.testing.assert_close(found, expected)
 
 

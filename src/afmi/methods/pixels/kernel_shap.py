@@ -172,4 +172,6 @@ def shapley_regression(members: Tensor, gains: Tensor, weight: Tensor, total: Te
     rest = gains - members.sum(1, keepdim=True) * even
     centred = members - members.mean(1, keepdim=True)
     normal = centred.T @ (weight[:, None] * centred)
-    return even + torch.linalg.pinv(normal, hermitian=True) @ (centred.T @ (weight[:, None] * rest))
+    # It maps an even share to 0 but for rounding, which pinv's own tolerance takes for a number.
+    inverse = torch.linalg.pinv(normal, hermitian=True, rtol=1e-10)
+    return even + inverse @ (centred.T @ (weight[:, None] * rest))
