@@ -50,8 +50,8 @@ def _images(bench: Bench, setting: Setting, model: Classifier, counts: tuple[int
 
     def explain(count: int) -> None:
         # A new batch each time, as when pictures are read.
-        for _ in range(count // BATCH):
-            afmi.attribute(images.clone())
+        for done in range(0, count, BATCH):
+            afmi.attribute(images[: count - done].clone())
 
     runs: dict[str, Run] = {
         f"A-FMI of {count} images": lambda count=count: explain(count) for count in counts

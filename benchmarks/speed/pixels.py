@@ -28,11 +28,8 @@ NOISE = 0.15
 
 def pixels(bench: Bench) -> None:
     """Measure methods of one pass, and of ten and more."""
-    networks = bench.networks or bench.at(
-        quick=("squeezenet1_1",),
-        standard=("squeezenet1_1", "resnet50", "vgg19"),
-        full=("squeezenet1_1", "resnet50", "vgg19", "densenet121", "mobilenet_v2"),
-    )
+    several = "squeezenet1_1", "resnet50", "vgg19", "densenet121", "mobilenet_v2", "convnext_tiny"
+    networks = bench.networks or bench.at(quick=("squeezenet1_1",), standard=several, full=several)
     # Ten steps of vgg19 take as long as all the rest.
     heavy = bench.networks or bench.at(
         quick=networks, standard=("squeezenet1_1", "resnet50"), full=networks
