@@ -45,11 +45,7 @@ class Simplification:
     def __init__(self, model: nn.Module) -> None:
         self.weights = fingerprint(model, closely=True)
         # A compiled network is left to its compiler.
-        compiled = any(
-            hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-            for module in every_module(model)
-        )
-        self._shortcuts = _Shortcuts() if compiled else None
+        self._shortcuts = _Shortcuts() if _is_compiled(model) else None
 
     def with_new_weights(self, weights: Fingerprint) -> Simplification:
         """Return the same for the network's weights as they are now, in their old places."""
@@ -110,11 +106,18 @@ def simplification_of(model: nn.Module) -> Simplification:
     """
     kept = _kept.get(model)
     weights = fingerprint(model, closely=True)
-    if kept is None or kept.weights[0] != weights[0]:
+    if kept is None or kept.weights[0] != weights[0] or _is_compiled(model):
         kept = _kept[model] = Simplification(model)
     elif kept.weights != weights:
         kept = _kept[model] = kept.with_new_weights(weights)
     return kept
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in every_module(model)
+    )
 
 
 class OtherWay(Exception):  # noqa: N818 (never seen outside)
