@@ -75,7 +75,7 @@ def masked(bench: Bench) -> None:
     )
     for name in networks:
         # A network of 224 pixels takes several times as long for each picture.
-        scale = bench.at(quick=0.1, standard=1.0 if name == EMBEDDED else 0.1, full=1.0)
+        scale = bench.at(quick=0.1, standard=1.0 if name == EMBEDDED else 0.3, full=1.0)
         for setting in bench.settings:
             model = setting.model(network(name))
             _Case(bench, name, model, setting).run(scale)
