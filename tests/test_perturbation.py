@@ -77,8 +77,8 @@ def test_images_that_do_not_fit_together_are_explained_in_parts(error: RuntimeEr
 
 
 def test_the_batch_size_follows_the_image_size() -> None:
-    assert Passes(nn.Identity(), torch.empty(1, 3, 224, 224)).size == 4
-    assert Passes(nn.Identity(), torch.empty(1, 1, 28, 28)).size == 256
+    assert Passes(nn.Identity(), torch.empty(1, 3, 224, 224)).size == 8
+    assert Passes(nn.Identity(), torch.empty(1, 1, 28, 28)).size == 512
     assert Passes(nn.Identity(), torch.empty(1, 3, 2000, 2000)).size == 1
     with pytest.raises(UsageError, match="batch_size"):
         Passes(nn.Identity(), torch.empty(1, 3, 8, 8), batch_size=0)
