@@ -41,13 +41,16 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
     return _made[name]
 
 
+# In float64, which PyTorch convolves slowly.
+FEW_PASSES = {"KernelSHAP": {"samples": 20}, "PredictionDifference": {"samples": 1, "stride": 10}}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_method_on_network(network: str, name: str) -> None:
     model, x = made(network)
-    options = {"samples": 20} if name == "KernelSHAP" else {}
-    of = method(name, model, **options)
+    of = method(name, model, **FEW_PASSES.get(name, {}))
     target = torch.tensor([1, 5, 7])
     before = {key: value.clone() for key, value in model.state_dict().items()}
     if name == "CAM" and network in NO_CAM:
