@@ -12,7 +12,6 @@ from completeness import torchvision_classifier
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from afmi.fingerprint import fingerprint
 from afmi.perturbation import Passes
 from afmi.simplification import Simplification, simplification_of
 
@@ -49,7 +48,7 @@ def test_torchvision(name: str, left: int) -> None:
     model = torchvision_classifier(name, 64).double()
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    simplification = Simplification(model)
+    simplification = simplification_of(model)
     simplification.prepare(model, images)
     with torch.no_grad():
         expected = model(images)
@@ -105,7 +104,7 @@ def _asked(net: Net, x: Tensor) -> Tensor:
 def test_only_what_is_a_pair_is_folded(name: str) -> None:
     forward, left = FORWARDS[name]
     model = Net(forward)
-    simplification = Simplification(model)
+    simplification = simplification_of(model)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     simplification.prepare(model, images)
     with torch.no_grad():
@@ -118,13 +117,13 @@ def test_only_what_is_a_pair_is_folded(name: str) -> None:
 
 def test_new_weights_in_old_places() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
-    simplification = Simplification(model)
+    simplification = simplification_of(model)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         before = simplified(simplification, model, images)
         model.conv.weight.mul_(2)
         model.norm.running_mean.add_(1)
-        new = simplification.with_new_weights(fingerprint(model, closely=True))
+        new = simplification_of(model)
         count, found = norms_run(lambda: simplified(new, model, images))
         torch.testing.assert_close(found, model(images))
         assert count == 0
@@ -136,7 +135,7 @@ def test_new_weights_in_old_places() -> None:
 )
 def test_a_network_that_goes_another_way_later(way: str) -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
-    simplification = Simplification(model)
+    simplification = simplification_of(model)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     runs: list[Tensor] = []
 
@@ -163,11 +162,10 @@ def test_training_statistics_are_left_alone() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
     model.norm.train()
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    simplification = Simplification(model)
+    simplification = simplification_of(model)
+    simplification.prepare(model, images)
     for _ in range(2):
-        simplification.prepare(model, images)
-        with simplification.taking():
-            assert norms_run(lambda: model(images))[0] == 1
+        assert norms_run(lambda: simplified(simplification, model, images))[0] == 1
 
 
 def test_compiled_networks_are_left_to_their_compiler() -> None:

@@ -30,6 +30,9 @@ def fingerprint(model: nn.Module, *, closely: bool) -> Fingerprint:
         model: the network.
         closely: whether biases and buffers are compared, too, where a change of them alone
             would be noticed by nothing else.
+
+    Returns:
+        What is equal as long as the weights are, but for changes of numbers that are not looked at.
     """
     places: list[int] = []
     versions: list[int] = []

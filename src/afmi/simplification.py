@@ -37,13 +37,11 @@ class Simplification:
 
     Args:
         model: in evaluation mode.
-
-    Attributes:
-        weights: of the network that this is for.
+        weights: its fingerprint, by which `simplification_of` knows whether this still fits.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.weights = fingerprint(model, closely=True)
+    def __init__(self, model: nn.Module, weights: Fingerprint) -> None:
+        self.weights = weights
         # A compiled network is left to its compiler.
         self._shortcuts = _Shortcuts() if _is_compiled(model) else None
 
@@ -107,7 +105,7 @@ def simplification_of(model: nn.Module) -> Simplification:
     kept = _kept.get(model)
     weights = fingerprint(model, closely=True)
     if kept is None or kept.weights[0] != weights[0] or _is_compiled(model):
-        kept = _kept[model] = Simplification(model)
+        kept = _kept[model] = Simplification(model, weights)
     elif kept.weights != weights:
         kept = _kept[model] = kept.with_new_weights(weights)
     return kept

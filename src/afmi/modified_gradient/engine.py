@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import CompletenessWarning, ShapeError
-from afmi.fingerprint import fingerprint
+from afmi.fingerprint import Fingerprint, fingerprint
 from afmi.layers import Layer
 from afmi.memory_layout import is_fast
 from afmi.modified_gradient.interception import ForwardPass, Rules, forward_pass
@@ -182,7 +182,7 @@ def _reference_runs(
     rules: Rules,
     *,
     per_image: bool,
-    weights: tuple[object, ...],
+    weights: Fingerprint,
     simplification: Simplification | None,
 ) -> list[ReferenceRun]:
     fast = is_fast(model, inputs)  # as the images, so that the tape lies as their numbers do
