@@ -19,20 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afmi.choices import chosen_metrics
-from afmi.classifier import Classifier
 from afmi.evaluation import LabelledImages, open_images
-from afmi.evaluation.statistics import mean
-from afmi.layers import resolve_layer
-from afmi.maps import upsample
+from afmi.gradients import modified_gradient
 from afmi.methods import GradCAM
 from afmi.methods.base import classify
 from afmi.metrics import Insertion
 from afmi.models import load_model
-from afmi.modified_gradient import modified_gradient
+from afmi.network.classifier import Classifier
+from afmi.network.guards import evaluation_mode
+from afmi.network.layers import resolve_layer
+from afmi.pictures.maps import upsample
+from afmi.pictures.references import Reference, reference_named
 from afmi.progress import duration, reporting, track
-from afmi.references import Reference, reference_named
-from afmi.untouched import evaluation_mode
+from afmi.report.statistics import mean
+from afmi.specs import chosen_metrics
 
 REFERENCES = ("black", "white", "random", "mean", "blurred", "black+white+random")
 

@@ -21,10 +21,10 @@ from speed.subjects import network, views
 from torch import Tensor, nn
 
 from afmi import Classifier
-from afmi.layers import Layer
+from afmi.gradients import modified_gradient
 from afmi.methods import AFMI
-from afmi.modified_gradient import modified_gradient
-from afmi.references import Black, Image, Reference
+from afmi.network.layers import Layer
+from afmi.pictures.references import Black, Image, Reference
 
 NETWORKS = [
     *("vgg19", "resnet50", "mobilenet_v2", "squeezenet1_1", "densenet121", "efficientnet_b0"),

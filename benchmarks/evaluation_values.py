@@ -16,7 +16,7 @@ import argparse
 import numpy as np
 
 from afmi.evaluation import Results, statistics
-from afmi.evaluation.statistics import Estimate
+from afmi.report.statistics import Estimate
 
 
 def told(estimate: Estimate, digits: int, *, sign: bool = False) -> str:

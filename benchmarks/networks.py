@@ -39,11 +39,11 @@ from completeness import errors, photographs, torchvision_classifier
 from zoo import TIMM, TRANSFORMERS, timm_classifier, transformers_classifier
 
 from afmi import Classifier
-from afmi.evaluation.measuring import processor
-from afmi.layers import resolve_layer
+from afmi.evaluation.meter import processor
+from afmi.gradients import modified_gradient
 from afmi.methods import AFMI
-from afmi.modified_gradient import modified_gradient
-from afmi.references import Black
+from afmi.network.layers import resolve_layer
+from afmi.pictures.references import Black
 
 COLUMNS = ("network", "family", "parameters (M)", "side", "layer", "maps", "error at stage",
            "error at input", "A-FMI / forward", "limitation")  # fmt: skip

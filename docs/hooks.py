@@ -59,8 +59,8 @@ def _picture(model: Any, cls: type, settings: dict[str, Any]) -> tuple[bytes | N
     from skimage.data import chelsea
 
     import afmi
-    from afmi import plots
     from afmi.errors import AfmiError
+    from afmi.pictures import plots
 
     try:
         with warnings.catch_warnings():

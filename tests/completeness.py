@@ -11,11 +11,11 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from afmi.classifier import Classifier
-from afmi.images import resize_and_crop, to_tensor
-from afmi.layers import Layer, resolve_layer
-from afmi.modified_gradient import modified_gradient
-from afmi.references import Reference
+from afmi.gradients import modified_gradient
+from afmi.network.classifier import Classifier
+from afmi.network.layers import Layer, resolve_layer
+from afmi.pictures.images import resize_and_crop, to_tensor
+from afmi.pictures.references import Reference
 
 _SHIPPED = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 

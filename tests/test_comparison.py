@@ -9,8 +9,8 @@ from networks import build, images
 from afmi import Classifier
 from afmi.comparison import compare, estimate
 from afmi.errors import AfmiError, UsageError
-from afmi.maps import rank_pixels
 from afmi.methods import CATALOGUE, GradCAM, Random
+from afmi.pictures.maps import rank_pixels
 
 
 @pytest.fixture

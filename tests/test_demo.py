@@ -11,8 +11,8 @@ from PIL import Image
 
 import afmi
 from afmi.demo import run
-from afmi.demo.network import LABELS, PhotoVGG
-from afmi.page import Page, Section, Table, Tile, TileRow, render_page
+from afmi.models.photos import LABELS, PhotoVGG
+from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
 
 
 @pytest.fixture

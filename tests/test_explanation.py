@@ -17,12 +17,12 @@ from PIL import Image
 from torch import nn
 
 import afmi
+from afmi.api import explain, explain_files
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
-from afmi.explanation import explain, explain_files
-from afmi.images import Unreadable
+from afmi.explanation import Explanation
 from afmi.methods import AFMI, GradCAM, Gradient, Method, Random
-from afmi.record import Explanation
-from afmi.references import White
+from afmi.pictures.images import Unreadable
+from afmi.pictures.references import White
 
 LABELS = ("tabby cat", "collie", "newt", "Border terrier", "church / tower")
 

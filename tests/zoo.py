@@ -9,7 +9,7 @@ import timm
 import torch
 from completeness import classifier
 
-from afmi.classifier import Classifier
+from afmi.network.classifier import Classifier
 
 # timm's families, each by a small member: what it is called there, the name of a network.
 TIMM = {

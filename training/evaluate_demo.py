@@ -15,7 +15,7 @@ import torch
 from photo_data import centre_crops, list_photos, normalise
 from safetensors.torch import load_file
 
-import afmi.demo.network as network
+import afmi.models.photos as network
 
 WEIGHTS = Path(network.__file__).with_name("photo_vgg.safetensors")
 

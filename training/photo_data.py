@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from afmi.demo.network import INPUT_SIZE, LABELS, MEAN, STD
+from afmi.models.photos import INPUT_SIZE, LABELS, MEAN, STD
 
 SHORT_SIDE = 144
 CANVAS = 192

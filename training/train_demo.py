@@ -1,6 +1,6 @@
 """Train the demo network and write its weights (float16 safetensors).
 
-    python training/train_demo.py --data DIR --out src/afmi/demo/photo_vgg.safetensors
+    python training/train_demo.py --data DIR --out src/afmi/models/photo_vgg.safetensors
 
 DIR holds train/<class>/*.jpg and val/<class>/*.jpg. The defaults are the settings of the
 weights in the package. Early epochs see small pictures, which is what makes a training on a
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from afmi.demo.network import INPUT_SIZE, LABELS, PhotoVGG
+from afmi.models.photos import INPUT_SIZE, LABELS, PhotoVGG
 
 EMA_DECAY = 0.997
 WARM_UP = 0.1  # share of the steps in which the learning rate rises

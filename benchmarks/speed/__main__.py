@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from afmi.evaluation.measuring import processor
+from afmi.evaluation.meter import processor
 
 from . import feature_maps, growth, masked, options, picture, pixels
 from .bench import Bench, versions

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from afmi.gradients.passes import Passes
 from afmi.methods.base import Work
-from afmi.perturbation import Passes
 
 from .harness import Plan, Run, Stopwatch, measure
 from .settings import LAYOUTS

@@ -12,8 +12,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from afmi.evaluation.measuring import processor
-from afmi.maps import rank_correlation, upsample
+from afmi.evaluation.meter import processor
+from afmi.pictures.maps import rank_correlation, upsample
 
 from .harness import CLOCKS, Plan, Run, Timings, measure
 from .record import Row

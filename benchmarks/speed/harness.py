@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from afmi.evaluation.measuring import measured
+from afmi.evaluation.meter import measured
 
 __all__ = ["CLOCKS", "Plan", "Ratio", "Run", "Stopwatch", "Timings", "error_line", "measure"]
 

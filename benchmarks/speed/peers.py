@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi import Classifier
-from afmi.maps import channel_maximum
+from afmi.pictures.maps import channel_maximum
 
 from .bench import Agreement, agreement
 from .harness import error_line

@@ -15,7 +15,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from afmi import Classifier, load_model
-from afmi.images import read_image
+from afmi.pictures.images import read_image
 
 __all__ = ["EMBEDDED", "in_place_off", "network", "photographs", "sharing_copy", "views"]
 

@@ -12,14 +12,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from afmi import errors, evaluation, methods, metrics, references
-    from afmi.classifier import Classifier, find_class
+    from afmi import errors, evaluation, methods, metrics, report
+    from afmi.api import explain
     from afmi.comparison import Comparison, compare
     from afmi.evaluation import evaluate
-    from afmi.explanation import Explanation, explain
-    from afmi.layers import find_layer
+    from afmi.explanation import Explanation
     from afmi.methods.feature_maps.afmi import AFMI
     from afmi.models import load_model
+    from afmi.network.classifier import Classifier, find_class
+    from afmi.network.layers import find_layer
+    from afmi.pictures import references
 
 __version__ = "0.1.0"
 
@@ -27,27 +29,28 @@ __version__ = "0.1.0"
 # answers at once.
 _HOMES = {
     "AFMI": "afmi.methods",
-    "Classifier": "afmi.classifier",
+    "Classifier": "afmi.network.classifier",
     "Comparison": "afmi.comparison",
     "Explanation": "afmi.explanation",
     "compare": "afmi.comparison",
     "evaluate": "afmi.evaluation",
-    "explain": "afmi.explanation",
-    "find_class": "afmi.classifier",
-    "find_layer": "afmi.layers",
+    "explain": "afmi.api",
+    "find_class": "afmi.network.classifier",
+    "find_layer": "afmi.network.layers",
     "load_model": "afmi.models",
 }
-_MODULES = (
-    "errors",
-    "evaluation",
-    "images",
-    "maps",
-    "methods",
-    "metrics",
-    "modified_gradient",
-    "plots",
-    "references",
-)
+_MODULES = {
+    "errors": "afmi.errors",
+    "evaluation": "afmi.evaluation",
+    "gradients": "afmi.gradients",
+    "images": "afmi.pictures.images",
+    "maps": "afmi.pictures.maps",
+    "methods": "afmi.methods",
+    "metrics": "afmi.metrics",
+    "plots": "afmi.pictures.plots",
+    "references": "afmi.pictures.references",
+    "report": "afmi.report",
+}
 
 __all__ = [
     "AFMI",
@@ -65,6 +68,7 @@ __all__ = [
     "methods",
     "metrics",
     "references",
+    "report",
 ]
 
 
@@ -72,7 +76,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name in _MODULES:
-        return importlib.import_module(f"afmi.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'afmi' has no attribute {name!r}")
 
 

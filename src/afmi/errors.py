@@ -77,3 +77,9 @@ def near_matches(word: str, choices: Iterable[str], count: int = 5) -> str:
     if not near:
         return ""
     return "; did you mean " + ", ".join(repr(choice) for choice in near) + "?"
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of an error's text, cut where it is long."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "(no message)"

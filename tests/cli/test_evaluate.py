@@ -14,7 +14,7 @@ from PIL import Image
 
 import afmi.evaluation.run as run_module
 from afmi.cli.evaluate import _EVERY, _Teller
-from afmi.cli.output import Progress
+from afmi.cli.terminal import Progress
 from afmi.evaluation import Piece, Results
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import afmi.cli
-from afmi.cli.output import Progress, one_line_warnings
+from afmi.cli.terminal import Progress, one_line_warnings
 from afmi.files import as_json
 
 # By its path: the package's attribute of that name is the command.

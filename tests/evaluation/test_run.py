@@ -25,13 +25,13 @@ from torch import nn
 import afmi.evaluation.run as run_module
 import afmi.files
 from afmi import Classifier
-from afmi.choices import chosen_metrics
 from afmi.errors import AfmiError, OperationError, UsageError
 from afmi.evaluation import Results, Shard, evaluate, evaluate_shard, open_images
 from afmi.methods import AFMI, CATALOGUE, Gradient, Random
 from afmi.methods.base import Work
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Insertion
+from afmi.specs import chosen_metrics
 
 
 def results_key(name: str) -> str:

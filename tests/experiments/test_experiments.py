@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from afmi.errors import ModelError, UsageError
-from afmi.experiments import CATALOGUE, Request, base, experiment_named, published
-from afmi.experiments.base import counted, networks, write_csv, write_json
+from afmi.experiments import CATALOGUE, Request, experiment_named
+from afmi.experiments.shared import base, published
+from afmi.experiments.shared.base import counted, networks, write_csv, write_json
 from afmi.methods import method_named
 from afmi.models import model_names
 from afmi.progress import duration

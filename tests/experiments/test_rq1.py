@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import afmi.experiments.prototypes as prototypes_module
+import afmi.experiments.shared.prototypes as prototypes_module
 from afmi import load_model
 from afmi.errors import ImageError, UsageError
 from afmi.evaluation import open_images
 from afmi.experiments import Request, experiment_named
-from afmi.experiments import mnist as mnist_module
-from afmi.experiments.mnist import build, digits, train
-from afmi.experiments.prototypes import measure_agreement
+from afmi.experiments.shared import mnist as mnist_module
+from afmi.experiments.shared.mnist import build, digits, train
+from afmi.experiments.shared.prototypes import measure_agreement
 from afmi.methods import AFMI
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from afmi.errors import ModelError, UsageError
 from afmi.experiments import Request, experiment_named
-from afmi.experiments.published import ACCURACY_AUC
+from afmi.experiments.shared.published import ACCURACY_AUC
 
 FACTORY = """
 import torch
@@ -94,6 +94,6 @@ def test_missing_data_and_weights_are_named(
     def refuse(*_: object, **__: object) -> None:
         raise ModelError("no network")
 
-    monkeypatch.setattr("afmi.experiments.base.load_model", refuse)
+    monkeypatch.setattr("afmi.experiments.shared.base.load_model", refuse)
     with pytest.raises(ModelError, match=r"vgg19.*fetch https://.*vgg19.*--weights"):
         experiment_named("table1")().run(Request(out=tmp_path, imagenet=photos))

@@ -11,11 +11,11 @@ from networks import TINY, build, images
 from torch import Tensor, nn
 
 from afmi.errors import CompletenessWarning, LayerError, TargetError
-from afmi.layers import resolve_layer
-from afmi.maps import upsample
+from afmi.gradients import modified_gradient
 from afmi.methods import AFMI
-from afmi.modified_gradient import modified_gradient
-from afmi.references import Black, Image, Random, Several, White
+from afmi.network.layers import resolve_layer
+from afmi.pictures.maps import upsample
+from afmi.pictures.references import Black, Image, Random, Several, White
 
 LAYERS = {"vgg": "features.5", "resnet": "layer1", "functional": "conv2"}
 

@@ -8,8 +8,8 @@ from networks import build, images
 from torch import nn
 
 from afmi.errors import LayerError
-from afmi.maps import upsample
 from afmi.methods import AFMI, CAM, GradCAM
+from afmi.pictures.maps import upsample
 
 
 def network(classes: int = 4) -> nn.Sequential:

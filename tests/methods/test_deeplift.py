@@ -9,9 +9,9 @@ import torchvision
 from pixel_networks import assert_like_any_method, forward_layers, photo_like, plain, transposed
 from torch import Tensor, nn
 
-from afmi.classifier import Classifier
 from afmi.methods.pixels.deeplift import DeepLIFT
-from afmi.references import Black, Blurred, Image, Random, Reference, Several, White
+from afmi.network.classifier import Classifier
+from afmi.pictures.references import Black, Blurred, Image, Random, Reference, Several, White
 
 BIG = ("vgg19", "resnet50", "densenet121", "efficientnet_b0")
 SMALL = ("squeezenet1_0", "mobilenet_v2", "resnet18")

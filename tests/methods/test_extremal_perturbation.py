@@ -10,14 +10,14 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes
 from afmi.methods.regions.extremal_perturbation import (
     ExtremalPerturbation,
     _Lattice,
     _Pyramid,
     area_slope,
 )
-from afmi.perturbation import Passes
-from afmi.references import Blurred
+from afmi.pictures.references import Blurred
 
 
 class SharpQuadrant(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from networks import build, images
 from torch import Tensor, nn
 
-from afmi.maps import upsample
 from afmi.methods import GradCAM
+from afmi.pictures.maps import upsample
 
 
 class Head(nn.Module):

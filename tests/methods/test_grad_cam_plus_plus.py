@@ -6,8 +6,8 @@ import pytest
 import torch
 from networks import build, images
 
-from afmi.maps import upsample
 from afmi.methods import GradCAMPlusPlus
+from afmi.pictures.maps import upsample
 
 
 def by_the_paper(maps: torch.Tensor, gradient: torch.Tensor, score: float) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from afmi.errors import UsageError
 from afmi.methods.base import image_generator
 from afmi.methods.pixels.gradient_shap import GradientSHAP
-from afmi.references import Black, Blurred, Image
+from afmi.pictures.references import Black, Blurred, Image
 
 
 def test_linear_network() -> None:

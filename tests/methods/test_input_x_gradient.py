@@ -8,8 +8,8 @@ import torch
 from pixel_networks import assert_like_any_method, plain
 from torch import nn
 
-from afmi.classifier import Classifier
 from afmi.methods.pixels.input_x_gradient import InputXGradient
+from afmi.network.classifier import Classifier
 
 captum_attr = pytest.importorskip("captum.attr")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from afmi.errors import UsageError
 from afmi.methods.pixels.input_x_gradient import InputXGradient
 from afmi.methods.pixels.integrated_gradients import IntegratedGradients
-from afmi.references import Black, Blurred, Image, Several, White
+from afmi.pictures.references import Black, Blurred, Image, Several, White
 
 
 class Square(nn.Module):

@@ -11,9 +11,9 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Grid, superpixels
 from afmi.methods.pixels.kernel_shap import KernelSHAP, coalitions
-from afmi.perturbation import Grid, superpixels
-from afmi.references import Black, Blurred, Random
+from afmi.pictures.references import Black, Blurred, Random
 
 
 def _shapley(model: nn.Module, image: Tensor, reference: Tensor, labels: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torchvision
 from pixel_networks import assert_like_any_method, forward_layers, photo_like, plain, transposed
 from torch import Tensor, nn
 
-from afmi.classifier import Classifier
 from afmi.errors import OperationError, UsageError
 from afmi.methods.pixels.input_x_gradient import InputXGradient
 from afmi.methods.pixels.lrp import LRP
+from afmi.network.classifier import Classifier
 
 
 def test_closed_form() -> None:

@@ -9,9 +9,9 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, gaussian
 from afmi.methods.regions.meaningful_perturbation import MeaningfulPerturbation, _Scene
-from afmi.perturbation import Passes, gaussian
-from afmi.references import Black
+from afmi.pictures.references import Black
 
 
 class Quadrant(nn.Module):

@@ -8,9 +8,9 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes
 from afmi.methods.regions.prediction_difference import PredictionDifference, _PatchModel, _positions
-from afmi.perturbation import Passes
-from afmi.references import Black, Image
+from afmi.pictures.references import Black, Image
 
 
 class _OnePixel(nn.Module):

@@ -9,8 +9,8 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes
 from afmi.methods.regions.rise import RISE, _Masks
-from afmi.perturbation import Passes
 
 
 def _slow(model: nn.Module, image: Tensor, target: int, method: RISE) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from afmi import Classifier, load_model
 from afmi.errors import ShapeError, TargetError, UsageError
+from afmi.gradients.passes import Passes
 from afmi.metrics import Deletion, Insertion
 from afmi.metrics.masking import FRACTIONS
-from afmi.perturbation import Passes
-from afmi.references import Black, Blurred, Mean, Several, White
+from afmi.pictures.references import Black, Blurred, Mean, Several, White
 
 
 class Weighing(nn.Module):

@@ -17,8 +17,8 @@ from torch import nn
 from afmi.errors import UsageError
 from afmi.methods import AFMI, LIME, GradCAM, InputXGradient, IntegratedGradients, Random
 from afmi.metrics import ReferenceReliability
-from afmi.references import Black, Mean, White
-from afmi.references import Random as RandomPixels
+from afmi.pictures.references import Black, Mean, White
+from afmi.pictures.references import Random as RandomPixels
 
 PAIRS = ["black-white", "black-random", "white-random"]
 

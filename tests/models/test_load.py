@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import SqueezeNet1_1_Weights
 
-from afmi.classifier import Classifier
 from afmi.errors import LayerError, ModelError, UsageError
-from afmi.images import read_image
 from afmi.models import describe_models, load_model, model_names
-from afmi.weights import read_weights
+from afmi.models.weights import read_weights
+from afmi.network.classifier import Classifier
+from afmi.pictures.images import read_image
 
 TINY = "squeezenet1_1"
 

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from afmi.classifier import Classifier, find_class
 from afmi.errors import ModelError
 from afmi.models import describe_models, load_model
 from afmi.models.timm import view_of
+from afmi.network.classifier import Classifier, find_class
 
 RESNET = "timm:resnet10t"  # the smallest that has the classes of ImageNet
 VIT = "timm:vit_tiny_patch16_224"

@@ -16,12 +16,12 @@ from networks import images
 from PIL import Image
 from torch import nn
 
-from afmi.classifier import Classifier
 from afmi.errors import ModelError
 from afmi.methods import AFMI
 from afmi.models import describe_models, load_model
 from afmi.models.preparation import at_size, view_of
 from afmi.models.transformers import BlueFirst
+from afmi.network.classifier import Classifier
 
 SMALL = {
     "image_size": 32,

@@ -9,12 +9,12 @@ import click
 
 from afmi.cli.files import writable_folder
 from afmi.cli.group import INTERRUPTED, debug_option
-from afmi.cli.network import model_options
-from afmi.cli.output import Progress, one_line_warnings
+from afmi.cli.options import model_options
+from afmi.cli.terminal import Progress, one_line_warnings
 from afmi.files import as_json
 
 if TYPE_CHECKING:
-    from afmi.record import Explanation
+    from afmi.explanation import Explanation
 
 __all__ = ["compare"]
 
@@ -71,13 +71,13 @@ def compare(
     Exit codes: 0 all went well (methods that a network cannot have are named), 2 nothing to be
     done with these options, 130 stopped by Ctrl-C; what was finished is kept.
     """
-    from afmi.choices import chosen_methods
-    from afmi.classifier import find_class
     from afmi.comparison import compare as run
     from afmi.comparison import estimate
-    from afmi.images import read_image
     from afmi.models import load_model
+    from afmi.network.classifier import find_class
+    from afmi.pictures.images import read_image
     from afmi.progress import duration, reporting
+    from afmi.specs import chosen_methods
 
     picture = read_image(image)
     classifier = load_model(**network, layer=layer)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from afmi.cli.group import debug_option
-from afmi.cli.output import one_line_warnings
+from afmi.cli.terminal import one_line_warnings
 
 __all__ = ["demo"]
 

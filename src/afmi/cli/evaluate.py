@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import INTERRUPTED, debug_option
-from afmi.cli.network import model_options
-from afmi.cli.output import Progress, one_line_warnings
+from afmi.cli.options import model_options
+from afmi.cli.terminal import Progress, one_line_warnings
 from afmi.errors import AfmiError
 from afmi.progress import duration
 

@@ -11,16 +11,16 @@ import click
 
 from afmi.cli.files import writable_folder
 from afmi.cli.group import INTERRUPTED, debug_option
-from afmi.cli.network import model_options
-from afmi.cli.output import Progress, one_line_warnings
+from afmi.cli.options import model_options
+from afmi.cli.terminal import Progress, one_line_warnings
 from afmi.errors import UsageError
 from afmi.files import as_json
 
 if TYPE_CHECKING:
-    from afmi.classifier import Classifier
-    from afmi.images import Unreadable
+    from afmi.explanation import Explanation
     from afmi.methods import Method
-    from afmi.record import Explanation
+    from afmi.network.classifier import Classifier
+    from afmi.pictures.images import Unreadable
 
 __all__ = ["explain"]
 
@@ -124,9 +124,9 @@ def explain(
         raise click.UsageError("--target and --top-k go one at a time", ctx)
     # What needs no network is checked before one is loaded, which takes seconds or a download.
     chosen = _chosen_methods(methods, layer, reference)
-    from afmi.classifier import find_class
-    from afmi.images import find_images
     from afmi.models import load_model
+    from afmi.network.classifier import find_class
+    from afmi.pictures.images import find_images
 
     paths = find_images(images)
     classifier = load_model(**network, layer=layer)
@@ -165,7 +165,7 @@ def _chosen_methods(
         UsageError: when no method is called so, or none of them has a hyperparameter given.
     """
     from afmi.methods import CATALOGUE, method_named
-    from afmi.references import reference_named
+    from afmi.pictures.references import reference_named
 
     classes = list(dict.fromkeys(method_named(name) for name in names))
     for parameter, value in (("layer", layer), ("reference", reference)):
@@ -229,7 +229,7 @@ class _Run:
 
     def _results(self) -> Iterator[tuple[Path, tuple[list[Explanation] | Unreadable, ...]]]:
         """Yield each path with what each method found, all methods in step."""
-        from afmi.explanation import explain_files
+        from afmi.api import explain_files
 
         streams = [
             explain_files(self.classifier, self.paths, method=method, **self.options)
@@ -243,7 +243,7 @@ class _Run:
         results: tuple[list[Explanation] | Unreadable, ...],
         progress: Progress,
     ) -> None:
-        from afmi.images import Unreadable
+        from afmi.pictures.images import Unreadable
 
         reasons = [result.reason for result in results if isinstance(result, Unreadable)]
         if reasons:

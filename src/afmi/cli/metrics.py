@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import debug_option
-from afmi.cli.output import print_table
+from afmi.cli.terminal import print_table
 from afmi.files import as_json
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import debug_option
-from afmi.cli.output import print_table
+from afmi.cli.terminal import print_table
 from afmi.files import as_json
 
 if TYPE_CHECKING:
-    from afmi.classifier import Classifier
+    from afmi.network.classifier import Classifier
 
 __all__ = ["models"]
 
@@ -117,8 +117,8 @@ def _layers(name: str) -> list[dict[str, Any]]:
     from torch import Tensor, nn
 
     from afmi.errors import LayerError
-    from afmi.layers import resolve_layer
-    from afmi.untouched import evaluation_mode, watching_modules
+    from afmi.network.guards import evaluation_mode, watching_modules
+    from afmi.network.layers import resolve_layer
 
     model = _built(name)
     crop = model.crop or model.resize or 224

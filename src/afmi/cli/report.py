@@ -9,12 +9,12 @@ import click
 
 from afmi.cli.files import writable_folder
 from afmi.cli.group import debug_option
-from afmi.cli.output import print_table
+from afmi.cli.terminal import print_table
 from afmi.files import as_json
 
 if TYPE_CHECKING:
-    from afmi.evaluation.statistics import Estimate
-    from afmi.evaluation.summary import MethodSummary, Summary
+    from afmi.report.statistics import Estimate
+    from afmi.report.summary import MethodSummary, Summary
 
 __all__ = ["report"]
 
@@ -61,9 +61,9 @@ def report(results: Path, out: Path | None, methods: str | None, json_wanted: bo
     Exit codes: 0 the report is written (of an unfinished evaluation too, with a warning), 2 there
     is nothing to report, or it cannot be written.
     """
-    from afmi.evaluation.report import finding, unfinished, write_summary
     from afmi.evaluation.results import Results
-    from afmi.evaluation.summary import summarise
+    from afmi.report.results_page import finding, unfinished, write_summary
+    from afmi.report.summary import summarise
 
     names = None if methods is None else [n for part in methods.split(",") if (n := part.strip())]
     opened = Results.open(results)
@@ -86,7 +86,7 @@ def report(results: Path, out: Path | None, methods: str | None, json_wanted: bo
 
 
 def _row(summary: Summary, method: MethodSummary) -> list[str]:
-    from afmi.evaluation.report import UNKNOWN, number, times
+    from afmi.report.results_page import UNKNOWN, number, times
 
     def value(estimate: Estimate | None, digits: int = 3) -> str:
         return UNKNOWN if estimate is None else number(estimate.value, digits)
@@ -111,7 +111,7 @@ def _row(summary: Summary, method: MethodSummary) -> list[str]:
 def _record(summary: Summary, files: dict[str, Path]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from afmi.evaluation.report import finding
+    from afmi.report.results_page import finding
 
     def estimate(found: Estimate | None) -> dict[str, Any] | None:
         return None if found is None else asdict(found)

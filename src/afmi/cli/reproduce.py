@@ -10,8 +10,8 @@ import click
 
 from afmi.cli.files import writable_folder
 from afmi.cli.group import debug_option
-from afmi.cli.network import model_options
-from afmi.cli.output import Progress, one_line_warnings, print_table
+from afmi.cli.options import model_options
+from afmi.cli.terminal import Progress, one_line_warnings, print_table
 from afmi.files import as_json
 
 __all__ = ["reproduce"]
@@ -106,7 +106,7 @@ def reproduce(
         )
         return
     experiment = experiment_named(name)()
-    from afmi.images import find_images
+    from afmi.pictures.images import find_images
     from afmi.progress import reporting
 
     models = tuple(part.strip() for part in (network.pop("name") or "").split(",") if part.strip())

@@ -13,17 +13,17 @@ import skimage.data
 import torch
 from PIL import Image
 
-from afmi import plots
-from afmi.classifier import Classifier
-from afmi.explanation import explain
+from afmi.api import explain
+from afmi.explanation import Explanation
 from afmi.files import write_files
-from afmi.images import read_image, to_image, to_tensor
-from afmi.maps import display_range
 from afmi.methods import AFMI, GradCAM, Gradient, Method
 from afmi.methods.base import classify
 from afmi.models import load_model
-from afmi.page import Page, Section, Table, Tile, TileRow, render_page
-from afmi.record import Explanation
+from afmi.network.classifier import Classifier
+from afmi.pictures import plots
+from afmi.pictures.images import read_image, to_image, to_tensor
+from afmi.pictures.maps import display_range
+from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
 
 __all__ = ["DemoResult", "run_demo"]
 

@@ -6,24 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from afmi.evaluation.datasets import LabelledImages, open_images
-    from afmi.evaluation.report import write_report
+    from afmi.data.sources import LabelledImages, open_images
     from afmi.evaluation.results import Results
     from afmi.evaluation.run import Piece, evaluate
     from afmi.evaluation.shard import MetricWarning, Shard, ShardResult, evaluate_shard
 
 # A report needs no PyTorch, whose import takes seconds, so names are loaded when first used.
 _HOMES = {
-    "LabelledImages": "datasets",
-    "MetricWarning": "shard",
-    "Piece": "run",
-    "Results": "results",
-    "Shard": "shard",
-    "ShardResult": "shard",
-    "evaluate": "run",
-    "evaluate_shard": "shard",
-    "open_images": "datasets",
-    "write_report": "report",
+    "LabelledImages": "afmi.data.sources",
+    "MetricWarning": "afmi.evaluation.shard",
+    "Piece": "afmi.evaluation.run",
+    "Results": "afmi.evaluation.results",
+    "Shard": "afmi.evaluation.shard",
+    "ShardResult": "afmi.evaluation.shard",
+    "evaluate": "afmi.evaluation.run",
+    "evaluate_shard": "afmi.evaluation.shard",
+    "open_images": "afmi.data.sources",
 }
 
 __all__ = [
@@ -36,13 +34,12 @@ __all__ = [
     "evaluate",
     "evaluate_shard",
     "open_images",
-    "write_report",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

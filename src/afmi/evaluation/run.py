@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from afmi.choices import (
+from afmi.data.sources import open_images
+from afmi.errors import LayerError, OperationError, UsageError
+from afmi.evaluation.folder import Store, identity_of
+from afmi.evaluation.meter import processor
+from afmi.evaluation.results import Results
+from afmi.evaluation.shard import Shard, evaluate_shard
+from afmi.methods import Method
+from afmi.methods.base import Work
+from afmi.metrics import Metric
+from afmi.specs import (
     MethodsLike,
     MetricsLike,
     chosen_methods,
@@ -21,15 +30,6 @@ from afmi.choices import (
     key_of,
     parameters_of,
 )
-from afmi.errors import LayerError, OperationError, UsageError
-from afmi.evaluation.datasets import open_images
-from afmi.evaluation.measuring import processor
-from afmi.evaluation.results import Results
-from afmi.evaluation.shard import Shard, evaluate_shard
-from afmi.evaluation.store import Store, identity_of
-from afmi.methods import Method
-from afmi.methods.base import Work
-from afmi.metrics import Metric
 
 __all__ = ["Piece", "evaluate"]
 
@@ -78,7 +78,7 @@ def evaluate(
     stopped, and ends with the numbers of an unbroken run. Memory does not grow with the pictures.
 
     Several calls may work on one folder at once: no row is lost, but a piece that two of them
-    begin is done twice (see `afmi.evaluation.store.Store`). Pieces that a crash of the machine
+    begin is done twice (see `afmi.evaluation.folder.Store`). Pieces that a crash of the machine
     left empty or cut off are done again; `Results.read` names those that are damaged otherwise.
 
     Args:

@@ -13,16 +13,16 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from afmi import plots
+from afmi.data.sources import LabelledImages
 from afmi.errors import AfmiError, LayerError, OperationError
-from afmi.evaluation.datasets import LabelledImages
-from afmi.evaluation.measuring import measured
-from afmi.evaluation.store import Row
-from afmi.images import to_image
+from afmi.evaluation.folder import Row
+from afmi.evaluation.meter import measured
 from afmi.methods import Method
 from afmi.methods.base import classify
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
+from afmi.pictures import plots
+from afmi.pictures.images import to_image
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from afmi.catalogue import named, subclasses
-from afmi.experiments.base import Experiment, Request, Result
+from afmi.experiments.shared.base import Experiment, Request, Result
 
 __all__ = ["CATALOGUE", "Experiment", "Request", "Result", "experiment_named"]
 

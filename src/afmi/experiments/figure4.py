@@ -6,17 +6,17 @@ import dataclasses
 from itertools import combinations
 from typing import Any
 
-from afmi.classifier import Classifier, class_label, find_class
+from afmi.api import prepare
 from afmi.comparison import Comparison
 from afmi.errors import UsageError
-from afmi.experiments import published
-from afmi.experiments.base import Experiment, Request, Result, networks, write_csv
-from afmi.experiments.figures import methods_of
-from afmi.experiments.insertions import Row, compared, save_insertions
-from afmi.experiments.pictures import Photo, choose_photos, side_by_side
-from afmi.explanation import prepare
-from afmi.maps import rank_correlation
+from afmi.experiments.shared import published
+from afmi.experiments.shared.base import Experiment, Request, Result, networks, write_csv
+from afmi.experiments.shared.figures import methods_of
+from afmi.experiments.shared.insertions import Row, compared, save_insertions
+from afmi.experiments.shared.pictures import Photo, choose_photos, side_by_side
 from afmi.methods.base import classify
+from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.pictures.maps import rank_correlation
 
 __all__ = ["Figure4"]
 

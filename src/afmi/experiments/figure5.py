@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from afmi.experiments import published
-from afmi.experiments.base import Experiment, Request, Result, networks
-from afmi.experiments.figures import methods_of
-from afmi.experiments.insertions import Row, compared, save_insertions
-from afmi.experiments.pictures import choose_photos
+from afmi.experiments.shared import published
+from afmi.experiments.shared.base import Experiment, Request, Result, networks
+from afmi.experiments.shared.figures import methods_of
+from afmi.experiments.shared.insertions import Row, compared, save_insertions
+from afmi.experiments.shared.pictures import choose_photos
 
 __all__ = ["Figure5"]
 

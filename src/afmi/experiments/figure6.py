@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from afmi.experiments.base import Experiment, Request, Result
-from afmi.experiments.measured import INSERTED, accuracy_panel, curves_figure, measured
+from afmi.experiments.shared.base import Experiment, Request, Result
+from afmi.experiments.shared.measured import INSERTED, accuracy_panel, curves_figure, measured
 
 __all__ = ["Figure6"]
 

@@ -6,18 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from afmi import plots
-from afmi.classifier import Classifier, class_label, find_class
+from afmi.api import explain
 from afmi.comparison import estimate
-from afmi.experiments import published
-from afmi.experiments.base import Experiment, Request, Result, counted, networks
-from afmi.experiments.figures import methods_of, saved
-from afmi.experiments.pictures import Photo, choose_photos
-from afmi.explanation import explain
-from afmi.images import to_image
+from afmi.experiments.shared import published
+from afmi.experiments.shared.base import Experiment, Request, Result, counted, networks
+from afmi.experiments.shared.figures import methods_of, saved
+from afmi.experiments.shared.pictures import Photo, choose_photos
+from afmi.explanation import Explanation
 from afmi.methods import Method
+from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.pictures import plots
+from afmi.pictures.images import to_image
 from afmi.progress import duration
-from afmi.record import Explanation
 
 __all__ = ["Figure7"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from afmi.experiments.base import Experiment, Request, Result
-from afmi.experiments.reference_maps import FINDING, METHODS, reference_figure
+from afmi.experiments.shared.base import Experiment, Request, Result
+from afmi.experiments.shared.reference_maps import FINDING, METHODS, reference_figure
 
 __all__ = ["Figure8"]
 

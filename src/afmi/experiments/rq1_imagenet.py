@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from afmi.choices import key_of
 from afmi.errors import UsageError
 from afmi.evaluation import open_images
-from afmi.experiments.base import Experiment, Request, Result, networks, write_csv
-from afmi.experiments.prototypes import measure_agreement
-from afmi.experiments.published import AGREEMENT
+from afmi.experiments.shared.base import Experiment, Request, Result, networks, write_csv
+from afmi.experiments.shared.prototypes import measure_agreement
+from afmi.experiments.shared.published import AGREEMENT
 from afmi.methods import AFMI
+from afmi.specs import key_of
 
 __all__ = ["RQ1ImageNet"]
 

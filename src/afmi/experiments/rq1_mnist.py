@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from afmi.errors import UsageError
 from afmi.evaluation import open_images
-from afmi.experiments.base import Experiment, Request, Result, write_csv
-from afmi.experiments.mnist import train
-from afmi.experiments.prototypes import measure_agreement
-from afmi.experiments.published import AGREEMENT
+from afmi.experiments.shared.base import Experiment, Request, Result, write_csv
+from afmi.experiments.shared.mnist import train
+from afmi.experiments.shared.prototypes import measure_agreement
+from afmi.experiments.shared.published import AGREEMENT
 from afmi.methods import AFMI
 
 __all__ = ["RQ1MNIST"]

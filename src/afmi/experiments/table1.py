@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from afmi.experiments.base import Experiment, Request, Result, write_csv
-from afmi.experiments.measured import INSERTED, measured
+from afmi.experiments.shared.base import Experiment, Request, Result, write_csv
+from afmi.experiments.shared.measured import INSERTED, measured
 
 __all__ = ["Table1"]
 

@@ -13,13 +13,13 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from afmi.classifier import logits_of
 from afmi.errors import AfmiError, ModelError, ShapeError, TargetError, UsageError
-from afmi.layers import Layer, resolve_layer
-from afmi.maps import upsample
-from afmi.memory import in_parts
-from afmi.memory_layout import in_fast_layout
-from afmi.untouched import evaluation_mode, keeping_random_state
+from afmi.network.channels_last import in_fast_layout
+from afmi.network.classifier import logits_of
+from afmi.network.guards import evaluation_mode, keeping_random_state
+from afmi.network.layers import Layer, resolve_layer
+from afmi.network.memory import in_parts
+from afmi.pictures.maps import upsample
 
 __all__ = [
     "Attribution",

@@ -9,8 +9,8 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from afmi.gradients.passes import Passes
 from afmi.methods.base import Attribution, Method, Target, classify, relative_residual
-from afmi.perturbation import Passes
 
 __all__ = ["BlackBoxMethod"]
 
@@ -24,7 +24,7 @@ class BlackBoxMethod(Method):
 
     Args:
         seed: of everything drawn.
-        batch_size: the most images per call of the network; see `afmi.perturbation.Passes`.
+        batch_size: the most images per call of the network; see `afmi.gradients.passes.Passes`.
     """
 
     _: KW_ONLY

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afmi.maps import rank_correlation
 from afmi.methods.base import Method, Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.pictures.maps import rank_correlation
 
 __all__ = ["ClassDiscriminability"]
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
-from afmi.maps import rank_pixels
+from afmi.gradients.passes import Passes, probabilities
 from afmi.methods.base import Method, Work, classify
 from afmi.metrics.base import Case, Metric
-from afmi.perturbation import Passes, probabilities
-from afmi.references import Black, Reference
-from afmi.untouched import evaluation_mode
+from afmi.network.guards import evaluation_mode
+from afmi.pictures.maps import rank_pixels
+from afmi.pictures.references import Black, Reference
 
 __all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masked_curves"]
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from afmi.errors import CompletenessWarning, ModelError, UsageError
-from afmi.maps import rank_correlation
 from afmi.methods.base import Method, Work, classify
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
-from afmi.untouched import watching_modules
+from afmi.network.guards import watching_modules
+from afmi.pictures.maps import rank_correlation
 
 __all__ = ["ParameterRandomisation"]
 

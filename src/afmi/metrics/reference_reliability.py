@@ -11,10 +11,10 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.maps import rank_correlation
 from afmi.methods.base import Method, Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
-from afmi.references import Black, Random, Reference, White
+from afmi.pictures.maps import rank_correlation
+from afmi.pictures.references import Black, Random, Reference, White
 
 __all__ = ["ReferenceReliability"]
 

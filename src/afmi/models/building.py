@@ -16,15 +16,14 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from afmi.errors import ModelError
-from afmi.weights import class_count, fit_names, load_weights, reshaped, told_classes
+from afmi.errors import ModelError, first_line
+from afmi.models.weights import class_count, fit_names, load_weights, reshaped, told_classes
 
 __all__ = [
     "ModelEntry",
     "View",
     "call",
     "extra",
-    "first_line",
     "path_of",
     "quiet",
     "raised",
@@ -122,12 +121,6 @@ def raised(name: str, options: Mapping[str, Any], error: Exception) -> str:
 def told(error: BaseException | None) -> str:
     """Return an error's type and the first line of its text."""
     return f"{type(error).__name__}: {first_line(error)}"
-
-
-def first_line(error: BaseException | None) -> str:
-    """Return the first line of an error's text, cut where it is long."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "(no message)"
 
 
 def path_of(weights: object) -> Path:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from afmi.demo import network as photo_network
+from afmi.models import photos as photo_network
 from afmi.models.building import ModelEntry, View, call, path_of, with_classes, with_weights
-from afmi.weights import read_weights
+from afmi.models.weights import read_weights
 
 __all__ = ["EMBEDDED", "build", "entry"]
 
@@ -49,7 +49,7 @@ def build(weights: object, options: dict[str, Any]) -> tuple[nn.Module, View]:
     if weights is None:
         network = made()
     elif weights == "default":
-        folder = importlib.resources.files(photo_network.__package__ or "afmi.demo")
+        folder = importlib.resources.files(photo_network.__package__ or "afmi.models")
         with importlib.resources.as_file(folder / _WEIGHTS) as path:
             network = with_weights(made, read_weights(path), f"the file {path.name!r}", options)
     else:

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from afmi.classifier import Classifier
 from afmi.errors import ModelError, near_matches
 from afmi.models.building import View, call, path_of, told
-from afmi.weights import fit_names, load_weights, read_weights
+from afmi.models.weights import fit_names, load_weights, read_weights
+from afmi.network.classifier import Classifier
 
 __all__ = ["build", "changed"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from afmi.errors import ModelError
-from afmi.models.building import extra, first_line
+from afmi.errors import ModelError, first_line
+from afmi.models.building import extra
 
 __all__ = ["fetching"]
 

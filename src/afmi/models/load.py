@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from afmi.classifier import Classifier
-from afmi.errors import ModelError, UsageError, near_matches
-from afmi.layers import Layer, resolve_layer
+from afmi.errors import ModelError, UsageError, first_line, near_matches
 from afmi.models import embedded, factory, timm, torchvision, transformers
-from afmi.models.building import View, first_line
-from afmi.models.labels import read_labels
-from afmi.weights import WEIGHT_SUFFIXES
+from afmi.models.building import View
+from afmi.models.weights import WEIGHT_SUFFIXES
+from afmi.network.classifier import Classifier
+from afmi.network.labels import read_labels
+from afmi.network.layers import Layer, resolve_layer
 
 __all__ = ["load_model"]
 

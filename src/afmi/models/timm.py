@@ -24,7 +24,7 @@ from afmi.models.building import (
     with_weights,
 )
 from afmi.models.hub import fetching
-from afmi.weights import read_weights
+from afmi.models.weights import read_weights
 
 __all__ = ["PREFIX", "build", "entries", "view_of"]
 

@@ -17,18 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from afmi.errors import ModelError, near_matches
-from afmi.models.building import (
-    ModelEntry,
-    View,
-    call,
-    first_line,
-    path_of,
-    raised,
-    with_classes,
-    with_weights,
-)
-from afmi.weights import WEIGHT_SUFFIXES, read_weights
+from afmi.errors import ModelError, first_line, near_matches
+from afmi.models.building import ModelEntry, View, call, path_of, raised, with_classes, with_weights
+from afmi.models.weights import WEIGHT_SUFFIXES, read_weights
 
 __all__ = ["build", "entries", "imagenet_labels", "names"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from afmi.errors import ModelError, near_matches
+from afmi.errors import ModelError, first_line, near_matches
 from afmi.models import preparation, timm
-from afmi.models.building import ModelEntry, View, extra, first_line, path_of, quiet, raised
+from afmi.models.building import ModelEntry, View, extra, path_of, quiet, raised
 from afmi.models.hub import fetching
-from afmi.weights import fit_names, read_weights, refuse_misfits, told_classes
+from afmi.models.weights import fit_names, read_weights, refuse_misfits, told_classes
 
 __all__ = ["PREFIX", "BlueFirst", "build", "entries"]
 

@@ -7,10 +7,10 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
-from afmi.layers import Layer
+from afmi.gradients import ModifiedGradient, modified_gradient
 from afmi.methods.base import Attribution, LayerMethod, Target, TargetLike, relative_residual
-from afmi.modified_gradient import ModifiedGradient, modified_gradient
-from afmi.references import Black, Reference
+from afmi.network.layers import Layer
+from afmi.pictures.references import Black, Reference
 
 __all__ = ["AFMI"]
 

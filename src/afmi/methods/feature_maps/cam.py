@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from afmi.errors import LayerError, OperationError
+from afmi.gradients import Interception, Operation, Rules, forward_pass
+from afmi.gradients.rule_sets import linear_rules
 from afmi.methods.base import Attribution, LayerMethod, Target
-from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
-from afmi.modified_gradient.backward import linear_rules
 
 __all__ = ["CAM"]
 

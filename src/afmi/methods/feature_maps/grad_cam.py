@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from afmi.gradients import forward_pass
 from afmi.methods.base import Attribution, LayerMethod, Target
-from afmi.modified_gradient import forward_pass
 
 __all__ = ["GradCAM"]
 

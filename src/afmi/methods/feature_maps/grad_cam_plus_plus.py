@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from afmi.gradients import forward_pass
 from afmi.methods.base import Attribution, LayerMethod, Target
-from afmi.modified_gradient import forward_pass
 
 __all__ = ["GradCAMPlusPlus"]
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afmi.maps import channel_maximum
-from afmi.methods.base import Attribution, Method, Target, Work
-from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
-from afmi.modified_gradient.backward import (
+from afmi.gradients import Interception, Operation, Rules, forward_pass
+from afmi.gradients.rule_sets import (
     elementwise_chords,
     guided,
     ordinary_rules,
     positive_part,
 )
+from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.pictures.maps import channel_maximum
 
 __all__ = ["DeconvNet"]
 

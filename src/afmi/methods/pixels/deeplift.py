@@ -7,9 +7,9 @@ from dataclasses import KW_ONLY, dataclass, field
 import torch
 from torch import Tensor
 
+from afmi.gradients import modified_gradient
 from afmi.methods.base import Attribution, Method, Target, Work, relative_residual
-from afmi.modified_gradient import modified_gradient
-from afmi.references import Black, Reference
+from afmi.pictures.references import Black, Reference
 
 __all__ = ["DeepLIFT"]
 
@@ -26,7 +26,7 @@ class DeepLIFT(Method):
     Paper: Shrikumar, Greenside & Kundaje, *Learning Important Features Through Propagating
     Activation Differences*, ICML 2017, Eq. 1–3 and 3.5.2 (rescale rule). Differs: max pooling,
     products and normalisations, which the paper leaves open, have rules that keep the sum
-    (`afmi.modified_gradient`), so it is exact on residual, squeeze-and-excite and dense networks.
+    (`afmi.gradients`), so it is exact on residual, squeeze-and-excite and dense networks.
     Cost: 1 forward + 1 backward per image; the reference's forward pass is made once for a model,
     image size and reference, and kept.
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from afmi.maps import channel_maximum
+from afmi.gradients import forward_pass
 from afmi.methods.base import Attribution, Method, Target, Work
-from afmi.modified_gradient import forward_pass
+from afmi.pictures.maps import channel_maximum
 
 __all__ = ["Gradient"]
 

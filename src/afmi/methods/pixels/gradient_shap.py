@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, check_batch_size
 from afmi.methods.base import (
     Attribution,
     Method,
@@ -16,8 +17,7 @@ from afmi.methods.base import (
     image_generator,
     relative_residual,
 )
-from afmi.perturbation import Passes, check_batch_size
-from afmi.references import Black, Reference, Several, White
+from afmi.pictures.references import Black, Reference, Several, White
 
 __all__ = ["GradientSHAP"]
 
@@ -43,7 +43,7 @@ class GradientSHAP(Method):
         reference: the images that x̄ is drawn from.
         seed: of the generator, which also depends on the image.
         batch_size: the most points that go through the network at once; see
-            `afmi.perturbation.Passes`.
+            `afmi.gradients.passes.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))

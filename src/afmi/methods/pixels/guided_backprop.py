@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from afmi.maps import channel_maximum
+from afmi.gradients import Rules, forward_pass
+from afmi.gradients.rule_sets import elementwise_chords, guided, ordinary_rules
 from afmi.methods.base import Attribution, Method, Target, Work
-from afmi.modified_gradient import Rules, forward_pass
-from afmi.modified_gradient.backward import elementwise_chords, guided, ordinary_rules
+from afmi.pictures.maps import channel_maximum
 
 __all__ = ["GuidedBackprop"]
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.integrated import integrated_gradients, starts
+from afmi.gradients.passes import Passes, check_batch_size
 from afmi.methods.base import Attribution, Method, Target, Work, relative_residual
-from afmi.path_integral import integrated_gradients, starts
-from afmi.perturbation import Passes, check_batch_size
-from afmi.references import Black, Reference
+from afmi.pictures.references import Black, Reference
 
 __all__ = ["IntegratedGradients"]
 
@@ -35,7 +35,7 @@ class IntegratedGradients(Method):
         steps: m, points on the way.
         reference: where the way begins; where it gives several images, the maps are averaged.
         batch_size: the most points that go through the network at once; see
-            `afmi.perturbation.Passes`.
+            `afmi.gradients.passes.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))

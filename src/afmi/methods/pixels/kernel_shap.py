@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, Slic, replacements, superpixels
 from afmi.methods.base import Work, image_generator
 from afmi.methods.black_box import BlackBoxMethod
-from afmi.perturbation import Passes, Slic, replacements, superpixels
+from afmi.pictures.references import Black, Reference
 from afmi.progress import track
-from afmi.references import Black, Reference
 
 __all__ = ["KernelSHAP"]
 
@@ -43,7 +43,7 @@ class KernelSHAP(BlackBoxMethod):
         model: see `Method`.
         samples: coalitions to evaluate, but for the empty and the whole one. None: the package's
             2 d + 2048.
-        segmentation: cuts the image into superpixels; see `afmi.perturbation`.
+        segmentation: cuts the image into superpixels; see `afmi.gradients.passes`.
         reference: x̄; where it gives several images, y_c(x_z) is the mean over them.
         seed: of the coalitions, which also depend on the image.
         batch_size: see `BlackBoxMethod`.

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afmi.classifier import Classifier
 from afmi.errors import UsageError
+from afmi.gradients import Interception, Operation, Rules, forward_pass
+from afmi.gradients.rule_sets import elementwise_chords, linear_rules, max_pooling_rules
+from afmi.gradients.rules.elementwise import Chord
+from afmi.gradients.rules.linear import path_operands
+from afmi.gradients.rules.products import RULES as PRODUCTS
 from afmi.methods.base import Attribution, Method, Target, Work
-from afmi.modified_gradient import Interception, Operation, Rules, forward_pass
-from afmi.modified_gradient.backward import elementwise_chords, linear_rules, max_pooling_rules
-from afmi.modified_gradient.rules.elementwise import Chord
-from afmi.modified_gradient.rules.linear import path_operands
-from afmi.modified_gradient.rules.products import RULES as PRODUCTS
+from afmi.network.classifier import Classifier
 
 __all__ = ["LRP"]
 

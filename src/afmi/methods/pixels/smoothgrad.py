@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.maps import channel_maximum
+from afmi.gradients.passes import Passes, check_batch_size
 from afmi.methods.base import (
     Attribution,
     Method,
@@ -16,7 +16,7 @@ from afmi.methods.base import (
     Work,
     image_generator,
 )
-from afmi.perturbation import Passes, check_batch_size
+from afmi.pictures.maps import channel_maximum
 
 __all__ = ["SmoothGrad"]
 
@@ -41,7 +41,8 @@ class SmoothGrad(Method):
         noise: the noise's standard deviation as a share of the image's range, from 0 up.
         seed: of the generator, which also depends on the image.
         batch_size: the most noisy copies that are explained at once (see
-            `afmi.perturbation.Passes`); where there are more images than that, one copy of each.
+            `afmi.gradients.passes.Passes`); where there are more images than that, one copy of
+            each.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))

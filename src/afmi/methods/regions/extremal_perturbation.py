@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, at_224, interpolation
 from afmi.methods.base import Attribution, Method, Target, Work, classify
-from afmi.perturbation import Passes, at_224, interpolation
+from afmi.pictures.references import Blurred
 from afmi.progress import track
-from afmi.references import Blurred
 
 __all__ = ["ExtremalPerturbation"]
 
@@ -55,7 +55,7 @@ class ExtremalPerturbation(Method):
         blur: σ_max, in pixels at 224.
         levels: images in the pyramid, the sharp one included.
         smoothing: standard deviation of g, as a share of the image's shorter side; 0: none.
-        batch_size: see `afmi.perturbation.Passes`.
+        batch_size: see `afmi.gradients.passes.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, Quickshift, probabilities, replacements, superpixels
 from afmi.methods.base import Work, image_generator
 from afmi.methods.black_box import BlackBoxMethod
-from afmi.perturbation import Passes, Quickshift, probabilities, replacements, superpixels
+from afmi.pictures.references import Reference
 from afmi.progress import track
-from afmi.references import Reference
 
 __all__ = ["LIME"]
 
@@ -38,7 +38,7 @@ class LIME(BlackBoxMethod):
     Args:
         model: see `Method`.
         samples: how many.
-        segmentation: cuts the image into superpixels; see `afmi.perturbation`.
+        segmentation: cuts the image into superpixels; see `afmi.gradients.passes`.
         kernel_width: κ.
         ridge: α.
         reference: what hidden superpixels show (the mean over the images, where it gives

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, at_224, gaussian, interpolation, replacements
 from afmi.methods.base import Attribution, Method, Target, Work, classify
-from afmi.perturbation import Passes, at_224, gaussian, interpolation, replacements
+from afmi.pictures.references import Blurred, Reference
 from afmi.progress import track
-from afmi.references import Blurred, Reference
 
 __all__ = ["MeaningfulPerturbation"]
 
@@ -52,7 +52,7 @@ class MeaningfulPerturbation(Method):
         reference: x̄. None: the image blurred with σ = 10 pixels at 224. `Mean` gives the paper's
             constant and `Random` its noise perturbation.
         seed: of the jitter.
-        batch_size: see `afmi.perturbation.Passes`.
+        batch_size: see `afmi.gradients.passes.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, probabilities, replacements
 from afmi.methods.base import Work, image_generator
 from afmi.methods.black_box import BlackBoxMethod
-from afmi.perturbation import Passes, probabilities, replacements
+from afmi.pictures.references import Reference
 from afmi.progress import track
-from afmi.references import Reference
 
 __all__ = ["PredictionDifference"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.passes import Passes, interpolation
 from afmi.methods.base import Work
 from afmi.methods.black_box import BlackBoxMethod
-from afmi.perturbation import Passes, interpolation
 from afmi.progress import track
 
 __all__ = ["RISE"]

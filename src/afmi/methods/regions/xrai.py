@@ -16,10 +16,10 @@ from skimage.transform import resize
 from torch import Tensor
 
 from afmi.errors import UsageError
+from afmi.gradients.integrated import integrated_gradients, starts
+from afmi.gradients.passes import Passes
 from afmi.methods.base import Attribution, Method, Target, Work, classify
-from afmi.path_integral import integrated_gradients, starts
-from afmi.perturbation import Passes
-from afmi.references import Black, Reference, Several, White
+from afmi.pictures.references import Black, Reference, Several, White
 
 __all__ = ["XRAI", "merge_regions"]
 
@@ -48,7 +48,7 @@ class XRAI(Method):
         smallest: pixels that a segment has at least, of 224×224.
         dilation: pixels by which segments are widened, so that they take in their edges.
         least_gain: pixels that a segment must add.
-        batch_size: see `afmi.perturbation.Passes`.
+        batch_size: see `afmi.gradients.passes.Passes`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))

@@ -1,0 +1,1 @@
+"""Labelled and unlabelled sources of images."""

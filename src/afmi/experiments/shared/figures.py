@@ -1,0 +1,56 @@
+"""What the figures share: their methods, the heading of a picture, and the files they become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from afmi.experiments.shared.base import Experiment, Request, Result, write_csv, write_json
+from afmi.explanation import Explanation
+from afmi.methods import Method
+from afmi.network.classifier import Classifier
+from afmi.pictures import plots
+from afmi.specs import chosen_methods
+
+__all__ = ["heading", "methods_of", "saved"]
+
+
+def methods_of(experiment: Experiment, request: Request, model: Classifier) -> dict[str, Method]:
+    """Return the methods asked for, or else the paper's, by their labels."""
+    return chosen_methods(model, request.methods or list(experiment.methods))
+
+
+def heading(explanation: Explanation) -> tuple[str, str]:
+    """Return what stands above the picture itself: what the network takes it for."""
+    told = f"predicted, {explanation.predicted_probability:.0%}"
+    if explanation.target != explanation.predicted:
+        told += f"; {explanation.label}: {explanation.probability:.0%}"
+    return explanation.predicted_label, told
+
+
+def saved(
+    experiment: Experiment,
+    request: Request,
+    figure: Figure,
+    rows: Sequence[dict[str, Any]],
+    record: Mapping[str, Any],
+) -> Result:
+    """Write a figure as PNG, its numbers as CSV and its record as JSON, all under its name.
+
+    Raises:
+        AfmiError: when a file cannot be written.
+    """
+    path = request.out / f"{experiment.name}.png"
+    about = {
+        "experiment": experiment.name,
+        "paper": experiment.section,
+        "finding": experiment.finding,
+    }
+    files = (
+        plots.save_png(figure, path),
+        write_csv(path.with_suffix(".csv"), rows),
+        write_json(path.with_suffix(".json"), {**about, **record}),
+    )
+    return Result(files, tuple(rows))

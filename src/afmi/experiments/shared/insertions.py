@@ -1,0 +1,165 @@
+"""What figures 1, 4 and 5 share: methods in columns, each with the pixels that it puts first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from afmi.comparison import Comparison, compare, estimate
+from afmi.experiments.shared.base import Experiment, Request, Result, counted
+from afmi.experiments.shared.figures import heading, saved
+from afmi.experiments.shared.pictures import Photo
+from afmi.explanation import Explanation
+from afmi.methods import Method
+from afmi.pictures import plots
+from afmi.pictures.images import to_image
+from afmi.progress import duration
+
+__all__ = ["Row", "compared", "save_insertions"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the figure.
+
+    Attributes:
+        photo: the picture.
+        comparison: of the picture and one class.
+        fraction: which of the comparison's fractions is shown.
+        title: along the row's left edge.
+    """
+
+    photo: Photo
+    comparison: Comparison
+    fraction: int = 0
+    title: str = ""
+
+
+def compared(
+    experiment: Experiment,
+    request: Request,
+    methods: Mapping[str, Method],
+    photos: Sequence[Photo],
+    fractions: Sequence[float],
+) -> list[Comparison]:
+    """Explain each picture for its class by all methods; say before how long that takes.
+
+    Each explanation is saved in ``<out>/<experiment>`` as soon as it is there, so that nothing is
+    lost when the work is interrupted.
+
+    Args:
+        experiment: whose figure it is.
+        request: the folder.
+        methods: by label, all of one network.
+        photos: pictures and their classes.
+        fractions: shares of the pixels to insert.
+    """
+    chosen = list(methods.values())
+    model = chosen[0].model
+    foretold = estimate(model, photos[0].image, chosen)
+    slowest = max(foretold.seconds, key=foretold.seconds.__getitem__)
+    request.report(
+        f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, about "
+        f"{duration(foretold.total * len(photos))} on this machine "
+        f"({slowest}: {duration(foretold.seconds[slowest] * len(photos))})"
+    )
+    folder = request.out / experiment.name
+    found = []
+    for photo in photos:
+
+        def save(explanation: Explanation, seconds: float, photo: Photo = photo) -> None:
+            replace(explanation, source=photo.source).save(folder, photo.name)
+            request.report(
+                f"{photo.name}  {explanation.label}  {explanation.method}  {seconds:.1f} s"
+            )
+
+        found.append(
+            compare(
+                model,
+                photo.image,
+                photo.target,
+                methods=chosen,
+                fractions=fractions,
+                on_result=save,
+            )
+        )
+    for name, reason in {k: v for one in found for k, v in one.refused.items()}.items():
+        request.report(f"{name} left out: {reason}")
+    return found
+
+
+def save_insertions(
+    experiment: Experiment, request: Request, methods: Mapping[str, Method], rows: Sequence[Row]
+) -> Result:
+    """Draw the figure; write it, its record and the probabilities of what is inserted.
+
+    Args:
+        experiment: whose figure it is.
+        request: the folder.
+        methods: in columns, by label; those that the network cannot have are named below.
+        rows: from the top.
+    """
+    numbers = [_numbers(row, i) for row in rows for i in range(len(row.comparison.explanations))]
+    comparisons = {id(row.comparison): row.comparison.to_dict() for row in rows}
+    record = {
+        "pictures": list(dict.fromkeys(row.photo.source for row in rows)),
+        "comparisons": list(comparisons.values()),
+    }
+    return saved(experiment, request, _figure(experiment, methods, rows), numbers, record)
+
+
+def _numbers(row: Row, index: int) -> dict[str, Any]:
+    explanation = row.comparison.explanations[index]
+    return {
+        "picture": row.photo.name,
+        "class": explanation.label,
+        "method": explanation.method,
+        "inserted": row.comparison.fractions[row.fraction],
+        "probability": row.comparison.probabilities[index][row.fraction],
+        "whole picture": explanation.probability,
+        "seconds": row.comparison.seconds[explanation.method],
+    }
+
+
+def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequence[Row]) -> Figure:
+    refused = {label for row in rows for label in row.comparison.refused}
+    columns = [label for label in methods if label not in refused]
+    panels, shown = [], None
+    for row in rows:
+        first = row.comparison.explanations[0]
+        original = plots.Panel(None)
+        if shown is not row.photo.image:
+            original = plots.Panel(to_image(first.image), *heading(first))
+        shown = row.photo.image
+        families = [methods[label].family if row is rows[0] else "" for label in columns]
+        panels.append([original, *map(_panel, [row] * len(columns), columns, families)])
+    model = rows[0].comparison.explanations[0].model
+    note = (
+        f"model {model} · the rest of the pixels is black · percentages: the probability of the "
+        "class that the network gives the pixels shown"
+    )
+    if refused:
+        note += f" · cannot be used on this network: {', '.join(sorted(refused))}"
+    return plots.grid(
+        panels,
+        row_titles=[row.title for row in rows] if any(row.title for row in rows) else [],
+        column_titles=["picture", *columns],
+        title=f"{experiment.section}: {experiment.shows}",
+        note=note,
+        side=300,
+    )
+
+
+def _panel(row: Row, label: str, title: str) -> plots.Panel:
+    comparison = row.comparison
+    index = [one.method for one in comparison.explanations].index(label)
+    shown = comparison.explanations[index]
+    probability = comparison.probabilities[index][row.fraction]
+    return plots.Panel(
+        shown.insertion(comparison.fractions[row.fraction]),
+        title,
+        f"{probability:.0%} {shown.label}",
+    )

@@ -1,0 +1,200 @@
+"""RQ1's measurement: does FMI alone tell an image's class? In parts that are kept when done."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afmi.errors import AfmiError, UsageError
+from afmi.evaluation import LabelledImages
+from afmi.evaluation.folder import Store, identity_of
+from afmi.files import write_files
+from afmi.methods import AFMI
+from afmi.methods.base import classify
+from afmi.metrics import FMIPrototypes
+from afmi.metrics.fmi_prototypes import shuffled
+from afmi.network.classifier import Classifier
+from afmi.progress import track
+
+__all__ = ["Agreement", "measure_agreement"]
+
+_PART = 512
+"""Pictures whose FMI is computed and kept at a time."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many of the correctly predicted pictures FMI gives to their own class (RQ1).
+
+    Attributes:
+        network: the model's name.
+        layer: where the feature maps are.
+        maps: K.
+        trained_on: pictures that the prototypes are the means of.
+        validated: pictures looked at.
+        correct: those that the network predicts correctly, which alone count.
+        agreeing: those whose FMI is the nearest to the prototype of their class.
+        shuffled: the same with the entries of each picture's FMI shuffled: what is left is what
+            the sizes and signs of the entries tell, without knowing which map they belong to.
+        exchanged: the same with the FMI of another of these pictures, drawn at random: chance.
+        unreadable: pictures left out.
+    """
+
+    network: str
+    layer: str
+    maps: int
+    trained_on: int
+    validated: int
+    correct: int
+    agreeing: int
+    shuffled: int
+    exchanged: int
+    unreadable: int
+
+    def row(self) -> dict[str, Any]:
+        """Return it as a line of a table."""
+        correct = max(self.correct, 1)
+        return {
+            "network": self.network,
+            "layer": self.layer,
+            "feature maps": self.maps,
+            "training pictures": self.trained_on,
+            "validation pictures": self.validated,
+            "network's accuracy": self.correct / max(self.validated, 1),
+            "agreement of FMI": self.agreeing / correct,
+            "control: entries shuffled": self.shuffled / correct,
+            "control: FMI of another picture": self.exchanged / correct,
+        }
+
+
+def measure_agreement(
+    method: AFMI, training: LabelledImages, validation: LabelledImages, folder: Path, *, batch: int
+) -> Agreement:
+    """Average each class's FMI over the training pictures, and classify the others by it.
+
+    FMI vectors are computed in parts of 512 pictures, each kept as soon as it is done: the same
+    call goes on where the last one stopped.
+
+    Args:
+        method: gives FMI; its model is the network.
+        training: every picture counts for the prototype of its own class.
+        validation: of these, the correctly predicted count.
+        folder: for the parts.
+        batch: pictures that go through the network at once.
+
+    Raises:
+        UsageError: when the folder holds another run's parts, or no picture is predicted
+            correctly.
+    """
+    model = method.model
+    assert isinstance(model, Classifier)
+    classes = len(model.labels)
+    store = Store.open(
+        folder,
+        run=identity_of(model, validation, {}, batch)
+        | {"training": training.fingerprint, "method": repr(method), "layer": str(method.layer)},
+        images=(validation.keys, [int(label) for label in validation.labels]),
+        about={},
+    )
+    total: FMIPrototypes | None = None
+    unreadable = 0
+    for part in _parts(method, training, store.folder / "training", batch):
+        unreadable += int(part["unreadable"])
+        if part["importance"].shape[1]:
+            some = FMIPrototypes.of(part["importance"], part["labels"], classes)
+            total = some if total is None else total + some
+    validated = control = 0
+    found_classes: list[Tensor] = []
+    true_classes: list[Tensor] = []
+    for number, part in enumerate(_parts(method, validation, store.folder / "validation", batch)):
+        unreadable += int(part["unreadable"])
+        right = part["predicted"] == part["labels"]
+        validated += len(right)
+        if total is None or not bool(right.any()):
+            continue
+        importance, labels = part["importance"][right], part["labels"][right]
+        found_classes.append(total.classify(importance))
+        true_classes.append(labels)
+        keys = torch.arange(len(right))[right][:, None] + number * _PART
+        control += int(total.agreement(shuffled(importance, keys=keys), labels).sum())
+    if total is None or not true_classes:
+        raise UsageError(
+            f"expected pictures that {model.name} predicts correctly, got none of {validated}; "
+            "choose its own data, or another network"
+        )
+    found, true = torch.cat(found_classes), torch.cat(true_classes)
+    others = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
+    _, layer = method.resolved_layer(validation.first())
+    return Agreement(
+        model.name,
+        str(layer),
+        total.sums.shape[1],
+        int(total.counts.sum()),
+        validated,
+        len(true),
+        int((found == true).sum()),
+        control,
+        int((found[others] == true).sum()),
+        unreadable,
+    )
+
+
+def _parts(
+    method: AFMI, images: LabelledImages, folder: Path, batch: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the FMI of all pictures, a part at a time, computed or read again."""
+    starts = range(0, len(images), _PART)
+    for start in track(starts, f"FMI of {images.name}"):
+        path = folder / f"{start:08d}.npz"
+        if not path.exists():
+            part = _computed(method, images, start, min(start + _PART, len(images)), batch)
+            buffer = io.BytesIO()
+            arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in part.items()}
+            np.savez(buffer, **arrays)
+            content = buffer.getvalue()
+            write_files({path: lambda file, content=content: file.write(content)})
+        with np.load(path) as kept:
+            yield {name: torch.from_numpy(kept[name]) for name in kept.files}
+
+
+def _computed(
+    method: AFMI, images: LabelledImages, start: int, stop: int, batch: int
+) -> dict[str, Tensor]:
+    importance: list[Tensor] = []
+    labels: list[int] = []
+    predicted: list[Tensor] = []
+    waiting: list[Tensor] = []
+    unreadable = 0
+
+    def flush() -> None:
+        if waiting:
+            inputs = torch.cat(waiting)
+            own = torch.tensor(labels[-len(waiting) :], device=inputs.device)
+            importance.append(method.feature_map_importance(inputs, own).float().cpu())
+            predicted.append(classify(method.model, inputs).argmax(1).cpu())
+            waiting.clear()
+
+    for index in range(start, stop):
+        try:
+            picture = images.read(index)
+        except AfmiError:
+            unreadable += 1
+            continue
+        if waiting and (len(waiting) == batch or waiting[0].shape != picture.shape):
+            flush()
+        waiting.append(picture)
+        labels.append(int(images.labels[index]))
+    flush()
+    return {
+        "importance": torch.cat(importance) if importance else torch.zeros(0, 0),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "predicted": torch.cat(predicted) if predicted else torch.zeros(0, dtype=torch.int64),
+        "unreadable": torch.tensor(unreadable),
+    }

@@ -1,0 +1,168 @@
+"""What figures 3 and 8 share: maps of one picture against black, white and random references."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from afmi.api import explain, prepare
+from afmi.comparison import estimate
+from afmi.errors import UsageError
+from afmi.experiments.shared.base import (
+    Experiment,
+    Request,
+    Result,
+    counted,
+    networks,
+)
+from afmi.experiments.shared.figures import heading, methods_of, saved
+from afmi.experiments.shared.pictures import Photo, choose_photos
+from afmi.explanation import INSERTED, Explanation
+from afmi.methods import Attribution, Method
+from afmi.methods.base import classify
+from afmi.metrics import Case, ReferenceReliability
+from afmi.network.classifier import Classifier
+from afmi.pictures import plots
+from afmi.pictures.images import to_image
+from afmi.pictures.references import Black, Random, Reference, White
+from afmi.progress import duration
+
+__all__ = ["FINDING", "METHODS", "reference_figure"]
+
+REFERENCES: tuple[Reference, ...] = (Black(), White(), Random())
+
+
+METHODS = ("A-FMI", "DeepLIFT", "Integrated Gradients")
+"""The methods that the paper compares by their references."""
+
+FINDING = (
+    "A-FMI's maps agree across references; DeepLIFT's and IG's follow the reference: with a white "
+    "one they pick dark pixels, with a black one bright ones"
+)
+
+
+def reference_figure(experiment: Experiment, request: Request, classes: Sequence[str]) -> Result:
+    """Show maps of methods that compare the picture with a reference, against three references.
+
+    Beyond the paper: Spearman's rank correlation and the structural similarity between the maps
+    of every two references; 1 means that the reference does not matter.
+
+    Args:
+        experiment: whose figure it is.
+        request: see `Experiment.run`.
+        classes: whose pictures are taken out of a folder.
+
+    Raises:
+        UsageError: when a method compares with no reference.
+    """
+    (model,) = networks(experiment, request)
+    methods = methods_of(experiment, request, model)
+    for label, method in methods.items():
+        if not isinstance(getattr(method, "reference", None), Reference):
+            raise UsageError(
+                f"{label} compares the picture with no reference; choose --methods like "
+                f"{', '.join(experiment.methods)}"
+            )
+    photos = choose_photos(request, model, classes)
+    # One map for each reference, and those of the others once more for the numbers.
+    runs = (2 * len(REFERENCES) - 1) * len(photos)
+    foretold = estimate(model, photos[0].image, list(methods.values()))
+    request.report(
+        f"{model.name}: {counted(len(methods), 'method')} on {counted(len(photos), 'picture')} "
+        f"against {len(REFERENCES)} references, about {duration(runs * foretold.total)} on this "
+        "machine"
+    )
+    panels, rows, records = [], [], []
+    for photo in photos:
+        maps: list[plots.Panel] = []
+        inserted = [plots.Panel(None)]
+        for label, method in methods.items():
+            found = _explained(experiment, request, label, method, photo)
+            numbers = _agreement(model, method, photo, found[0])
+            rows += numbers
+            records += [one.to_dict() for one in found]
+            if not maps:
+                maps.append(plots.Panel(to_image(found[0].image), *heading(found[0])))
+            maps += _panels(found, numbers)
+            inserted += [plots.Panel(one.insertion(INSERTED)) for one in found]
+        panels += [maps, inserted]
+    figure = plots.grid(
+        panels,
+        row_titles=["map", f"{INSERTED:.0%}"] * len(photos),
+        column_titles=[
+            "picture",
+            *(f"{label} ({str(r)[0].upper()})" for label in methods for r in REFERENCES),
+        ],
+        title=f"{experiment.section}: {experiment.shows}",
+        note=(
+            f"model {model.name} · references: B black, W white, R random pixels · warm: evidence "
+            "for the class, cool: against it · ρ: rank correlation with (B)'s map, SSIM: "
+            f"structural similarity with it · {INSERTED:.0%}: the pixels that the map puts first"
+        ),
+        side=300,
+    )
+    record = {
+        "pictures": [photo.source for photo in photos],
+        "explanations": records,
+    }
+    return saved(experiment, request, figure, rows, record)
+
+
+def _explained(
+    experiment: Experiment, request: Request, label: str, method: Method, photo: Photo
+) -> list[Explanation]:
+    """Return the picture's explanation against each reference; each is saved at once."""
+    found = []
+    for reference in REFERENCES:
+        one = explain(None, photo.image, photo.target, method=method, reference=reference)
+        one = dataclasses.replace(one, method=label, source=photo.source)
+        one.save(request.out / experiment.name, f"{photo.name}-{reference}")
+        request.report(f"{photo.name}  {one.label}  {label}  {reference}")
+        found.append(one)
+    return found
+
+
+def _agreement(
+    model: Classifier, method: Method, photo: Photo, black: Explanation
+) -> list[dict[str, Any]]:
+    """Return a row for every two references."""
+    inputs = prepare(model, photo.image)
+    targets = torch.tensor([photo.target], device=inputs.device)
+    own: Any = method
+    case = Case(
+        dataclasses.replace(own, reference=REFERENCES[0]),
+        inputs,
+        targets,
+        Attribution(black.map[None, None].to(inputs), targets),
+        classify(model, inputs),
+    )
+    values = ReferenceReliability(references=REFERENCES).measure(case)
+    pairs = [key.partition("@")[2] for key in values if key.startswith("rank_correlation@")]
+    return [
+        {
+            "picture": photo.name,
+            "class": black.label,
+            "method": black.method,
+            "references": pair,
+            "rank correlation": float(values[f"rank_correlation@{pair}"]),
+            "SSIM": float(values[f"ssim@{pair}"]),
+        }
+        for pair in pairs
+    ]
+
+
+def _panels(found: Sequence[Explanation], numbers: Sequence[dict[str, Any]]) -> list[plots.Panel]:
+    """Return overlays; behind the first reference each tells how far it agrees with the first."""
+    panels = [plots.Panel(found[0].overlay())]
+    for one, row in zip(found[1:], numbers, strict=False):
+        told = f"ρ {_short(row['rank correlation'])}, SSIM {_short(row['SSIM'])}"
+        panels.append(plots.Panel(one.overlay(), subtitle=told))
+    return panels
+
+
+def _short(value: float) -> str:
+    # Adding 0 makes −0.00 a plain zero.
+    return f"{round(value, 2) + 0:.2f}".replace("-", "−")

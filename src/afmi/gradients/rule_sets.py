@@ -1,0 +1,98 @@
+"""What methods share that change the backward pass: which operations they leave alone.
+
+DeconvNet, Guided Backprop and LRP are sets of rules on the same interception as the modified
+gradient, so they meet functional, in-place and reused activations alike. They need no reference,
+so their rules read no tape. Operations that a user registered as linear or as elementwise count
+here too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from afmi.errors import OperationError
+from afmi.gradients.interception import Interception, Operation, Rule
+from afmi.gradients.rules import MODIFIED_GRADIENT
+from afmi.gradients.rules.elementwise import Chord
+from afmi.gradients.rules.linear import RULES as LINEAR
+from afmi.gradients.rules.linear import keep
+from afmi.gradients.rules.pooling import MaxPool
+
+__all__ = [
+    "elementwise_chords",
+    "guided",
+    "linear_rules",
+    "max_pooling_rules",
+    "ordinary_rules",
+    "positive_part",
+]
+
+_PRODUCTS = ("mul", "div", "rdiv", "matmul", "bmm", "mm", "baddbmm", "addmm", "linear", "einsum")
+
+_MIXING = (
+    *("softmax", "log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward"),
+    *("layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"),
+    *("var", "std", "norm", "vector_norm", "linalg_vector_norm", "amax", "amin", "logsumexp"),
+)
+
+_COMPARISONS = (
+    *("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal"),
+    *("sign", "heaviside"),
+)
+
+
+def elementwise_chords() -> dict[str, Chord]:
+    """Return every nonlinear function of single numbers by name, with the rule for its chord."""
+    return {n: rule for n, rule in MODIFIED_GRADIENT.by_name.items() if isinstance(rule, Chord)}
+
+
+def linear_rules() -> dict[str, Rule]:
+    """Return the rules of linear and affine operations, which keep their ordinary derivative."""
+    own = {n: rule for n, rule in MODIFIED_GRADIENT.by_name.items() if rule is keep}
+    return {**own, **LINEAR}
+
+
+def max_pooling_rules() -> dict[str, Rule]:
+    """Return rules by which max pooling keeps its derivative: to each window's maximum."""
+    return {n: keep for n, rule in MODIFIED_GRADIENT.by_name.items() if isinstance(rule, MaxPool)}
+
+
+def ordinary_rules() -> dict[str, Rule]:
+    """Return rules by which all but the elementwise functions keep their ordinary derivative.
+
+    Linear operations, max pooling, products, normalisations and softmax. A network that compares
+    activations, as a rectifier written ``x * (x > 0)`` does, raises: its rectifiers are hidden.
+    """
+    return {
+        **dict.fromkeys(_COMPARISONS, _hidden_activation),
+        **dict.fromkeys(_MIXING, keep),
+        **dict.fromkeys(_PRODUCTS, keep),
+        **max_pooling_rules(),
+        **linear_rules(),
+    }
+
+
+def positive_part(signal: Tensor) -> Tensor:
+    """Return max(R, 0) of what comes back."""
+    return signal.clamp(min=0)
+
+
+def guided(state: Interception, operation: Operation) -> Any:
+    """Send the positive part of what comes back through the function's own derivative.
+
+    The rule R_in = σ'(y) · max(R_out, 0).
+    """
+    output = operation()
+    # On the tensor as it is now: after a function in place, that is the function's output.
+    output.register_hook(positive_part)
+    return output
+
+
+def _hidden_activation(state: Interception, operation: Operation) -> Any:
+    raise OperationError(
+        f"the network compares its activations ({operation.name!r}), which may be an activation "
+        "function in disguise that a rule for activation functions would miss; write it as "
+        "torch.relu or another function of PyTorch's"
+    )

@@ -1,0 +1,1 @@
+"""Run a network, watched, and leave it as it was."""

@@ -1,0 +1,179 @@
+"""Classifier: a network together with what it needs to see a picture as the user does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from afmi.errors import ModelError, ShapeError, TargetError, near_matches
+from afmi.pictures.images import resize_and_crop, to_tensor
+
+__all__ = ["Classifier", "class_label", "find_class", "logits_of"]
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits (N, C) in what a network returned: a tensor, or an object with ``.logits``.
+
+    Raises:
+        ModelError: when there are no logits of that shape.
+    """
+    logits = output
+    if isinstance(output, dict) and "logits" in output:
+        logits = output["logits"]
+    elif hasattr(output, "logits"):
+        logits = output.logits  # type: ignore[attr-defined]
+    elif isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
+        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output)
+        raise ModelError(
+            f"the network must return class logits (N, C), but returned {came}; "
+            "wrap it in an nn.Module whose forward returns the logits"
+        )
+    return logits
+
+
+class Classifier(nn.Module):
+    """Wrap a network so that it takes images in [0, 1] and returns logits.
+
+    The normalisation happens inside, so black is black: references, masks and insertion all live
+    in pixel space, where a network's own zero would be the mean grey of its training data.
+
+    Args:
+        network: maps normalised images (N, 3, H, W) to logits (N, C), or to an object with
+            ``.logits``. Kept as it is; its mode is not changed.
+        mean: the mean that the network's training subtracted, one number per channel, in [0, 1].
+        std: the standard deviation that it divided by, per channel.
+        labels: one name per class, in the order of the logits. Empty: classes go by index.
+        resize: what the short side of a picture is resized to before the crop, in pixels (or
+            (height, width) exactly). None: pictures keep their size.
+        crop: side of the central square that the network sees, in pixels. None: no crop.
+        layer: dotted name of the feature-map layer, inside ``network``, that methods use unless
+            told otherwise. None: the last convolutional stage, found on first use.
+        name: what to call the model in records and pictures.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> model = Classifier(network, mean=[0.5] * 3, std=[0.25] * 3, labels="abcd")
+        >>> model(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 4])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+        std: Sequence[float] = (1.0, 1.0, 1.0),
+        labels: Sequence[str] = (),
+        resize: int | tuple[int, int] | None = None,
+        crop: int | tuple[int, int] | None = None,
+        interpolation: Image.Resampling = Image.Resampling.BILINEAR,
+        layer: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise ModelError(
+                f"expected a network that is an nn.Module, got {type(network).__name__}; "
+                "wrap your function in an nn.Module"
+            )
+        if len(mean) != len(std) or not len(std) or not min(std) > 0:
+            raise ModelError(
+                "expected as many means as standard deviations, all of the latter above zero, "
+                f"got mean={tuple(mean)} and std={tuple(std)}"
+            )
+        self.network = network
+        # The normalisation joins the network where it is, on its device and in its precision.
+        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+        for key, values in (("mean", mean), ("std", std)):
+            tensor = torch.tensor(list(values), dtype=like.dtype, device=like.device)
+            self.register_buffer(key, tensor.view(-1, 1, 1), persistent=False)
+        self.labels = tuple(str(label) for label in labels)
+        self.resize = resize
+        self.crop = crop
+        self.interpolation = interpolation
+        self.layer = layer
+        self.name = name or type(network).__name__
+        self.training = network.training
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, C) for images (N, 3, H, W) in [0, 1]."""
+        if images.dim() != 4 or images.shape[1] != self.mean.shape[0]:
+            raise ShapeError(
+                f"expected images of shape (N, {self.mean.shape[0]}, H, W) in [0, 1], "
+                f"got {tuple(images.shape)}; add a batch dimension with images[None] or convert "
+                "to RGB"
+            )
+        logits = logits_of(self.network((images - self.mean) / self.std))
+        if self.labels and logits.shape[1] != len(self.labels):
+            raise ModelError(
+                f"the network tells {logits.shape[1]} classes apart but has {len(self.labels)} "
+                "labels; pass one label per class, in the order of the logits"
+            )
+        return logits
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """Resize and crop a picture as the network's training did: (1, 3, H, W) in [0, 1]."""
+        seen = resize_and_crop(image, self.resize, self.crop, self.interpolation)
+        return to_tensor(seen)[None].to(self.mean)
+
+
+def class_label(model: nn.Module, index: int) -> str:
+    """Return the name of a class, or ``class 7`` where the model has no labels."""
+    labels = getattr(model, "labels", ())
+    return labels[index] if labels else f"class {index}"
+
+
+def _plain(label: str) -> str:
+    """Return the words of a label in lower case, without punctuation."""
+    return " ".join(re.findall(r"\w+", label.casefold().replace("_", " ")))
+
+
+def find_class(model: nn.Module, wanted: str | int) -> int:
+    """Return the index of a class that the user named by index or label.
+
+    A label matches when it is equal but for case and punctuation, or has such a synonym between
+    commas, or else when it contains the words typed and no other label does.
+
+    Raises:
+        TargetError: when no class or several match; near matches are listed.
+    """
+    labels: tuple[str, ...] = tuple(getattr(model, "labels", ()))
+    text = str(wanted).strip()
+    if re.fullmatch(r"-?\d+", text):
+        index = int(text)
+        if labels and not 0 <= index < len(labels):
+            raise TargetError(
+                f"expected a class from 0 to {len(labels) - 1}, got {index}; "
+                "`afmi models` shows how to list the labels"
+            )
+        return index
+    if not labels:
+        raise TargetError(f"this model has no labels, so class {text!r} must be given by its index")
+    plain = _plain(text)
+    names = [_plain(label) for label in labels]
+    found = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
+    if not found and plain:
+        found = [i for i, name in enumerate(names) if name == plain]
+    if not found and plain:
+        synonyms = [[_plain(part) for part in label.split(",")] for label in labels]
+        found = [i for i, parts in enumerate(synonyms) if plain in parts]
+    if not found and plain:
+        found = [i for i, name in enumerate(names) if f" {plain} " in f" {name} "]
+    if not found and plain:
+        found = [i for i, name in enumerate(names) if plain in name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(f"{labels[i]!r} ({i})" for i in found[:8])
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        raise TargetError(f"label {text!r} fits several classes: {listed}{more}; give the index")
+    raise TargetError(f"no class is called {text!r}{near_matches(text, labels)}")

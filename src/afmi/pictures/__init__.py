@@ -1,0 +1,1 @@
+"""What pixels are: files, tensors, maps over them, references and drawings."""

@@ -1,0 +1,252 @@
+"""Reference images x̄: what an image is compared with.
+
+A reference is called with the images and returns (R, C, H, W) in the images' dtype and on their
+device. Through a `Classifier` pixels lie in [0, 1], so 0 is black; a bare network takes its inputs
+as they are, and the references' numbers too.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from afmi.errors import ShapeError, UsageError, near_matches
+from afmi.pictures.images import read_image, resize_and_crop, to_tensor
+
+__all__ = [
+    "REFERENCES",
+    "Black",
+    "Blurred",
+    "Image",
+    "Mean",
+    "Random",
+    "Reference",
+    "Several",
+    "White",
+    "reference_named",
+]
+
+
+class Reference(ABC):
+    """Makes the reference images for a batch of images."""
+
+    per_image: bool = False
+    """Whether each image has its own reference: then R = N and row i belongs to image i."""
+
+    @abstractmethod
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Return reference images (R, C, H, W) for images (N, C, H, W)."""
+
+    def __str__(self) -> str:
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Black(Reference):
+    """All pixels 0, the paper's default.
+
+    Example:
+        >>> Black()(torch.rand(5, 3, 2, 2)).sum().item()
+        0.0
+    """
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return torch.zeros_like(inputs[:1])
+
+    def __str__(self) -> str:
+        return "black"
+
+
+@dataclass(frozen=True)
+class White(Reference):
+    """All pixels 1."""
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return torch.ones_like(inputs[:1])
+
+    def __str__(self) -> str:
+        return "white"
+
+
+@dataclass(frozen=True)
+class Random(Reference):
+    """Pixels drawn uniformly from [0, 1), each by itself.
+
+    Args:
+        samples: how many images to draw; the maps against them are averaged.
+        seed: of the generator.
+    """
+
+    samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UsageError(f"expected at least 1 random reference, got samples={self.samples}")
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        # Drawn on the CPU in float32, so that every device and dtype gets the same numbers.
+        generator = torch.Generator().manual_seed(self.seed)
+        images = torch.rand(self.samples, *inputs.shape[1:], generator=generator)
+        return images.to(inputs)
+
+    def __str__(self) -> str:
+        return "random" if self.samples == 1 else f"random ×{self.samples}"
+
+
+@dataclass(frozen=True)
+class Blurred(Reference):
+    """Each image itself, blurred by a Gaussian until no detail is left.
+
+    Args:
+        sigma: standard deviation in pixels; None: a tenth of the shorter side.
+    """
+
+    sigma: float | None = None
+    per_image = True
+
+    def __post_init__(self) -> None:
+        if self.sigma is not None and not self.sigma > 0:
+            raise UsageError(f"expected a sigma above 0 pixels, got {self.sigma}")
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        height, width = inputs.shape[-2:]
+        sigma = self.sigma or max(min(height, width) / 10, 0.5)
+        across = _gaussian(width, sigma).to(inputs)
+        down = _gaussian(height, sigma).to(inputs)
+        return down @ inputs.detach() @ across.T
+
+    def __str__(self) -> str:
+        return "blurred" if self.sigma is None else f"blurred σ={self.sigma:g}"
+
+
+def _gaussian(size: int, sigma: float) -> Tensor:
+    """Return the matrix (size, size) that blurs a row; its own rows sum to 1, also at edges."""
+    position = torch.arange(size, dtype=torch.float64)
+    weight = torch.exp(-((position[:, None] - position[None]) ** 2) / (2 * sigma**2))
+    return weight / weight.sum(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Mean(Reference):
+    """One colour everywhere: a data set's mean.
+
+    Args:
+        color: one number per channel, in [0, 1]; the default is ImageNet's mean.
+    """
+
+    color: tuple[float, ...] = (0.485, 0.456, 0.406)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        color = torch.tensor(self.color, dtype=inputs.dtype, device=inputs.device)
+        if color.numel() != inputs.shape[1]:
+            if color.unique().numel() != 1:
+                raise ShapeError(
+                    f"expected one number for each of the {inputs.shape[1]} channels, got "
+                    f"{len(self.color)}; pass Mean(color=(…))"
+                )
+            color = color[:1].expand(inputs.shape[1])
+        return color.view(1, -1, 1, 1).expand(1, *inputs.shape[1:]).contiguous()
+
+    def __str__(self) -> str:
+        return "mean colour"
+
+
+@dataclass(frozen=True, eq=False)
+class Image(Reference):
+    """A given picture.
+
+    Args:
+        source: tensor (C, H, W) or (R, C, H, W) in the images' own range and size, or a file,
+            which is resized and cropped to the images' size.
+    """
+
+    source: Tensor | str | os.PathLike[str]
+    _tensor: Tensor | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Tensor):
+            if self.source.dim() not in (3, 4):
+                raise ShapeError(
+                    "expected a reference image (C, H, W) or images (R, C, H, W), got "
+                    f"{tuple(self.source.shape)}"
+                )
+            # A copy: what the caller does with the tensor later must not change cached runs.
+            own = self.source.detach().clone()
+            object.__setattr__(self, "_tensor", own if own.dim() == 4 else own[None])
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        height, width = inputs.shape[-2:]
+        if self._tensor is None:
+            assert not isinstance(self.source, Tensor)
+            picture = read_image(self.source)
+            short = round(max(height / picture.height, width / picture.width) * min(picture.size))
+            picture = resize_and_crop(picture, max(short, 1), (height, width))
+            return to_tensor(picture)[None].to(inputs)
+        if self._tensor.shape[1:] != inputs.shape[1:]:
+            raise ShapeError(
+                f"expected a reference image of the images' shape {tuple(inputs.shape[1:])}, got "
+                f"{tuple(self._tensor.shape[1:])}; resize it"
+            )
+        return self._tensor.to(inputs)
+
+    def __str__(self) -> str:
+        return "image" if isinstance(self.source, Tensor) else f"image {os.fspath(self.source)}"
+
+
+@dataclass(frozen=True)
+class Several(Reference):
+    """Several references at once; the maps against them are averaged.
+
+    Args:
+        references: at least one, none of which is made per image.
+    """
+
+    references: tuple[Reference, ...]
+
+    def __init__(self, references: Sequence[Reference]) -> None:
+        object.__setattr__(self, "references", tuple(references))
+        if not self.references or any(r.per_image for r in self.references):
+            raise UsageError(
+                "expected one or more references that are the same for every image, got "
+                f"{[str(r) for r in self.references]}; a blurred reference stands alone"
+            )
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return torch.cat([reference(inputs) for reference in self.references])
+
+    def __str__(self) -> str:
+        return " + ".join(str(reference) for reference in self.references)
+
+
+REFERENCES: dict[str, type[Reference]] = {
+    "black": Black,
+    "white": White,
+    "random": Random,
+    "blurred": Blurred,
+    "mean": Mean,
+}
+"""The references that go by a name on the command line."""
+
+
+def reference_named(text: str) -> Reference:
+    """Return the reference that a text names: ``black``, ``black+white``, or an image's path.
+
+    Raises:
+        UsageError: when it is neither a known name nor an existing file.
+    """
+    names = [part.strip() for part in text.split("+")]
+    if all(name in REFERENCES for name in names):
+        chosen = [REFERENCES[name]() for name in names]
+        return chosen[0] if len(chosen) == 1 else Several(chosen)
+    if os.path.exists(text):
+        return Image(text)
+    raise UsageError(
+        f"expected a reference out of {', '.join(REFERENCES)}, several joined by '+', or an image "
+        f"file, got {text!r}{near_matches(text, REFERENCES)}"
+    )

@@ -1,0 +1,175 @@
+"""A classifier normalises inside, checks what goes in and out, and knows its classes by name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from networks import MNISTNet, build, images
+from PIL import Image
+from torch import Tensor, nn
+
+from afmi.errors import ModelError, ShapeError, TargetError
+from afmi.network.classifier import Classifier, class_label, find_class, logits_of
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+class Seen(nn.Module):
+    """Keep what the network was given, and return two constant logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return torch.zeros(x.shape[0], 2)
+
+
+def test_pixels_are_normalised_inside_so_that_black_is_black() -> None:
+    network = Seen()
+    Classifier(network, mean=MEAN, std=STD)(torch.zeros(1, 3, 2, 2))
+    expected = [-m / s for m, s in zip(MEAN, STD, strict=True)]
+    assert network.x[0, :, 1, 1].tolist() == pytest.approx(expected)
+    Classifier(network, mean=MEAN, std=STD)(torch.tensor(MEAN).view(1, 3, 1, 1))
+    assert network.x.abs().max() < 1e-6
+
+
+def test_equals_the_network_on_images_normalised_by_hand() -> None:
+    network, x = build("vgg"), images(2)
+    normalised = torchvision.transforms.functional.normalize(x, list(MEAN), list(STD))
+    assert torch.equal(Classifier(network, mean=MEAN, std=STD)(x), network(normalised))
+
+
+def test_normalisation_joins_the_network_in_its_precision_and_adds_no_weights() -> None:
+    model = Classifier(build("vgg", torch.float64), mean=MEAN, std=STD)
+    assert model.mean.dtype == torch.float64
+    assert all(name.startswith("network.") for name in model.state_dict())
+
+
+def test_mode_of_the_network_is_kept() -> None:
+    assert not Classifier(build("vgg")).training
+    network = build("vgg").train()
+    assert Classifier(network).training
+    assert network.training
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 1, 8, 8), (2, 8, 8, 3), (8, 8)])
+def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"expected images of shape \(N, 3, H, W\)"):
+        Classifier(build("vgg"))(torch.zeros(shape))
+
+
+def test_other_numbers_of_channels_follow_the_mean() -> None:
+    model = Classifier(MNISTNet().eval(), mean=[0.1307], std=[0.3081])
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+def test_labels_that_do_not_fit_the_logits_are_refused() -> None:
+    with pytest.raises(ModelError, match="5 classes apart but has 3 labels"):
+        Classifier(build("vgg"), labels="abc")(images(1))
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.5,), MEAN), (MEAN, (1, 0, 1)), ((), ())])
+def test_odd_normalisation_is_refused(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    with pytest.raises(ModelError, match="as many means as standard deviations"):
+        Classifier(build("vgg"), mean=mean, std=std)
+
+
+def test_a_function_is_no_network() -> None:
+    with pytest.raises(ModelError, match="wrap your function"):
+        Classifier(lambda x: x)  # type: ignore[arg-type]
+
+
+def test_logits_are_found_in_what_networks_return() -> None:
+    logits = torch.zeros(2, 3)
+    for output in (logits, {"logits": logits}, SimpleNamespace(logits=logits), (logits, 1)):
+        assert logits_of(output) is logits
+
+
+@pytest.mark.parametrize(
+    "output", [None, torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64), {"scores": 1}, ()]
+)
+def test_other_outputs_are_refused(output: object) -> None:
+    with pytest.raises(ModelError, match=r"must return class logits \(N, C\)"):
+        logits_of(output)
+
+
+def test_prepare_resizes_and_crops_like_torchvision() -> None:
+    preset = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (300, 401, 3), generator=generator, dtype=torch.uint8)
+    photo = Image.fromarray(pixels.numpy())
+    model = Classifier(build("vgg"), resize=256, crop=224)
+    expected = preset(photo) * torch.tensor(preset.std).view(3, 1, 1)
+    expected += torch.tensor(preset.mean).view(3, 1, 1)
+    assert torch.allclose(model.prepare(photo)[0], expected, atol=1e-6)
+
+
+def imagenet() -> Classifier:
+    labels = torchvision.models.ResNet18_Weights.DEFAULT.meta["categories"]
+    return Classifier(nn.Identity(), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (207, 207),
+        ("207", 207),
+        ("golden retriever", 207),
+        ("Golden_Retriever", 207),
+        ("collie", 231),  # and not "Border collie"
+        ("border-collie", 232),
+        ("maillot", 638),  # and not "maillot tank suit"
+        ("hammerhead", 4),
+    ],
+)
+def test_classes_are_found_by_index_and_label(wanted: str | int, index: int) -> None:
+    assert find_class(imagenet(), wanted) == index
+
+
+def test_labels_that_come_twice_are_listed() -> None:
+    model = Classifier(nn.Identity(), labels=["crane", "tench", "Crane"])
+    with pytest.raises(TargetError, match=r"fits several classes: 'crane' \(0\), 'Crane' \(2\)"):
+        find_class(model, "crane")
+    many = Classifier(nn.Identity(), labels=[f"shark {i}" for i in range(12)])
+    with pytest.raises(TargetError, match=r"and 4 more; give the index"):
+        find_class(many, "shark")
+
+
+def test_synonyms_words_and_parts_of_labels() -> None:
+    labels = ["tench, Tinca tinca", "great white shark, white shark", "tiger shark", "sharkskin"]
+    model = Classifier(nn.Identity(), labels=labels)
+    assert find_class(model, "tinca tinca") == 0
+    assert find_class(model, "WHITE SHARK") == 1
+    assert find_class(model, "tiger") == 2
+    assert find_class(model, "skin") == 3
+    with pytest.raises(TargetError, match=r"'great white shark, white shark' \(1\), 'tiger shark'"):
+        find_class(model, "shark")
+
+
+def test_labels_of_punctuation_are_told_apart() -> None:
+    assert find_class(Classifier(nn.Identity(), labels=["+", "-", "2²"]), "-") == 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("golden retreiver", "did you mean 'golden retriever'"),
+        (1000, "from 0 to 999, got 1000"),
+        ("-1", "from 0 to 999, got -1"),
+        ("", "no class is called ''"),
+        ("²", "no class is called"),
+    ],
+)
+def test_unknown_classes_are_refused(wanted: str | int, message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        find_class(imagenet(), wanted)
+
+
+def test_without_labels_classes_go_by_index() -> None:
+    model = build("vgg")
+    assert find_class(model, "3") == 3
+    assert class_label(model, 3) == "class 3"
+    with pytest.raises(TargetError, match="has no labels"):
+        find_class(model, "cat")
+    assert class_label(imagenet(), 207) == "golden retriever"

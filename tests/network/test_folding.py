@@ -1,0 +1,219 @@
+"""Simplified networks give the same numbers, by fewer operations, and are left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+from completeness import torchvision_classifier
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from afmi.gradients.passes import Passes
+from afmi.network.folding import Simplification, simplification_of
+
+
+class Norms(TorchFunctionMode):
+    """Counts the batch norms that really run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.count += func is F.batch_norm
+        return func(*args, **(kwargs or {}))
+
+
+def norms_run(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
+    # Entered first, so that it sees what the other modes make of the calls.
+    with Norms() as counted, torch.no_grad():
+        output = run()
+    return counted.count, output
+
+
+def simplified(simplification: Simplification, model: nn.Module, images: Tensor) -> Tensor:
+    simplification.prepare(model, images)
+    with simplification.taking():
+        return model(images)
+
+
+@pytest.mark.parametrize(
+    ("name", "left"), [("mobilenet_v2", 0), ("resnet18", 0), ("densenet121", 62), ("alexnet", 0)]
+)
+def test_torchvision(name: str, left: int) -> None:
+    model = torchvision_classifier(name, 64).double()
+    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    simplification = simplification_of(model)
+    simplification.prepare(model, images)
+    with torch.no_grad():
+        expected = model(images)
+    count, found = norms_run(lambda: simplified(simplification, model, images))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert count == left
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Net(nn.Module):
+    def __init__(self, forward: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.own = nn.Conv2d(3, 3, 3, padding=1), forward
+        self.norm, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)
+        for norm in (self.norm, self.other):
+            norm.running_mean, norm.running_var = torch.rand(3), torch.rand(3) + 0.5
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own(self, x)
+
+
+FORWARDS: dict[str, tuple[Callable[[Net, Tensor], Tensor], int]] = {
+    "pair": (lambda n, x: n.norm(n.conv(x)), 0),
+    "without gains": (lambda n, x: n.other(n.conv(x)), 0),
+    "functional": (
+        lambda n, x: F.batch_norm(
+            F.conv2d(input=x, weight=n.conv.weight), n.norm.running_mean, n.norm.running_var
+        ),
+        0,
+    ),
+    "in place behind": (lambda n, x: n.norm(n.conv(x)).relu_() + x, 0),
+    "another norm behind": (lambda n, x: n.other(n.norm(n.conv(x)).relu_()), 1),
+    "in place between": (lambda n, x: n.norm(n.conv(x).relu_()), 1),
+    "used twice": (lambda n, x: n.norm(y := n.conv(x)) + y, 1),
+    "two norms": (lambda n, x: n.norm(y := n.conv(x)) + n.other(y), 2),
+    "shared convolution": (lambda n, x: n.norm(n.conv(n.other(n.conv(x)))), 2),
+    "weights made anew": (
+        lambda n, x: n.norm(F.conv2d(x, n.conv.weight * 2, n.conv.bias, padding=1)),
+        1,
+    ),
+    "norm first": (lambda n, x: n.conv(n.norm(x)), 1),
+    "asked for its form": (lambda n, x: _asked(n, x), 0),
+}
+
+
+def _asked(net: Net, x: Tensor) -> Tensor:
+    y = net.conv(x)
+    return net.norm(y) if y.dim() == 4 and y.shape[1] == 3 else y
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_only_what_is_a_pair_is_folded(name: str) -> None:
+    forward, left = FORWARDS[name]
+    model = Net(forward)
+    simplification = simplification_of(model)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    simplification.prepare(model, images)
+    with torch.no_grad():
+        expected = model(images)
+    for _ in range(2):
+        count, found = norms_run(lambda: simplified(simplification, model, images))
+        torch.testing.assert_close(found, expected)
+        assert count == left
+
+
+def test_new_weights_in_old_places() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    simplification = simplification_of(model)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        before = simplified(simplification, model, images)
+        model.conv.weight.mul_(2)
+        model.norm.running_mean.add_(1)
+        new = simplification_of(model)
+        count, found = norms_run(lambda: simplified(new, model, images))
+        torch.testing.assert_close(found, model(images))
+        assert count == 0
+        assert torch.equal(simplified(simplification, model, images), before)
+
+
+@pytest.mark.parametrize(
+    "way", ["used besides", "not normed", "given out", "another norm", "normed twice"]
+)
+def test_a_network_that_goes_another_way_later(way: str) -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    simplification = simplification_of(model)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    runs: list[Tensor] = []
+
+    def attempt() -> Tensor:
+        own = images.clone()
+        runs.append(own)
+        return simplified(simplification, model, own)
+
+    with torch.no_grad():
+        simplification.surely(attempt)
+        model.own = {
+            "used besides": lambda n, x: n.norm(y := n.conv(x)) + y,
+            "not normed": lambda n, x: n.conv(x) * 2,
+            "given out": lambda n, x: n.conv(x),
+            "another norm": lambda n, x: n.other(n.conv(x)),
+            "normed twice": lambda n, x: n.norm(y := n.conv(x)) + n.norm(y),
+        }[way]
+        for expected in (3, 4):
+            torch.testing.assert_close(simplification.surely(attempt), model(images))
+            assert len(runs) == expected
+
+
+def test_training_statistics_are_left_alone() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    model.norm.train()
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    simplification = simplification_of(model)
+    simplification.prepare(model, images)
+    for _ in range(2):
+        assert norms_run(lambda: simplified(simplification, model, images))[0] == 1
+
+
+def test_compiled_networks_are_left_to_their_compiler() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)))
+    images = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = simplified(simplification_of(model), model, images)
+        model.compile(backend="eager")
+        now = simplification_of(model)
+        assert isinstance(now.taking(), nullcontext)
+        torch.testing.assert_close(simplified(now, model, images), expected)
+
+
+def test_it_is_found_once_and_kept_for_the_weights_as_they_are() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)).mean((2, 3)))
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    kept = simplification_of(model)
+    assert simplification_of(model) is kept
+    first = Passes(model, images).logits(images)
+    count, again = norms_run(lambda: Passes(model, images).logits(images))
+    assert count == 0
+    assert torch.equal(first, again)  # to the bit, though the first run had to find all this out
+    with torch.no_grad():
+        model.norm.running_var.data.mul_(2)  # which no version counts
+    assert simplification_of(model) is not kept
+    count, found = norms_run(lambda: Passes(model, images).logits(images))
+    assert count == 0
+    torch.testing.assert_close(found, model(images).detach())
+
+
+def test_another_epsilon_is_noticed() -> None:
+    model = Net(lambda n, x: n.norm(n.conv(x)).mean((2, 3)))
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        Passes(model, images).logits(images)
+        model.norm.eps = 0.5
+        torch.testing.assert_close(Passes(model, images).logits(images), model(images))
+
+
+def test_a_network_for_more_than_one_image_runs_as_it_is() -> None:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            raise ValueError("one image alone")
+        return net.norm(net.conv(x)).mean((2, 3))
+
+    model = Net(forward)
+    images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(Passes(model, images).logits(images), model(images))
+        with pytest.raises(ValueError, match="one image alone"):
+            Passes(model, images).logits(images[:1])

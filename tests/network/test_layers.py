@@ -1,0 +1,271 @@
+"""The last convolutional stage is found in every architecture that the package speaks of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from networks import MNISTNet, build, images
+from torch import Tensor, nn
+
+from afmi.errors import LayerError
+from afmi.network.classifier import Classifier
+from afmi.network.layers import Layer, find_layer, layer_names, resolve_layer
+
+LAST_STAGE = {
+    "alexnet": "features.11",
+    "convnext_tiny": "features",
+    "densenet121": "features+relu",
+    "efficientnet_b0": "features",
+    "efficientnet_v2_s": "features",
+    "googlenet": "inception5b",
+    "inception_v3": "Mixed_7c",
+    "maxvit_t": "blocks.3",
+    "mnasnet0_5": "layers",
+    "mnasnet1_0": "layers",
+    "mobilenet_v2": "features",
+    "mobilenet_v3_large": "features",
+    "resnet152": "layer4",
+    "resnet18": "layer4",
+    "resnet50": "layer4",
+    "resnext101_32x8d": "layer4",
+    "shufflenet_v2_x1_0": "conv5",
+    "squeezenet1_0": "features",
+    "squeezenet1_1": "features",
+    "swin_t": "permute",
+    "swin_v2_t": "permute",
+    "vgg16": "features.29",
+    "vgg19": "features.35",
+    "vgg19_bn": "features.51",
+    "vit_b_16": "encoder.layers.encoder_layer_10",
+    "vit_l_32": "encoder.layers.encoder_layer_22",
+    "wide_resnet50_2": "layer4",
+}
+# Their constructors compute with the sizes of blocks, which needs tensors that hold values.
+LAST_STAGE_CPU = {"regnet_x_400mf": "trunk_output", "regnet_y_400mf": "trunk_output"}
+
+
+def shape_only(name: str) -> nn.Module:
+    """Return a torchvision network without memory for its weights: built and run in no time."""
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"init_weights": False, "aux_logits": False}
+    with torch.device("meta"):
+        return torchvision.models.get_model(name, weights=None, **options).eval()
+
+
+@pytest.mark.parametrize("name", LAST_STAGE)
+def test_last_stage_of_torchvision_networks(name: str) -> None:
+    network = shape_only(name)
+    size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
+    assert (
+        str(find_layer(network, torch.empty(1, 3, size, size, device="meta"))) == (LAST_STAGE[name])
+    )
+
+
+@pytest.mark.parametrize("name", LAST_STAGE_CPU)
+def test_last_stage_of_regnets(name: str) -> None:
+    network = torchvision.models.get_model(name, weights=None).eval()
+    assert str(find_layer(network, images(1, 64))) == LAST_STAGE_CPU[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("vgg", "features.5"), ("resnet", "layer1"), ("functional", "conv2+hardswish")],
+)
+def test_last_stage_of_tiny_networks(name: str, expected: str) -> None:
+    network = build(name)
+    layer = find_layer(network, images())
+    assert str(layer) == expected
+    assert find_layer(Classifier(build(name)), images()) == layer
+    module, again = resolve_layer(network, None, images())
+    assert again == layer
+    assert module is network.get_submodule(layer.name)
+
+
+def test_a_function_that_pools_after_the_activation() -> None:
+    assert str(find_layer(MNISTNet().eval(), images(1, 28, channels=1))) == "conv2+relu"
+
+
+def conv(before: int, after: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(before, after, 3, padding=1, **options)
+
+
+POOLED = (nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class PooledFirst(nn.Module):
+    """ReLU after pooling, both functions: PyTorch's oldest MNIST example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.drop = conv(3, 4), conv(4, 6), nn.Dropout2d()
+        self.fc = nn.Linear(6 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.drop(self.conv2(x)), 2))
+        return F.log_softmax(self.fc(x.flatten(1)), 1)
+
+
+class OwnHead(nn.Module):
+    """A head of another name, an identity behind the stage, an activation that is a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 4), nn.BatchNorm2d(4))
+        self.norm = nn.Identity()
+        self.scores = nn.Parameter(torch.ones(4, 4))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.norm(self.backbone(x)).relu().mean((2, 3)) @ self.scores}
+
+
+class UNet(nn.Module):
+    """An encoder and a decoder with a skip, then a mean over places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down1, self.down2 = conv(3, 4), conv(4, 4, stride=2)
+        self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+        self.merge, self.fc = conv(8, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = F.relu(self.down1(x))
+        coarse = F.relu(self.down2(fine))
+        x = F.relu_(self.merge(torch.cat([fine, self.up(coarse)], 1)))
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+class InPlace(nn.Module):
+    """An in-place function on what an in-place module gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = conv(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.hardtanh_(self.act(self.conv(x))).amax((2, 3)))
+
+
+USERS = {
+    "plain convolutions": (
+        nn.Sequential(conv(3, 4), conv(4, 4), nn.Flatten(), nn.Linear(4 * 256, 5)),
+        "1",
+    ),
+    "scores by a 1x1 convolution": (
+        nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 5, 1), *POOLED),
+        "1",
+    ),
+    "scores by an unpadded convolution": (
+        nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU(), *POOLED),
+        "1",
+    ),
+    "an only convolution": (nn.Sequential(conv(3, 5), *POOLED), "0"),
+    "group norm and SiLU": (
+        nn.Sequential(
+            nn.Sequential(conv(3, 4), nn.GroupNorm(2, 4), nn.SiLU()),
+            nn.Sequential(conv(4, 4), nn.GroupNorm(2, 4), nn.SiLU()),
+            *(*POOLED, nn.Linear(4, 4)),
+        ),
+        "1",
+    ),
+    "strides down to one place": (
+        nn.Sequential(*(m for _ in range(5) for m in (conv(3, 3, stride=2), nn.ReLU())), *POOLED),
+        "5",
+    ),
+    "a fully connected layer as a convolution": (
+        nn.Sequential(conv(3, 4), nn.ReLU(), nn.Conv2d(4, 6, 16), nn.ReLU(), nn.Conv2d(6, 5, 1),
+                      nn.Flatten()),
+        "1",
+    ),
+    "pooled first": (PooledFirst(), "drop"),
+    "own head": (OwnHead(), "backbone+relu"),
+    "U-Net": (UNet(), "merge+relu"),
+    "in place": (InPlace(), "act+hardtanh"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_last_stage_of_users_networks(name: str) -> None:
+    network, expected = USERS[name]
+    assert str(find_layer(network, images(2, 16))) == expected
+
+
+def test_a_stage_that_no_module_gives_is_refused_with_a_proposal() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.gate, self.fc = conv(3, 4), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.conv(x))
+            return self.fc((x * self.gate(x).sigmoid()).mean((2, 3)))
+
+    with pytest.raises(LayerError, match=r"given by no module .* such as 'gate'"):
+        find_layer(Gated(), images())
+
+
+@pytest.mark.parametrize("name", ["sequence", "perceptron"])
+def test_networks_without_a_convolutional_stage_are_refused(name: str) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 400, 5))
+    if name == "sequence":  # tokens that no convolution cut out of the image
+        block = nn.TransformerEncoderLayer(20, 2, 8, batch_first=True)
+        network = nn.Sequential(nn.Flatten(1, 2), block, nn.Flatten(), *network[1:])
+    with pytest.raises(LayerError, match="no last convolutional stage"):
+        find_layer(network.eval(), images())
+
+
+def test_finding_a_layer_leaves_the_model_as_it_was() -> None:
+    network = build("resnet").train()
+    network.layer1.eval()
+    modes = {name: module.training for name, module in network.named_modules()}
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    x = images().requires_grad_()
+    find_layer(network, x)
+    assert modes == {name: module.training for name, module in network.named_modules()}
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in network.modules())
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert x.grad is None
+
+
+def test_a_model_that_raises_is_left_as_it_was() -> None:
+    network = build("vgg").train()
+    with pytest.raises(RuntimeError):
+        find_layer(network, images(channels=4))
+    assert all(module.training for module in network.modules())
+    assert str(find_layer(network, images())) == "features.5"
+
+
+@pytest.mark.parametrize("layer", ["layer1.0", Layer("layer1.0"), " layer1.0 "])
+def test_layers_are_looked_up_by_name(layer: str | Layer) -> None:
+    network = build("resnet")
+    module, found = resolve_layer(network, layer, images())
+    assert module is network.layer1[0]
+    assert found == Layer("layer1.0")
+
+
+def test_layers_are_looked_up_by_module_and_inside_a_classifier() -> None:
+    model = Classifier(build("resnet"), layer="bn1+relu")
+    assert resolve_layer(model, None, images())[1] == Layer("bn1", "relu")
+    assert resolve_layer(model, model.network.layer1, images())[1] == Layer("layer1")
+    assert layer_names(model)[:2] == ["conv1", "bn1"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("layer_1", "did you mean 'layer1'"),
+        ("LAYER1", "did you mean 'layer1'"),
+        ("zzz", "the network has conv1, bn1, relu"),
+        ("", "no layer is called ''"),
+        (nn.ReLU(), "not part of this network"),
+    ],
+)
+def test_unknown_layers_are_refused(layer: str | nn.Module, message: str) -> None:
+    with pytest.raises(LayerError, match=message):
+        resolve_layer(build("resnet"), layer, images())

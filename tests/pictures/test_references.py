@@ -1,0 +1,139 @@
+"""References: values, shapes, dtypes, and clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import images
+from PIL import Image as Picture
+
+from afmi.errors import ImageError, ShapeError, UsageError
+from afmi.pictures.references import (
+    REFERENCES,
+    Black,
+    Blurred,
+    Image,
+    Mean,
+    Random,
+    Reference,
+    Several,
+    White,
+    reference_named,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_shape_dtype_and_range(name: str, dtype: torch.dtype) -> None:
+    x = images(3, 10).to(dtype)[..., :8]
+    made = REFERENCES[name]()(x)
+    assert made.shape == (3 if REFERENCES[name].per_image else 1, 3, 10, 8)
+    assert made.dtype == dtype
+    assert 0 <= made.min() <= made.max() <= 1
+
+
+def test_colours() -> None:
+    x = images(2, 4)
+    assert Black()(x).unique().tolist() == [0]
+    assert White()(x).unique().tolist() == [1]
+    assert Mean((0.25, 0.5, 0.75))(x)[0, :, 1, 2].tolist() == [0.25, 0.5, 0.75]
+    assert Mean((0.5, 0.5, 0.5))(images(1, 4, channels=1)).unique().tolist() == [0.5]
+    with pytest.raises(ShapeError, match="1 channels, got 3"):
+        Mean()(images(1, 4, channels=1))
+
+
+def test_random_is_seeded_and_the_same_in_every_dtype() -> None:
+    x, state = images(1), torch.get_rng_state()
+    first = Random(samples=2)(x)
+    assert first.shape == (2, 3, 20, 20)
+    assert torch.equal(Random(samples=2)(x), first)
+    torch.testing.assert_close(Random(samples=2)(x.double()), first.double())
+    assert not torch.equal(Random(seed=1)(x)[0], first[0])
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(UsageError, match="samples=0"):
+        Random(samples=0)
+
+
+def test_blurred_keeps_flat_pictures_and_removes_detail() -> None:
+    x = images(2, 30).double()
+    blurred = Blurred()(x)
+    assert blurred.std((2, 3)).max() < 0.2 * x.std((2, 3)).min()
+    flat = torch.full((1, 3, 30, 20), 0.3, dtype=torch.float64)
+    torch.testing.assert_close(Blurred(5)(flat), flat)
+    assert torch.equal(Blurred()(x[1:]), blurred[1:])
+    with pytest.raises(UsageError, match="got 0"):
+        Blurred(0)
+
+
+def test_blur_of_a_point_is_a_gaussian() -> None:
+    x = torch.zeros(1, 1, 41, 41, dtype=torch.float64)
+    x[0, 0, 20, 20] = 1
+    blurred = Blurred(2)(x)[0, 0]
+    ratio = blurred[20, 23] / blurred[20, 20]
+    assert float(ratio) == pytest.approx(np.exp(-9 / 8), rel=1e-6)
+
+
+def test_image_from_a_tensor_is_a_copy() -> None:
+    given = images(1)[0]
+    reference = Image(given)
+    expected = given.clone()
+    given.zero_()
+    assert torch.equal(reference(images(2))[0], expected)
+    assert Image(images(4))(images(2)).shape == (4, 3, 20, 20)
+    with pytest.raises(ShapeError, match=r"\(3, 20, 20\)"):
+        Image(images(1, 8))(images(2))
+    with pytest.raises(ShapeError, match=r"\(20, 20\)"):
+        Image(given[0])
+
+
+@pytest.mark.parametrize("size", [(30, 50), (50, 30), (20, 20), (5, 7), (400, 3)])
+def test_image_from_a_file_fits(size: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "grey.png"
+    Picture.new("RGB", size, (51, 102, 153)).save(path)
+    made = Image(path)(images(2)[..., :12])
+    assert made.shape == (1, 3, 20, 12)
+    assert made[0, :, 3, 4].tolist() == pytest.approx([0.2, 0.4, 0.6])
+
+
+def test_image_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"none\.png"):
+        Image(tmp_path / "none.png")(images(1))
+
+
+def test_several() -> None:
+    made = Several([Black(), Random(samples=2), White()])(images(2))
+    assert made.shape == (4, 3, 20, 20)
+    for wrong in ([], [Black(), Blurred()]):
+        with pytest.raises(UsageError, match="one or more references"):
+            Several(wrong)
+
+
+def test_equal_references_are_equal_keys() -> None:
+    assert Black() == Black()
+    assert hash(Random(2, 3)) == hash(Random(2, 3))
+    assert Several([Black(), White()]) == Several([Black(), White()])
+    assert Random(seed=1) != Random()
+
+
+def test_names(tmp_path: Path) -> None:
+    assert reference_named("black") == Black()
+    assert reference_named("black+white") == Several([Black(), White()])
+    path = tmp_path / "a.png"
+    Picture.new("RGB", (4, 4)).save(path)
+    assert isinstance(reference_named(str(path)), Image)
+    with pytest.raises(UsageError, match="did you mean 'blurred'"):
+        reference_named("blured")
+    for reference in (
+        Black(),
+        White(),
+        Random(3),
+        Blurred(),
+        Blurred(2),
+        Mean(),
+        Several([Black()]),
+    ):
+        assert isinstance(reference, Reference)
+        assert str(reference)
