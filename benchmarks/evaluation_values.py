@@ -15,7 +15,8 @@ import argparse
 
 import numpy as np
 
-from afmi.evaluation import Results, statistics
+from afmi.evaluation import Results
+from afmi.report import statistics
 from afmi.report.statistics import Estimate
 
 
