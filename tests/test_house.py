@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -22,7 +23,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+REPOSITORY = "https://github.com/afmi/afmi"
 
 
 def _read(name: str) -> str:
@@ -84,12 +86,67 @@ def test_pages_of_the_documentation_exist() -> None:
     assert named == pages
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
-def test_links_lead_to_files(name: str) -> None:
-    for target in re.findall(
-        r"\]\((?!https?:)([^)#]+)", re.sub(r"<!--.*?-->", "", _read(name), flags=re.S)
-    ):
-        assert (ROOT / target).exists(), target
+def _links(name: str) -> list[str]:
+    text = re.sub(r"<!--.*?-->", "", _read(name), flags=re.S)
+    return re.findall(r"\]\(([^)#]+)", text)
+
+
+def test_links_lead_to_files() -> None:
+    for target in _links("CONTRIBUTING.md"):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_links_of_the_readme_work_on_any_page() -> None:
+    """The package index shows the README too, where relative links lead nowhere."""
+    raw = "https://raw.githubusercontent.com/afmi/afmi/main/"
+    inside = []
+    for target in _links("README.md"):
+        assert target.startswith("https://"), target
+        for start in (f"{REPOSITORY}/blob/main/", raw):
+            if target.startswith(start):
+                inside.append(target.removeprefix(start))
+    assert len(inside) > 5
+    assert all((ROOT / path).exists() for path in inside)
+
+
+def test_classifiers_and_workflows_name_the_tested_pythons() -> None:
+    start = "Programming Language :: Python :: 3."
+    listed = [c for c in _project()["project"]["classifiers"] if c.startswith(start)]
+    assert tuple(c.rpartition(" ")[2] for c in listed) == PYTHONS
+    workflow = yaml.safe_load(_read(".github/workflows/check.yml"))
+    assert tuple(workflow["jobs"]["test"]["strategy"]["matrix"]["python"]) == PYTHONS
+    urls = _project()["project"]["urls"].values()
+    assert all(url.startswith(REPOSITORY) for url in urls)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / ".github").rglob("*.yml")), ROOT / "CITATION.cff"],
+    ids=lambda p: p.name,
+)
+def test_forms_and_workflows_can_be_read(path: Path) -> None:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert content
+    for job in content.get("jobs", {}).values():
+        assert "timeout-minutes" in job
+        for step in job["steps"]:
+            command = step.get("run", "")
+            assert set(re.findall(r"^make ([a-z]+)", command, re.MULTILINE)) <= _targets()
+
+
+def test_the_citation_names_this_version() -> None:
+    assert yaml.safe_load(_read("CITATION.cff"))["version"] == afmi.__version__
+
+
+def test_the_architecture_is_as_drawn() -> None:
+    text, source = _read("docs/architecture.md"), ROOT / "src" / "afmi"
+    drawing = text.partition("```text")[2].partition("```")[0]
+    drawn = set(re.findall(r"(?<![\w/])(\w+(?:/(?!\w)|\.py))", drawing)) - {"afmi/"}
+    there = {f"{p.name}/" for p in source.iterdir() if (p / "__init__.py").exists()}
+    there |= {p.name for p in source.glob("*.py") if not p.name.startswith("_")}
+    assert drawn - {"pixels/", "regions/", "feature_maps/", "rules/"} == there
+    for path in re.findall(r"`([\w/]+/\w*(?:\.py)?)`", text):
+        assert (source / path).exists(), path
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", ".ci/run", "docs/index.md"])

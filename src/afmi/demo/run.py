@@ -153,20 +153,22 @@ def _stops() -> list[_Stop]:
             _Stop(
                 "temple",
                 "A temple",
-                "From scikit-learn. The network was never taught temples; of the eleven things "
-                "it knows, a church is the nearest. The maps show which part looks like one.",
+                "By Daniel Buechele (CC BY 2.0, changed), from scikit-learn. The network was never "
+                "taught temples; of the eleven things it knows, a church is the nearest. The maps "
+                "show which part looks like one.",
                 temple,
             )
         )
     # Where scikit-learn is not installed, the tower of the launch pad stands in for the temple.
     other, where = (rocket, 0.3) if temple is None else (temple, 0.42)
+    credit = "" if temple is None else " (the temple by Daniel Buechele, CC BY 2.0, changed)"
     stops.append(
         _Stop(
             "two",
             "Two things in one picture",
-            "Two of the photographs side by side. Each is explained twice, once for each class: "
-            "a method that answers the question asked must point at the one half for “church” "
-            "and at the other for “cat”.",
+            f"Two of the photographs side by side{credit}. Each is explained twice, once for each "
+            "class: a method that answers the question asked must point at the one half for "
+            "“church” and at the other for “cat”.",
             _side_by_side(_upright(other, where), _upright(cat, 0.6)),
             ("church", "cat"),
         )
