@@ -23,7 +23,7 @@ from afmi.evaluation import LabelledImages, open_images
 from afmi.gradients import modified_gradient
 from afmi.methods import GradCAM
 from afmi.methods.base import classify
-from afmi.metrics import Insertion
+from afmi.metrics import Insertion, chosen_metrics
 from afmi.models import load_model
 from afmi.network.classifier import Classifier
 from afmi.network.guards import evaluation_mode
@@ -32,7 +32,6 @@ from afmi.pictures.maps import upsample
 from afmi.pictures.references import Reference, reference_named
 from afmi.progress import duration, reporting, track
 from afmi.report.statistics import mean
-from afmi.specs import chosen_metrics
 
 REFERENCES = ("black", "white", "random", "mean", "blurred", "black+white+random")
 

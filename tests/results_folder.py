@@ -30,7 +30,7 @@ FACTS = {
     },
 }
 _FAMILIES = {
-    "feature map": ("A-FMI", "A-FMI (averaged=False)", "Grad-CAM", "Grad-CAM++", "CAM"),
+    "feature map": ("A-FMI", "A-FMI (averaged=false)", "Grad-CAM", "Grad-CAM++", "CAM"),
     "region": ("XRAI", "RISE", "LIME", "Extremal Perturbation", "Meaningful Perturbation"),
     "pixel": (
         *("Gradient", "DeepLIFT", "Integrated Gradients", "LRP", "SmoothGrad", "DeconvNet"),
@@ -43,7 +43,7 @@ ALL = tuple(label for labels in _FAMILIES.values() for label in labels)
 
 
 def key(label: str) -> str:
-    """Return a method's key: ``A-FMI (averaged=False)`` is ``a-fmi-averaged-false``."""
+    """Return a method's key: ``A-FMI (averaged=false)`` is ``a-fmi-averaged-false``."""
     words = "".join(c if c.isalnum() else " " for c in label.lower().replace("+", " plus"))
     return "-".join(words.split())
 

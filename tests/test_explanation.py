@@ -78,7 +78,7 @@ def test_the_record_holds_what_was_found(model, photo):
     assert (found.method, found.layer) == ("A-FMI", str(attribution.layer))
     assert (found.reference, found.model, found.source) == ("black", "tiny", str(photo))
     assert found.residual == float(attribution.residual[0])
-    assert found.parameters == {"reference": {"kind": "Black"}, "averaged": True}
+    assert found.parameters == {"reference": {"class": "Black"}, "averaged": True}
     assert found.versions["torch"] == torch.__version__
     assert found.versions["afmi"] == afmi.__version__
     assert found.versions["python"] == platform.python_version()
@@ -327,7 +327,7 @@ def test_the_record_survives_json(model, photo):
 def test_references_are_recorded(model, photo, reference):
     found = explain(model, photo, reference=reference)
     json.dumps(found.to_dict(), allow_nan=False)
-    assert found.parameters["reference"]["kind"] in ("Several", "White", "Blurred")
+    assert found.parameters["reference"]["class"] in ("Several", "White", "Blurred")
     assert found.reference
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from afmi import specs
 from afmi.errors import (
     AfmiError,
     ImageError,
@@ -24,11 +24,11 @@ from afmi.errors import (
     near_matches,
 )
 from afmi.explanation import Explanation
-from afmi.methods import Attribution, Method, method_named
+from afmi.methods import Attribution, Method
 from afmi.methods.base import classify
 from afmi.network.classifier import Classifier, class_label, find_class
 from afmi.pictures.images import ImageSource, Unreadable, read_image, read_images, to_tensor
-from afmi.pictures.references import Reference, reference_named
+from afmi.pictures.references import Reference
 
 __all__ = ["AnyImage", "ClassLike", "Explanation", "explain", "explain_files", "prepare"]
 
@@ -191,8 +191,11 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
     """Return the method that was meant, with the parameters that were given."""
     given = {name: value for name, value in parameters.items() if value is not None}
     if isinstance(given.get("reference"), str):
-        given["reference"] = reference_named(given["reference"])
-    cls = method_named(method) if isinstance(method, str) else method
+        given["reference"] = specs.parse(given["reference"], Reference)
+    cls: Any = method
+    if isinstance(method, str):
+        cls, in_text = specs.read(method, Method, model=model)
+        given = in_text | given
     if isinstance(cls, Method):
         if model is not None and model is not cls.model:
             raise UsageError(
@@ -358,7 +361,7 @@ def _record(
     probabilities = logits[row].detach().double().softmax(0)
     predicted = int(logits[row].argmax())
     # The layer apart: the record's own `layer` says which it was.
-    names = [f.name for f in dataclasses.fields(method) if f.name not in ("model", "layer")]
+    parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}
     reference = getattr(method, "reference", None)
     records = []
     for attribution in attributions:
@@ -375,9 +378,9 @@ def _record(
                 predicted_label=class_label(model, predicted),
                 predicted_probability=float(probabilities[predicted]),
                 method=method.name,
-                parameters={name: _plain(getattr(method, name)) for name in names},
+                parameters=parameters,
                 layer=None if attribution.layer is None else str(attribution.layer),
-                reference=None if reference is None else str(reference),
+                reference=None if reference is None else specs.text(reference),
                 residual=None if residual is None else float(residual[row]),
                 model=str(getattr(model, "name", type(model).__name__)),
                 source=item.source,
@@ -393,27 +396,3 @@ def _for_display(image: Tensor) -> Tensor:
     if low < -1e-3 or high > 1 + 1e-3:
         shown = (shown - low) / (high - low)
     return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
-
-
-def _plain(value: Any) -> Any:
-    """Return a hyperparameter as JSON can hold it."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)}"
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Method):
-        return {"kind": type(value).__name__} | {
-            f.name: _plain(getattr(value, f.name))
-            for f in dataclasses.fields(value)
-            if f.name != "model"
-        }
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"kind": type(value).__name__, **own}
-    return str(value) if not isinstance(value, nn.Module) else type(value).__name__

@@ -18,11 +18,11 @@ from afmi.api import AnyImage, ClassLike, explain, prepare
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.explanation import Explanation
 from afmi.gradients import forward_pass
+from afmi.methods import MethodsLike, chosen_methods
 from afmi.methods.base import classify
 from afmi.pictures import plots
 from afmi.pictures.images import to_image
 from afmi.pictures.maps import top_mask
-from afmi.specs import MethodsLike, chosen_methods
 
 __all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate"]
 
@@ -169,7 +169,7 @@ def compare(
         model: as in `afmi.explain`.
         image: one picture, as in `afmi.explain`.
         target: the class, as index or label; None: the predicted one.
-        methods: see `afmi.specs.chosen_methods`; one method may come with several parameters.
+        methods: see `afmi.methods.chosen_methods`; one method may come with several parameters.
         fractions: shares of the pixels, from 0 to 1, for the insertion views.
         on_result: called with each explanation and its seconds as soon as it is there.
 

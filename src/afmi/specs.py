@@ -1,13 +1,32 @@
-"""Say which methods and metrics are meant, in text, and name what came of it."""
+"""Text, objects and JSON of what a user can name: methods, metrics, references, segmentations.
+
+One grammar serves the command line, the functions that take names, labels and records::
+
+    spec      = name (":" key "=" value)*                  a-fmi:averaged=false:reference=white
+              | name "(" key "=" value ("," …)* ")"        random(samples=2, seed=1)
+    value     = "true" | "false" | "none" | number | word | '"' JSON string '"' | spec
+              | value "+" value …                          0.1+0.2, black+white
+
+The first form stands at the top only; within another spec parentheses say what belongs to what.
+Names are told apart by letters and digits alone: ``grad-cam``, ``Grad-CAM`` and ``GradCAM`` are
+one. What only Python can pass (a tensor, a module outside the network, a function) is shown in
+angle brackets, which `parse` refuses.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib
+import inspect
+import json
 import math
+import os
+import pkgutil
 import re
 from collections import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -15,84 +34,354 @@ import numpy as np
 from torch import Tensor, nn
 
 from afmi.errors import UsageError, near_matches
-from afmi.methods import CATALOGUE, Method, method_named
-from afmi.metrics import CATALOGUE as METRICS
-from afmi.metrics import Metric, metric_named
-from afmi.pictures.references import Image, Reference, Several, reference_named
 
 __all__ = [
-    "MethodsLike",
-    "MetricsLike",
-    "chosen_methods",
-    "chosen_metrics",
+    "choose",
+    "find_subclasses",
+    "from_json",
     "key_of",
     "label_of",
-    "parameters_of",
+    "named",
+    "parameters",
+    "parse",
+    "read",
+    "register",
+    "row_key",
+    "text",
+    "to_json",
 ]
 
-MethodsLike = str | Sequence[str | type[Method] | Method]
-MetricsLike = str | Sequence[str | type[Metric] | Metric]
-
-T = TypeVar("T", Method, Metric)
+T = TypeVar("T")
 
 _LONGEST_KEY = 80
 # Names are told apart by the catalogue; values in other signs might lose what sets them apart.
-_PLAIN_VALUE = r"(?:True|False|None|(?!(?:true|false|none)\b)[a-z0-9](?:[a-z0-9.]*[a-z0-9])?)"
+_PLAIN_VALUE = r"[a-z0-9](?:[a-z0-9.]*[a-z0-9])?"
 _PLAIN_LABEL = re.compile(rf"[^()]+(?: \(\w+={_PLAIN_VALUE}(?:, \w+={_PLAIN_VALUE})*\))?", re.ASCII)
+_WORD = re.compile(r"[\w./\\+-](?:[\w./\\+ -]*[\w./\\+-])?")
+_SMALL_TENSOR = 16
 
 
-def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
-    """Return the methods that were meant, by the label that tells each from the others.
+@dataclass(frozen=True)
+class _Kind:
+    """What can be named as one kind of thing.
 
-    Args:
-        model: the network to explain.
-        methods: ``"all"``, or names joined by commas, or a sequence of names, classes or
-            instances. A name may have parameters: ``"a-fmi:averaged=false:reference=white"``;
-            several values of one are joined by "+": ``"xrai:scales=50+100"``.
-
-    Raises:
-        UsageError: when a method or parameter does not exist, a value does not fit, one instance
-            explains another model, or two that differ have one label.
-
-    Example:
-        >>> list(chosen_methods(nn.Identity(), "grad-cam,a-fmi:averaged=no"))
-        ['Grad-CAM', 'A-FMI (averaged=False)']
+    Attributes:
+        name: what errors call it: ``method``.
+        classes: the classes by their names, looked up when they are needed.
+        joined: the class that several, joined by "+", make one object of; None: they cannot be.
+        other: makes an object of a text that names no class; None where it cannot.
+        otherwise: what such a text can be, for the error.
     """
 
-    def build(cls: type[Method], given: dict[str, Any]) -> Method:
-        return cls(model, **given)
-
-    found = _chosen(methods, Method, list(CATALOGUE), method_named, build)
-    for label, method in found.items():
-        if method.model is not model:
-            raise UsageError(f"the {label} given explains another model; pass the class instead")
-    return found
+    name: str
+    classes: Callable[[], Mapping[str, type]]
+    joined: type | None = None
+    other: Callable[[str], Any] | None = None
+    otherwise: str = ""
 
 
-def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]:
-    """Return the metrics that were meant, by the key that begins their rows' names.
+_kinds: dict[type, _Kind] = {}
+
+
+def register(base: type, kind: str, classes: Callable[[], Mapping[str, type]], **more: Any) -> None:
+    """Let the subclasses of ``base`` be named in text.
 
     Args:
-        metrics: ``"all"``, names joined by commas (``"insertion,insertion:canvas=mean"``), or a
-            sequence of names, classes or instances; None: those that are standard.
+        base: the abstract class; its subclasses are frozen dataclasses.
+        kind: what errors call one of them.
+        classes: returns the classes by name.
+        **more: see `_Kind`.
+    """
+    _kinds[base] = _Kind(kind, classes, **more)
+
+
+def find_subclasses(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
+    """Return every complete subclass of ``base`` in a package's modules, at any depth.
+
+    Args:
+        package: its dotted name.
+        path: its ``__path__``.
+        base: an abstract class.
+
+    Returns:
+        The classes by their own names, in no particular order.
+    """
+    classes: dict[str, type[T]] = {}
+    for module in pkgutil.walk_packages(path, package + "."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if (
+                inspect.isclass(value)
+                and issubclass(value, base)
+                and not inspect.isabstract(value)
+                and value.__module__ == module.name
+            ):
+                classes[name] = value
+    return classes
+
+
+def named(name: str, catalogue: Mapping[str, type[T]], kind: str) -> type[T]:
+    """Return the class with this name: ``grad-cam``, ``Grad-CAM``, ``GradCAM`` and aliases alike.
+
+    Args:
+        name: what the user typed.
+        catalogue: classes by name; their ``name`` and ``aliases`` attributes count, too.
+        kind: what they are, for the error: ``method``.
 
     Raises:
-        UsageError: as for `chosen_methods`.
+        UsageError: when there is none; near matches are listed.
+    """
+    by_key: dict[str, type[T]] = {}
+    for own_name, cls in catalogue.items():
+        for alias in (*getattr(cls, "aliases", ()), getattr(cls, "name", own_name), own_name):
+            by_key[_fold(str(alias))] = cls
+    cls = by_key.get(_fold(name))
+    if cls is None:
+        near = near_matches(_fold(name), by_key) or f"; there are {', '.join(catalogue)}"
+        raise UsageError(f"no {kind} is called {name!r}{near}")
+    return cls
+
+
+def _fold(name: str) -> str:
+    folded = name.casefold().replace("+", "plus").replace("×", "x")
+    return "".join(c for c in folded if c.isalnum())
+
+
+# From text to objects.
+
+
+def parse(spec: str, base: type[T], **context: Any) -> T:
+    """Return the object that a text names, such as ``a-fmi:averaged=false``.
+
+    Args:
+        spec: see the grammar above.
+        base: the kind of object, such as `Method`.
+        **context: fields that no text gives, such as ``model``, of it and of what is nested in it.
+
+    Raises:
+        UsageError: when there is no such class or parameter, or a value does not fit.
+    """
+    kind = _kinds[base]
+    parts = _split(spec, "+") if kind.joined else [spec]
+    try:
+        objects = [_build(*read(part, base, **context), context) for part in parts]
+    except UsageError:
+        other = kind.other(_unquoted(spec)) if kind.other else None
+        if other is None:
+            raise
+        return other
+    return objects[0] if len(objects) == 1 or kind.joined is None else kind.joined(objects)
+
+
+def read(spec: str, base: type[T], **context: Any) -> tuple[type[T], dict[str, Any]]:
+    """Return the class that a text names and the parameters that it gives, as `parse` does."""
+    kind = _kinds[base]
+    name, *pairs = _split(spec.strip(), ":")
+    if name.endswith(")") and "(" in name:
+        name, _, inside = name[:-1].partition("(")
+        pairs = [*(_split(inside, ",") if inside.strip() else []), *pairs]
+    try:
+        cls = named(name, kind.classes(), kind.name)
+    except UsageError as error:
+        if not kind.other:
+            raise
+        known = [key.lower() for key, c in kind.classes().items() if c is not kind.joined]
+        raise UsageError(
+            f"expected a {kind.name} out of {', '.join(known)}, several joined by '+', or "
+            f"{kind.otherwise}, got {spec!r}{near_matches(spec, known)}"
+        ) from error
+    return cls, _parameters(cls, pairs, context)
+
+
+def choose(
+    wanted: str | Sequence[Any], base: type[T], all_classes: Sequence[type[T]], **context: Any
+) -> dict[str, T]:
+    """Return the methods or metrics that were meant, by the label that tells each from the others.
+
+    Args:
+        wanted: ``"all"``, or specs joined by commas, or a sequence of specs, classes or instances.
+        base: `Method` or `Metric`.
+        all_classes: what ``"all"`` means.
+        **context: as in `parse`.
+
+    Raises:
+        UsageError: as `parse`, or when two that differ have one label, or none is meant.
+    """
+    if isinstance(wanted, str):
+        specs = [spec for spec in _split(wanted, ",") if spec]
+        wanted = all_classes if [spec.casefold() for spec in specs] == ["all"] else specs
+    if not isinstance(wanted, Sequence):
+        raise UsageError(
+            f"expected names, classes or instances in a list, got {type(wanted).__name__}; write "
+            "[…] around it"
+        )
+    chosen: dict[str, T] = {}
+    for item in wanted:
+        if isinstance(item, str):
+            made = parse(item, base, **context)
+        elif isinstance(item, base):
+            made = item
+        elif isinstance(item, type) and issubclass(item, base):
+            made = _build(item, {}, context)
+        else:
+            raise UsageError(f"expected a name, a class or an instance of one, got {item!r}")
+        if chosen.setdefault(label_of(made), made) != made:
+            raise UsageError(
+                f"two that differ are both called {label_of(made)!r}; leave one out, or evaluate "
+                "them by themselves"
+            )
+    if not chosen:
+        raise UsageError(f"expected one {_kinds[base].name} or more, or 'all', got {wanted!r}")
+    return chosen
+
+
+def _build(cls: type[T], given: Mapping[str, Any], context: Mapping[str, Any]) -> T:
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return cls(**{name: value for name, value in context.items() if name in names}, **given)
+
+
+def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(cls) if field.init and field.name != "model"]
+
+
+def _title(cls: type) -> str:
+    return str(getattr(cls, "name", cls.__name__))
+
+
+def _parameters(cls: type, pairs: list[str], context: Mapping[str, Any]) -> dict[str, Any]:
+    """Read ``key=value`` texts as what the class's fields take."""
+    names = [field.name for field in _fields(cls)]
+    types = get_type_hints(cls)
+    given: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = (part.strip() for part in pair.partition("="))
+        if not sign:
+            raise UsageError(
+                f"expected a parameter of {_title(cls)} as key=value, got {pair!r}; such as "
+                "a-fmi:averaged=false"
+            )
+        if key not in names:
+            takes = f"; it takes {', '.join(names)}" if names else "; it takes none"
+            raise UsageError(
+                f"{_title(cls)} takes no parameter {key!r}{near_matches(key, names) or takes}"
+            )
+        if key in given:
+            raise UsageError(f"{key} of {_title(cls)} is given twice; leave one out")
+        given[key] = _value(f"{key} of {_title(cls)}", types[key], value, context)
+    return given
+
+
+def _options(hint: Any) -> list[Any]:
+    """Return the types that a field takes, those first that are read from the fewest texts."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return sorted(options, key=lambda one: (one is not NoneType, one is str))
+
+
+def _value(what: str, hint: Any, value: str, context: Mapping[str, Any]) -> Any:
+    readers = [_reader(option, context) for option in _options(hint)]
+    expected = [reader[0] for reader in readers if reader is not None]
+    if not value.startswith("<"):
+        for reader in readers:
+            if reader is None:
+                continue
+            try:
+                return reader[1](value)
+            except UsageError:  # which says what is wrong
+                raise
+            except ValueError:
+                continue
+    if None in readers or value.startswith("<"):
+        only = f"; a text can only say {' or '.join(expected)}" if expected else ""
+        raise UsageError(f"only Python can pass {what}{only}, got {value!r}")
+    raise UsageError(f"expected {what} as {' or '.join(expected)}, got {value!r}")
+
+
+def _reader(hint: Any, context: Mapping[str, Any]) -> tuple[str, Callable[[str], Any]] | None:
+    """Return what a type of value is called and what reads it; None: no text stands for it."""
+    if hint in _READERS:
+        return _READERS[hint]
+    if isinstance(hint, type) and hint in _kinds:
+        return f"a {_kinds[hint].name}", lambda value: parse(value, hint, **context)
+    if get_origin(hint) not in (tuple, abc.Sequence):
+        return None
+    inner = _reader(get_args(hint)[0], context)
+    if inner is None:
+        return None
+    each = inner[0].removeprefix("a ")
+    return f"{each}s joined by '+'", lambda value: tuple(map(inner[1], _split(value, "+")))
+
+
+def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
+    def reader(value: str) -> Any:
+        if value.casefold() not in words:
+            raise ValueError
+        return words[value.casefold()]
+
+    return reader
+
+
+def _finite(value: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _unquoted(value: str) -> str:
+    return str(json.loads(value)) if value.startswith('"') else value
+
+
+_READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    NoneType: ("none", _one_of({"none": None})),
+    bool: ("true or false", _one_of({"true": True, "yes": True, "false": False, "no": False})),
+    int: ("a whole number", int),
+    float: ("a number", _finite),
+    str: ("a text", _unquoted),
+}
+
+
+def _split(spec: str, sign: str) -> list[str]:
+    """Split a text at a sign outside of parentheses and quotes, and strip the parts.
+
+    The "+" of a number such as 1e+3, and those at the end of ``grad-cam++``, split nothing.
+    """
+    return [part.strip() for part in _parts(spec, sign)]
+
+
+def _parts(spec: str, sign: str) -> Iterator[str]:
+    depth, quoted, start = 0, False, 0
+    for i, character in enumerate(spec):
+        if character == '"' and spec[i - 1 : i] != "\\":
+            quoted = not quoted
+        elif not quoted:
+            depth += (character == "(") - (character == ")")
+            exponent = sign == "+" and re.search(r"[\d.][eE]$", spec[start:i])
+            if character == sign and depth == 0 and not exponent:
+                yield spec[start:i]
+                start = i + 1
+    yield spec[start:]
+
+
+# From objects to text and JSON.
+
+
+def text(value: Any) -> str:
+    """Return the text of an object that can be named: its name and what is not the default.
 
     Example:
-        >>> list(chosen_metrics("Insertion,insertion:canvas=mean"))
-        ['insertion', 'insertion(canvas=mean)']
+        >>> from afmi.methods import AFMI
+        >>> from afmi.pictures.references import Random
+        >>> text(AFMI(nn.Identity(), reference=Random(samples=2), averaged=False))
+        'a-fmi:reference=random(samples=2):averaged=false'
     """
-    if metrics is None:
-        metrics = [cls for cls in METRICS.values() if cls.standard]
-    found = _chosen(metrics, Metric, list(METRICS), metric_named, lambda cls, given: cls(**given))
-    return {_metric_key(metric): metric for metric in found.values()}
+    if any(kind.joined and isinstance(value, base) for base, kind in _kinds.items()):
+        return _short(value)  # a "+" outside of parentheses would join it to others
+    return ":".join([_name(type(value)), *_changed(value)])
 
 
-def label_of(thing: Method | Metric) -> str:
-    """Return the name with those parameters that are not the defaults."""
-    changed = _changed(thing)
-    return f"{thing.name} ({', '.join(changed)})" if changed else thing.name
+def label_of(value: Any) -> str:
+    """Return the name as tables show it, with those parameters that are not the defaults."""
+    changed = _changed(value)
+    return f"{_title(type(value))} ({', '.join(changed)})" if changed else _title(type(value))
 
 
 def key_of(label: str) -> str:
@@ -102,7 +391,7 @@ def key_of(label: str) -> str:
     cannot tell of a label is told by a digest at its end.
 
     Example:
-        >>> key_of("A-FMI (averaged=False)"), key_of("Grad-CAM (layer=Block.1)")
+        >>> key_of("A-FMI (averaged=false)"), key_of("Grad-CAM (layer=Block.1)")
         ('a-fmi-averaged=false', 'grad-cam-layer=block.1-db03a6ff')
     """
     folded = label.casefold().replace("++", "-plus-plus")
@@ -113,216 +402,123 @@ def key_of(label: str) -> str:
     return f"{key[:_LONGEST_KEY]}-{digest}".lstrip("-")
 
 
-def parameters_of(thing: Method | Metric) -> dict[str, Any]:
-    """Return every parameter as JSON holds it."""
-    return {
-        field.name: _plain(getattr(thing, field.name))
-        for field in dataclasses.fields(thing)
-        if field.name != "model"
-    }
-
-
-def _metric_key(metric: Metric) -> str:
-    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(metric).__name__).lower()
-    changed = _changed(metric)
+def row_key(value: Any) -> str:
+    """Return the key of a metric's rows: ``insertion(canvas=mean)``."""
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(value).__name__).lower()
+    changed = _changed(value)
     return f"{name}({','.join(changed)})" if changed else name
 
 
-def _changed(thing: Any) -> list[str]:
-    """Return ``name=value`` of each field of a dataclass that is not its default."""
-    parts = []
-    for field in dataclasses.fields(thing):
-        if field.name == "model" or not field.init:
-            continue
-        value = getattr(thing, field.name)
+def parameters(value: Any) -> dict[str, Any]:
+    """Return every parameter of an object as JSON holds it."""
+    return {field.name: _json(getattr(value, field.name), value) for field in _fields(value)}
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """Return an object as JSON holds it: its class and every parameter."""
+    return {"class": type(value).__name__, **parameters(value)}
+
+
+def from_json(data: Mapping[str, Any], base: type[T], **context: Any) -> T:
+    """Return the object of what `to_json` gave.
+
+    Raises:
+        UsageError: when there is no such class, or a part of it only Python can pass.
+    """
+    cls = named(str(data["class"]), _kinds[base].classes(), _kinds[base].name)
+    types = get_type_hints(cls)
+    given = {
+        key: _from_json(f"{key} of {_title(cls)}", types[key], value, context)
+        for key, value in data.items()
+        if key != "class"
+    }
+    return _build(cls, given, context)
+
+
+def _from_json(what: str, hint: Any, value: Any, context: Mapping[str, Any]) -> Any:
+    if isinstance(value, str) and value.startswith("<"):
+        raise UsageError(f"only Python can pass {what}, got {value!r}")
+    if isinstance(value, list):
+        inner = next((get_args(option)[0] for option in _options(hint) if get_args(option)), Any)
+        return tuple(_from_json(what, inner, one, context) for one in value)
+    if isinstance(value, Mapping):
+        base = next(option for option in _options(hint) if option in _kinds)
+        return from_json(value, base, **context)
+    return float(value) if hint is float else value
+
+
+def _name(cls: type) -> str:
+    return str(getattr(cls, "name", cls.__name__)).lower().replace("×", "x").replace(" ", "-")
+
+
+def _changed(value: Any) -> list[str]:
+    """Return ``name=value`` of each parameter that is not its default."""
+    changed = []
+    for field in _fields(value):
+        given = getattr(value, field.name)
+        default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
-        else:
-            default = field.default
-        if _plain(value) != _plain(default):
-            parts.append(f"{field.name}={_short(value, getattr(thing, 'model', None))}")
-    return parts
+        if default is dataclasses.MISSING or _json(given, value) != _json(default, value):
+            changed.append(f"{field.name}={_short(given, value)}")
+    return changed
 
 
-def _short(value: Any, model: nn.Module | None = None) -> str:
-    if isinstance(value, Reference):
-        return _reference_label(value)
-    if isinstance(value, (Method, Metric)):
-        return label_of(value)
-    if isinstance(value, nn.Module):
-        inside = model.named_modules() if model is not None else ()
-        return next((name for name, module in inside if module is value), type(value).__name__)
-    if isinstance(value, (Tensor, np.ndarray)):
-        value = value.tolist()
+def _short(value: Any, owner: Any = None) -> str:
+    """Return the text of a value inside another's."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
-        return repr(value).removesuffix(".0")
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return f"({', '.join(_short(item, model) for item in value)})"
+        return repr(float(value)).removesuffix(".0")
+    if isinstance(value, str):
+        plain = _WORD.fullmatch(value) and value.casefold() not in ("none", "true", "false")
+        return value if plain else json.dumps(value, ensure_ascii=False)
+    for base, kind in _kinds.items():
+        if isinstance(value, base):
+            if type(value) is kind.joined:
+                (field,) = dataclasses.fields(value)
+                return "+".join(_short(one) for one in getattr(value, field.name))
+            changed = _changed(value)
+            return f"{_name(type(value))}({', '.join(changed)})" if changed else _name(type(value))
+    if isinstance(value, os.PathLike):
+        return _short(os.fspath(value))
+    if isinstance(value, nn.Module):
+        inside = owner.model.named_modules() if hasattr(owner, "model") else ()
+        name = next((name for name, module in inside if module is value), None)
+        return name or f"<{type(value).__name__}>"
+    if isinstance(value, (Tensor, np.ndarray)):
+        return _of_array(value)
+    if isinstance(value, Sequence):
+        return "+".join(_short(item, owner) for item in value)
+    if isinstance(value, (int, np.integer)):
+        return str(int(value))
     # A function's own text holds its address, which is another in every run.
-    return getattr(value, "__qualname__", None) or str(value)
+    name = getattr(value, "__qualname__", None)
+    return f"<{name}>" if name or type(value).__str__ is object.__str__ else str(value)
 
 
-def _reference_label(reference: Reference) -> str:
-    if isinstance(reference, Several):
-        return "+".join(_reference_label(one) for one in reference.references)
-    if isinstance(reference, Image):
-        source = reference.source
-        return f"image {_digest(source)}" if isinstance(source, Tensor) else str(reference)
-    name = type(reference).__name__.lower()
-    return " ".join([name, *_changed(reference)] if dataclasses.is_dataclass(reference) else [name])
+def _of_array(value: Tensor | np.ndarray) -> str:
+    array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value
+    if array.size <= _SMALL_TENSOR and array.ndim == 1:
+        return "+".join(_short(item) for item in array.tolist())
+    digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=8).hexdigest()
+    return f"<tensor {'×'.join(map(str, array.shape))} {digest}>"
 
 
-def _reference_text(reference: Reference) -> str:
-    """Return what Python shows of a reference, but of a picture all that counts."""
-    if isinstance(reference, Several):
-        parts = [_reference_text(one) for one in reference.references]
-        return f"Several(references=({', '.join(parts)}{',' if len(parts) == 1 else ''}))"
-    if isinstance(reference, Image) and isinstance(reference.source, Tensor):
-        return f"Image(source={tuple(reference.source.shape)} {_digest(reference.source)})"
-    return repr(reference)
-
-
-def _digest(picture: Tensor) -> str:
-    pixels = picture.detach().cpu().double().contiguous().numpy().tobytes()
-    return hashlib.blake2b(pixels, digest_size=8).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, (Method, Metric)):
-        return {"class": type(value).__name__, **parameters_of(value)}
+def _json(value: Any, owner: Any = None) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)  # JSON has no word for it
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, (Tensor, np.ndarray, np.generic)):
-        return _plain(value.tolist())
+    if any(isinstance(value, base) for base in _kinds):
+        return to_json(value)
+    if isinstance(value, np.generic):
+        return _json(value.item())
+    if isinstance(value, (Tensor, np.ndarray)):
+        small = value.ndim == 1 and len(value) <= _SMALL_TENSOR
+        return _json(value.tolist()) if small else _of_array(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json(item, owner) for key, item in value.items()}
     if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
-    return _reference_text(value) if isinstance(value, Reference) else _short(value)
-
-
-def _chosen(
-    wanted: str | Sequence[Any],
-    kind: type[T],
-    every: list[str],
-    named: Callable[[str], type[T]],
-    build: Callable[[type[T], dict[str, Any]], T],
-) -> dict[str, T]:
-    if isinstance(wanted, str):
-        texts = [text.strip() for text in wanted.split(",") if text.strip()]
-        wanted = every if [t.casefold() for t in texts] == ["all"] else texts
-    if not isinstance(wanted, Sequence):
-        raise UsageError(
-            f"expected names, classes or instances in a list, got {type(wanted).__name__}; write "
-            "[…] around it"
-        )
-    found: dict[str, T] = {}
-    for item in wanted:
-        if isinstance(item, str):
-            name, *pairs = item.split(":")
-            cls = named(name)
-            made = build(cls, _parameters(cls, pairs))
-        elif isinstance(item, kind):
-            made = item
-        elif isinstance(item, type) and issubclass(item, kind):
-            made = build(item, {})
-        else:
-            raise UsageError(f"expected a name, a class or an instance of one, got {item!r}")
-        label = label_of(made)
-        if found.setdefault(label, made) != made:
-            raise UsageError(
-                f"two that differ are both called {label!r}; leave one out, or evaluate them by "
-                "themselves"
-            )
-    if not found:
-        what = kind.__name__.lower()
-        raise UsageError(f"expected one {what} or more, or 'all', got {wanted!r}")
-    return found
-
-
-def _parameters(cls: type[Any], pairs: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` texts as what the class's fields take."""
-    fields = [f.name for f in dataclasses.fields(cls) if f.init and f.name != "model"]
-    kinds = get_type_hints(cls)
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, text = (part.strip() for part in pair.partition("="))
-        if not sign:
-            raise UsageError(
-                f"expected a parameter of {cls.name} as key=value, got {pair!r}; such as "
-                "a-fmi:averaged=false"
-            )
-        if key not in fields:
-            takes = f"; it takes {', '.join(fields)}" if fields else "; it takes none"
-            raise UsageError(
-                f"{cls.name} takes no parameter {key!r}{near_matches(key, fields) or takes}"
-            )
-        if key in found:
-            raise UsageError(f"{key} of {cls.name} is given twice; leave one out")
-        found[key] = _value(cls, key, kinds[key], text)
-    return found
-
-
-def _value(cls: type[Any], key: str, kind: Any, text: str) -> Any:
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    # "none" is never a picture's name, and everything is a text.
-    order = sorted(kinds, key=lambda one: (one is not NoneType, one is str))
-    readers = [_reader(one) for one in order]
-    names = [reader[0] for reader in readers if reader is not None]
-    for reader in readers:
-        if reader is None:
-            continue
-        try:
-            return reader[1](text)
-        except UsageError:  # which says what is wrong
-            raise
-        except ValueError:
-            continue
-    if None in readers:
-        told = f"; a text can only say {' or '.join(names)}" if names else ""
-        raise UsageError(f"only Python can pass {key} of {cls.name}{told}, got {text!r}")
-    raise UsageError(f"expected {key} of {cls.name} as {' or '.join(names)}, got {text!r}")
-
-
-def _reader(kind: Any) -> tuple[str, Callable[[str], Any]] | None:
-    """Return what a kind of value is called and what reads it; None: no text stands for it."""
-    if kind in _READERS:
-        return _READERS[kind]
-    if get_origin(kind) not in (tuple, abc.Sequence):
-        return None
-    inner = _reader(get_args(kind)[0])
-    if inner is None:
-        return None
-    name, read = inner
-    # Not the "+" of 1e+3.
-    split = re.compile(r"(?<![\d.][eE])\+").split
-    each = name.removeprefix("a ")
-    return f"{each}s joined by '+'", lambda text: tuple(read(part.strip()) for part in split(text))
-
-
-def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        if text.casefold() not in words:
-            raise ValueError
-        return words[text.casefold()]
-
-    return read
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-_READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
-    NoneType: ("none", _one_of({"none": None})),
-    bool: ("true or false", _one_of({"true": True, "yes": True, "false": False, "no": False})),
-    int: ("a whole number", int),
-    float: ("a number", _finite),
-    Reference: ("a reference", reference_named),
-    str: ("a text", str),
-}
+        return [_json(item, owner) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else _short(value, owner)

@@ -132,7 +132,7 @@ def test_several_methods_take_what_they_have(afmi, small, pictures):
     records = _records(result.stdout)
     assert [r["method"] for r in records] == ["A-FMI", "Grad-CAM", "Gradient"] * 2
     assert [r["layer"] for r in records[:3]] == ["0", "0", None]
-    assert [r["reference"] for r in records[:3]] == ["black + white", None, None]
+    assert [r["reference"] for r in records[:3]] == ["black+white", None, None]
     assert records[0]["source"] != records[3]["source"]
 
 

@@ -63,10 +63,10 @@ def test_areas_of_a_picture_worked_by_hand():
 
 def test_methods_are_named_in_any_spelling(tmp_path):
     results = Results.open(
-        make_results(tmp_path, ("Random", "A-FMI (averaged=False)", "A-FMI", "Grad-CAM++"))
+        make_results(tmp_path, ("Random", "A-FMI (averaged=false)", "A-FMI", "Grad-CAM++"))
     )
     assert results.chosen(["afmi", "gradcamplusplus"]) == ("A-FMI", "Grad-CAM++")
-    assert results.chosen(["a-fmi-averaged-false"]) == ("A-FMI (averaged=False)",)
+    assert results.chosen(["a-fmi-averaged-false"]) == ("A-FMI (averaged=false)",)
     assert results.chosen(None) == results.methods
     with pytest.raises(UsageError, match="no method called 'gradcam'; did you mean 'Grad-CAM"):
         results.chosen(["gradcam"])

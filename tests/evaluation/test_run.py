@@ -30,8 +30,7 @@ from afmi.evaluation import Results, Shard, evaluate, evaluate_shard, open_image
 from afmi.methods import AFMI, CATALOGUE, Gradient, Random
 from afmi.methods.base import Work
 from afmi.metrics import CATALOGUE as METRICS
-from afmi.metrics import Insertion
-from afmi.specs import chosen_metrics
+from afmi.metrics import Insertion, chosen_metrics
 
 
 def results_key(name: str) -> str:

@@ -21,12 +21,12 @@ from afmi.pictures.references import (
     Reference,
     Several,
     White,
-    reference_named,
 )
+from afmi.specs import parse
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", sorted(REFERENCES.keys() - {"Image"}))
 def test_shape_dtype_and_range(name: str, dtype: torch.dtype) -> None:
     x = images(3, 10).to(dtype)[..., :8]
     made = REFERENCES[name]()(x)
@@ -119,13 +119,13 @@ def test_equal_references_are_equal_keys() -> None:
 
 
 def test_names(tmp_path: Path) -> None:
-    assert reference_named("black") == Black()
-    assert reference_named("black+white") == Several([Black(), White()])
+    assert parse("black", Reference) == Black()
+    assert parse("black+white", Reference) == Several([Black(), White()])
     path = tmp_path / "a.png"
     Picture.new("RGB", (4, 4)).save(path)
-    assert isinstance(reference_named(str(path)), Image)
+    assert isinstance(parse(str(path), Reference), Image)
     with pytest.raises(UsageError, match="did you mean 'blurred'"):
-        reference_named("blured")
+        parse("blured", Reference)
     for reference in (
         Black(),
         White(),

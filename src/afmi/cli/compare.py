@@ -73,11 +73,11 @@ def compare(
     """
     from afmi.comparison import compare as run
     from afmi.comparison import estimate
+    from afmi.methods import chosen_methods
     from afmi.models import load_model
     from afmi.network.classifier import find_class
     from afmi.pictures.images import read_image
     from afmi.progress import duration, reporting
-    from afmi.specs import chosen_methods
 
     picture = read_image(image)
     classifier = load_model(**network, layer=layer)

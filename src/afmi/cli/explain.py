@@ -113,6 +113,7 @@ def explain(
       afmi explain dog.jpg
       afmi explain dog.jpg --model resnet50 --target collie --target "tennis ball"
       afmi explain photos/ 'more/**/*.png' --top-k 3 --method a-fmi --method grad-cam
+      afmi explain dog.jpg --method a-fmi:averaged=false --reference 'random(samples=2)'
       afmi explain x.png --model nets.py:build --weights net.pth --crop 64 --labels names.txt
       afmi explain photos/ --json --quiet > records.jsonl
 
@@ -147,37 +148,47 @@ def explain(
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A method's class and the hyperparameters that the user set."""
+    """A method as the user wrote it, with the reference that was given for all of them."""
 
-    method: type[Method]
-    parameters: dict[str, Any]
+    spec: str
+    given: dict[str, Any]
 
     def of(self, classifier: Classifier) -> Method:
-        return self.method(classifier, **self.parameters)
+        from afmi.methods import Method
+        from afmi.specs import read
+
+        cls, parameters = read(self.spec, Method, model=classifier)
+        make: Any = cls  # one of the catalogue, none of which is abstract
+        return make(classifier, **(self.given | parameters))
 
 
 def _chosen_methods(
-    names: Sequence[str], layer: str | None, reference: str | None
+    specs: Sequence[str], layer: str | None, reference: str | None
 ) -> list[_Chosen]:
-    """Return the methods, each with those of the hyperparameters that it has.
+    """Return the methods, each with the reference where it takes one.
 
     Raises:
         UsageError: when no method is called so, or none of them has a hyperparameter given.
     """
-    from afmi.methods import CATALOGUE, method_named
-    from afmi.pictures.references import reference_named
+    from afmi.methods import CATALOGUE, Method
+    from afmi.pictures.references import Reference
+    from afmi.specs import parse, read
 
-    classes = list(dict.fromkeys(method_named(name) for name in names))
+    classes = {spec: read(spec, Method, model=None)[0] for spec in specs}
     for parameter, value in (("layer", layer), ("reference", reference)):
-        if value is not None and not any(parameter in _parameters(cls) for cls in classes):
+        if value is not None and not any(parameter in _parameters(c) for c in classes.values()):
             able = " or ".join(c.name for c in CATALOGUE.values() if parameter in _parameters(c))
+            names = dict.fromkeys(cls.name for cls in classes.values())
             raise UsageError(
-                f"--{parameter} has no effect on {' and '.join(cls.name for cls in classes)}; "
+                f"--{parameter} has no effect on {' and '.join(names)}; "
                 f"leave it out, or choose --method {able}"
             )
     # The layer is no hyperparameter here: the classifier keeps it, and every method asks there.
-    given = {} if reference is None else {"reference": reference_named(reference)}
-    return [_Chosen(cls, given if "reference" in _parameters(cls) else {}) for cls in classes]
+    given = {} if reference is None else {"reference": parse(reference, Reference)}
+    return [
+        _Chosen(spec, given if "reference" in _parameters(cls) else {})
+        for spec, cls in classes.items()
+    ]
 
 
 def _parameters(method: type[Method]) -> set[str]:

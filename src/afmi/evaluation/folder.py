@@ -26,7 +26,7 @@ from afmi.errors import AfmiError, UsageError
 from afmi.files import write_files
 from afmi.metrics import Metric
 from afmi.network.classifier import Classifier
-from afmi.specs import key_of, parameters_of
+from afmi.specs import key_of, to_json
 
 if sys.platform != "win32":
     import fcntl
@@ -271,10 +271,7 @@ def identity_of(
             "fingerprint": images.fingerprint,
             "images": len(images),
         },
-        "metrics": {
-            key: {"class": type(metric).__name__, **parameters_of(metric)}
-            for key, metric in metrics.items()
-        },
+        "metrics": {key: to_json(metric) for key, metric in metrics.items()},
         "batch_size": batch_size,
     }
 

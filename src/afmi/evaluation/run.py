@@ -19,17 +19,10 @@ from afmi.evaluation.folder import Store, identity_of
 from afmi.evaluation.meter import processor
 from afmi.evaluation.results import Results
 from afmi.evaluation.shard import Shard, evaluate_shard
-from afmi.methods import Method
+from afmi.methods import Method, MethodsLike, chosen_methods
 from afmi.methods.base import Work
-from afmi.metrics import Metric
-from afmi.specs import (
-    MethodsLike,
-    MetricsLike,
-    chosen_methods,
-    chosen_metrics,
-    key_of,
-    parameters_of,
-)
+from afmi.metrics import Metric, MetricsLike, chosen_metrics
+from afmi.specs import key_of, parameters
 
 __all__ = ["Piece", "evaluate"]
 
@@ -216,7 +209,7 @@ def _entry(
     return {
         "class": type(method).__name__,
         "key": key_of(label),
-        "parameters": parameters_of(method),
+        "parameters": parameters(method),
         "images_per_piece": pieces[0].stop,
         "family": method.family,
         "paper": method.paper,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 
-from afmi.catalogue import named, subclasses
 from afmi.experiments.shared.base import Experiment, Request, Result
+from afmi.specs import find_subclasses, named
 
 __all__ = ["CATALOGUE", "Experiment", "Request", "Result", "experiment_named"]
 
 
 def _find() -> dict[str, type[Experiment]]:
-    by_class: dict[str, type[Experiment]] = subclasses(__name__, __path__, Experiment)
+    by_class: dict[str, type[Experiment]] = find_subclasses(__name__, __path__, Experiment)
     found = {cls.name: cls for cls in by_class.values()}
     return {name: found[name] for name in sorted(found, key=_order)}
 

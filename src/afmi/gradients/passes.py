@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from skimage.segmentation import quickshift, slic
 from torch import Tensor, nn
 
+from afmi import specs
 from afmi.errors import ShapeError, UsageError
 from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
@@ -257,6 +258,13 @@ class Grid(Segmentation):
         row = np.arange(height) * rows // height
         column = np.arange(width) * columns // width
         return row[:, None] * columns + column[None]
+
+
+specs.register(
+    Segmentation,
+    "segmentation",
+    lambda: {"Quickshift": Quickshift, "Slic": Slic, "Grid": Grid},
+)
 
 
 def superpixels(segmentation: Callable[[np.ndarray], np.ndarray], image: Tensor) -> Tensor:

@@ -6,9 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from afmi.catalogue import named, subclasses
+from torch import nn
+
+from afmi import specs
+from afmi.errors import UsageError
 from afmi.methods.base import Attribution, BlankMapWarning, LayerMethod, Method
 
 if TYPE_CHECKING:
@@ -38,7 +42,7 @@ _FAMILIES = ("control", "pixel", "region", "feature map")
 
 
 def _find() -> dict[str, type[Method]]:
-    found: dict[str, type[Method]] = subclasses(__name__, __path__, Method)
+    found: dict[str, type[Method]] = specs.find_subclasses(__name__, __path__, Method)
     order = sorted(found, key=lambda n: (_FAMILIES.index(found[n].family), n == "AFMI", n.lower()))
     return {name: found[name] for name in order}
 
@@ -49,13 +53,42 @@ CATALOGUE: dict[str, type[Method]] = _find()
 globals().update(CATALOGUE)
 
 
+specs.register(Method, "method", lambda: CATALOGUE)
+
+MethodsLike = str | Sequence[str | type[Method] | Method]
+
+
+def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
+    """Return the methods that were meant, by the label that tells each from the others.
+
+    Args:
+        model: the network to explain.
+        methods: ``"all"``, or specs joined by commas, or a sequence of specs, classes or instances.
+            A spec is a name, perhaps with parameters: ``"a-fmi:averaged=false:reference=white"``;
+            several values of one are joined by "+": ``"xrai:scales=50+100"``. See `afmi.specs`.
+
+    Raises:
+        UsageError: when a method or parameter does not exist, a value does not fit, one instance
+            explains another model, or two that differ have one label.
+
+    Example:
+        >>> list(chosen_methods(nn.Identity(), "grad-cam,a-fmi:averaged=no"))
+        ['Grad-CAM', 'A-FMI (averaged=false)']
+    """
+    chosen = specs.choose(methods, Method, list(CATALOGUE.values()), model=model)
+    for label, method in chosen.items():
+        if method.model is not model:
+            raise UsageError(f"the {label} given explains another model; pass the class instead")
+    return chosen
+
+
 def method_named(text: str) -> type[Method]:
     """Return the method that a user named: ``afmi``, ``A-FMI``, ``grad-cam`` and ``GradCAM`` alike.
 
     Raises:
         UsageError: when there is none; near matches are listed.
     """
-    return named(text, CATALOGUE, "method")
+    return specs.named(text, CATALOGUE, "method")
 
 
 __all__ = [
@@ -82,8 +115,10 @@ __all__ = [
     "LayerMethod",
     "MeaningfulPerturbation",
     "Method",
+    "MethodsLike",
     "PredictionDifference",
     "Random",
     "SmoothGrad",
+    "chosen_methods",
     "method_named",
 ]

@@ -115,6 +115,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     """What tables and pictures call it."""
+    aliases: ClassVar[tuple[str, ...]] = ()
+    """What it can be called in text besides."""
     family: ClassVar[Literal["control", "pixel", "region", "feature map"]]
     """Which features carry the attribution (the paper's Section 2)."""
     scores: ClassVar[str]

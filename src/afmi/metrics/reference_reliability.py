@@ -15,6 +15,7 @@ from afmi.methods.base import Method, Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.pictures.maps import rank_correlation
 from afmi.pictures.references import Black, Random, Reference, White
+from afmi.specs import text
 
 __all__ = ["ReferenceReliability"]
 
@@ -58,7 +59,7 @@ class ReferenceReliability(Metric):
     references: tuple[Reference, ...] = (Black(), White(), Random())
 
     def __post_init__(self) -> None:
-        names = [str(reference) for reference in self.references]
+        names = [text(reference) for reference in self.references]
         if len(names) < 2 or len(set(names)) < len(names):
             raise UsageError(
                 "expected two or more references of different names, got "
@@ -76,10 +77,10 @@ class ReferenceReliability(Metric):
         maps: dict[str, Tensor] = {}
         for reference, method in self._methods(case.method):
             if method is case.method:
-                maps[str(reference)] = case.maps
+                maps[text(reference)] = case.maps
                 continue
             with blank_maps_allowed():
-                maps[str(reference)] = method.attribute(case.inputs, case.targets)
+                maps[text(reference)] = method.attribute(case.inputs, case.targets)
         values: dict[str, Tensor] = {}
         for name, compare in (("rank_correlation", rank_correlation), ("ssim", _ssim)):
             pairs = {f"{name}@{a}-{b}": compare(maps[a], maps[b]) for a, b in combinations(maps, 2)}

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from afmi.errors import ShapeError, UsageError, near_matches
+from afmi import specs
+from afmi.errors import ShapeError, UsageError
 from afmi.pictures.images import read_image, resize_and_crop, to_tensor
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "Reference",
     "Several",
     "White",
-    "reference_named",
 ]
 
 
@@ -43,7 +43,7 @@ class Reference(ABC):
         """Return reference images (R, C, H, W) for images (N, C, H, W)."""
 
     def __str__(self) -> str:
-        return type(self).__name__.lower()
+        return specs.text(self)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,6 @@ class Black(Reference):
     def __call__(self, inputs: Tensor) -> Tensor:
         return torch.zeros_like(inputs[:1])
 
-    def __str__(self) -> str:
-        return "black"
-
 
 @dataclass(frozen=True)
 class White(Reference):
@@ -68,9 +65,6 @@ class White(Reference):
 
     def __call__(self, inputs: Tensor) -> Tensor:
         return torch.ones_like(inputs[:1])
-
-    def __str__(self) -> str:
-        return "white"
 
 
 @dataclass(frozen=True)
@@ -95,9 +89,6 @@ class Random(Reference):
         images = torch.rand(self.samples, *inputs.shape[1:], generator=generator)
         return images.to(inputs)
 
-    def __str__(self) -> str:
-        return "random" if self.samples == 1 else f"random ×{self.samples}"
-
 
 @dataclass(frozen=True)
 class Blurred(Reference):
@@ -120,9 +111,6 @@ class Blurred(Reference):
         across = _gaussian(width, sigma).to(inputs)
         down = _gaussian(height, sigma).to(inputs)
         return down @ inputs.detach() @ across.T
-
-    def __str__(self) -> str:
-        return "blurred" if self.sigma is None else f"blurred σ={self.sigma:g}"
 
 
 def _gaussian(size: int, sigma: float) -> Tensor:
@@ -152,9 +140,6 @@ class Mean(Reference):
                 )
             color = color[:1].expand(inputs.shape[1])
         return color.view(1, -1, 1, 1).expand(1, *inputs.shape[1:]).contiguous()
-
-    def __str__(self) -> str:
-        return "mean colour"
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,9 +180,6 @@ class Image(Reference):
             )
         return self._tensor.to(inputs)
 
-    def __str__(self) -> str:
-        return "image" if isinstance(self.source, Tensor) else f"image {os.fspath(self.source)}"
-
 
 @dataclass(frozen=True)
 class Several(Reference):
@@ -220,33 +202,28 @@ class Several(Reference):
     def __call__(self, inputs: Tensor) -> Tensor:
         return torch.cat([reference(inputs) for reference in self.references])
 
-    def __str__(self) -> str:
-        return " + ".join(str(reference) for reference in self.references)
-
 
 REFERENCES: dict[str, type[Reference]] = {
-    "black": Black,
-    "white": White,
-    "random": Random,
-    "blurred": Blurred,
-    "mean": Mean,
+    "Black": Black,
+    "White": White,
+    "Random": Random,
+    "Blurred": Blurred,
+    "Mean": Mean,
+    "Image": Image,
 }
-"""The references that go by a name on the command line."""
+"""The references that can be named in text."""
 
 
-def reference_named(text: str) -> Reference:
-    """Return the reference that a text names: ``black``, ``black+white``, or an image's path.
+def _image_file(source: str) -> Image | None:
+    """Return the reference that a file's path stands for; None: there is no such file."""
+    return Image(source) if os.path.exists(source) else None
 
-    Raises:
-        UsageError: when it is neither a known name nor an existing file.
-    """
-    names = [part.strip() for part in text.split("+")]
-    if all(name in REFERENCES for name in names):
-        chosen = [REFERENCES[name]() for name in names]
-        return chosen[0] if len(chosen) == 1 else Several(chosen)
-    if os.path.exists(text):
-        return Image(text)
-    raise UsageError(
-        f"expected a reference out of {', '.join(REFERENCES)}, several joined by '+', or an image "
-        f"file, got {text!r}{near_matches(text, REFERENCES)}"
-    )
+
+specs.register(
+    Reference,
+    "reference",
+    lambda: REFERENCES | {"Several": Several},
+    joined=Several,
+    other=_image_file,
+    otherwise="an image file",
+)

@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 
 from afmi.experiments.shared.base import Experiment, Request, Result, write_csv, write_json
 from afmi.explanation import Explanation
-from afmi.methods import Method
+from afmi.methods import Method, chosen_methods
 from afmi.network.classifier import Classifier
 from afmi.pictures import plots
-from afmi.specs import chosen_methods
 
 __all__ = ["heading", "methods_of", "saved"]
 

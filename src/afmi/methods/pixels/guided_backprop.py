@@ -48,6 +48,7 @@ class GuidedBackprop(Method):
     """
 
     name = "Guided Backprop"
+    aliases = ("gbp",)
     family = "pixel"
     scores = "gradients"
     cost = "1 forward + 1 backward"

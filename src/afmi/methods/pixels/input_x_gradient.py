@@ -37,6 +37,7 @@ class InputXGradient(Method):
     """
 
     name = "Input×Gradient"
+    aliases = ("ixg",)
     family = "pixel"
     scores = "gradients"
     cost = "1 forward + 1 backward"

@@ -47,6 +47,7 @@ class IntegratedGradients(Method):
     """
 
     name = "Integrated Gradients"
+    aliases = ("ig",)
     family = "pixel"
     scores = "integrated gradients"
     cost = "100 forwards + backwards"

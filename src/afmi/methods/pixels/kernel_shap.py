@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, Slic, replacements, superpixels
+from afmi.gradients.passes import Passes, Segmentation, Slic, replacements, superpixels
 from afmi.methods.base import Work, image_generator
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.pictures.references import Black, Reference
@@ -62,7 +62,7 @@ class KernelSHAP(BlackBoxMethod):
 
     _: KW_ONLY
     samples: int | None = None
-    segmentation: Callable[[np.ndarray], np.ndarray] = field(default_factory=Slic)
+    segmentation: Segmentation | Callable[[np.ndarray], np.ndarray] = field(default_factory=Slic)
     reference: Reference = field(default_factory=Black)
 
     def __post_init__(self) -> None:

@@ -51,6 +51,7 @@ class SmoothGrad(Method):
     """
 
     name = "SmoothGrad"
+    aliases = ("sg",)
     family = "pixel"
     scores = "gradients"
     cost = "50 forwards + backwards"

@@ -65,6 +65,7 @@ class ExtremalPerturbation(Method):
     """
 
     name = "Extremal perturbation"
+    aliases = ("ep",)
     family = "region"
     scores = "perturbation"
     cost = "areas · iterations forwards + backwards, 1 forward"

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, Quickshift, probabilities, replacements, superpixels
+from afmi.gradients.passes import (
+    Passes,
+    Quickshift,
+    Segmentation,
+    probabilities,
+    replacements,
+    superpixels,
+)
 from afmi.methods.base import Work, image_generator
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.pictures.references import Reference
@@ -60,7 +67,9 @@ class LIME(BlackBoxMethod):
 
     _: KW_ONLY
     samples: int = 1000
-    segmentation: Callable[[np.ndarray], np.ndarray] = field(default_factory=Quickshift)
+    segmentation: Segmentation | Callable[[np.ndarray], np.ndarray] = field(
+        default_factory=Quickshift
+    )
     kernel_width: float = 0.25
     ridge: float = 1.0
     reference: Reference | None = None

@@ -62,6 +62,7 @@ class MeaningfulPerturbation(Method):
     """
 
     name = "Meaningful perturbation"
+    aliases = ("mp",)
     family = "region"
     scores = "perturbation"
     cost = "iterations forwards + backwards, 22 forwards"

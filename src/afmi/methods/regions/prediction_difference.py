@@ -62,6 +62,7 @@ class PredictionDifference(BlackBoxMethod):
     """
 
     name = "Prediction difference"
+    aliases = ("pda",)
     family = "region"
     scores = "perturbation"
     cost = "samples · windows + 1 forwards"
