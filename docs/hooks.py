@@ -87,7 +87,7 @@ def _methods() -> str:
                 f"`{name}`",
                 cls.family,
                 cls.scores,
-                cls.cost,
+                cls.default_cost(),
                 cls.paper,
             )
             for name, cls in CATALOGUE.items()

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Slic
 from afmi.methods import AFMI, CATALOGUE, LIME, RISE, GradCAM, Gradient, SmoothGrad
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Insertion
 from afmi.pictures.references import Black, Blurred, Image, Mean, Random, Several, White
+from afmi.pictures.superpixels import Slic
 from afmi.specs import (
     chosen_methods,
     chosen_metrics,
