@@ -80,7 +80,7 @@ def _methods() -> str:
     from afmi.methods import CATALOGUE
 
     return _table(
-        ("method", "class", "features", "scores", "cost per image", "paper"),
+        ("method", "class", "features", "scores", "cost per image of 224 × 224", "paper"),
         [
             (
                 f"[{cls.name}](methods/{name}.md)",

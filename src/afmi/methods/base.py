@@ -64,8 +64,8 @@ class Method(ABC):
     """Explain a network's class scores by a saliency map over the image.
 
     A subclass is a frozen dataclass whose fields are its hyperparameters, with the defaults of the
-    method's own paper; it fills in the class variables and writes `_attribute`. It is found by
-    existing: `afmi.methods` lists every subclass in its folders.
+    method's own paper; it fills in the class variables and writes `work` and `_attribute`.
+    It is found by existing: `afmi.methods` lists every subclass in its folders.
 
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W) to logits (N, K).

@@ -42,14 +42,11 @@ class Work:
 
     def __str__(self) -> str:
         """Say it in words."""
-        parts = [
-            _counted(self.forwards, "forward"),
-            _counted(self.backwards, "backward"),
-            _counted(self.layer_backwards, "backward", " behind the layer"),
+        counts = [
+            (self.forwards, "forward", ""),
+            (self.backwards, "backward", ""),
+            (self.layer_backwards, "backward", " behind the layer"),
         ]
-        return " + ".join(part for part in parts if part) or "nothing"
-
-
-def _counted(count: float, thing: str, where: str = "") -> str:
-    """Return the count with its thing in the right number, and nothing for none."""
-    return f"{count:,.15g} {thing}{'s' * (count != 1)}{where}" if count else ""
+        return " + ".join(
+            f"{n:,.15g} {what}{'s' * (n != 1)}{where}" for n, what, where in counts if n
+        )

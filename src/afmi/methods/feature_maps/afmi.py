@@ -28,8 +28,8 @@ class AFMI(LayerMethod):
 
     Paper: *A-FMI: Learning Attributions from Deep Networks via Feature Map Importance*, ICLR 2021
     submission, Eq. 2–7. Differs: nothing with ``averaged=True``.
-    Cost: 1 forward + 1 backward through the layers after ``layer``; the reference's forward pass
-    is made once for a model, layer, image size and reference, and kept.
+    Cost: 1 forward per image + 1 backward through the layers after ``layer`` for each reference
+    image, whose own forward pass is made once for a model, layer and image size, and kept.
 
     Args:
         model: see `Method`.

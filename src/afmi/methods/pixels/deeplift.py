@@ -29,8 +29,8 @@ class DeepLIFT(Method):
     Activation Differences*, ICML 2017, Eq. 1–3 and 3.5.2 (rescale rule). Differs: max pooling,
     products and normalisations, which the paper leaves open, have rules that keep the sum
     (`afmi.gradients`), so it is exact on residual, squeeze-and-excite and dense networks.
-    Cost: 1 forward + 1 backward per image; the reference's forward pass is made once for a model,
-    image size and reference, and kept.
+    Cost: 1 forward per image + 1 backward for each reference image, whose own forward pass is made
+    once for a model and image size, and kept.
 
     Args:
         model: see `Method`.
