@@ -41,6 +41,7 @@ class DeepLIFT(Method):
         OperationError: when the network has an operation without a rule.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
         ... )
