@@ -80,14 +80,14 @@ def _methods() -> str:
     from afmi.methods import CATALOGUE
 
     return _table(
-        ("method", "class", "features", "scores", "cost per image", "paper"),
+        ("method", "class", "features", "scores", "cost per image of 224 × 224", "paper"),
         [
             (
                 f"[{cls.name}](methods/{name}.md)",
                 f"`{name}`",
                 cls.family,
                 cls.scores,
-                cls.cost,
+                cls.default_cost(),
                 cls.paper,
             )
             for name, cls in CATALOGUE.items()

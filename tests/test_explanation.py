@@ -67,7 +67,7 @@ def test_the_record_holds_what_was_found(model, photo):
         inputs = model.prepare(picture)
     with torch.no_grad():
         probabilities = model(inputs).softmax(1)[0]
-    attribution = AFMI(model).explain(inputs, 2)
+    attribution = AFMI(model).attribution(inputs, 2)
     assert torch.equal(found.image, inputs[0])
     assert torch.equal(found.map, attribution.maps[0, 0])
     assert (found.target, found.label) == (2, "newt")

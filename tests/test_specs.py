@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Grid, Quickshift, Segmentation, Slic
 from afmi.methods import (
     AFMI,
     CATALOGUE,
@@ -40,6 +39,7 @@ from afmi.pictures.references import (
     Several,
     White,
 )
+from afmi.pictures.superpixels import Grid, Quickshift, Segmentation, Slic
 from afmi.specs import from_json, key_of, label_of, parameters, parse, text, to_json
 
 

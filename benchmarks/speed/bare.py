@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from afmi.gradients.passes import Passes
-from afmi.methods.base import Work
+from afmi.gradients.passes import BatchRunner
+from afmi.methods.work import Work
 
 from .harness import Plan, Run, Stopwatch, measure
 from .settings import LAYOUTS
@@ -63,7 +63,7 @@ def best_batch(
 
     Among those tried are the batches that our own methods would take.
     """
-    sizes = sorted(size for size in {*BATCHES, Passes(model, image).size} if size <= most)
+    sizes = sorted(size for size in {*BATCHES, BatchRunner(model, image).size} if size <= most)
     count = sizes[-1]
     work = Work(count, count) if backward else Work(count)
     tried = {str(size): passes(model, image, work, size, layout) for size in sizes}

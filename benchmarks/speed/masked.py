@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from afmi import Classifier, methods
-from afmi.methods.base import Method, Work
+from afmi.methods.base import Method
+from afmi.methods.work import Work
 from afmi.metrics import Insertion
 
 from . import peers

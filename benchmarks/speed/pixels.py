@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from afmi import Classifier, methods
-from afmi.methods.base import Method, Work
+from afmi.methods.base import Method
+from afmi.methods.work import Work
 
 from . import peers
 from .bare import passes

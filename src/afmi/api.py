@@ -336,16 +336,16 @@ def _attributions(
         T attributions of N images, with logits.
     """
     if classes is not None:
-        found = method.explain_classes(inputs, classes)
+        found = method.attributions(inputs, classes)
     elif top_k is None:
-        found = [method.explain(inputs)]
+        found = [method.attribution(inputs)]
     else:
         logits = classify(method.model, inputs)
         if top_k > logits.shape[1]:
             raise UsageError(f"expected top_k up to the {logits.shape[1]} classes, got {top_k}")
         # Stable, so that among equals the first comes first, as with arg-max.
         ranked = logits.argsort(dim=1, descending=True, stable=True)[:, :top_k].T
-        found = method.explain_classes(inputs, ranked)
+        found = method.attributions(inputs, ranked)
     logits = found[0].logits
     if logits is None:
         logits = classify(method.model, inputs)

@@ -23,6 +23,8 @@ def test_methods_as_json_have_their_parameters(afmi):
     assert records["AFMI"]["parameters"] == ["layer", "reference", "averaged"]
     assert records["AFMI"]["features"] == "feature maps"
     assert records["Random"]["features"] == "none"
+    assert records["IntegratedGradients"]["cost"] == "102 forwards + 100 backwards"
+    assert records["GradCAM"]["cost"] == "1 forward + 1 backward behind the layer"
 
 
 def test_metrics_lists_the_catalogue(afmi):

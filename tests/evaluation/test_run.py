@@ -28,7 +28,7 @@ from afmi import Classifier
 from afmi.errors import AfmiError, OperationError, UsageError
 from afmi.evaluation import Results, Shard, evaluate, evaluate_shard, open_images
 from afmi.methods import AFMI, CATALOGUE, Gradient, Random
-from afmi.methods.base import Work
+from afmi.methods.work import Work
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Insertion, chosen_metrics
 

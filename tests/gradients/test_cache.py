@@ -90,7 +90,7 @@ def test_folded_batch_norms_follow_the_network(change: str) -> None:
     DeepLIFT(model).attribute(images())
     assert model.forwards == 3  # the images, the reference, and once more to look for the norms
     (CHANGES | {"unseen": _unseen})[change](model.network)
-    found = DeepLIFT(model).explain(images(), target=0)
+    found = DeepLIFT(model).attribution(images(), target=0)
     assert model.forwards - 3 == (3 if change in REPLACED else 2)
     torch.testing.assert_close(found.logits, model(images()))
     fresh = Counted(build("vgg", seed=2))

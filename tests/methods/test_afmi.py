@@ -48,7 +48,7 @@ def test_without_averaging_the_map_sums_to_the_change_of_the_logit(network: str)
     model, x = build(network, torch.float64), images().double()
     for reference in (Black(), White(), Random(samples=2)):
         method = AFMI(model, layer=LAYERS[network], reference=reference, averaged=False)
-        residual = method.explain(x).residual
+        residual = method.attribution(x).residual
         assert residual is not None
         assert residual.abs().max() < 1e-9
 
@@ -66,13 +66,13 @@ def test_sum_of_the_map_at_the_layers_size() -> None:
 
 
 def test_global_average_pooling_and_a_linear_head_leave_no_residual() -> None:
-    residual = AFMI(build("resnet", torch.float64)).explain(images().double()).residual
+    residual = AFMI(build("resnet", torch.float64)).attribution(images().double()).residual
     assert residual is not None
     assert residual.abs().max() < 1e-10
 
 
 def test_other_heads_leave_a_residual_that_is_reported() -> None:
-    found = AFMI(build("vgg", torch.float64), layer="features.5").explain(images().double())
+    found = AFMI(build("vgg", torch.float64), layer="features.5").attribution(images().double())
     assert found.residual is not None
     assert found.residual.shape == (3,)
     assert found.residual.abs().max() > 1e-3
@@ -211,7 +211,7 @@ def _narrow_vgg() -> nn.Module:
 @pytest.mark.parametrize("name", ["vgg16", "resnet50", "squeezenet1_0"])
 def test_torchvision_networks(name: str) -> None:
     x = photographs(224)[:2]
-    found = AFMI(torchvision_classifier(name, 224)).explain(x)
+    found = AFMI(torchvision_classifier(name, 224)).attribution(x)
     assert found.maps.shape == (2, 1, 224, 224)
     if name != "vgg16":
         assert found.residual is not None

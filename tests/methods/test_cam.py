@@ -48,7 +48,7 @@ def test_its_mean_and_the_bias_make_the_logit() -> None:
     model, x = network().eval(), images(size=18).double()
     # Maps of the inputs' own size, so that nothing is upsampled.
     model[0] = nn.Conv2d(3, 5, 3, padding=1).double()
-    found = CAM(model).explain(x, 2)
+    found = CAM(model).attribution(x, 2)
     torch.testing.assert_close(
         found.maps.mean((1, 2, 3)) + model[5].bias[2].detach(), model(x)[:, 2].detach()
     )

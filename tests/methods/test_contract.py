@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from afmi.errors import (
     UsageError,
 )
 from afmi.methods import CATALOGUE, Method
+from afmi.methods.work import Work
+from afmi.pictures.references import Blurred, Random, White
+from afmi.pictures.superpixels import Grid
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::afmi.methods.BlankMapWarning", "ignore::afmi.errors.CompletenessWarning"
@@ -71,7 +75,7 @@ def test_no_target_means_the_predicted_class(name: str, network: str) -> None:
         predicted = of.model(x).argmax(1)
     maps = attribute(of, x)
     assert torch.equal(maps, of.attribute(x, predicted))
-    assert torch.equal(of.explain(x).target, predicted)
+    assert torch.equal(of.attribution(x).target, predicted)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -97,8 +101,8 @@ def test_ways_to_give_the_target(name: str) -> None:
 def test_several_classes_equal_each_class(name: str) -> None:
     x, of = images(2).double(), made(name, "resnet", torch.float64)
     expected = torch.stack([attribute(of, x, c) for c in (0, 4, 2)])
-    found = of.attribute_classes(x, [0, 4, 2])
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    maps = of.attribute_classes(x, [0, 4, 2])
+    torch.testing.assert_close(maps, expected, rtol=1e-9, atol=1e-12)
     per_image = torch.tensor([[0, 4], [2, 0]])
     torch.testing.assert_close(
         of.attribute_classes(x, per_image)[1, 0], expected[2, 0], rtol=1e-6, atol=1e-9
@@ -164,7 +168,7 @@ def test_model_without_class_logits(name: str) -> None:
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_description(name: str) -> None:
     kind = CATALOGUE[name]
-    for text in (kind.name, kind.scores, kind.cost, kind.paper, kind.__doc__):
+    for text in (kind.name, kind.scores, kind.paper, kind.__doc__):
         assert text
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     of = made(name, "resnet")
@@ -180,52 +184,105 @@ def test_copies_explain_alike(name: str) -> None:
     assert torch.equal(attribute(copy.deepcopy(of), x, 0), attribute(of, x, 0))
 
 
-class Counted(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.forwards = 0
+SEVERAL = Random(samples=3)
+PIXELS = ("Gradient", "InputXGradient", "DeconvNet", "GuidedBackprop", "LRP")
+MAPS = ("GradCAM", "GradCAMPlusPlus", "CAM")
+COUNTED: list[tuple[str, dict[str, Any], Work]] = [
+    ("Random", {}, Work(1)),
+    *((name, {}, Work(1, 1)) for name in PIXELS),
+    *((name, {}, Work(1, layer_backwards=1)) for name in MAPS),
+    ("AFMI", {}, Work(1, layer_backwards=1)),
+    ("AFMI", {"reference": SEVERAL}, Work(1, layer_backwards=3)),
+    ("AFMI", {"reference": Blurred()}, Work(2, layer_backwards=1)),
+    ("DeepLIFT", {}, Work(1, 1)),
+    ("DeepLIFT", {"reference": SEVERAL}, Work(1, 3)),
+    ("DeepLIFT", {"reference": Blurred()}, Work(2, 1)),
+    ("IntegratedGradients", {"steps": 10}, Work(12, 10)),
+    ("IntegratedGradients", {"steps": 4, "reference": SEVERAL}, Work(16, 12)),
+    ("IntegratedGradients", {"steps": 4, "reference": Blurred()}, Work(6, 4)),
+    ("GradientSHAP", {"samples": 7}, Work(10, 7)),
+    ("GradientSHAP", {"samples": 7, "reference": Blurred()}, Work(9, 7)),
+    ("SmoothGrad", {"samples": 6}, Work(7, 6)),
+    ("KernelSHAP", {"samples": 20, "segmentation": Grid(4)}, Work(23)),
+    ("KernelSHAP", {"samples": 20, "segmentation": Grid(2)}, Work(1 + 2**4)),
+    ("KernelSHAP", {"samples": 20, "reference": SEVERAL, "segmentation": Grid(4)}, Work(67)),
+    ("KernelSHAP", {"segmentation": Grid(4)}, Work(1 + 2 + 2 * 16 + 2048)),
+    ("LIME", {"samples": 9}, Work(10)),
+    ("RISE", {"masks": 12}, Work(13)),
+    ("PredictionDifference", {"window": 5, "stride": 5, "samples": 3}, Work(2 + 3 * 16)),
+    ("PredictionDifference", {"window": 5, "stride": 5, "reference": SEVERAL}, Work(2 + 3 * 16)),
+    ("PredictionDifference", {"window": 5, "stride": 5, "reference": White()}, Work(2 + 16)),
+    ("MeaningfulPerturbation", {"iterations": 4}, Work(26, 4)),
+    ("ExtremalPerturbation", {"iterations": 4, "areas": (0.1, 0.2, 0.3)}, Work(13, 12)),
+    ("XRAI", {"steps": 5}, Work(11, 10)),
+    ("XRAI", {"steps": 5, "reference": Blurred()}, Work(6, 5)),
+]
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.forwards += 1
-        return self.network(x)
+
+def test_the_work_of_every_method_is_counted() -> None:
+    assert {name for name, _, _ in COUNTED} == set(CATALOGUE)
 
 
-@pytest.mark.parametrize("name", ["Random", "Gradient", "GradCAM", "AFMI"])
-def test_passes_are_as_many_as_the_cost_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Counted(build("resnet"))
-    of = method(name, model, layer="network.layer1")
-    of.attribute(images())  # a cached reference is run here
-    forwards, backwards = model.forwards, 0
+@pytest.mark.parametrize(("name", "options", "expected"), COUNTED)
+def test_the_work_is_what_is_counted(
+    name: str, options: dict[str, Any], expected: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By it `compare` says beforehand how long a method will take, and catalogues what it costs."""
+    model, x = (Pooled() if name == "CAM" else build("resnet")).eval(), images(1)
+    of = CATALOGUE[name](model, **options)
+    assert of.work(x) == expected
+    assert counted(of, x, monkeypatch) == expected
+
+
+def test_the_work_with_a_base_method_is_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build("resnet"), images(1)
+    of = CATALOGUE["SmoothGrad"](model, base=CATALOGUE["AFMI"](model), samples=5)
+    assert counted(of, x, monkeypatch) == of.work(x) == Work(6, layer_backwards=5)
+
+
+class Pooled(nn.Sequential):
+    def __init__(self) -> None:
+        pool = nn.AdaptiveAvgPool2d(1)
+        super().__init__(nn.Conv2d(3, 5, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(5, 5))
+
+
+def counted(of: Method, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Work:
+    """Return the passes that are made for one image, what is made once and kept apart."""
+    of.attribute(x, 0)
+    forwards, backwards, layer_backwards = 0, 0, 0
     gradient = torch.autograd.grad
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal backwards
-        backwards += 1
-        return gradient(*args, **kwargs)
+    def count_forwards(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal forwards
+        forwards += len(args[0])
 
-    monkeypatch.setattr(torch.autograd, "grad", counted)
-    of.attribute(images())
-    assert model.forwards - forwards == 1
-    assert backwards == (0 if name == "Random" else 1)
+    def count_backwards(outputs: Tensor, inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+        nonlocal backwards, layer_backwards
+        logits = outputs.dim() == 2 and len(outputs) == len(inputs)
+        if logits and inputs.shape[1:] == x.shape[1:]:
+            backwards += len(outputs)
+        elif logits:
+            layer_backwards += len(outputs)
+        return gradient(outputs, inputs, *args, **kwargs)
+
+    handle = of.model.register_forward_pre_hook(count_forwards)
+    monkeypatch.setattr(torch.autograd, "grad", count_backwards)
+    of.attribute(x, 0)
+    handle.remove()
+    return Work(forwards, backwards, layer_backwards)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_goes_through_the_network_as_often_as_it_foretells(name: str) -> None:
-    # By this number `compare` says beforehand how long a method will take.
-    model, x = build("resnet"), images(1)
-    if name == "KernelSHAP":
-        of: Method = CATALOGUE[name](model, samples=20)
-    else:
-        of = method(name, model)
-    of.attribute(x, 0)  # the reference's own pass is made once and kept
-    rows = 0
+def test_the_cost_says_the_work(name: str) -> None:
+    of = CATALOGUE[name](build("resnet"))
+    work = of.work(torch.zeros(1, 3, 224, 224))
+    assert of.cost == CATALOGUE[name].default_cost() == str(work)
+    numbers = (work.forwards, work.backwards, work.layer_backwards)
+    assert re.findall(r"[\d,]+", of.cost) == [f"{number:,}" for number in numbers if number]
 
-    def count(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        nonlocal rows
-        rows += len(args[0])
 
-    handle = model.register_forward_pre_hook(count)
-    of.attribute(x, 0)
-    handle.remove()
-    assert rows == pytest.approx(of.work(x).forwards, abs=4)
+def test_the_cost_follows_the_parameters() -> None:
+    model = build("resnet")
+    assert CATALOGUE["IntegratedGradients"](model, steps=10).cost == "12 forwards + 10 backwards"
+    assert CATALOGUE["RISE"](model, masks=5000).cost == "5,001 forwards"
+    assert CATALOGUE["GradCAM"](model).cost == "1 forward + 1 backward behind the layer"

@@ -22,7 +22,7 @@ def test_closed_form() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU())
     network[1].weight.data.fill_(1)
     network[1].bias.data.fill_(-0.2)
-    found = DeepLIFT(network).explain(torch.ones(1, 1, 1, 1))
+    found = DeepLIFT(network).attribution(torch.ones(1, 1, 1, 1))
     assert found.maps.item() == pytest.approx(0.8)
     assert found.residual is not None
     assert found.residual.item() == pytest.approx(0, abs=1e-6)
@@ -78,7 +78,7 @@ REFERENCES = (Black(), White(), Blurred(), Random(2), Several([Black(), White()]
 @pytest.mark.parametrize("name", networks.TINY)
 def test_sums_to_delta(name: str, reference: Reference) -> None:
     model, images = networks.build(name, torch.float64), networks.images().double()
-    found = DeepLIFT(model, reference=reference).explain(images)
+    found = DeepLIFT(model, reference=reference).attribution(images)
     with torch.no_grad():
         start = torch.cat([model(x[None]) for x in reference(images)])
         start = start if reference.per_image else start.mean(0, keepdim=True).expand(3, -1)
@@ -99,7 +99,7 @@ def test_sums_to_delta_on_real_networks(name: str) -> None:
     images = networks.images(2, 64)
     photo_like(model, images)
     # In float64, since random weights on so small an image give maps that cancel a thousandfold.
-    found = DeepLIFT(model.double()).explain(images.double())
+    found = DeepLIFT(model.double()).attribution(images.double())
     assert found.residual is not None
     assert found.residual.abs().max() < 1e-8
 

@@ -10,7 +10,7 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes
+from afmi.gradients.passes import BatchRunner
 from afmi.methods.regions.extremal_perturbation import (
     ExtremalPerturbation,
     _Lattice,
@@ -153,7 +153,7 @@ def test_takes_digits_and_tiny_pictures(size: int) -> None:
 
 def test_costs_what_it_says() -> None:
     model, calls = build("vgg"), []
-    Passes(model, images(1)).logits(images(1))  # finds out how to run it, once
+    BatchRunner(model, images(1)).logits(images(1))  # finds out how to run it, once
     handle = model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     ExtremalPerturbation(model, areas=(0.1, 0.2), iterations=3).attribute(images(2), 0)
     handle.remove()

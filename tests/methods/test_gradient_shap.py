@@ -22,7 +22,7 @@ def test_linear_network() -> None:
     images, start = torch.rand(2, 3, 2, 2, 2, dtype=torch.float64)
     weight = network[1].weight[1].view(2, 2, 2)
     expected = ((images - start[0]) * weight).sum(1, keepdim=True).detach()
-    found = GradientSHAP(network, samples=3, reference=Image(start[0])).explain(images, 1)
+    found = GradientSHAP(network, samples=3, reference=Image(start[0])).attribution(images, 1)
     torch.testing.assert_close(found.maps, expected)
     assert found.residual is not None
     assert found.residual.abs().max() < 1e-9
@@ -62,7 +62,8 @@ def test_captum() -> None:
 def test_sums_to_the_change_with_many_samples() -> None:
     model, images = networks.build("vgg", torch.float64), networks.images().double()
     few, many = (
-        GradientSHAP(model, samples=n, batch_size=500).explain(images).residual for n in (5, 500)
+        GradientSHAP(model, samples=n, batch_size=500).attribution(images).residual
+        for n in (5, 500)
     )
     assert few is not None
     assert many is not None

@@ -24,7 +24,7 @@ class Square(nn.Module):
 def test_closed_form() -> None:
     # The gradient 2 Σx grows linearly on the way, so the midpoint rule is exact in one step.
     image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    found = IntegratedGradients(Square(), steps=1).explain(image)
+    found = IntegratedGradients(Square(), steps=1).attribution(image)
     assert found.maps.flatten().tolist() == pytest.approx([10, 20, 30, 40])
     assert found.residual is not None
     assert found.residual.item() == pytest.approx(0)
@@ -66,7 +66,9 @@ def test_completeness_error_falls_with_the_steps() -> None:
     model, images = networks.build("vgg", torch.float64), networks.images().double()
     errors = []
     for steps in (1, 8, 64, 512):
-        residual = IntegratedGradients(model, steps=steps, batch_size=64).explain(images).residual
+        residual = (
+            IntegratedGradients(model, steps=steps, batch_size=64).attribution(images).residual
+        )
         assert residual is not None
         errors.append(float(residual.abs().mean()))
     assert errors == sorted(errors, reverse=True)

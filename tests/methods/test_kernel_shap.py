@@ -11,9 +11,9 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Grid, superpixels
 from afmi.methods.pixels.kernel_shap import KernelSHAP, coalitions
 from afmi.pictures.references import Black, Blurred, Random
+from afmi.pictures.superpixels import Grid, superpixels
 
 
 def _shapley(model: nn.Module, image: Tensor, reference: Tensor, labels: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def test_sampled_coalitions_come_close_to_shapley_values() -> None:
 def test_maps_sum_to_the_change(reference) -> None:
     model, some = build("resnet", torch.float64), images(2, 20).double()
     method = KernelSHAP(model, samples=60, reference=reference)
-    found = method.explain(some, torch.tensor([1, 2]))
+    found = method.attribution(some, torch.tensor([1, 2]))
     with torch.no_grad():
         after = model(some)[torch.arange(2), [1, 2]]
         background = reference(some)

@@ -8,9 +8,9 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Grid, superpixels
 from afmi.methods.regions.lime import LIME, mean_colors, weighted_ridge
 from afmi.pictures.references import Black
+from afmi.pictures.superpixels import Grid, superpixels
 
 
 class _Additive(nn.Module):

@@ -94,7 +94,7 @@ def without_biases(network: nn.Module) -> nn.Module:
 def test_without_biases(name: str) -> None:
     model = without_biases(networks.build(name, torch.float64))
     images = networks.images().double()
-    found = LRP(model, epsilon=1e-9).explain(images)
+    found = LRP(model, epsilon=1e-9).attribution(images)
     assert found.logits is not None
     torch.testing.assert_close(
         found.maps, InputXGradient(model).attribute(images), rtol=1e-6, atol=1e-8
@@ -106,7 +106,7 @@ def test_without_biases(name: str) -> None:
 def test_squeeze_and_excite_conserves() -> None:
     # All relevance goes to the signal; hardswish and SiLU pass it on unchanged.
     model = without_biases(networks.build("functional", torch.float64))
-    found = LRP(model, epsilon=1e-10).explain(networks.images().double())
+    found = LRP(model, epsilon=1e-10).attribution(networks.images().double())
     assert found.logits is not None
     logits = found.logits.gather(1, found.target[:, None])[:, 0]
     torch.testing.assert_close(found.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
@@ -154,7 +154,7 @@ ACTIVATIONS = [nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Har
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_pass_relevance_on(activation: type[nn.Module]) -> None:
     model = plain(bias=False, activation=activation)
-    found = LRP(model, epsilon=1e-12).explain(networks.images(3, 12).double())
+    found = LRP(model, epsilon=1e-12).attribution(networks.images(3, 12).double())
     assert found.logits is not None
     logits = found.logits.gather(1, found.target[:, None])[:, 0]
     torch.testing.assert_close(found.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
@@ -175,7 +175,7 @@ def test_normalisations_keep_the_output(norm: nn.Module) -> None:
     head = plain()
     model = nn.Sequential(head[0], norm, *list(head)[1:]).double()
     images = networks.images(3, 12).double()
-    found = LRP(model).explain(images)
+    found = LRP(model).attribution(images)
     assert found.logits is not None
     torch.testing.assert_close(found.logits, model(images).detach())
 
@@ -215,7 +215,7 @@ def test_does_not_blow_up(name: str) -> None:
         network = getattr(torchvision.models, name)(weights=None)
     images = networks.images(4, 64)
     photo_like(network, images)
-    found = LRP(network).explain(images)
+    found = LRP(network).attribution(images)
     assert found.logits is not None
     logits = found.logits.gather(1, found.target[:, None])[:, 0]
     assert (found.maps.sum((1, 2, 3)) / logits).abs().max() < 2

@@ -9,8 +9,9 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, gaussian
+from afmi.gradients.passes import BatchRunner
 from afmi.methods.regions.meaningful_perturbation import MeaningfulPerturbation, _Scene
+from afmi.pictures.matrices import gaussian
 from afmi.pictures.references import Black
 
 
@@ -39,7 +40,7 @@ def test_the_first_step_is_that_of_the_formula() -> None:
     """One step of Adam moves each cell by the learning rate against its gradient's sign."""
     model, image = build("vgg", torch.float64), images(1, 24).double()
     method = MeaningfulPerturbation(model, iterations=1, seed=4)
-    passes = Passes(model, image)
+    runner = BatchRunner(model, image)
     plain = torch.rand_like(image)
     scene = _Scene(method, image, plain)
     mask = torch.rand(1, *scene.cells, dtype=torch.float64).requires_grad_(True)
@@ -55,10 +56,11 @@ def test_the_first_step_is_that_of_the_formula() -> None:
         p = logits.softmax(1)
         return p[:, 2:3] * (torch.eye(5).double()[2] - p)
 
-    shown = scene.shown(mask.detach(), 0, 0)
+    spread = scene.shifted(0, 0)
+    shown = scene.shown(spread(mask.detach()))
     torch.testing.assert_close(shown, (full * image + (1 - full) * plain).detach())
-    _, gradient = passes.gradients(shown, slope)
-    torch.testing.assert_close(scene.pull_back(gradient, 0, 0), expected)
+    _, gradient = runner.gradients(shown, slope)
+    torch.testing.assert_close(spread.pull_back(scene.by_mask(gradient)), expected)
 
 
 def test_what_counts_is_the_share_of_the_probability_that_is_left() -> None:
@@ -100,7 +102,7 @@ def test_starts_with_the_smallest_disc_that_suppresses_the_class() -> None:
     scene = _Scene(method, image, torch.zeros_like(image))
     classes = torch.tensor([0, 1])
     before = Centre()(image).softmax(1)[[0, 1], classes]
-    start = method._start(scene, classes, before, Passes(Centre(), image))
+    start = method._start(scene, classes, before, BatchRunner(Centre(), image))
     hidden = 1 - start.mean((1, 2))
     assert 0.01 < hidden[0] < 0.1
     # Class 1 never had a chance to lose: the smallest disc does.

@@ -8,7 +8,7 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes
+from afmi.gradients.passes import BatchRunner
 from afmi.methods.regions.prediction_difference import PredictionDifference, _PatchModel, _positions
 from afmi.pictures.references import Black, Image
 
@@ -131,7 +131,7 @@ def test_the_gaussian_may_come_from_other_images() -> None:
 
 def test_costs_what_it_says() -> None:
     model, calls = build("vgg"), []
-    Passes(model, images(1)).logits(images(1))  # finds out how to run it, once
+    BatchRunner(model, images(1)).logits(images(1))  # finds out how to run it, once
     handle = model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     PredictionDifference(model, window=6, stride=7, samples=3).attribute_classes(images(1), [0, 1])
     handle.remove()

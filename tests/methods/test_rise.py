@@ -9,7 +9,7 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes
+from afmi.gradients.passes import BatchRunner
 from afmi.methods.regions.rise import RISE, _Masks
 
 
@@ -94,7 +94,7 @@ def test_batch_size_classes_and_neighbours_do_not_matter() -> None:
 
 def test_costs_what_it_says() -> None:
     model, calls = build("vgg"), []
-    Passes(model, images(1)).logits(images(1))  # finds out how to run it, once
+    BatchRunner(model, images(1)).logits(images(1))  # finds out how to run it, once
     handle = model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     RISE(model, masks=17, batch_size=8).attribute_classes(images(1), [0, 1, 2])
     handle.remove()

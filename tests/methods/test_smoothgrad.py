@@ -53,7 +53,7 @@ def test_mean_of_the_bases_maps(base: type[Method]) -> None:
 
 def test_class_of_the_clean_image() -> None:
     model, images = networks.build("resnet"), networks.images()
-    found = SmoothGrad(model, samples=3, noise=2.0).explain(images)
+    found = SmoothGrad(model, samples=3, noise=2.0).attribution(images)
     with torch.no_grad():
         assert torch.equal(found.target, model(images).argmax(1))
 

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, ShapeError, UsageError
 from afmi.methods import AFMI, CAM, GradCAM, Gradient, InputXGradient, Method
-from afmi.methods.base import Attribution, Target, classify
+from afmi.methods.base import Attribution, classify
+from afmi.methods.work import Work
 from afmi.metrics import GridPointing
+from afmi.targets import Target
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,9 @@ class Brightness(Method):
     """The image's mean over its channels is the map, less a number."""
 
     less: float = 0.0
+
+    def work(self, inputs: Tensor) -> Work:
+        return Work(1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         logits = classify(self.model, inputs)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from afmi import Classifier, load_model
 from afmi.errors import ShapeError, TargetError, UsageError
-from afmi.gradients.passes import Passes
+from afmi.gradients.passes import BatchRunner
 from afmi.metrics import Deletion, Insertion
 from afmi.metrics.masking import FRACTIONS
 from afmi.pictures.references import Black, Blurred, Mean, Several, White
@@ -105,7 +105,7 @@ def test_means_medians_and_a_chosen_part() -> None:
 def test_same_masked_pictures_are_classified_once() -> None:
     model, images, targets, maps = two_by_two()
     images[0, 0, 0, 0] = 0  # the map's first pixel is black itself
-    Passes(model, images).logits(images)  # finds out how to run it, once
+    BatchRunner(model, images).logits(images)  # finds out how to run it, once
     model.seen.clear()
     insertion = Insertion(fractions=(0.1, *QUARTERS))
     curves = insertion.curves(
@@ -172,7 +172,7 @@ def test_embedded_network_counts_its_forwards() -> None:
         counted += len(args[0])
 
     images = torch.rand(2, 3, 64, 64)
-    Passes(model, images).logits(images)  # finds out how to run it, once
+    BatchRunner(model, images).logits(images)  # finds out how to run it, once
     handle = model.register_forward_pre_hook(count)
     insertion = Insertion()
     insertion.curves(model, images, torch.tensor([0, 1]), torch.rand(2, 1, 64, 64))

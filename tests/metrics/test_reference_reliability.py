@@ -16,6 +16,7 @@ from torch import nn
 
 from afmi.errors import UsageError
 from afmi.methods import AFMI, LIME, GradCAM, InputXGradient, IntegratedGradients, Random
+from afmi.methods.work import Work
 from afmi.metrics import ReferenceReliability
 from afmi.pictures.references import Black, Mean, White
 from afmi.pictures.references import Random as RandomPixels
@@ -102,16 +103,16 @@ def test_methods_without_a_reference_image_have_no_value(kind: Any) -> None:
     method = kind(build("resnet"), **options)
     metric = ReferenceReliability()
     assert metric.measure(case_of(method, images(1))) == {}
-    assert metric.work(method, images(1)) == (0, 0)
+    assert metric.work(method, images(1)) == Work()
 
 
 def test_the_own_reference_is_not_explained_again() -> None:
     model, x = build("resnet"), images(1, seed=5)  # seed 0 draws the random reference itself
     method = IntegratedGradients(model, steps=3)
     metric = ReferenceReliability()
-    assert metric.work(method, x) == (2 * 4, 2 * 3)
+    assert metric.work(method, x) == Work(2 * 5, 2 * 3)
     other = replace(method, reference=Mean((0.5,) * 3))
-    assert metric.work(other, x) == (3 * 4, 3 * 3)
+    assert metric.work(other, x) == Work(3 * 5, 3 * 3)
     # The case's own map is what is compared, so a changed one shows.
     case = case_of(method, x)
     found = metric.measure(case)

@@ -12,7 +12,7 @@ from completeness import torchvision_classifier
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from afmi.gradients.passes import Passes
+from afmi.gradients.passes import BatchRunner
 from afmi.network.folding import Simplification, simplification_of
 
 
@@ -184,14 +184,14 @@ def test_it_is_found_once_and_kept_for_the_weights_as_they_are() -> None:
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     kept = simplification_of(model)
     assert simplification_of(model) is kept
-    first = Passes(model, images).logits(images)
-    count, again = norms_run(lambda: Passes(model, images).logits(images))
+    first = BatchRunner(model, images).logits(images)
+    count, again = norms_run(lambda: BatchRunner(model, images).logits(images))
     assert count == 0
     assert torch.equal(first, again)  # to the bit, though the first run had to find all this out
     with torch.no_grad():
         model.norm.running_var.data.mul_(2)  # which no version counts
     assert simplification_of(model) is not kept
-    count, found = norms_run(lambda: Passes(model, images).logits(images))
+    count, found = norms_run(lambda: BatchRunner(model, images).logits(images))
     assert count == 0
     torch.testing.assert_close(found, model(images).detach())
 
@@ -200,9 +200,9 @@ def test_another_epsilon_is_noticed() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)).mean((2, 3)))
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        Passes(model, images).logits(images)
+        BatchRunner(model, images).logits(images)
         model.norm.eps = 0.5
-        torch.testing.assert_close(Passes(model, images).logits(images), model(images))
+        torch.testing.assert_close(BatchRunner(model, images).logits(images), model(images))
 
 
 def test_a_network_for_more_than_one_image_runs_as_it_is() -> None:
@@ -214,6 +214,6 @@ def test_a_network_for_more_than_one_image_runs_as_it_is() -> None:
     model = Net(forward)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(Passes(model, images).logits(images), model(images))
+        torch.testing.assert_close(BatchRunner(model, images).logits(images), model(images))
         with pytest.raises(ValueError, match="one image alone"):
-            Passes(model, images).logits(images[:1])
+            BatchRunner(model, images).logits(images[:1])

@@ -189,7 +189,7 @@ def test_afmi_and_grad_cam_explain_them(name: str) -> None:
     model, x = build(name), pictures()
     references: tuple[Reference, ...] = (Black(), Several([Black(), Random()]))
     for reference in references:
-        found = AFMI(model, reference=reference, averaged=False).explain(x)
+        found = AFMI(model, reference=reference, averaged=False).attribution(x)
         assert found.maps.shape == (2, 1, 32, 32)
         assert found.residual is not None
         exact = bool((found.residual.abs() < 1e-9).all())

@@ -137,3 +137,12 @@ def test_names(tmp_path: Path) -> None:
     ):
         assert isinstance(reference, Reference)
         assert str(reference)
+
+
+def test_each_image_has_its_references() -> None:
+    some = images(3)
+    assert Black().for_each(some).shape == (3, 1, 3, 20, 20)
+    assert Random(samples=2).for_each(some).shape == (3, 2, 3, 20, 20)
+    blurred = Blurred().for_each(some)
+    torch.testing.assert_close(blurred[1, 0], Blurred()(some[1:2])[0])
+    assert [r.count(some) for r in (Black(), Random(samples=2), Blurred())] == [1, 2, 1]

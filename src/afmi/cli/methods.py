@@ -26,7 +26,8 @@ def methods(json_wanted: bool) -> None:
     """List the explanation methods.
 
     Each is told by the features that carry the attribution and by how they get their scores; the
-    cost is in passes through the network for each picture.
+    cost is in passes through the network for one picture of 224 × 224 pixels, with the method's
+    defaults.
 
     Any spelling of a name works for --method: A-FMI, afmi; Grad-CAM, grad_cam, GradCAM.
 
@@ -53,7 +54,7 @@ def _record(cls: type[Method]) -> dict[str, Any]:
         "family": cls.family,
         "features": _FEATURES.get(cls.family, "none"),
         "scores": cls.scores,
-        "cost": cls.cost,
+        "cost": cls.default_cost(),
         "paper": cls.paper,
         "parameters": [field.name for field in fields(cls) if field.name != "model"],
     }

@@ -20,7 +20,7 @@ from afmi.evaluation.meter import processor
 from afmi.evaluation.results import Results
 from afmi.evaluation.shard import Shard, evaluate_shard
 from afmi.methods import Method, MethodsLike, chosen_methods
-from afmi.methods.base import Work
+from afmi.methods.work import Work
 from afmi.metrics import Metric, MetricsLike, chosen_metrics
 from afmi.specs import key_of, parameters
 

@@ -169,7 +169,7 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
     # Blank maps are counted in a row of their own.
     with blank_maps_allowed():
         with measured(inputs.device) as cost:
-            attribution = method.explain(inputs, targets)
+            attribution = method.attribution(inputs, targets)
         logits = attribution.logits
         if logits is None:
             logits = classify(method.model, inputs)

@@ -1,30 +1,57 @@
-"""Gradients averaged on the straight way from a reference to an image."""
+"""Gradients at points on the straight ways from references to images."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from afmi.gradients.passes import Passes
+from afmi.gradients.passes import BatchRunner
+from afmi.pictures.references import Reference
 from afmi.progress import track
 
-__all__ = ["integrated_gradients", "starts"]
+__all__ = ["gradients_on_the_way", "integrated_gradients"]
 
 
-def starts(references: Tensor, *, per_image: bool) -> list[Tensor]:
-    """Return the beginnings of the ways: tensors (1 or N, C, H, W), one for each reference.
+def gradients_on_the_way(
+    runner: BatchRunner,
+    inputs: Tensor,
+    references: Tensor,
+    classes: Tensor,
+    which: Tensor,
+    alpha: Tensor,
+    *,
+    description: str,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield ∂y_c/∂x at x̄ + α (x − x̄), batch by batch, for as many points of each image x.
 
     Args:
-        references: (R, C, H, W).
-        per_image: whether reference i belongs to image i only.
+        runner: of the network.
+        inputs: images x (N, C, H, W).
+        references: images x̄ (R, C, H, W).
+        classes: c, int64 (N,).
+        which: index of each point's reference, int64 (N · points,), image by image.
+        alpha: how far each point lies on its way, (N · points,).
+        description: what progress is reported as.
+
+    Yields:
+        For B points at a time: the index of each one's image, int64 (B,), its way x − x̄ and its
+        gradient, (B, C, H, W).
     """
-    return [references] if per_image else list(references.split(1))
+    points = torch.arange(which.numel(), device=inputs.device)
+    for chunk in track(points.split(runner.size), description):
+        image = chunk // (which.numel() // inputs.shape[0])
+        start = references[which[chunk]]
+        way = inputs[image] - start
+        x = torch.addcmul(start, alpha[chunk].view(-1, 1, 1, 1), way)
+        yield image, way, runner.class_gradients(x, classes[image])
 
 
 def integrated_gradients(
-    passes: Passes,
+    runner: BatchRunner,
     inputs: Tensor,
-    start: Tensor,
+    reference: Reference,
     classes: Tensor,
     *,
     steps: int,
@@ -33,24 +60,25 @@ def integrated_gradients(
     """Return (x − x̄) · (1/m) Σ_s ∂y_c/∂x at x̄ + α_s (x − x̄) with α_s = (s − ½)/m.
 
     Args:
-        passes: of the network.
+        runner: of the network.
         inputs: images x (N, C, H, W).
-        start: where the ways begin, x̄ (1 or N, C, H, W).
+        reference: gives the x̄ where the ways begin, R for each image.
         classes: int64 (N,).
         steps: m, points on each way.
         description: what progress is reported as.
 
     Returns:
-        (N, C, H, W).
+        (R, N, C, H, W).
     """
-    start = start.expand_as(inputs)
-    way = inputs - start
-    total = torch.zeros_like(inputs)
-    # Every point of every image's way: point p lies on the way of image p // steps.
-    points = torch.arange(inputs.shape[0] * steps, device=inputs.device)
-    for chunk in track(points.split(passes.size), description):
-        image = chunk // steps
-        alpha = ((chunk % steps).to(inputs.dtype) + 0.5) / steps
-        x = torch.addcmul(start[image], alpha.view(-1, 1, 1, 1), way[image])
-        total.index_add_(0, image, passes.class_gradients(x, classes[image]))
-    return total / steps * way
+    count = inputs.shape[0]
+    alpha = (torch.arange(steps, device=inputs.device).to(inputs.dtype) + 0.5) / steps
+    integrated = []
+    for start in reference.for_each(inputs).transpose(0, 1):
+        total = torch.zeros_like(inputs)
+        which = torch.arange(count, device=inputs.device).repeat_interleave(steps)
+        for image, _, gradients in gradients_on_the_way(
+            runner, inputs, start, classes, which, alpha.repeat(count), description=description
+        ):
+            total.index_add_(0, image, gradients)
+        integrated.append(total / steps * (inputs - start))
+    return torch.stack(integrated)

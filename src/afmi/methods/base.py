@@ -8,79 +8,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from afmi.errors import AfmiError, ModelError, ShapeError, TargetError, UsageError
+from afmi.errors import AfmiError, ModelError, ShapeError, UsageError
+from afmi.methods.work import Work
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.classifier import logits_of
 from afmi.network.guards import evaluation_mode, keeping_random_state
 from afmi.network.layers import Layer, resolve_layer
 from afmi.network.memory import in_parts
 from afmi.pictures.maps import upsample
+from afmi.targets import Target, TargetLike, class_rows, class_target
 
 __all__ = [
     "Attribution",
     "BlankMapWarning",
     "LayerMethod",
     "Method",
-    "Target",
-    "Work",
     "classify",
     "image_generator",
     "relative_residual",
 ]
-
-TargetLike = int | Tensor | Sequence[int] | None
 
 
 class BlankMapWarning(UserWarning):
     """A map is the same everywhere, so that it ranks no pixel above another."""
 
 
-class Work(NamedTuple):
-    """Passes through the whole network for one image, by which the time is foretold."""
-
-    forwards: float
-    backwards: float = 0
-
-
-@dataclass(frozen=True)
-class Target:
-    """The class to explain, as the caller gave it, until the logits are known.
-
-    Attributes:
-        value: int64 (N,), or None for the predicted class of each image.
-    """
-
-    value: Tensor | None
-
-    def __getitem__(self, part: slice) -> Target:
-        """Return the classes of some of the images."""
-        return Target(None if self.value is None else self.value[part])
-
-    def of(self, logits: Tensor) -> Tensor:
-        """Return the class of each image, int64 (N,).
-
-        Raises:
-            TargetError: when a class is out of the logits' range.
-        """
-        if self.value is None:
-            return logits.argmax(1)
-        classes = logits.shape[1]
-        low, high = int(self.value.min()), int(self.value.max())
-        if low < 0 or high >= classes:
-            raise TargetError(
-                f"expected a class from 0 to {classes - 1}, got {low if low < 0 else high}"
-            )
-        return self.value.to(logits.device)
-
-
 @dataclass(frozen=True)
 class Attribution:
-    """What a method found, with what it learned on the way.
+    """Saliency maps, with what the method learned on the way.
 
     Attributes:
         maps: saliency (N, 1, h, w), at any size; `Method.attribute` brings it to the input's.
@@ -104,8 +64,8 @@ class Method(ABC):
     """Explain a network's class scores by a saliency map over the image.
 
     A subclass is a frozen dataclass whose fields are its hyperparameters, with the defaults of the
-    method's own paper; it fills in the class variables and writes `_attribute`. It is found by
-    existing: `afmi.methods` lists every subclass in its folders.
+    method's own paper; it fills in the class variables and writes `work` and `_attribute`.
+    It is found by existing: `afmi.methods` lists every subclass in its folders.
 
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W) to logits (N, K).
@@ -121,16 +81,27 @@ class Method(ABC):
     """Which features carry the attribution (the paper's Section 2)."""
     scores: ClassVar[str]
     """How the features are scored, in the terms of the paper's Figure 1."""
-    cost: ClassVar[str]
-    """Forward and backward passes for each image."""
     paper: ClassVar[str]
     """Authors, title, venue and year."""
 
     model: nn.Module = field(repr=False)
 
+    @abstractmethod
     def work(self, inputs: Tensor) -> Work:
-        """Return how often one of these images (N, C, H, W) goes through the network."""
-        return Work(1)
+        """Return how often an image like these (N, C, H, W) goes through the network.
+
+        Passes that are made once and kept, such as a reference's, do not count.
+        """
+
+    @property
+    def cost(self) -> str:
+        """The work for one colour image of 224 × 224 pixels, in words."""
+        return str(self.work(torch.zeros(1, 3, 224, 224)))
+
+    @classmethod
+    def default_cost(cls) -> str:
+        """Return the `cost` of the method with its defaults."""
+        return cls(nn.Identity()).cost
 
     def attribute(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
         """Return the saliency map of each image.
@@ -148,19 +119,19 @@ class Method(ABC):
             ShapeError: when the inputs are no such images.
             TargetError: when a class is out of range.
         """
-        return self.explain(inputs, target).maps
+        return self.attribution(inputs, target).maps
 
-    def explain(self, inputs: Tensor, target: TargetLike = None) -> Attribution:
+    def attribution(self, inputs: Tensor, target: TargetLike = None) -> Attribution:
         """Return the maps as `attribute` does, with target, logits, residual and layer.
 
         Where there is too little memory for all images at once, halves of them are explained.
         """
 
-        def explained(start: int, stop: int) -> Attribution:
-            return self._attribute(own[start:stop], wanted[start:stop])
+        def run(start: int, stop: int) -> Attribution:
+            return self._attribute(images[start:stop], wanted[start:stop])
 
-        with self._session(inputs, target) as (own, wanted):
-            parts, _ = in_parts(explained, inputs.shape[0], inputs.shape[0])
+        with self._session(inputs, target) as (images, wanted):
+            parts, _ = in_parts(run, inputs.shape[0], inputs.shape[0])
             return self._finished(_joined(parts), inputs)
 
     def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
@@ -173,17 +144,17 @@ class Method(ABC):
         Returns:
             (T, N, 1, H, W).
         """
-        return torch.stack([found.maps for found in self.explain_classes(inputs, targets)])
+        return torch.stack([each.maps for each in self.attributions(inputs, targets)])
 
-    def explain_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> list[Attribution]:
-        """Return T attributions of the same images, as `explain` does for each class."""
+    def attributions(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> list[Attribution]:
+        """Return T attributions of the same images, one for each class, as `attribution` does."""
 
-        def explained(start: int, stop: int) -> list[Attribution]:
-            return self._attribute_classes(own[start:stop], classes[:, start:stop])
+        def run(start: int, stop: int) -> list[Attribution]:
+            return self._attribute_classes(images[start:stop], classes[:, start:stop])
 
-        with self._session(inputs, None) as (own, _):
-            classes = self._classes(targets, inputs)
-            parts, _ = in_parts(explained, inputs.shape[0], inputs.shape[0])
+        with self._session(inputs, None) as (images, _):
+            classes = class_rows(targets, inputs)
+            parts, _ = in_parts(run, inputs.shape[0], inputs.shape[0])
             return [self._finished(_joined(same), inputs) for same in zip(*parts, strict=True)]
 
     @abstractmethod
@@ -194,17 +165,18 @@ class Method(ABC):
         """Do as `_attribute` for classes (T, N); methods that share their passes override it."""
         return [self._attribute(inputs, Target(row)) for row in classes]
 
-    def _finished(self, found: Attribution, inputs: Tensor) -> Attribution:
+    def _finished(self, attribution: Attribution, inputs: Tensor) -> Attribution:
         """Bring the maps to the inputs' size and dtype, and check them."""
-        maps = upsample(found.maps.detach(), (inputs.shape[2], inputs.shape[3])).to(inputs.dtype)
+        size = (inputs.shape[2], inputs.shape[3])
+        maps = upsample(attribution.maps.detach(), size).to(inputs.dtype)
         self._check_maps(maps)
-        return replace(found, maps=maps)
+        return replace(attribution, maps=maps)
 
     @contextmanager
     def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
         """Check the arguments and guard the model and the random state around a computation."""
         self._check(inputs)
-        wanted = Target(_target_tensor(target, inputs))
+        wanted = class_target(target, inputs)
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -212,20 +184,6 @@ class Method(ABC):
             evaluation_mode(self.model),
         ):
             yield (inputs.clone() if inputs.is_inference() else inputs.detach()), wanted
-
-    @staticmethod
-    def _classes(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
-        """Return several classes as int64 (T, N)."""
-        tensor = torch.as_tensor(targets, device=inputs.device)
-        if tensor.dim() == 1:
-            tensor = tensor[:, None].expand(-1, inputs.shape[0])
-        fits = tensor.dim() == 2 and tensor.shape[1] == inputs.shape[0] and tensor.shape[0] > 0
-        if not fits or tensor.is_floating_point() or tensor.dtype == torch.bool:
-            raise TargetError(
-                f"expected T classes or integer classes (T, {inputs.shape[0]}), got shape "
-                f"{tuple(tensor.shape)} {tensor.dtype}"
-            )
-        return tensor.to(torch.int64)
 
     def _check(self, inputs: Tensor) -> None:
         if not isinstance(self.model, nn.Module):
@@ -283,6 +241,10 @@ class LayerMethod(Method):
     _: KW_ONLY
     layer: str | nn.Module | Layer | None = field(default=None)
 
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        return Work(1, layer_backwards=1)
+
     def resolved_layer(self, inputs: Tensor) -> tuple[nn.Module, Layer]:
         """Return the module and name of the layer for these inputs (N, C, H, W)."""
         return resolve_layer(self.model, self.layer, inputs)
@@ -309,32 +271,6 @@ def _joined(parts: Sequence[Attribution]) -> Attribution:
 def _finite(low: Tensor, high: Tensor) -> bool:
     """Tell from their extremes, to which NaN spreads, whether all numbers are finite."""
     return bool(torch.isfinite(torch.stack([low, high])).all())
-
-
-def _target_tensor(target: TargetLike, inputs: Tensor) -> Tensor | None:
-    if target is None:
-        return None
-    if isinstance(target, (bool, str)):
-        raise TargetError(
-            f"expected a class index, got {target!r}; afmi.find_class(model, label) finds it"
-        )
-    try:
-        tensor = torch.as_tensor(target, device=inputs.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(
-            f"expected a class index or one for each image, got {target!r}"
-        ) from error
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TargetError(f"expected integer classes, got {tensor.dtype}")
-    batch = inputs.shape[0]
-    if tensor.dim() == 0 or (tensor.dim() == 1 and tensor.shape[0] == 1):
-        tensor = tensor.reshape(1).expand(batch)
-    if tensor.shape != (batch,):
-        raise TargetError(
-            f"expected one class for all images or one for each of {batch}, got shape "
-            f"{tuple(tensor.shape)}; attribute_classes takes several classes per image"
-        )
-    return tensor.to(torch.int64)
 
 
 def relative_residual(maps: Tensor, change: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from afmi.gradients.passes import Passes
-from afmi.methods.base import Attribution, Method, Target, classify, relative_residual
+from afmi.gradients.passes import BatchRunner
+from afmi.methods.base import Attribution, Method, classify, relative_residual
+from afmi.targets import Target
 
 __all__ = ["BlackBoxMethod"]
 
@@ -24,7 +25,8 @@ class BlackBoxMethod(Method):
 
     Args:
         seed: of everything drawn.
-        batch_size: the most images per call of the network; see `afmi.gradients.passes.Passes`.
+        batch_size: the most images per call of the network; see
+            `afmi.gradients.passes.BatchRunner`.
     """
 
     _: KW_ONLY
@@ -42,8 +44,8 @@ class BlackBoxMethod(Method):
 
     def _from_passes(self, inputs: Tensor, classes: Tensor, logits: Tensor) -> list[Attribution]:
         """Return an attribution for each row of classes (T, N), all from the same forwards."""
-        passes = Passes(self.model, inputs, self.batch_size)
-        maps, change = self._class_maps(inputs, classes, passes)
+        runner = BatchRunner(self.model, inputs, self.batch_size)
+        maps, change = self._class_maps(inputs, classes, runner)
         residual: Sequence[Tensor | None] = [None] * len(classes)
         if change is not None:
             residual = list(relative_residual(maps, change))
@@ -53,7 +55,7 @@ class BlackBoxMethod(Method):
 
     @abstractmethod
     def _class_maps(
-        self, inputs: Tensor, classes: Tensor, passes: Passes
+        self, inputs: Tensor, classes: Tensor, runner: BatchRunner
     ) -> tuple[Tensor, Tensor | None]:
         """Return maps (T, N, 1, h, w) for classes (T, N), and what they should sum to.
 

@@ -7,7 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from afmi.methods.base import Attribution, Method, Target, classify, image_generator
+from afmi.methods.base import Attribution, Method, classify, image_generator
+from afmi.methods.work import Work
+from afmi.targets import Target
 
 __all__ = ["Random"]
 
@@ -34,11 +36,14 @@ class Random(Method):
     name = "Random"
     family = "control"
     scores = "random"
-    cost = "1 forward"
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     _: KW_ONLY
     seed: int = 0
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        return Work(1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         # The logits are needed to know the class, and to notice one that does not exist.

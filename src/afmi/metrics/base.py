@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from afmi.methods.base import Attribution, BlankMapWarning, Method, Work
+from afmi.methods.base import Attribution, BlankMapWarning, Method
+from afmi.methods.work import Work
 
 __all__ = ["Case", "Metric", "blank_maps_allowed"]
 
@@ -87,7 +88,7 @@ class Metric(ABC):
 
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return how often one image of (N, C, H, W) goes through the network for the metric."""
-        return Work(0)
+        return Work()
 
 
 @contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from afmi.methods.base import Method, Work
+from afmi.methods.base import Method
+from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.pictures.maps import rank_correlation
 
@@ -30,7 +31,7 @@ class ClassDiscriminability(Metric):
         >>> from afmi.methods import InputXGradient
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.explain(images)
+        >>> found = method.attribution(images)
         >>> case = Case(method, images, found.target, found, model(images))
         >>> sorted(ClassDiscriminability().measure(case))
         ['rank_correlation@least', 'rank_correlation@second']
@@ -66,4 +67,4 @@ class ClassDiscriminability(Metric):
         once = method.work(inputs)
         # A method that has its own way for several classes runs the network forwards once for all.
         shared = type(method)._attribute_classes is not Method._attribute_classes
-        return Work(once.forwards * (1 if shared else 2), once.backwards * 2)
+        return replace(2 * once, forwards=once.forwards * (1 if shared else 2))

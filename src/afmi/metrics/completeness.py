@@ -27,7 +27,7 @@ class Completeness(Metric):
         >>> from afmi.methods import Attribution, IntegratedGradients
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> method, image = IntegratedGradients(model, steps=1), torch.rand(1, 3, 2, 2)
-        >>> found = method.explain(image, target=1)
+        >>> found = method.attribution(image, target=1)
         >>> case = Case(method, image, found.target, found, model(image))
         >>> bool(Completeness().measure(case)["residual"] < 1e-3)
         True

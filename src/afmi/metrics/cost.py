@@ -27,7 +27,7 @@ class Cost(Metric):
         >>> from afmi.methods import Random
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> method, images = Random(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.explain(images)
+        >>> found = method.attribution(images)
         >>> case = Case(method, images, found.target, found, found.logits, 0.25, 3 * 2**20)
         >>> {name: value.tolist() for name, value in Cost().measure(case).items()}
         {'seconds': [0.25, 0.25], 'peak_mib': [3.0, 3.0]}

@@ -26,7 +26,7 @@ class Deletion(MaskedMetric):
     Args:
         fractions: shares of the pixels that are removed, rising within [0, 1].
         canvas: what takes their place.
-        batch_size: masked pictures per pass; None: as many as are fast (see `Passes`).
+        batch_size: masked pictures per pass; None: as many as are fast (see `BatchRunner`).
 
     Example:
         >>> import torch

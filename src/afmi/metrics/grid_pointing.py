@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from afmi.errors import ModelError, ShapeError, UsageError
-from afmi.methods.base import LayerMethod, Method, Work, classify, image_generator
+from afmi.methods.base import LayerMethod, Method, classify, image_generator
+from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 
 __all__ = ["GridPointing"]
@@ -41,7 +42,7 @@ class GridPointing(Metric):
         ...     torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
         ... )
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 4, 4)
-        >>> found = method.explain(images)
+        >>> found = method.attribution(images)
         >>> case = Case(
         ...     method, images, found.target, found, model(images),
         ...     companions=torch.rand(2, 3, 3, 4, 4),
@@ -85,8 +86,7 @@ class GridPointing(Metric):
 
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the passes on a canvas, each counted as four of an image."""
-        once = method.work(inputs[:1].repeat(1, 1, 2, 2))
-        return Work(_CELLS * once.forwards, _CELLS * once.backwards)
+        return _CELLS * method.work(inputs[:1].repeat(1, 1, 2, 2))
 
     def canvases(self, inputs: Tensor, companions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the tiled images, and where on them each image lies.

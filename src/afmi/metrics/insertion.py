@@ -27,7 +27,7 @@ class Insertion(MaskedMetric):
         fractions: PI, shares of the pixels, rising within [0, 1].
         canvas: what stands where no pixel is kept. Another than black shows whether a ranking of
             methods depends on it: it should not, where their reference is not the canvas.
-        batch_size: masked pictures per pass; None: as many as are fast (see `Passes`).
+        batch_size: masked pictures per pass; None: as many as are fast (see `BatchRunner`).
 
     Example:
         >>> import torch

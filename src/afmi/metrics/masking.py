@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
-from afmi.gradients.passes import Passes, probabilities
-from afmi.methods.base import Method, Work, classify
+from afmi.gradients.passes import BatchRunner, probabilities
+from afmi.methods.base import Method, classify
+from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric
 from afmi.network.guards import evaluation_mode
 from afmi.pictures.maps import rank_pixels
@@ -215,7 +216,7 @@ def masked_curves(
         canvas: what takes the place of the others.
         keep_top: whether the top of the map is kept, or removed.
         logits: (N, K) of the images where they are known.
-        batch_size: masked pictures per pass, see `Passes`.
+        batch_size: masked pictures per pass, see `BatchRunner`.
 
     Raises:
         ShapeError: when maps or targets do not fit the images.
@@ -266,11 +267,11 @@ def masked_curves(
             same[n].append(first.setdefault(key, (n, p)))
 
     jobs = list(first.values())
-    passes = Passes(model, images, batch_size)
+    runner = BatchRunner(model, images, batch_size)
     results: dict[tuple[int, int], Tensor] = {}
     within, beyond = (images, grounds) if keep_top else (grounds, images)
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        for start, stop in passes.ranges(len(jobs)):
+        for start, stop in runner.ranges(len(jobs)):
             limits = torch.tensor(
                 [counts[p] for _, p in jobs[start:stop]], dtype=rank.dtype, device=rank.device
             )[:, None, None, None]
@@ -280,7 +281,7 @@ def masked_curves(
                 own = list(those)
                 part = slice(own[0] - start, own[-1] - start + 1)
                 torch.where(rank[n] < limits[part], within[n], beyond[n], out=pictures[part])
-            results.update(zip(jobs[start:stop], passes.logits(pictures), strict=True))
+            results.update(zip(jobs[start:stop], runner.logits(pictures), strict=True))
 
     masked = torch.stack(
         [

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from afmi.errors import CompletenessWarning, ModelError, UsageError
-from afmi.methods.base import Method, Work, classify
+from afmi.methods.base import Method, classify
+from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.network.guards import watching_modules
 from afmi.pictures.maps import rank_correlation
@@ -56,7 +57,7 @@ class ParameterRandomisation(Metric):
         >>> from afmi.methods import InputXGradient
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.explain(images)
+        >>> found = method.attribution(images)
         >>> case = Case(method, images, found.target, found, model(images))
         >>> list(ParameterRandomisation(depths=(1,)).measure(case))
         ['similarity', 'rank_correlation@all', 'absolute_rank_correlation@all']
@@ -113,8 +114,7 @@ class ParameterRandomisation(Metric):
 
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the passes of the method at all depths."""
-        once, depths = method.work(inputs), len(self.depths)
-        return Work(depths * once.forwards + 1 / inputs.shape[0], depths * once.backwards)
+        return len(self.depths) * method.work(inputs) + Work(1 / inputs.shape[0])
 
 
 def _attributed(method: Method, inputs: Tensor, targets: Tensor) -> Tensor:

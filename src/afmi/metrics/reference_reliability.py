@@ -11,7 +11,8 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.methods.base import Method, Work
+from afmi.methods.base import Method
+from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.pictures.maps import rank_correlation
 from afmi.pictures.references import Black, Random, Reference, White
@@ -43,7 +44,7 @@ class ReferenceReliability(Metric):
         >>> from afmi.methods import IntegratedGradients
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 2))
         >>> method, images = IntegratedGradients(model, steps=1), torch.rand(2, 3, 6, 6)
-        >>> found = method.explain(images)
+        >>> found = method.attribution(images)
         >>> case = Case(method, images, found.target, found, found.logits)
         >>> metric = ReferenceReliability(references=(Black(), White()))
         >>> sorted(metric.measure(case))
@@ -90,9 +91,9 @@ class ReferenceReliability(Metric):
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the passes of the method with each reference that is not its own."""
         if not _has_reference(method):
-            return Work(0)
-        others = [m.work(inputs) for _, m in self._methods(method) if m is not method]
-        return Work(sum(w.forwards for w in others), sum(w.backwards for w in others))
+            return Work()
+        others = (m.work(inputs) for _, m in self._methods(method) if m is not method)
+        return sum(others, Work())
 
     def _methods(self, method: Method) -> list[tuple[Reference, Method]]:
         """Return the method with each reference; the method itself where the reference is its."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
 from afmi.pictures.images import read_image, resize_and_crop, to_tensor
+from afmi.pictures.matrices import gaussian
 
 __all__ = [
     "REFERENCES",
@@ -41,6 +42,17 @@ class Reference(ABC):
     @abstractmethod
     def __call__(self, inputs: Tensor) -> Tensor:
         """Return reference images (R, C, H, W) for images (N, C, H, W)."""
+
+    def for_each(self, inputs: Tensor) -> Tensor:
+        """Return the references of each image, (N, R, C, H, W); R is 1 where each has its own."""
+        images = self(inputs)
+        if self.per_image:
+            return images[:, None]
+        return images[None].expand(inputs.shape[0], *images.shape)
+
+    def count(self, inputs: Tensor) -> int:
+        """Return how many references each of the images (N, C, H, W) is compared with."""
+        return self.for_each(inputs[:1]).shape[1]
 
     def __str__(self) -> str:
         return specs.text(self)
@@ -108,16 +120,9 @@ class Blurred(Reference):
     def __call__(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[-2:]
         sigma = self.sigma or max(min(height, width) / 10, 0.5)
-        across = _gaussian(width, sigma).to(inputs)
-        down = _gaussian(height, sigma).to(inputs)
+        across = gaussian(width, sigma).to(inputs)
+        down = gaussian(height, sigma).to(inputs)
         return down @ inputs.detach() @ across.T
-
-
-def _gaussian(size: int, sigma: float) -> Tensor:
-    """Return the matrix (size, size) that blurs a row; its own rows sum to 1, also at edges."""
-    position = torch.arange(size, dtype=torch.float64)
-    weight = torch.exp(-((position[:, None] - position[None]) ** 2) / (2 * sigma**2))
-    return weight / weight.sum(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from afmi.gradients import ModifiedGradient, modified_gradient
-from afmi.methods.base import Attribution, LayerMethod, Target, TargetLike, relative_residual
+from afmi.methods.base import Attribution, LayerMethod
+from afmi.methods.gradient_methods import changes_from_references
+from afmi.methods.work import Work
 from afmi.network.layers import Layer
 from afmi.pictures.references import Black, Reference
+from afmi.targets import Target, TargetLike
 
 __all__ = ["AFMI"]
 
@@ -25,8 +28,8 @@ class AFMI(LayerMethod):
 
     Paper: *A-FMI: Learning Attributions from Deep Networks via Feature Map Importance*, ICLR 2021
     submission, Eq. 2–7. Differs: nothing with ``averaged=True``.
-    Cost: 1 forward + 1 backward through the layers after ``layer``; the reference's forward pass
-    is made once for a model, layer, image size and reference, and kept.
+    Cost: 1 forward per image + 1 backward through the layers after ``layer`` for each reference
+    image, whose own forward pass is made once for a model, layer and image size, and kept.
 
     Args:
         model: see `Method`.
@@ -54,12 +57,16 @@ class AFMI(LayerMethod):
     name = "A-FMI"
     family = "feature map"
     scores = "modified gradients"
-    cost = "1 forward + 1 backward behind the layer"
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     _: KW_ONLY
     reference: Reference = field(default_factory=Black)
     averaged: bool = True
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        count = self.reference.count(inputs)
+        return Work(1 + self.reference.per_image, layer_backwards=count)
 
     def feature_map_importance(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
         """Return FMI (Eq. 6): how much each feature map counts for the class.
@@ -71,52 +78,26 @@ class AFMI(LayerMethod):
         Returns:
             (N, K), signed; the mean over the references where there are several.
         """
-        with self._session(inputs, target) as (own, wanted):
-            gradient, _ = self._run(own)
-            classes = wanted.of(gradient.run.logits)[None]
+        with self._session(inputs, target) as (images, wanted):
+            run, _ = self._run(images)
+            classes = wanted.of(run.run.logits)[None]
             importance = [
-                _importance(gradient.multipliers(classes, r)[0])
-                for r in range(len(gradient.references))
+                run.multipliers(classes, r)[0].mean((-2, -1)) for r in range(len(run.references))
             ]
-            return torch.stack(importance).mean(0)[:, :, 0, 0]
+            return torch.stack(importance).mean(0)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        gradient, layer = self._run(inputs)
-        classes = target.of(gradient.run.logits)
-        return self._maps(gradient, classes[None], layer)[0]
+        run, layer = self._run(inputs)
+        classes = target.of(run.run.logits)[None]
+        return changes_from_references(run, classes, averaged=self.averaged, layer=layer)[0]
 
     def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
         # All classes from one forward pass and one batched backward pass.
-        gradient, layer = self._run(inputs)
-        rows = [Target(row).of(gradient.run.logits) for row in classes]
-        return self._maps(gradient, torch.stack(rows), layer)
+        run, layer = self._run(inputs)
+        rows = torch.stack([Target(row).of(run.run.logits) for row in classes])
+        return changes_from_references(run, rows, averaged=self.averaged, layer=layer)
 
     def _run(self, inputs: Tensor) -> tuple[ModifiedGradient, Layer]:
         layer = self.resolved_layer(inputs)
         run = modified_gradient(self.model, inputs, layer=layer, reference=self.reference)
         return run, layer[1]
-
-    def _maps(self, gradient: ModifiedGradient, classes: Tensor, layer: Layer) -> list[Attribution]:
-        """Return an attribution for each row of classes (T, N)."""
-        maps, changes = [], []
-        count = len(gradient.references)
-        for r in range(count):
-            multipliers, carried = gradient.parted(classes, r, last=r == count - 1)
-            delta = gradient.change(r)
-            exact = (multipliers * delta).sum(2, keepdim=True)
-            gradient.check(exact.sum((2, 3, 4)) + carried, classes, r)
-            averaged = (_importance(multipliers) * delta).sum(2, keepdim=True)
-            maps.append(averaged if self.averaged else exact)
-            changes.append(gradient.output_change(classes, r))
-        mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
-        residual = relative_residual(mean, change)
-        logits = gradient.run.logits
-        return [
-            Attribution(m, c, logits, r, layer)
-            for m, c, r in zip(mean, classes, residual, strict=True)
-        ]
-
-
-def _importance(multipliers: Tensor) -> Tensor:
-    """Average modified gradients (…, K, h, w) over positions (Eq. 6): (…, K, 1, 1)."""
-    return multipliers.mean((-2, -1), keepdim=True)

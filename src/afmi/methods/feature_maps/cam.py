@@ -11,7 +11,8 @@ from torch import Tensor
 from afmi.errors import LayerError, OperationError
 from afmi.gradients import Interception, Operation, Rules, forward_pass
 from afmi.gradients.rule_sets import linear_rules
-from afmi.methods.base import Attribution, LayerMethod, Target
+from afmi.methods.base import Attribution, LayerMethod
+from afmi.targets import Target
 
 __all__ = ["CAM"]
 
@@ -52,7 +53,6 @@ class CAM(LayerMethod):
     name = "CAM"
     family = "feature map"
     scores = "last layer's weights"
-    cost = "1 forward + 1 backward behind the layer"
     paper = "Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016"
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:

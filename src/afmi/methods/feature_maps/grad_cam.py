@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from afmi.gradients import forward_pass
-from afmi.methods.base import Attribution, LayerMethod, Target
+from afmi.methods.gradient_methods import WeightedMapsMethod
 
 __all__ = ["GradCAM"]
 
 
 @dataclass(frozen=True)
-class GradCAM(LayerMethod):
+class GradCAM(WeightedMapsMethod):
     """Show where the feature maps that raise the class score are active.
 
     S = ReLU(Σ_k α_k A^k) with α_k = (1/hw) Σ_ij ∂y_c/∂A^k_ij.
@@ -38,13 +37,7 @@ class GradCAM(LayerMethod):
     name = "Grad-CAM"
     family = "feature map"
     scores = "gradients"
-    cost = "1 forward + 1 backward behind the layer"
     paper = "Selvaraju et al., Grad-CAM, ICCV 2017"
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        layer = self.resolved_layer(inputs)
-        run = forward_pass(self.model, inputs, layer=layer)
-        classes = target.of(run.logits)
-        weights = run.gradient(classes, last=True).mean((2, 3), keepdim=True)
-        maps = (weights * run.features).sum(1, keepdim=True).relu()
-        return Attribution(maps, classes, run.logits, layer=layer[1])
+    def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
+        return gradient.mean((2, 3), keepdim=True)

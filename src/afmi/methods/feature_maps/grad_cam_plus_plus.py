@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afmi.gradients import forward_pass
-from afmi.methods.base import Attribution, LayerMethod, Target
+from afmi.methods.gradient_methods import WeightedMapsMethod
 
 __all__ = ["GradCAMPlusPlus"]
 
 
 @dataclass(frozen=True)
-class GradCAMPlusPlus(LayerMethod):
+class GradCAMPlusPlus(WeightedMapsMethod):
     """Show where the feature maps that raise the class score are active, also on several objects.
 
     S = ReLU(Σ_k w_k A^k) with w_k = Σ_ij α^k_ij ReLU(g^k_ij), g = ∂y_c/∂A and
@@ -41,18 +40,11 @@ class GradCAMPlusPlus(LayerMethod):
     name = "Grad-CAM++"
     family = "feature map"
     scores = "gradients"
-    cost = "1 forward + 1 backward behind the layer"
     paper = "Chattopadhyay et al., Grad-CAM++, WACV 2018"
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        layer = self.resolved_layer(inputs)
-        run = forward_pass(self.model, inputs, layer=layer)
-        classes = target.of(run.logits)
-        gradient = run.gradient(classes, last=True)
+    def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
         # The quotient shortened by g²: nothing is lost where gradients are small.
-        share = 2 + run.features.sum((2, 3), keepdim=True) * gradient
+        share = 2 + features.sum((2, 3), keepdim=True) * gradient
         counted = (gradient > 0) & (share != 0)
         alpha = torch.where(counted, 1 / share, torch.zeros_like(share))
-        weights = (alpha * gradient.relu()).sum((2, 3), keepdim=True)
-        maps = (weights * run.features).sum(1, keepdim=True).relu()
-        return Attribution(maps, classes, run.logits, layer=layer[1])
+        return (alpha * gradient.relu()).sum((2, 3), keepdim=True)

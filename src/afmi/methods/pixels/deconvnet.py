@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afmi.gradients import Interception, Operation, Rules, forward_pass
+from afmi.gradients import Interception, Operation, Rules
 from afmi.gradients.rule_sets import (
     elementwise_chords,
     guided,
     ordinary_rules,
     positive_part,
 )
-from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.methods.gradient_methods import GradientMethod
 from afmi.pictures.maps import channel_maximum
 
 __all__ = ["DeconvNet"]
@@ -28,7 +28,7 @@ _RECTIFIERS = (
 
 
 @dataclass(frozen=True)
-class DeconvNet(Method):
+class DeconvNet(GradientMethod):
     """Show the pattern of pixels from which a deconvolutional network builds up the class score.
 
     At each rectifier R_in = max(R_out, 0), whether or not it was open on the way forward, where R
@@ -70,21 +70,16 @@ class DeconvNet(Method):
     name = "DeconvNet"
     family = "pixel"
     scores = "gradients"
-    cost = "1 forward + 1 backward"
     paper = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014"
 
-    def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`."""
-        return Work(1, 1)
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _rules(self) -> Rules:
         squashing = dict.fromkeys(elementwise_chords(), guided)
         rectifying = dict.fromkeys(_RECTIFIERS, _rectifying)
         by_name = ordinary_rules() | squashing | rectifying
-        rules = Rules(by_name, purpose="DeconvNet's backward pass")
-        run = forward_pass(self.model, inputs, layer=None, rules=rules)
-        classes = target.of(run.logits)
-        return Attribution(channel_maximum(run.gradient(classes, last=True)), classes, run.logits)
+        return Rules(by_name, purpose="DeconvNet's backward pass")
+
+    def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
+        return channel_maximum(gradient)
 
 
 def _rectifying(state: Interception, operation: Operation) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 
-import torch
 from torch import Tensor
 
 from afmi.gradients import modified_gradient
-from afmi.methods.base import Attribution, Method, Target, Work, relative_residual
+from afmi.methods.base import Attribution, Method
+from afmi.methods.gradient_methods import changes_from_references
+from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference
+from afmi.targets import Target
 
 __all__ = ["DeepLIFT"]
 
@@ -18,7 +20,7 @@ __all__ = ["DeepLIFT"]
 class DeepLIFT(Method):
     """Show each pixel's share of the change of the class score from the reference's to the image's.
 
-    S_ij = Σ_k m_kij · (x_kij − x̄_kij) over the colour channels k, with the multipliers
+    S_ij = Σ_k m_kij · (x_kij − x̄_kij) over the colour channels k, with the modified gradient
     m = ∂_σ y_c/∂x: by the rescale rule every derivative of a nonlinear operation is the slope of
     the chord from the reference's activation to the image's. Signed, and the map sums to
     y_c(x) − y_c(x̄).
@@ -27,8 +29,8 @@ class DeepLIFT(Method):
     Activation Differences*, ICML 2017, Eq. 1–3 and 3.5.2 (rescale rule). Differs: max pooling,
     products and normalisations, which the paper leaves open, have rules that keep the sum
     (`afmi.gradients`), so it is exact on residual, squeeze-and-excite and dense networks.
-    Cost: 1 forward + 1 backward per image; the reference's forward pass is made once for a model,
-    image size and reference, and kept.
+    Cost: 1 forward per image + 1 backward for each reference image, whose own forward pass is made
+    once for a model and image size, and kept.
 
     Args:
         model: see `Method`.
@@ -39,6 +41,7 @@ class DeepLIFT(Method):
         OperationError: when the network has an operation without a rule.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Flatten(), torch.nn.Linear(12, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)
         ... )
@@ -52,7 +55,6 @@ class DeepLIFT(Method):
     name = "DeepLIFT"
     family = "pixel"
     scores = "modified gradients"
-    cost = "1 forward + 1 backward"
     paper = "Shrikumar et al., Learning Important Features, ICML 2017"
 
     _: KW_ONLY
@@ -60,20 +62,8 @@ class DeepLIFT(Method):
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
-        return Work(1, 1)
+        return Work(1 + self.reference.per_image, self.reference.count(inputs))
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        gradient = modified_gradient(self.model, inputs, layer=None, reference=self.reference)
-        classes = target.of(gradient.run.logits)
-        maps, changes = [], []
-        count = len(gradient.references)
-        for r in range(count):
-            multipliers = gradient.multipliers(classes[None], r, last=r == count - 1)[0]
-            against = (multipliers * gradient.change(r)).sum(1, keepdim=True)
-            gradient.check(against.sum((1, 2, 3))[None], classes[None], r)
-            maps.append(against)
-            changes.append(gradient.output_change(classes[None], r)[0])
-        mean = torch.stack(maps).mean(0)
-        change = torch.stack(changes).mean(0)
-        residual = relative_residual(mean, change)
-        return Attribution(mean, classes, gradient.run.logits, residual)
+        run = modified_gradient(self.model, inputs, layer=None, reference=self.reference)
+        return changes_from_references(run, target.of(run.run.logits)[None])[0]

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from afmi.gradients import forward_pass
-from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.methods.gradient_methods import GradientMethod
 from afmi.pictures.maps import channel_maximum
 
 __all__ = ["Gradient"]
 
 
 @dataclass(frozen=True)
-class Gradient(Method):
+class Gradient(GradientMethod):
     """Show how strongly a small change of each pixel would change the class score.
 
     S_ij = max_k |∂y_c/∂x_kij| over the colour channels k.
@@ -36,14 +35,7 @@ class Gradient(Method):
     name = "Gradient"
     family = "pixel"
     scores = "gradients"
-    cost = "1 forward + 1 backward"
     paper = "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"
 
-    def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`."""
-        return Work(1, 1)
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        run = forward_pass(self.model, inputs, layer=None)
-        classes = target.of(run.logits)
-        return Attribution(channel_maximum(run.gradient(classes, last=True)), classes, run.logits)
+    def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
+        return channel_maximum(gradient)

@@ -8,16 +8,12 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, check_batch_size
-from afmi.methods.base import (
-    Attribution,
-    Method,
-    Target,
-    Work,
-    image_generator,
-    relative_residual,
-)
+from afmi.gradients.integrated import gradients_on_the_way
+from afmi.gradients.passes import BatchRunner, check_batch_size
+from afmi.methods.base import Attribution, Method, image_generator, relative_residual
+from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference, Several, White
+from afmi.targets import Target
 
 __all__ = ["GradientSHAP"]
 
@@ -43,7 +39,7 @@ class GradientSHAP(Method):
         reference: the images that x̄ is drawn from.
         seed: of the generator, which also depends on the image.
         batch_size: the most points that go through the network at once; see
-            `afmi.gradients.passes.Passes`.
+            `afmi.gradients.passes.BatchRunner`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -54,7 +50,6 @@ class GradientSHAP(Method):
     name = "Gradient SHAP"
     family = "pixel"
     scores = "integrated gradients"
-    cost = "100 forwards + backwards"
     paper = "Lundberg & Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017"
 
     _: KW_ONLY
@@ -70,23 +65,20 @@ class GradientSHAP(Method):
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
-        return Work(self.samples + 1, self.samples)
+        return self.samples * Work(1, 1) + Work(1 + self.reference.count(inputs))
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         references = self.reference(inputs)
-        passes = Passes(self.model, inputs, self.batch_size)
-        both = passes.logits(torch.cat([inputs, references]))
+        runner = BatchRunner(self.model, inputs, self.batch_size)
+        both = runner.logits(torch.cat([inputs, references]))
         logits, at_reference = both.split([len(inputs), len(references)])
         classes = target.of(logits)
         which, alpha = self._draw(inputs, references)
         total = torch.zeros_like(inputs)
-        points = torch.arange(which.numel(), device=inputs.device)
-        for chunk in points.split(passes.size):
-            image = chunk // self.samples
-            start = references[which[chunk]]
-            way = inputs[image] - start
-            x = torch.addcmul(start, alpha[chunk].view(-1, 1, 1, 1), way)
-            total.index_add_(0, image, way * passes.class_gradients(x, classes[image]))
+        for image, way, gradient in gradients_on_the_way(
+            runner, inputs, references, classes, which, alpha, description=self.name
+        ):
+            total.index_add_(0, image, way * gradient)
         maps = (total / self.samples).sum(1, keepdim=True)
         if not self.reference.per_image:
             at_reference = at_reference.mean(0, keepdim=True).expand_as(logits)

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from afmi.gradients import Rules, forward_pass
+from afmi.gradients import Rules
 from afmi.gradients.rule_sets import elementwise_chords, guided, ordinary_rules
-from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.methods.gradient_methods import GradientMethod
 from afmi.pictures.maps import channel_maximum
 
 __all__ = ["GuidedBackprop"]
 
 
 @dataclass(frozen=True)
-class GuidedBackprop(Method):
+class GuidedBackprop(GradientMethod):
     """Show the pixels from which unbroken paths of positive gradient lead to the class score.
 
     At each activation function σ, R_in = σ'(y) · max(R_out, 0), where R is the signal sent back
@@ -51,16 +51,11 @@ class GuidedBackprop(Method):
     aliases = ("gbp",)
     family = "pixel"
     scores = "gradients"
-    cost = "1 forward + 1 backward"
     paper = "Springenberg et al., Striving for Simplicity, ICLR workshop 2015"
 
-    def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`."""
-        return Work(1, 1)
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _rules(self) -> Rules:
         by_name = ordinary_rules() | dict.fromkeys(elementwise_chords(), guided)
-        rules = Rules(by_name, purpose="Guided Backprop's backward pass")
-        run = forward_pass(self.model, inputs, layer=None, rules=rules)
-        classes = target.of(run.logits)
-        return Attribution(channel_maximum(run.gradient(classes, last=True)), classes, run.logits)
+        return Rules(by_name, purpose="Guided Backprop's backward pass")
+
+    def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
+        return channel_maximum(gradient)

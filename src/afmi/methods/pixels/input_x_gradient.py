@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from afmi.gradients import forward_pass
-from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.methods.gradient_methods import GradientMethod
 
 __all__ = ["InputXGradient"]
 
 
 @dataclass(frozen=True)
-class InputXGradient(Method):
+class InputXGradient(GradientMethod):
     """Show what each pixel adds to the class score, to first order, compared with black.
 
     S_ij = Σ_k x_kij · ∂y_c/∂x_kij over the colour channels k. Signed.
@@ -40,15 +39,7 @@ class InputXGradient(Method):
     aliases = ("ixg",)
     family = "pixel"
     scores = "gradients"
-    cost = "1 forward + 1 backward"
     paper = "Shrikumar et al., Not Just a Black Box, 2016"
 
-    def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`."""
-        return Work(1, 1)
-
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        run = forward_pass(self.model, inputs, layer=None)
-        classes = target.of(run.logits)
-        maps = (inputs * run.gradient(classes, last=True)).sum(1, keepdim=True)
-        return Attribution(maps, classes, run.logits)
+    def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
+        return (inputs * gradient).sum(1, keepdim=True)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.integrated import integrated_gradients, starts
-from afmi.gradients.passes import Passes, check_batch_size
-from afmi.methods.base import Attribution, Method, Target, Work, relative_residual
+from afmi.gradients.integrated import integrated_gradients
+from afmi.gradients.passes import BatchRunner, check_batch_size
+from afmi.methods.base import Attribution, Method, relative_residual
+from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference
+from afmi.targets import Target
 
 __all__ = ["IntegratedGradients"]
 
@@ -35,7 +37,7 @@ class IntegratedGradients(Method):
         steps: m, points on the way.
         reference: where the way begins; where it gives several images, the maps are averaged.
         batch_size: the most points that go through the network at once; see
-            `afmi.gradients.passes.Passes`.
+            `afmi.gradients.passes.BatchRunner`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
@@ -50,7 +52,6 @@ class IntegratedGradients(Method):
     aliases = ("ig",)
     family = "pixel"
     scores = "integrated gradients"
-    cost = "100 forwards + backwards"
     paper = "Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017"
 
     _: KW_ONLY
@@ -64,24 +65,22 @@ class IntegratedGradients(Method):
         check_batch_size(self.batch_size)
 
     def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`; for a reference of one image."""
-        return Work(self.steps + 1, self.steps)
+        """See `Method.work`."""
+        count = self.reference.count(inputs)
+        return Work(1) + count * (self.steps * Work(1, 1) + Work(1))
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        passes = Passes(self.model, inputs, self.batch_size)
-        ways = starts(self.reference(inputs), per_image=self.reference.per_image)
-        ends = passes.logits(torch.cat([inputs, *ways]))
-        logits, *at_starts = ends.split([len(images) for images in (inputs, *ways)])
+        runner = BatchRunner(self.model, inputs, self.batch_size)
+        references = self.reference(inputs)
+        ends = runner.logits(torch.cat([inputs, references]))
+        logits, at_references = ends.split([len(inputs), len(references)])
         classes = target.of(logits)
-        maps, changes = [], []
-        for start, at_start in zip(ways, at_starts, strict=True):
-            attributions = integrated_gradients(
-                passes, inputs, start, classes, steps=self.steps, description=self.name
-            )
-            maps.append(attributions.sum(1, keepdim=True))
-            change = logits - at_start.expand_as(logits)
-            changes.append(change.gather(1, classes[:, None])[:, 0])
-        mean = torch.stack(maps).mean(0)
-        change = torch.stack(changes).mean(0)
-        residual = relative_residual(mean, change)
-        return Attribution(mean, classes, logits, residual)
+        gradients = integrated_gradients(
+            runner, inputs, self.reference, classes, steps=self.steps, description=self.name
+        )
+        maps = gradients.sum(2, keepdim=True).mean(0)
+        # (R, N, K), with R = 1 where each image has its own reference.
+        changes = logits - at_references.unsqueeze(0 if self.reference.per_image else 1)
+        index = classes.expand(len(changes), -1)[..., None]
+        residual = relative_residual(maps, changes.gather(2, index)[..., 0].mean(0))
+        return Attribution(maps, classes, logits, residual)

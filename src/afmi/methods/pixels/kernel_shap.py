@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, Segmentation, Slic, replacements, superpixels
-from afmi.methods.base import Work, image_generator
+from afmi.gradients.passes import BatchRunner
+from afmi.methods.base import image_generator
 from afmi.methods.black_box import BlackBoxMethod
+from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference
+from afmi.pictures.superpixels import Segmentation, Slic, superpixels
 from afmi.progress import track
 
 __all__ = ["KernelSHAP"]
@@ -35,7 +37,7 @@ class KernelSHAP(BlackBoxMethod):
     Theorem 2. Coalitions as in the authors' package: the smallest and largest sizes are taken
     whole while the samples last, the rest is drawn, each with its complement; with at least
     2^d − 2 samples the values are exact. Superpixels as in the package's example for images:
-    about 50 by SLIC. Differs: the reference is black unless told otherwise, no l1 selection.
+    about 50 by SLIC. Differs: the reference is black by default, no l1 selection.
     Cost: 1 forward + ``samples`` forwards per image and reference image, whatever the number of
     classes.
 
@@ -43,7 +45,7 @@ class KernelSHAP(BlackBoxMethod):
         model: see `Method`.
         samples: coalitions to evaluate, but for the empty and the whole one. None: the package's
             2 d + 2048.
-        segmentation: cuts the image into superpixels; see `afmi.gradients.passes`.
+        segmentation: cuts the image into superpixels; see `afmi.pictures.superpixels`.
         reference: x̄; where it gives several images, y_c(x_z) is the mean over them.
         seed: of the coalitions, which also depend on the image.
         batch_size: see `BlackBoxMethod`.
@@ -57,7 +59,6 @@ class KernelSHAP(BlackBoxMethod):
     name = "Kernel SHAP"
     family = "pixel"
     scores = "perturbation"
-    cost = "samples + 3 forwards"
     paper = "Lundberg & Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017"
 
     _: KW_ONLY
@@ -70,39 +71,46 @@ class KernelSHAP(BlackBoxMethod):
             raise UsageError(f"expected at least 2 samples, or None, got {self.samples}")
 
     def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`; for about 75 superpixels where the samples depend on their number."""
-        return Work(2200 if self.samples is None else self.samples + 3)
+        """See `Method.work`; for the superpixels of the first image."""
+        kept, _ = self._coalitions(superpixels(self.segmentation, inputs[0]), inputs[0])
+        return Work(1 + self.reference.count(inputs) * len(kept))
 
     def _class_maps(
-        self, inputs: Tensor, classes: Tensor, passes: Passes
+        self, inputs: Tensor, classes: Tensor, runner: BatchRunner
     ) -> tuple[Tensor, Tensor | None]:
-        references = replacements(self.reference, inputs)
-        found = [
-            self._one(inputs[n], references[n], classes[:, n], passes) for n in range(len(inputs))
-        ]
-        maps = torch.stack([each[0] for each in found], 1)[:, :, None]
-        return maps, torch.stack([each[1] for each in found], 1)
+        references = self.reference.for_each(inputs)
+        maps, changes = zip(
+            *(
+                self._one(inputs[n], references[n], classes[:, n], runner)
+                for n in range(len(inputs))
+            ),
+            strict=True,
+        )
+        return torch.stack(maps, 1)[:, :, None], torch.stack(changes, 1)
 
-    def _one(
-        self, image: Tensor, references: Tensor, classes: Tensor, passes: Passes
-    ) -> tuple[Tensor, Tensor]:
-        """Return maps (T, H, W) and y_c(x) − y_c(x̄) (T,) of one image (C, H, W)."""
-        labels = superpixels(self.segmentation, image)
+    def _coalitions(self, labels: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the coalitions, the empty and the whole one first, and the others' weights."""
         count = int(labels.max()) + 1
         samples = 2 * count + 2048 if self.samples is None else self.samples
         kept, weight = coalitions(count, samples, image_generator(self.seed, image))
-        # The empty and the whole coalition come first: they are the constraint.
-        kept = torch.cat([torch.tensor([[False], [True]]).expand(2, count), kept])
+        return torch.cat([torch.tensor([[False], [True]]).expand(2, count), kept]), weight
+
+    def _one(
+        self, image: Tensor, references: Tensor, classes: Tensor, runner: BatchRunner
+    ) -> tuple[Tensor, Tensor]:
+        """Return maps (T, H, W) and y_c(x) − y_c(x̄) (T,) of one image (C, H, W)."""
+        labels = superpixels(self.segmentation, image)
+        kept, weight = self._coalitions(labels, image)
         scores = torch.zeros(len(kept), len(classes), dtype=torch.float64)
-        for start, stop in track(passes.ranges(len(kept)), self.name):
+        for start, stop in track(runner.ranges(len(kept)), self.name):
             visible = kept[start:stop].to(image.device)[:, labels][:, None]
             for reference in references:
-                logits = passes.logits(torch.where(visible, image, reference))
+                logits = runner.logits(torch.where(visible, image, reference))
                 scores[start:stop] += logits[:, classes].to("cpu", torch.float64)
         scores /= len(references)
-        change = scores[1] - scores[0]
+        change = scores[1] - scores[0]  # the constraint
         values = shapley_regression(kept[2:].to(scores), scores[2:] - scores[0], weight, change)
-        pixels = torch.bincount(labels.flatten().cpu(), minlength=count)
+        pixels = torch.bincount(labels.flatten().cpu(), minlength=kept.shape[1])
         each = (values / pixels[:, None]).T.to(image)
         return each[:, labels], change.to(image)
 

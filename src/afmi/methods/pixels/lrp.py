@@ -14,8 +14,10 @@ from afmi.gradients.rule_sets import elementwise_chords, linear_rules, max_pooli
 from afmi.gradients.rules.elementwise import Chord
 from afmi.gradients.rules.linear import path_operands
 from afmi.gradients.rules.products import RULES as PRODUCTS
-from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.methods.base import Attribution, Method
+from afmi.methods.work import Work
 from afmi.network.classifier import Classifier
+from afmi.targets import Target
 
 __all__ = ["LRP"]
 
@@ -82,7 +84,6 @@ class LRP(Method):
     name = "LRP"
     family = "pixel"
     scores = "modified gradients"
-    cost = "1 forward + 1 backward"
     paper = "Bach et al., On Pixel-Wise Explanations, PLOS ONE 2015"
 
     _: KW_ONLY

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, check_batch_size
-from afmi.methods.base import (
-    Attribution,
-    Method,
-    Target,
-    Work,
-    image_generator,
-)
+from afmi.gradients.passes import BatchRunner, check_batch_size
+from afmi.methods.base import Attribution, Method, image_generator
+from afmi.methods.work import Work
 from afmi.pictures.maps import channel_maximum
+from afmi.targets import Target
 
 __all__ = ["SmoothGrad"]
 
@@ -41,7 +37,7 @@ class SmoothGrad(Method):
         noise: the noise's standard deviation as a share of the image's range, from 0 up.
         seed: of the generator, which also depends on the image.
         batch_size: the most noisy copies that are explained at once (see
-            `afmi.gradients.passes.Passes`); where there are more images than that, one copy of
+            `afmi.gradients.passes.BatchRunner`); where there are more images than that, one copy of
             each.
 
     Example:
@@ -54,7 +50,6 @@ class SmoothGrad(Method):
     aliases = ("sg",)
     family = "pixel"
     scores = "gradients"
-    cost = "50 forwards + backwards"
     paper = "Smilkov et al., SmoothGrad, 2017"
 
     _: KW_ONLY
@@ -80,17 +75,17 @@ class SmoothGrad(Method):
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
         once = Work(1, 1) if self.base is None else self.base.work(inputs)
-        return Work(self.samples * once.forwards + 1, self.samples * once.backwards)
+        return self.samples * once + Work(1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        passes = Passes(self.model, inputs, self.batch_size)
-        logits = passes.logits(inputs)
+        runner = BatchRunner(self.model, inputs, self.batch_size)
+        logits = runner.logits(inputs)
         classes = target.of(logits)
         images = inputs.shape[0]
         spread = inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)
         sigma = (self.noise * spread).view(-1, 1, 1, 1)
         generators = [image_generator(self.seed, image) for image in inputs]
-        at_once = max(1, passes.size // images)
+        at_once = max(1, runner.size // images)
         total: Tensor | None = None
         for done in range(0, self.samples, at_once):
             copies = min(at_once, self.samples - done)
@@ -103,15 +98,15 @@ class SmoothGrad(Method):
                 ]
             ).to(inputs)
             noisy = inputs.repeat(copies, 1, 1, 1) + sigma.repeat(copies, 1, 1, 1) * noise
-            found = self._saliency(passes, noisy, classes.repeat(copies))
-            part = found.unflatten(0, (copies, images)).sum(0)
+            saliency = self._saliency(runner, noisy, classes.repeat(copies))
+            part = saliency.unflatten(0, (copies, images)).sum(0)
             total = part if total is None else total + part
         assert total is not None
         mean = total / self.samples
         return Attribution(channel_maximum(mean) if self.base is None else mean, classes, logits)
 
-    def _saliency(self, passes: Passes, noisy: Tensor, classes: Tensor) -> Tensor:
+    def _saliency(self, runner: BatchRunner, noisy: Tensor, classes: Tensor) -> Tensor:
         """Return the base's maps (N, 1, H, W), or gradients (N, C, H, W) where there is no base."""
         if self.base is not None:
             return self.base.attribute(noisy, classes)
-        return passes.class_gradients(noisy, classes)
+        return runner.class_gradients(noisy, classes)

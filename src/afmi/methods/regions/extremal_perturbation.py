@@ -9,10 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, at_224, interpolation
-from afmi.methods.base import Attribution, Method, Target, Work, classify
+from afmi.gradients.passes import BatchRunner
+from afmi.methods.base import Attribution, Method, classify
+from afmi.methods.work import Work
+from afmi.pictures.matrices import CellsToPixels, at_224, interpolation
 from afmi.pictures.references import Blurred
 from afmi.progress import track
+from afmi.targets import Target
 
 __all__ = ["ExtremalPerturbation"]
 
@@ -55,7 +58,7 @@ class ExtremalPerturbation(Method):
         blur: σ_max, in pixels at 224.
         levels: images in the pyramid, the sharp one included.
         smoothing: standard deviation of g, as a share of the image's shorter side; 0: none.
-        batch_size: see `afmi.gradients.passes.Passes`.
+        batch_size: see `afmi.gradients.passes.BatchRunner`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
@@ -68,7 +71,6 @@ class ExtremalPerturbation(Method):
     aliases = ("ep",)
     family = "region"
     scores = "perturbation"
-    cost = "areas · iterations forwards + backwards, 1 forward"
     paper = "Fong et al., Understanding Deep Networks via Extremal Perturbations, ICCV 2019"
 
     _: KW_ONLY
@@ -99,8 +101,7 @@ class ExtremalPerturbation(Method):
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
-        passes = len(self.areas) * self.iterations
-        return Work(passes + 1, passes)
+        return len(self.areas) * self.iterations * Work(1, 1) + Work(1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         logits = classify(self.model, inputs)
@@ -113,7 +114,7 @@ class ExtremalPerturbation(Method):
 
     def _masks(self, inputs: Tensor, classes: Tensor) -> Tensor:
         """Return the masks (N · A, 1, H, W), areas varying fastest."""
-        passes = Passes(self.model, inputs, self.batch_size)
+        runner = BatchRunner(self.model, inputs, self.batch_size)
         areas = len(self.areas)
         row_class = classes.repeat_interleave(areas)
         pyramid = _Pyramid(self, inputs)
@@ -122,18 +123,14 @@ class ExtremalPerturbation(Method):
         free = lattice.start(len(row_class))
         velocity: Tensor | None = None
 
-        def slope(logits: Tensor, start: int, stop: int) -> Tensor:
-            hot = torch.zeros_like(logits)
-            return hot.scatter_(1, row_class[start:stop, None], 1.0)
-
         weight = self.weight
         for _ in track(range(self.iterations), self.name):
             leaf = free.detach().requires_grad_(True)
             with torch.enable_grad():
                 mask = lattice.smooth(leaf)
             full = lattice.pixels(mask.detach())
-            _, gradient = passes.gradients(pyramid.shown(full), slope)
-            by_mask = lattice.pull_back(pyramid.pull_back(gradient, full))
+            gradient = runner.class_gradients(pyramid.shown(full), row_class)
+            by_mask = lattice.pixels.pull_back(pyramid.pull_back(gradient, full))
             by_mask = weight * area_slope(mask.detach(), goal) - by_mask
             (by_free,) = torch.autograd.grad(mask, leaf, by_mask)
             # A running mean of the gradients, which begins with the first.
@@ -173,9 +170,11 @@ class _Lattice:
         distance = (line[:, None] ** 2 + line[None] ** 2).sqrt()
         kernel = torch.exp(-(((distance - 1).clamp(min=0) / fall) ** 2))
         self.kernel = kernel.flatten()[:, None].to(inputs)
-        self.down, self.across = (
-            interpolation(cells, side).to(inputs)
-            for cells, side in zip(self.size, inputs.shape[2:], strict=True)
+        self.pixels = CellsToPixels(
+            *(
+                interpolation(cells, side).to(inputs)
+                for cells, side in zip(self.size, inputs.shape[2:], strict=True)
+            )
         )
 
     def start(self, count: int) -> Tensor:
@@ -196,14 +195,6 @@ class _Lattice:
         around = F.unfold(padded, width) * self.kernel
         share = torch.softmax(around / self.temperature, 1)
         return (around * share).sum(1).view_as(free)
-
-    def pixels(self, masks: Tensor) -> Tensor:
-        """Return masks (B, 1, H, W)."""
-        return (self.down @ masks @ self.across.T)[:, None]
-
-    def pull_back(self, gradient: Tensor) -> Tensor:
-        """Return the gradient by the lattice, (B, h, w), given the one by pixels (B, 1, H, W)."""
-        return self.down.T @ gradient[:, 0] @ self.across
 
 
 class _Pyramid:

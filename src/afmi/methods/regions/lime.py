@@ -10,17 +10,12 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import (
-    Passes,
-    Quickshift,
-    Segmentation,
-    probabilities,
-    replacements,
-    superpixels,
-)
-from afmi.methods.base import Work, image_generator
+from afmi.gradients.passes import BatchRunner, probabilities
+from afmi.methods.base import image_generator
 from afmi.methods.black_box import BlackBoxMethod
+from afmi.methods.work import Work
 from afmi.pictures.references import Reference
+from afmi.pictures.superpixels import Quickshift, Segmentation, superpixels
 from afmi.progress import track
 
 __all__ = ["LIME"]
@@ -45,7 +40,7 @@ class LIME(BlackBoxMethod):
     Args:
         model: see `Method`.
         samples: how many.
-        segmentation: cuts the image into superpixels; see `afmi.gradients.passes`.
+        segmentation: cuts the image into superpixels; see `afmi.pictures.superpixels`.
         kernel_width: κ.
         ridge: α.
         reference: what hidden superpixels show (the mean over the images, where it gives
@@ -62,7 +57,6 @@ class LIME(BlackBoxMethod):
     name = "LIME"
     family = "region"
     scores = "perturbation"
-    cost = "samples + 1 forwards"
     paper = 'Ribeiro et al., "Why Should I Trust You?", KDD 2016'
 
     _: KW_ONLY
@@ -87,10 +81,10 @@ class LIME(BlackBoxMethod):
         return Work(self.samples + 1)
 
     def _class_maps(
-        self, inputs: Tensor, classes: Tensor, passes: Passes
+        self, inputs: Tensor, classes: Tensor, runner: BatchRunner
     ) -> tuple[Tensor, Tensor | None]:
         maps = [
-            self._one(image, hidden, classes[:, n], passes)
+            self._one(image, hidden, classes[:, n], runner)
             for n, (image, hidden) in enumerate(zip(inputs, self._hidden(inputs), strict=True))
         ]
         return torch.stack(maps, 1)[:, :, None], None
@@ -98,9 +92,11 @@ class LIME(BlackBoxMethod):
     def _hidden(self, inputs: Tensor) -> list[Tensor | None]:
         if self.reference is None:
             return [None] * len(inputs)
-        return list(replacements(self.reference, inputs).mean(1))
+        return list(self.reference.for_each(inputs).mean(1))
 
-    def _one(self, image: Tensor, hidden: Tensor | None, classes: Tensor, passes: Passes) -> Tensor:
+    def _one(
+        self, image: Tensor, hidden: Tensor | None, classes: Tensor, runner: BatchRunner
+    ) -> Tensor:
         """Return maps (T, H, W) of one image (C, H, W)."""
         labels = superpixels(self.segmentation, image)
         count = int(labels.max()) + 1
@@ -110,9 +106,9 @@ class LIME(BlackBoxMethod):
         kept = torch.randint(0, 2, (self.samples, count), generator=generator, dtype=torch.bool)
         kept[0] = True
         scores = torch.empty(self.samples, len(classes), dtype=torch.float64)
-        for start, stop in track(passes.ranges(self.samples), self.name):
+        for start, stop in track(runner.ranges(self.samples), self.name):
             visible = kept[start:stop].to(image.device)[:, labels][:, None]
-            logits = passes.logits(torch.where(visible, image, hidden))
+            logits = runner.logits(torch.where(visible, image, hidden))
             scores[start:stop] = probabilities(logits)[:, classes.cpu()]
         design = kept.to(torch.float64)
         distance = 1 - (design.sum(1) / count).sqrt()

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, at_224, gaussian, interpolation, replacements
-from afmi.methods.base import Attribution, Method, Target, Work, classify
+from afmi.gradients.passes import BatchRunner
+from afmi.methods.base import Attribution, Method, classify
+from afmi.methods.work import Work
+from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.references import Blurred, Reference
 from afmi.progress import track
+from afmi.targets import Target
 
 __all__ = ["MeaningfulPerturbation"]
 
@@ -52,7 +55,7 @@ class MeaningfulPerturbation(Method):
         reference: x̄. None: the image blurred with σ = 10 pixels at 224. `Mean` gives the paper's
             constant and `Random` its noise perturbation.
         seed: of the jitter.
-        batch_size: see `afmi.gradients.passes.Passes`.
+        batch_size: see `afmi.gradients.passes.BatchRunner`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
@@ -65,7 +68,6 @@ class MeaningfulPerturbation(Method):
     aliases = ("mp",)
     family = "region"
     scores = "perturbation"
-    cost = "iterations forwards + backwards, 22 forwards"
     paper = "Fong & Vedaldi, Interpretable Explanations of Black Boxes, ICCV 2017"
 
     _: KW_ONLY
@@ -94,39 +96,39 @@ class MeaningfulPerturbation(Method):
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
-        return Work(self.iterations + 22, self.iterations)
+        return self.iterations * Work(1, 1) + Work(22)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         logits = classify(self.model, inputs)
         classes = target.of(logits)
-        passes = Passes(self.model, inputs, self.batch_size)
+        runner = BatchRunner(self.model, inputs, self.batch_size)
         reference = self.reference or Blurred(at_224(10, inputs))
-        plain = replacements(reference, inputs).mean(1)
+        plain = reference.for_each(inputs).mean(1)
         scene = _Scene(self, inputs, plain)
         before = torch.softmax(logits, 1).gather(1, classes[:, None])[:, 0]
         before = before.clamp_min(torch.finfo(before.dtype).tiny)
-        mask = self._start(scene, classes, before, passes).requires_grad_(True)
+        mask = self._start(scene, classes, before, runner).requires_grad_(True)
         optimizer = torch.optim.Adam([mask], lr=self.learning_rate)
         generator = torch.Generator().manual_seed(self.seed)
         offsets = torch.randint(0, scene.jitter, (self.iterations, 2), generator=generator)
 
         def slope(logits: Tensor, start: int, stop: int) -> Tensor:
-            chance = torch.softmax(logits, 1)
-            own = chance.gather(1, classes[start:stop, None])
-            steeper = -own * chance
-            steeper.scatter_add_(1, classes[start:stop, None], own)
-            return steeper / before[start:stop, None]
+            probabilities = torch.softmax(logits, 1)
+            chosen = probabilities.gather(1, classes[start:stop, None])
+            by_logits = -chosen * probabilities
+            by_logits.scatter_add_(1, classes[start:stop, None], chosen)
+            return by_logits / before[start:stop, None]
 
         for down, right in track(offsets.tolist(), self.name):
             with torch.enable_grad():
                 penalty = self._penalty(mask)
             (from_penalty,) = torch.autograd.grad(penalty, mask)
-            shown = scene.shown(mask.detach(), down, right)
-            _, gradient = passes.gradients(shown, slope)
-            mask.grad = from_penalty + scene.pull_back(gradient, down, right)
+            spread = scene.shifted(down, right)
+            _, gradient = runner.gradients(scene.shown(spread(mask.detach())), slope)
+            mask.grad = from_penalty + spread.pull_back(scene.by_mask(gradient))
             optimizer.step()
             mask.clamp_(0, 1)
-        maps = (1 - scene.expected(mask.detach())).clamp(0, 1)
+        maps = (1 - scene.mean(mask.detach())).clamp(0, 1)
         return Attribution(maps, classes, logits)
 
     def _penalty(self, mask: Tensor) -> Tensor:
@@ -135,7 +137,7 @@ class MeaningfulPerturbation(Method):
         rough = (down**self.power).sum() + (right**self.power).sum()
         return self.area * (1 - mask).sum() + self.smoothness * rough
 
-    def _start(self, scene: _Scene, classes: Tensor, before: Tensor, passes: Passes) -> Tensor:
+    def _start(self, scene: _Scene, classes: Tensor, before: Tensor, runner: BatchRunner) -> Tensor:
         """Return for each image the smallest centred disc of zeros that hides the class."""
         height, width = scene.cells
         row = (torch.arange(height, dtype=torch.float64) + 0.5) * 2 / height - 1
@@ -147,7 +149,7 @@ class MeaningfulPerturbation(Method):
         discs = discs.to(scene.images)
 
         def chance(shown: Tensor) -> Tensor:
-            probability = torch.softmax(passes.logits(shown), 1)
+            probability = torch.softmax(runner.logits(shown), 1)
             return probability.gather(1, classes[:, None])[:, 0]
 
         hidden = chance(scene.plain.clone())
@@ -155,7 +157,7 @@ class MeaningfulPerturbation(Method):
         missing = torch.ones_like(classes, dtype=torch.bool)
         for disc in discs:
             masks = disc.expand(len(classes), -1, -1)
-            suppressed = chance(scene.shown(masks)) - hidden <= 0.01 * (before - hidden)
+            suppressed = chance(scene.shown(scene.mean(masks))) - hidden <= 0.01 * (before - hidden)
             start[suppressed & missing] = disc
             missing &= ~suppressed
         return start
@@ -174,26 +176,22 @@ class _Scene:
             self._axis(cells, size, sigma).to(images)
             for cells, size in zip(self.cells, images.shape[2:], strict=True)
         )
+        self.mean = CellsToPixels(self.down.mean(0), self.across.mean(0))
+        """Averaged over the shifts."""
 
     def _axis(self, cells: int, size: int, sigma: float) -> Tensor:
         """Return the matrices (jitter, size, cells) from cells to pixels, one for each shift."""
         long = size + self.jitter - 1
-        full = gaussian(long, sigma) @ interpolation(cells, long)
-        return torch.stack([full[i : i + size] for i in range(self.jitter)])
+        return crops(gaussian(long, sigma) @ interpolation(cells, long), size)
 
-    def shown(self, masks: Tensor, down: int | None = None, right: int | None = None) -> Tensor:
-        """Return the images (N, C, H, W) blended by coarse masks (N, h, w)."""
-        if down is None or right is None:
-            full = self.expected(masks)
-        else:
-            full = (self.down[down] @ masks @ self.across[right].T)[:, None]
-        return torch.lerp(self.plain, self.images, full)
+    def shifted(self, down: int, right: int) -> CellsToPixels:
+        """Return what makes coarse masks to pixels, shifted by so many of them."""
+        return CellsToPixels(self.down[down], self.across[right])
 
-    def pull_back(self, gradient: Tensor, down: int, right: int) -> Tensor:
-        """Return the gradient by the coarse masks, given the one by the images shown."""
-        by_mask = (gradient * (self.images - self.plain)).sum(1)
-        return self.down[down].T @ by_mask @ self.across[right]
+    def shown(self, masks: Tensor) -> Tensor:
+        """Return the images (N, C, H, W) blended by masks (N, 1, H, W)."""
+        return torch.lerp(self.plain, self.images, masks)
 
-    def expected(self, masks: Tensor) -> Tensor:
-        """Return masks at pixel size, (N, 1, H, W), averaged over the shifts."""
-        return (self.down.mean(0) @ masks @ self.across.mean(0).T)[:, None]
+    def by_mask(self, gradient: Tensor) -> Tensor:
+        """Return the gradient by the masks, (N, 1, H, W), given the one by the images shown."""
+        return (gradient * (self.images - self.plain)).sum(1, keepdim=True)

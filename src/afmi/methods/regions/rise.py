@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, interpolation
-from afmi.methods.base import Work
+from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
+from afmi.methods.work import Work
+from afmi.pictures.matrices import CellsToPixels, crops, interpolation
 from afmi.progress import track
 
 __all__ = ["RISE"]
@@ -52,7 +53,6 @@ class RISE(BlackBoxMethod):
     name = "RISE"
     family = "region"
     scores = "perturbation"
-    cost = "masks + 1 forwards"
     paper = "Petsiuk et al., RISE, BMVC 2018"
 
     _: KW_ONLY
@@ -72,17 +72,17 @@ class RISE(BlackBoxMethod):
         return Work(self.masks + 1)
 
     def _class_maps(
-        self, inputs: Tensor, classes: Tensor, passes: Passes
+        self, inputs: Tensor, classes: Tensor, runner: BatchRunner
     ) -> tuple[Tensor, Tensor | None]:
         count, _, height, width = inputs.shape
         masks = _Masks(self, height, width, inputs)
         wide = torch.promote_types(inputs.dtype, torch.float32)
         total = torch.zeros(*classes.shape, height * width, dtype=wide, device=inputs.device)
-        for start, stop in track(passes.ranges(self.masks), self.name):
+        for start, stop in track(runner.ranges(self.masks), self.name):
             batch = masks(start, stop)
             flat = batch.flatten(1).to(wide)
             for n in range(count):
-                logits = passes.logits(inputs[n] * batch)
+                logits = runner.logits(inputs[n] * batch)
                 score = torch.softmax(logits.to(wide), 1)[:, classes[:, n]]
                 total[:, n] += score.T @ flat
         maps = total / (self.masks * self.probability)
@@ -108,11 +108,10 @@ class _Masks:
         cell = -(-size // cells)
         full = interpolation(cells, (cells + 1) * cell)
         offset = torch.randint(0, cell, (count,), generator=generator)
-        windows = torch.stack([full[i : i + size] for i in range(cell)])
-        return windows.to(like), offset.to(like.device)
+        return crops(full[: cell + size - 1], size).to(like), offset.to(like.device)
 
     def __call__(self, start: int, stop: int) -> Tensor:
         """Return masks ``start`` to ``stop``, (B, 1, H, W)."""
         down = self.down[self.row[start:stop]]
         across = self.across[self.column[start:stop]]
-        return (down @ self.grids[start:stop] @ across.mT)[:, None]
+        return CellsToPixels(down, across)(self.grids[start:stop])

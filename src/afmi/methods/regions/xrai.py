@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from scipy import ndimage
 from scipy.sparse import csr_array
-from skimage.segmentation import felzenszwalb
-from skimage.transform import resize
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.integrated import integrated_gradients, starts
-from afmi.gradients.passes import Passes
-from afmi.methods.base import Attribution, Method, Target, Work, classify
+from afmi.gradients.integrated import integrated_gradients
+from afmi.gradients.passes import BatchRunner
+from afmi.methods.base import Attribution, Method, classify
+from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference, Several, White
+from afmi.targets import Target
 
 __all__ = ["XRAI", "merge_regions"]
 
@@ -48,7 +48,7 @@ class XRAI(Method):
         smallest: pixels that a segment has at least, of 224×224.
         dilation: pixels by which segments are widened, so that they take in their edges.
         least_gain: pixels that a segment must add.
-        batch_size: see `afmi.gradients.passes.Passes`.
+        batch_size: see `afmi.gradients.passes.BatchRunner`.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
@@ -59,7 +59,6 @@ class XRAI(Method):
     name = "XRAI"
     family = "region"
     scores = "integrated gradients"
-    cost = "200 forwards + backwards"
     paper = "Kapishnikov et al., XRAI: Better Attributions Through Regions, ICCV 2019"
 
     _: KW_ONLY
@@ -79,8 +78,8 @@ class XRAI(Method):
             )
 
     def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`; for a reference of two images, as the default is."""
-        return Work(2 * self.steps + 1, 2 * self.steps)
+        """See `Method.work`."""
+        return self.reference.count(inputs) * self.steps * Work(1, 1) + Work(1)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         logits = classify(self.model, inputs)
@@ -98,28 +97,25 @@ class XRAI(Method):
             maps = [
                 merge_regions(
                     pixel,
-                    _widened([cut.result() for cut in own], pixel.shape, self.dilation),
+                    _widened([cut.result() for cut in scales], pixel.shape, self.dilation),
                     least_gain=self.least_gain,
                 )
-                for pixel, own in zip(pixels, cuts, strict=True)
+                for pixel, scales in zip(pixels, cuts, strict=True)
             ]
         tensor = torch.from_numpy(np.stack(maps))[:, None].to(inputs)
         return Attribution(tensor, classes, logits)
 
     def _attributions(self, inputs: Tensor, classes: Tensor) -> Tensor:
         """Return integrated gradients (N, C, H, W), averaged over the references."""
-        passes = Passes(self.model, inputs, self.batch_size)
-        ways = starts(self.reference(inputs), per_image=self.reference.per_image)
-        found = [
-            integrated_gradients(
-                passes, inputs, start, classes, steps=self.steps, description=self.name
-            )
-            for start in ways
-        ]
-        return torch.stack(found).mean(0)
+        runner = BatchRunner(self.model, inputs, self.batch_size)
+        return integrated_gradients(
+            runner, inputs, self.reference, classes, steps=self.steps, description=self.name
+        ).mean(0)
 
     def _labels(self, picture: np.ndarray, scale: float) -> np.ndarray:
         """Return each pixel's segment at one scale, (224, 224), of a picture (224, 224, C)."""
+        from skimage.segmentation import felzenszwalb
+
         labels = felzenszwalb(
             picture, scale=scale, sigma=0.8, min_size=self.smallest, channel_axis=-1
         )
@@ -143,6 +139,8 @@ def _free_cores(inputs: Tensor) -> int:
 
 def _picture(image: Tensor) -> np.ndarray:
     """Stretch an image (C, H, W) to [−1, 1], for which the scales are meant: (224, 224, C)."""
+    from skimage.transform import resize
+
     pixels = image.detach().double().cpu().numpy()
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) / max(high - low, 1e-12) * 2 - 1
@@ -165,9 +163,9 @@ def _widened(labels: list[np.ndarray], shape: tuple[int, int], dilation: int) ->
     """
     rows, columns = (((np.arange(n) + 0.5) * 224 / n).astype(int) for n in shape)
     masks: list[np.ndarray] = []
-    for own in labels:
-        own = own[np.ix_(rows, columns)]
-        for label, box in enumerate(ndimage.find_objects(own + 1)):
+    for scale in labels:
+        segments = scale[np.ix_(rows, columns)]
+        for label, box in enumerate(ndimage.find_objects(segments + 1)):
             if box is None:
                 continue
             # Widened inside its own box only: whole images would take a hundred times as long.
@@ -176,7 +174,7 @@ def _widened(labels: list[np.ndarray], shape: tuple[int, int], dilation: int) ->
                 for s, n in zip(box, shape, strict=True)
             )
             mask = np.zeros(shape, dtype=bool)
-            mask[wide] = _dilated(own[wide] == label, dilation)
+            mask[wide] = _dilated(segments[wide] == label, dilation)
             masks.append(mask)
     return np.stack(masks)
 
@@ -217,8 +215,8 @@ def merge_regions(attribution: np.ndarray, masks: np.ndarray, *, least_gain: int
     """
     pixels = attribution.astype(np.float64).ravel()
     members = [np.flatnonzero(mask) for mask in masks]
-    counts = np.array([len(own) for own in members])
-    sums = np.array([pixels[own].sum() for own in members])
+    counts = np.array([len(inside) for inside in members])
+    sums = np.array([pixels[inside].sum() for inside in members])
     # The segments of each pixel: a pixel is taken out of their sums once, when it is covered, and
     # no segment is summed again.
     ends = np.concatenate([[0], counts.cumsum()])
@@ -237,10 +235,10 @@ def merge_regions(attribution: np.ndarray, masks: np.ndarray, *, least_gain: int
         new = members[best][uncovered[members[best]]]
         result[new] = pixels[new].mean()
         uncovered[new] = False
-        theirs = owners[new]
-        values = np.repeat(pixels[new], np.diff(theirs.indptr))
-        counts -= np.bincount(theirs.indices, minlength=len(members))
-        sums -= np.bincount(theirs.indices, values, minlength=len(members))
+        touched = owners[new]
+        values = np.repeat(pixels[new], np.diff(touched.indptr))
+        counts -= np.bincount(touched.indices, minlength=len(members))
+        sums -= np.bincount(touched.indices, values, minlength=len(members))
     if uncovered.any():
         result[uncovered] = pixels[uncovered].mean()
     return result.reshape(attribution.shape)

@@ -1,0 +1,90 @@
+"""What the methods share that look at one backward pass: rules for it, then a reduction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afmi.gradients import ORDINARY, ModifiedGradient, Rules, forward_pass
+from afmi.methods.base import Attribution, LayerMethod, Method, relative_residual
+from afmi.methods.work import Work
+from afmi.network.layers import Layer
+from afmi.targets import Target
+
+__all__ = ["GradientMethod", "WeightedMapsMethod", "changes_from_references"]
+
+
+@dataclass(frozen=True)
+class GradientMethod(Method):
+    """A method that reduces the gradient at the pixels, by ordinary or other rules, to a map."""
+
+    def work(self, inputs: Tensor) -> Work:
+        """See `Method.work`."""
+        return Work(1, 1)
+
+    def _rules(self) -> Rules:
+        """Return the rules of the backward pass."""
+        return ORDINARY
+
+    @abstractmethod
+    def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
+        """Return maps (N, 1, H, W) of images and their gradients, (N, C, H, W)."""
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        run = forward_pass(self.model, inputs, layer=None, rules=self._rules())
+        classes = target.of(run.logits)
+        maps = self._reduce(inputs, run.gradient(classes, last=True))
+        return Attribution(maps, classes, run.logits)
+
+
+@dataclass(frozen=True)
+class WeightedMapsMethod(LayerMethod):
+    """A method that adds up feature maps by weights from their gradients: S = ReLU(Σ_k w_k A^k)."""
+
+    @abstractmethod
+    def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
+        """Return w (N, K, 1, 1) of feature maps and their gradients, (N, K, h, w)."""
+
+    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+        layer = self.resolved_layer(inputs)
+        run = forward_pass(self.model, inputs, layer=layer)
+        classes = target.of(run.logits)
+        weights = self._weights(run.features, run.gradient(classes, last=True))
+        maps = (weights * run.features).sum(1, keepdim=True).relu()
+        return Attribution(maps, classes, run.logits, layer=layer[1])
+
+
+def changes_from_references(
+    run: ModifiedGradient, classes: Tensor, *, averaged: bool = False, layer: Layer | None = None
+) -> list[Attribution]:
+    """Return Σ_k g_k (A^k − Ā^k) for each row of classes, with g the modified gradient.
+
+    The maps are averaged over the references. A warning tells where they should sum to the change
+    of the logit and do not.
+
+    Args:
+        run: of the images, against their references.
+        classes: int64 (T, N).
+        averaged: whether each map's modified gradient is averaged over its positions (Eq. 6).
+        layer: where feature maps were taken.
+    """
+    maps, changes = [], []
+    count = len(run.references)
+    for r in range(count):
+        gradient, extra_tokens = run.parted(classes, r, last=r == count - 1)
+        delta = run.change(r)
+        change = (gradient * delta).sum(2, keepdim=True)
+        run.check(change.sum((2, 3, 4)) + extra_tokens, classes, r)
+        if averaged:
+            change = (gradient.mean((-2, -1), keepdim=True) * delta).sum(2, keepdim=True)
+        maps.append(change)
+        changes.append(run.output_change(classes, r))
+    mean = torch.stack(maps).mean(0)
+    residual = relative_residual(mean, torch.stack(changes).mean(0))
+    return [
+        Attribution(m, c, run.run.logits, r, layer)
+        for m, c, r in zip(mean, classes, residual, strict=True)
+    ]

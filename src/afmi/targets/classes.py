@@ -1,0 +1,103 @@
+"""The class whose score is explained: one for all images, one for each, or the predicted one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from afmi.errors import TargetError
+
+__all__ = ["Target", "TargetLike", "class_rows", "class_target"]
+
+TargetLike = int | Tensor | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """The class to explain, as the caller gave it, until the logits are known.
+
+    Attributes:
+        value: int64 (N,), or None for the predicted class of each image.
+    """
+
+    value: Tensor | None
+
+    def __getitem__(self, part: slice) -> Target:
+        """Return the classes of some of the images."""
+        return Target(None if self.value is None else self.value[part])
+
+    def of(self, logits: Tensor) -> Tensor:
+        """Return the class of each image, int64 (N,), given the logits (N, K).
+
+        Raises:
+            TargetError: when a class is out of the logits' range.
+        """
+        if self.value is None:
+            return logits.argmax(1)
+        classes = logits.shape[1]
+        low, high = int(self.value.min()), int(self.value.max())
+        if low < 0 or high >= classes:
+            raise TargetError(
+                f"expected a class from 0 to {classes - 1}, got {low if low < 0 else high}"
+            )
+        return self.value.to(logits.device)
+
+
+def class_target(target: TargetLike, inputs: Tensor) -> Target:
+    """Return the target of these images (N, C, H, W) that a caller gave.
+
+    Raises:
+        TargetError: when it is neither an integer nor one integer for each image.
+    """
+    if target is None:
+        return Target(None)
+    if isinstance(target, (bool, str)):
+        raise TargetError(
+            f"expected a class index, got {target!r}; afmi.find_class(model, label) finds it"
+        )
+    try:
+        classes = torch.as_tensor(target, device=inputs.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(
+            f"expected a class index or one for each image, got {target!r}"
+        ) from error
+    if not _integer(classes):
+        raise TargetError(f"expected integer classes, got {classes.dtype}")
+    batch = inputs.shape[0]
+    if classes.dim() == 0 or classes.shape == (1,):
+        classes = classes.reshape(1).expand(batch)
+    if classes.shape != (batch,):
+        raise TargetError(
+            f"expected one class for all images or one for each of {batch}, got shape "
+            f"{tuple(classes.shape)}; attribute_classes takes several classes per image"
+        )
+    return Target(classes.to(torch.int64))
+
+
+def class_rows(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
+    """Return several classes of these images (N, C, H, W) as int64 (T, N).
+
+    Args:
+        targets: T classes for all images, or int64 (T, N).
+        inputs: the images.
+
+    Raises:
+        TargetError: when they are no such classes.
+    """
+    classes = torch.as_tensor(targets, device=inputs.device)
+    if classes.dim() == 1:
+        classes = classes[:, None].expand(-1, inputs.shape[0])
+    fits = classes.dim() == 2 and classes.shape[1] == inputs.shape[0] and classes.shape[0] > 0
+    if not fits or not _integer(classes):
+        raise TargetError(
+            f"expected T classes or integer classes (T, {inputs.shape[0]}), got shape "
+            f"{tuple(classes.shape)} {classes.dtype}"
+        )
+    return classes.to(torch.int64)
+
+
+def _integer(classes: Tensor) -> bool:
+    return not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)

@@ -1,0 +1,54 @@
+"""Superpixels of every size of picture, from every segmentation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from networks import images
+
+from afmi.errors import ShapeError
+from afmi.pictures.superpixels import Grid, Quickshift, Slic, superpixels
+
+
+@pytest.mark.parametrize("segmentation", [Quickshift(), Slic(), Grid(3)])
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 8), (3, 40), (5, 16)])
+def test_superpixels_cover_every_picture(segmentation, channels: int, size: int) -> None:
+    image = images(1, size, channels)[0]
+    labels = superpixels(segmentation, image)
+    assert labels.shape == (size, size)
+    assert labels.dtype == torch.int64
+    assert labels.unique().tolist() == list(range(int(labels.max()) + 1))
+    assert int(labels.max()) + 1 >= 9
+    assert torch.equal(labels, superpixels(segmentation, image))
+
+
+def test_superpixels_of_normalised_images_are_those_of_the_picture() -> None:
+    image = images(1, 32)[0].double()
+    image[0, 0, :2] = torch.tensor([0.0, 1.0])
+    assert torch.equal(superpixels(Slic(), image), superpixels(Slic(), image * 4 - 2))
+
+
+def test_superpixels_may_come_from_any_callable() -> None:
+    labels = superpixels(lambda a: (a[:, :, 0] > 0.5) * 7, images(1)[0])
+    assert labels.unique().tolist() == [0, 1]
+    with pytest.raises(ShapeError, match="superpixel labels"):
+        superpixels(lambda a: np.zeros(3), images(1)[0])
+
+
+def test_grid_cells_are_equal() -> None:
+    labels = superpixels(Grid(2), images(1, 8)[0])
+    assert labels.flatten().bincount().tolist() == [16] * 4
+    assert labels[0, 0] == 0
+    assert labels[-1, -1] == 3
+
+
+def test_scikit_image_is_loaded_only_when_a_segmentation_runs() -> None:
+    code = "import afmi.methods, sys; print('skimage.segmentation' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "False\n"
