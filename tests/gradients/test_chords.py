@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afmi.gradients.interception import Operation
+from afmi.gradients.operation import Operation
 from afmi.gradients.rules.elementwise import RULES, Chord
 
 CALLS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
@@ -36,9 +36,9 @@ def slopes(name: str, x: Tensor, reference: Tensor) -> Tensor:
     def call(first: Tensor) -> Operation:
         return Operation(name, function, (first,), keywords)
 
-    entry = rule.entry(call(reference), reference, call(reference)())
-    _, (slope,) = rule.run(call(x), x, [entry])
-    assert torch.equal(slope, rule.multiplier(call(x), x, call(x)(), entry))
+    entry = rule.entry(call(reference), [reference], rule.call(call(reference)))
+    _, ((slope,),) = rule.run(call(x), [x], [entry])
+    assert torch.equal(slope, rule.slope(call(x), x, call(x)(), entry))
     return slope
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from afmi import gradients as engine
 from afmi.errors import CompletenessWarning, OperationError
+from afmi.gradients import blocking
 from afmi.gradients.rules import _table, elementwise
 from afmi.gradients.tape import TapeMismatchError
 from afmi.network import channels_last
@@ -374,7 +375,7 @@ def test_large_maps_go_piece_by_piece(
         nn.Conv2d(3, 4, 3, padding=1), activation, nn.Flatten(), nn.Linear(144, 2)
     )
     pieces: list[list[Tensor]] = []
-    cut = elementwise._pieces
+    cut = blocking._cut
 
     def noted(tensors: list[Tensor]) -> Iterator[Any]:
         pieces.append([])
@@ -382,14 +383,14 @@ def test_large_maps_go_piece_by_piece(
             pieces[-1].append(piece[0])
             yield piece
 
-    monkeypatch.setattr(elementwise, "_pieces", noted)
+    monkeypatch.setattr(blocking, "_cut", noted)
     if fast:
         monkeypatch.setattr(channels_last, "_FEW_PIXELS", 0)
     large = (8 * (pictures() - 0.5)).float()
     references = (Black(), Blurred(sigma=1.0))
     expected = [attributed(network, large, reference) for reference in references]
     assert [len(run) for run in pieces] == [1, 1]
-    monkeypatch.setattr(elementwise, "_PIECE", 35)
+    monkeypatch.setattr(blocking, "_PIECE", 35)
     for reference, one in zip(references, expected, strict=True):
         assert torch.allclose(attributed(network, large, reference), one, rtol=1e-6, atol=1e-9)
     assert [{piece.numel() for piece in run} for run in pieces[2:]] == [{35, 4}, {35, 4}]
@@ -493,9 +494,9 @@ def test_registered_rule_replaces_cached_reference_runs() -> None:
     errors(model, pictures(), Black())
     seen = []
 
-    def rule(state: engine.Interception, operation: engine.Operation) -> Tensor:
+    def rule(interception: engine.Interception, operation: engine.Operation) -> Tensor:
         seen.append(operation.name)
-        return elementwise.RULES["relu"](state, operation)
+        return elementwise.RULES["relu"](interception, operation)
 
     engine.register_rule("relu", rule)
     errors(model, pictures(), Black())

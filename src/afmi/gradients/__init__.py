@@ -1,15 +1,10 @@
 """Modified gradients (Eq. 2–5): derivatives replaced by chords, so that they sum to delta."""
 
-from afmi.gradients.interception import (
-    ORDINARY,
-    ForwardPass,
-    Interception,
-    Operation,
-    Rule,
-    Rules,
-    forward_pass,
-)
+from afmi.gradients.forward_pass import ForwardPass, forward_pass
+from afmi.gradients.interception import ORDINARY, BackwardState, Handler, Interception, Rules
 from afmi.gradients.modified import ModifiedGradient, modified_gradient
+from afmi.gradients.operation import Operation
+from afmi.gradients.rule import Factors, Rule, Tensors
 from afmi.gradients.rules import (
     MODIFIED_GRADIENT,
     register_composition,
@@ -22,12 +17,16 @@ from afmi.gradients.rules import (
 __all__ = [
     "MODIFIED_GRADIENT",
     "ORDINARY",
+    "BackwardState",
+    "Factors",
     "ForwardPass",
+    "Handler",
     "Interception",
     "ModifiedGradient",
     "Operation",
     "Rule",
     "Rules",
+    "Tensors",
     "forward_pass",
     "modified_gradient",
     "register_composition",

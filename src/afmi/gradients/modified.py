@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import CompletenessWarning, ShapeError
-from afmi.gradients.interception import ForwardPass, Rules, forward_pass
+from afmi.gradients.forward_pass import ForwardPass, forward_pass
+from afmi.gradients.interception import Rules
 from afmi.gradients.rules import MODIFIED_GRADIENT
 from afmi.gradients.tape import Tape
 from afmi.network.channels_last import is_fast

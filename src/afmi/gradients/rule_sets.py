@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from afmi.errors import OperationError
-from afmi.gradients.interception import Interception, Operation, Rule
+from afmi.gradients.interception import Handler, Interception
+from afmi.gradients.operation import Operation
 from afmi.gradients.rules import MODIFIED_GRADIENT
 from afmi.gradients.rules.elementwise import Chord
 from afmi.gradients.rules.linear import RULES as LINEAR
@@ -48,18 +49,18 @@ def elementwise_chords() -> dict[str, Chord]:
     return {n: rule for n, rule in MODIFIED_GRADIENT.by_name.items() if isinstance(rule, Chord)}
 
 
-def linear_rules() -> dict[str, Rule]:
+def linear_rules() -> dict[str, Handler]:
     """Return the rules of linear and affine operations, which keep their ordinary derivative."""
-    own = {n: rule for n, rule in MODIFIED_GRADIENT.by_name.items() if rule is keep}
-    return {**own, **LINEAR}
+    registered = {n: rule for n, rule in MODIFIED_GRADIENT.by_name.items() if rule is keep}
+    return {**registered, **LINEAR}
 
 
-def max_pooling_rules() -> dict[str, Rule]:
+def max_pooling_rules() -> dict[str, Handler]:
     """Return rules by which max pooling keeps its derivative: to each window's maximum."""
     return {n: keep for n, rule in MODIFIED_GRADIENT.by_name.items() if isinstance(rule, MaxPool)}
 
 
-def ordinary_rules() -> dict[str, Rule]:
+def ordinary_rules() -> dict[str, Handler]:
     """Return rules by which all but the elementwise functions keep their ordinary derivative.
 
     Linear operations, max pooling, products, normalisations and softmax. A network that compares
@@ -79,7 +80,7 @@ def positive_part(signal: Tensor) -> Tensor:
     return signal.clamp(min=0)
 
 
-def guided(state: Interception, operation: Operation) -> Any:
+def guided(interception: Interception, operation: Operation) -> Any:
     """Send the positive part of what comes back through the function's own derivative.
 
     The rule R_in = σ'(y) · max(R_out, 0).
@@ -90,7 +91,7 @@ def guided(state: Interception, operation: Operation) -> Any:
     return output
 
 
-def _hidden_activation(state: Interception, operation: Operation) -> Any:
+def _hidden_activation(interception: Interception, operation: Operation) -> Any:
     raise OperationError(
         f"the network compares its activations ({operation.name!r}), which may be an activation "
         "function in disguise that a rule for activation functions would miss; write it as "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -23,14 +24,12 @@ class Entry:
         name: the operation's name.
         inputs: its operands that depend on the layer, or what the rule keeps of each; detached.
         output: what it gave, detached.
-        indices: where a pooling operation found its maxima.
-        more: what else the rule makes of the reference once.
+        more: what else the rule keeps, such as the positions of a pooling's maxima.
     """
 
     name: str
     inputs: tuple[Tensor, ...]
     output: Tensor
-    indices: Tensor | None = None
     more: tuple[Tensor, ...] = ()
 
 
@@ -64,7 +63,7 @@ class TapeReader:
         self._entries = tape.entries
         self._next = 0
 
-    def next(self, name: str, operands: tuple[Tensor, ...]) -> Entry:
+    def next(self, name: str, operands: Sequence[Tensor]) -> Entry:
         """Return the entry for the operation that runs now.
 
         Raises:

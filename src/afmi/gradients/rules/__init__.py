@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from afmi.gradients.interception import Rule, Rules
+from afmi.gradients.interception import Handler, Rules
 from afmi.gradients.rules import (
     composed,
     elementwise,
@@ -28,7 +28,7 @@ __all__ = [
     "register_rule",
 ]
 
-_table: dict[str, Rule] = {
+_table: dict[str, Handler] = {
     **linear.RULES,
     **elementwise.RULES,
     **pooling.RULES,
@@ -45,13 +45,13 @@ MODIFIED_GRADIENT = Rules(_table, extensible=True)
 """The rules of the modified gradient: an operation without one raises."""
 
 
-def register_rule(name: str, rule: Rule) -> None:
+def register_rule(name: str, rule: Handler) -> None:
     """Use ``rule`` for the operation called ``name`` from now on, in this process.
 
     Args:
         name: the operation's name, as the error that asked for a rule gives it.
-        rule: called with the run's state and the `Operation`; makes the call and returns its
-            output, with a backward pass for which Σ multiplier·Δin = Δout.
+        rule: an `afmi.gradients.Rule`, or a function of the `Interception` and the `Operation` that
+            makes the call and returns its output, with a backward pass for which Σ m·Δin = Δout.
     """
     _table[name] = rule
 

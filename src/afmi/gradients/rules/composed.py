@@ -15,25 +15,26 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
 
 from afmi.errors import OperationError
-from afmi.gradients.interception import Interception, Operation, Rule
+from afmi.gradients.interception import BackwardState, Handler, Interception
+from afmi.gradients.operation import Operation
+from afmi.gradients.rule import Factors, Rule, Tensors
 from afmi.gradients.rules.elementwise import ExactChord
-from afmi.gradients.rules.linear import argument, path_operands
-from afmi.gradients.rules.mixing import Mixing
+from afmi.gradients.tape import Entry
 
 __all__ = ["RULES", "composed", "look_inside"]
 
 
-def composed(formula: Callable[..., Any]) -> Rule:
+def composed(formula: Callable[..., Any]) -> Handler:
     """Return the rule that makes ``formula``'s operations in place of the call.
 
     Where the call overwrites its first operand, so does what the formula gives.
     """
 
-    def rule(state: Interception, operation: Operation) -> Any:
-        with state:
+    def rule(interception: Interception, operation: Operation) -> Any:
+        with interception:
             result = formula(*operation.args, **operation.kwargs)
             return operation.operand.copy_(result) if operation.inplace else result
 
@@ -50,9 +51,9 @@ def _without_dispatch(function: FunctionType) -> FunctionType:
     return copy
 
 
-def look_inside(state: Interception, operation: Operation) -> Any:
+def look_inside(interception: Interception, operation: Operation) -> Any:
     """Run a function that PyTorch writes in Python, such as multi-head attention, by its parts."""
-    with state:
+    with interception:
         return _without_dispatch(operation.function)(*operation.args, **operation.kwargs)
 
 
@@ -89,40 +90,42 @@ def scaled_dot_product_attention(
     return torch.matmul(scores.softmax(-1), value)
 
 
-class Length(Mixing):
+class Length(Rule):
     """√Σx² along the last dimension, which is kept, with multipliers (x + x̄)/(‖x‖ + ‖x̄‖).
 
     The square's (x + x̄) times the chord of the root; no larger than 1, and 0 where both vectors
     are 0, as PyTorch has it.
     """
 
-    name = "length"
-
-    def value(self, x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-
-    def factors(self, x: Tensor, y: Tensor, reference: Tensor, output: Tensor) -> list[Tensor]:
-        lengths = y + output
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        (x,) = operands
+        reference = entry.inputs[0].expand_as(x)
+        lengths = outputs[0] + entry.output
         return [torch.where(lengths > 0, (x + reference) / lengths, torch.zeros_like(x))]
 
-    def pull_back(self, gradient: Tensor, factors: list[Tensor]) -> Tensor:
-        return gradient * factors[0]
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        return [gradient * factors[0]]
 
 
-def length(state: Interception, operation: Operation) -> Any:
+def length(interception: Interception, operation: Operation) -> Any:
     """The Euclidean or another norm of vectors: ``torch.linalg.vector_norm``."""
-    x, p = operation.operand, argument(operation, 1, "ord", 2)
-    dim = argument(operation, 2, "dim", None)
-    keep = argument(operation, 3, "keepdim", False)
+    x, p = operation.operand, operation.argument(1, "ord", 2)
+    dim = operation.argument(2, "dim", None)
+    keep = operation.argument(3, "keepdim", False)
     dims = tuple(range(x.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
     if operation.kwargs.get("dtype") is not None:
         x = x.to(operation.kwargs["dtype"])
     if p != 2:
-        with state:
+        with interception:
             return _other_norm(x, float(p), dims, keep)
     kept = [1 if d in {e % x.dim() for e in dims} else s for d, s in enumerate(x.shape)]
     moved = x.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
-    y = Length().apply(state, moved).reshape(kept)
+    call = Operation("length", torch.linalg.vector_norm, (moved, 2, -1, True), {})
+    y = Length()(interception, call).reshape(kept)
     return y if keep else y.squeeze(dims)
 
 
@@ -289,12 +292,12 @@ def _as_map(bound: Tensor | float, x: Tensor) -> Tensor:
 class Clamp(ExactChord):
     """The chord while the bounds are constant; else a maximum and a minimum of two maps."""
 
-    def __call__(self, state: Interception, operation: Operation) -> Any:
+    def __call__(self, interception: Interception, operation: Operation) -> Any:
         x = operation.operand
-        if len(path_operands(operation)) == 1 and x.requires_grad:
-            return super().__call__(state, operation)
-        low, high = argument(operation, 1, "min", None), argument(operation, 2, "max", None)
-        with state:
+        if len(operation.path_operands) == 1 and x.requires_grad:
+            return super().__call__(interception, operation)
+        low, high = operation.argument(1, "min", None), operation.argument(2, "max", None)
+        with interception:
             y = x
             if low is not None:
                 y = torch.maximum(y, _as_map(low, x))
@@ -303,7 +306,7 @@ class Clamp(ExactChord):
             return x.copy_(y) if operation.inplace else y
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Handler] = {
     "scaled_dot_product_attention": composed(scaled_dot_product_attention),
     "multi_head_attention_forward": look_inside,
     "normalize": look_inside,

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from afmi.gradients.interception import Interception, Operation, Rule
-from afmi.gradients.rules.linear import path_operands
+from afmi.gradients.blocking import Scratch, pieces
+from afmi.gradients.interception import BackwardState, Handler, Interception
+from afmi.gradients.operation import Operation
+from afmi.gradients.rule import Factors, Rule, Tensors
 from afmi.gradients.tape import Entry
 
 __all__ = ["RULES", "Chord", "ExactChord"]
 
 
-class Chord:
+class Chord(Rule):
     """σ'(y) → (σ(y) − σ(ȳ)) / (y − ȳ), elementwise.
 
     Where y and ȳ all but coincide the quotient is rounding noise; there the derivative halfway
@@ -36,50 +38,44 @@ class Chord:
         self.kinked = kinked
         self.floor = floor
 
-    def __call__(self, state: Interception, operation: Operation) -> Any:
+    def operands(self, interception: Interception, operation: Operation) -> list[Tensor]:
         x = operation.operand
-        if len(path_operands(operation)) > 1 or not (isinstance(x, Tensor) and x.requires_grad):
-            raise state.no_rule(
+        if len(operation.path_operands) > 1 or not (isinstance(x, Tensor) and x.requires_grad):
+            raise interception.no_rule(
                 f"{operation.name!r} with an exponent, bound or the like that depends on the image",
                 name=operation.name,
             )
-        if state.recording is not None:
-            before = x.detach().clone() if operation.inplace else x.detach()
-            y = operation()
-            state.recording.entries.append(self.entry(operation, before, y.detach()))
-            return y
-        entries = [reader.next(operation.name, (x,)) for reader in state.readers]
-        return _ChordFunction.apply(x, self, state, operation, entries)
+        return [x]
 
-    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
-        """Return what the tape holds of the reference: of x, as it was, and y = σ(x)."""
-        return Entry(operation.name, (x,), y)
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        return [self.slope(operation, operands[0], outputs[0], entry)]
 
-    def run(
-        self, operation: Operation, x: Tensor, entries: list[Entry]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Make the call, and return what it gave with the multipliers for each reference."""
-        before = x.clone() if operation.inplace else x
-        y = operation()
-        return y, [self.multiplier(operation, before, y, entry) for entry in entries]
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        (slope,) = factors
+        return [slope.mul_(gradient) if state.reuse else gradient * slope]
 
-    def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
+    def slope(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
         """Return the slope of the chord, of the shape of x."""
         (reference,) = entry.inputs
         dx = x - reference
-        multiplier = (y - entry.output).div_(dx)
+        quotient = (y - entry.output).div_(dx)
         near = self._near(x, reference, dx)
         if not bool(near.any()):
-            return multiplier
+            return quotient
         if _takes_numbers_alone(operation):  # a few of many, so only they are looked at again
             at = near.nonzero(as_tuple=True)
-            seen = (x, reference.expand_as(x), dx, y, entry.output.expand_as(y), multiplier)
-            slope = self._slope(operation, *(tensor[at] for tensor in seen))
-            return multiplier.index_put_(at, slope)
-        slope = self._slope(operation, x, reference, dx, y, entry.output, multiplier)
-        return torch.where(near, slope, multiplier)
+            of_each = (x, reference.expand_as(x), dx, y, entry.output.expand_as(y), quotient)
+            slope = self._derivative_or_quotient(operation, *(tensor[at] for tensor in of_each))
+            return quotient.index_put_(at, slope)
+        output = entry.output
+        slope = self._derivative_or_quotient(operation, x, reference, dx, y, output, quotient)
+        return torch.where(near, slope, quotient)
 
-    def _slope(
+    def _derivative_or_quotient(
         self,
         operation: Operation,
         x: Tensor,
@@ -117,34 +113,6 @@ class Chord:
         return dx.abs() <= scale.mul_(tolerance)
 
 
-class _ChordFunction(torch.autograd.Function):
-    """The operation's own forward, and the multipliers made there, one for each reference."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        rule: Chord,
-        state: Interception,
-        operation: Operation,
-        entries: list[Entry],
-    ) -> Tensor:
-        # Made now and not in the backward pass: the operands may be overwritten until then.
-        y, multipliers = rule.run(operation, x, entries)
-        ctx.save_for_backward(*multipliers)
-        ctx.state = state
-        if operation.inplace:
-            ctx.mark_dirty(x)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        multiplier = ctx.saved_tensors[ctx.state.reference]
-        if ctx.state.last:
-            return multiplier.mul_(gradient), None, None, None, None
-        return gradient * multiplier, None, None, None, None
-
-
 def _takes_numbers_alone(operation: Operation) -> bool:
     """Tell whether any number can be put in alone: no other operand is a tensor of some shape."""
     others = (*operation.args[1:], *(v for k, v in operation.kwargs.items() if k != "input"))
@@ -160,12 +128,12 @@ class FormulaChord(Chord):
 
     @abstractmethod
     def before(
-        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, scratch: Scratch
     ) -> None:
-        """Put into ``slope`` and ``rooms`` what the formula needs of x, not to be written to."""
+        """Put into ``slope`` and ``scratch`` what the formula needs of x, not to be written to."""
 
     @abstractmethod
-    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, scratch: Scratch) -> None:
         """Put the slope into ``slope``, where `before` left off."""
 
     def fits(self, operation: Operation, x: Tensor) -> bool:
@@ -173,57 +141,34 @@ class FormulaChord(Chord):
         return x.dtype in (torch.float32, torch.float64) and _takes_numbers_alone(operation)
 
     def run(
-        self, operation: Operation, x: Tensor, entries: list[Entry]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """See `Chord.run`."""
-        if not self.fits(operation, x):
-            return super().run(operation, x, entries)
-        if operation.inplace and len(entries) == 1:
-            slope = torch.empty_like(x)
-            self._fill(operation, x, x, entries[0], slope, make=True)
-            return x, [slope]
-        before = x.clone() if operation.inplace else x
-        y = operation()
-        return y, [self.multiplier(operation, before, y, entry) for entry in entries]
+        self, operation: Operation, operands: Tensors, entries: list[Entry]
+    ) -> tuple[tuple[Tensor, ...], list[Factors]]:
+        x = operands[0]
+        if not (operation.inplace and len(entries) == 1 and self.fits(operation, x)):
+            return super().run(operation, operands, entries)
+        return (x,), [[self._filled(operation, x, x, entries[0], call=True)]]
 
-    def multiplier(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
-        """See `Chord.multiplier`."""
+    def slope(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
         if not self.fits(operation, x):
-            return super().multiplier(operation, x, y, entry)
+            return super().slope(operation, x, y, entry)
+        return self._filled(operation, x, y, entry)
+
+    def _filled(
+        self, operation: Operation, x: Tensor, y: Tensor, entry: Entry, *, call: bool = False
+    ) -> Tensor:
+        """Return the slope; where ``call``, make the call as well, in place on each piece of x."""
         slope = torch.empty_like(x)
-        self._fill(operation, x, y, entry, slope)
-        return slope
-
-    def _fill(
-        self,
-        operation: Operation,
-        x: Tensor,
-        y: Tensor,
-        entry: Entry,
-        slope: Tensor,
-        *,
-        make: bool = False,
-    ) -> None:
-        """Fill ``slope``; where ``make``, make the call as well, in place on each piece of x."""
-        whole: Rooms | None = None
-        for part, output, into, *kept in _pieces(
-            [x, y, slope, *entry.inputs, entry.output, *entry.more]
-        ):
-            if whole is None:  # the first piece is as large as any
-                whole = torch.empty_like(part), torch.empty_like(part)
-            rooms = whole
-            if part.numel() < whole[0].numel():
-                rooms = whole[0][: part.numel()], whole[1][: part.numel()]
-            self.before(operation, part, kept, into, rooms)
-            if make:
+        tensors = [x, y, slope, *entry.inputs, entry.output, *entry.more]
+        for (part, output, into, *kept), scratch in pieces(tensors):
+            self.before(operation, part, kept, into, scratch)
+            if call:
                 operation.on(part)
-            self.after(output, kept, into, rooms)
+            self.after(output, kept, into, scratch)
+        return slope
 
 
 Kept = Sequence[Tensor]
 """What the tape has of the reference: the entry's ``inputs``, its ``output`` and ``more``."""
-
-Rooms = tuple[Tensor, Tensor]
 
 
 class Rectifier(FormulaChord):
@@ -235,23 +180,22 @@ class Rectifier(FormulaChord):
     """
 
     def fits(self, operation: Operation, x: Tensor) -> bool:
-        """See `FormulaChord.fits`."""
         return True
 
-    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
-        """See `Chord.entry`."""
+    def entry(self, operation: Operation, operands: Tensors, outputs: Tensors) -> Entry:
+        x = operands[0]
         least = 2.0**-24 if x.dtype == torch.float16 else torch.finfo(x.dtype).tiny
-        return Entry(operation.name, (x.abs().clamp_min_(least),), y)
+        return Entry(operation.name, (x.abs().clamp_min_(least),), outputs[0])
 
     def before(
-        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, scratch: Scratch
     ) -> None:
         torch.abs(x, out=slope)
         slope.add_(kept[0])
 
-    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
-        torch.add(y, kept[1], out=rooms[0])
-        torch.div(rooms[0], slope, out=slope)
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, scratch: Scratch) -> None:
+        torch.add(y, kept[1], out=scratch[0])
+        torch.div(scratch[0], slope, out=slope)
 
 
 class ExactChord(FormulaChord):
@@ -265,23 +209,23 @@ class ExactChord(FormulaChord):
     def __init__(self) -> None:
         super().__init__(kinked=True)
 
-    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
-        """See `Chord.entry`."""
+    def entry(self, operation: Operation, operands: Tensors, outputs: Tensors) -> Entry:
+        x = operands[0]
         if not self.fits(operation, x):
-            return super().entry(operation, x, y)
+            return super().entry(operation, operands, outputs)
         limits = torch.finfo(x.dtype)
         moved = (x * (1 + 2 * limits.eps)).sub_(limits.tiny / limits.eps)
         return Entry(operation.name, (moved,), operation.on(moved.clone()))
 
     def before(
-        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, scratch: Scratch
     ) -> None:
         torch.sub(x, kept[0], out=slope)
         slope.add_(torch.finfo(x.dtype).tiny)
 
-    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
-        torch.sub(y, kept[1], out=rooms[0])
-        torch.div(rooms[0], slope, out=slope)
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, scratch: Scratch) -> None:
+        torch.sub(y, kept[1], out=scratch[0])
+        torch.div(scratch[0], slope, out=slope)
 
 
 class SmoothChord(FormulaChord):
@@ -299,13 +243,13 @@ class SmoothChord(FormulaChord):
         super().__init__()
         self.slope_of = slope_of
 
-    def entry(self, operation: Operation, x: Tensor, y: Tensor) -> Entry:
-        """See `Chord.entry`."""
+    def entry(self, operation: Operation, operands: Tensors, outputs: Tensors) -> Entry:
+        x = operands[0]
         if not self.fits(operation, x):
-            return super().entry(operation, x, y)
+            return super().entry(operation, operands, outputs)
         slope = torch.empty_like(x)
         self._weighted(operation, x, slope)
-        return Entry(operation.name, (x,), y, more=(slope,))
+        return Entry(operation.name, (x,), outputs[0], more=(slope,))
 
     def _weighted(self, operation: Operation, x: Tensor, out: Tensor) -> None:
         """Put δ⁴σ'(x)/2 into ``out``."""
@@ -313,17 +257,17 @@ class SmoothChord(FormulaChord):
         self.slope_of(half, x, out, operation.kwargs)
 
     def before(
-        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, rooms: Rooms
+        self, operation: Operation, x: Tensor, kept: Kept, slope: Tensor, scratch: Scratch
     ) -> None:
-        self._weighted(operation, x, rooms[1])
+        self._weighted(operation, x, scratch[1])
         torch.sub(x, kept[0], out=slope)
 
-    def after(self, y: Tensor, kept: Kept, slope: Tensor, rooms: Rooms) -> None:
-        room, slopes = rooms
-        torch.sub(y, kept[1], out=room)
-        room.mul_(slope)
+    def after(self, y: Tensor, kept: Kept, slope: Tensor, scratch: Scratch) -> None:
+        change, slopes = scratch
+        torch.sub(y, kept[1], out=change)
+        change.mul_(slope)
         slope.mul_(slope)
-        slopes.addcmul_(room, slope).add_(kept[2])
+        slopes.addcmul_(change, slope).add_(kept[2])
         slope.mul_(slope).add_(_weight(slope))
         torch.div(slopes, slope, out=slope)
 
@@ -331,29 +275,6 @@ class SmoothChord(FormulaChord):
 def _weight(x: Tensor) -> float:
     """Return δ⁴."""
     return torch.finfo(x.dtype).eps ** (4 / 3)
-
-
-_PIECE = 131_072
-"""Numbers of a piece, of which four fit into a processor's second cache."""
-
-
-def _pieces(tensors: list[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Cut tensors alike, of which those of the reference may have one image for all.
-
-    They stay whole where they are small, lie on another device, or do not all lie in one stretch of
-    memory in the same order.
-    """
-    x = tensors[0]
-    if x.device.type != "cpu" or x.dim() < 2 or x[0].numel() <= 4 * _PIECE:
-        yield tensors
-        return
-    laid = tensors if x.is_contiguous() else [tensor.movedim(1, -1) for tensor in tensors]
-    if not all(tensor.is_contiguous() for tensor in laid):
-        yield tensors
-        return
-    for i in range(len(x)):
-        rows = (tensor[min(i, len(tensor) - 1)].view(-1) for tensor in laid)
-        yield from zip(*(row.split(_PIECE) for row in rows), strict=True)
 
 
 def _silu_slope(g: Tensor, x: Tensor, out: Tensor, keywords: dict[str, Any]) -> None:
@@ -377,7 +298,7 @@ _KINKED = (
 _EXACT = ("relu6", "hardtanh", "abs", "clamp", "clamp_min", "clamp_max")
 # fmt: on
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Handler] = {
     **dict.fromkeys(_SMOOTH, Chord()),
     **dict.fromkeys(_SMOOTH_OFFSET, Chord(floor=1.0)),
     **dict.fromkeys(_KINKED, Chord(kinked=True)),

@@ -30,21 +30,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from afmi.errors import ConditioningWarning
-from afmi.gradients.interception import Interception, Operation, Rule
-from afmi.gradients.rules.linear import argument, keep_first, path_operands
+from afmi.gradients.interception import BackwardState, Handler, Interception
+from afmi.gradients.operation import Operation
+from afmi.gradients.rule import Factors, Rule, Tensors
+from afmi.gradients.rules.linear import keep_first
 from afmi.gradients.tape import Entry
 
 __all__ = ["RULES"]
-
-_NAME = "unit_vector"
 
 _OPPOSITE = 1e-3
 """Maps with a smaller mean((u + ū)²) than this are taken in float64."""
@@ -61,8 +61,8 @@ class _Rows(NamedTuple):
     inverse: Tensor
 
 
-@dataclass(frozen=True)
-class _Norm:
+@dataclass(frozen=True, eq=False)
+class _Norm(Rule):
     """One call of a norm.
 
     Attributes:
@@ -75,20 +75,46 @@ class _Norm:
     weight: Tensor | None
     eps: float
 
-    def factors(self, x: Tensor, rows: _Rows, entry: Entry) -> list[Tensor | None]:
-        """Return what the backward pass needs, against one reference."""
-        (reference, of_reference), unit = entry.inputs, entry.output
+    def operands(self, interception: Interception, operation: Operation) -> list[Tensor]:
+        return [operation.operand]
+
+    def call(self, operation: Operation) -> tuple[Any, ...]:
+        x = operation.operand.detach()
+        y, rows = self.measure(x if x.dtype == torch.float64 else x.float())
+        y = y.to(x.dtype if self.weight is None else torch.result_type(x, self.weight))
+        return y, *rows
+
+    def entry(self, operation: Operation, operands: Tensors, outputs: Sequence[Any]) -> Entry:
+        rows = _Rows(*outputs[1:])
+        _warn_of_rounding(operands[0].dtype, rows, "the reference")
+        return Entry(operation.name, tuple(operands), _unit(rows), more=(_wide(rows.inverse),))
+
+    def run(
+        self, operation: Operation, operands: Tensors, entries: list[Entry]
+    ) -> tuple[tuple[Any, ...], list[Factors]]:
+        outputs, factors = super().run(operation, operands, entries)
+        _warn_of_rounding(operands[0].dtype, _Rows(*outputs[1:]), "an image")
+        return outputs, factors
+
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Sequence[Any], entry: Entry
+    ) -> Factors:
+        return self._factors(operands[0], _Rows(*outputs[1:]), entry)
+
+    def _factors(self, x: Tensor, rows: _Rows, entry: Entry) -> Factors:
+        (of_reference,), unit = entry.more, entry.output
         both = torch.addcmul(unit, rows.numbers, rows.inverse)
         both = both if rows.mean is None else both.sub_(rows.mean * rows.inverse)
         square = _wide(both.square_().mean(-1, keepdim=True))
         if x.dtype != square.dtype and float(square.min()) < _OPPOSITE:
-            measured = self.measure(_wide(reference))[1]
-            entry = Entry(_NAME, (_wide(reference), measured.inverse), _unit(measured))
-            return self.factors(_wide(x), self.measure(_wide(x))[1], entry)
+            measured = self.measure(_wide(entry.inputs[0]))[1]
+            entry = Entry(entry.name, (), _unit(measured), more=(measured.inverse,))
+            return self._factors(_wide(x), self.measure(_wide(x))[1], entry)
         return [unit, *rows, *_coefficients(of_reference, rows, square, self.eps)]
 
-    def pull_back(self, gradient: Tensor, factors: list[Any]) -> Tensor:
-        """Return Σ_i gradient_i m_ij in rows."""
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
         unit, numbers, mean, inverse, average, field, second, p0, p1 = factors
         g = gradient if self.weight is None else gradient * self.weight
         g = g.reshape(numbers.shape).to(numbers.dtype)
@@ -104,35 +130,7 @@ class _Norm:
         result.addcmul_(unit, of_unit, value=-1).addcmul_(numbers, of_numbers, value=-1)
         if total is not None:  # the result's mean, as a constant added to x changes nothing
             result.sub_(average * total / g.shape[-1] - of_numbers * mean)
-        return result
-
-
-class _NormFunction(torch.autograd.Function):
-    """The norm's own forward, and the factors made there, a run of them for each reference."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: _Norm, state: Interception) -> Tensor:
-        own = x.detach() if x.dtype == torch.float64 else x.detach().float()
-        y, rows = norm.measure(own)
-        _warn_of_rounding(x.dtype, rows, state)
-        found: list[list[Tensor | None]] = []
-        if state.recording is not None:
-            entry = Entry(_NAME, (own, _wide(rows.inverse)), _unit(rows))
-            state.recording.entries.append(entry)
-        for reader in state.readers:
-            entry = reader.next(_NAME, (own, rows.inverse))
-            found.append(norm.factors(own, rows, entry))
-        ctx.save_for_backward(*(factor for factors in found for factor in factors))
-        ctx.count = len(found[0]) if found else 0
-        ctx.norm, ctx.state, ctx.dtype, ctx.shape = norm, state, x.dtype, x.shape
-        return y.to(x.dtype if norm.weight is None else torch.result_type(x, norm.weight))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        first = ctx.count * ctx.state.reference
-        factors = list(ctx.saved_tensors[first : first + ctx.count])
-        result = ctx.norm.pull_back(gradient, factors)
-        return result.reshape(ctx.shape).to(ctx.dtype), None, None
+        return [result.reshape(shapes[0])]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -176,7 +174,7 @@ def _coefficients(of_reference: Tensor, rows: _Rows, square: Tensor, eps: float)
     return [average, scale * field, scale * second, p0, p1]
 
 
-def _warn_of_rounding(dtype: torch.dtype, rows: _Rows, state: Interception) -> None:
+def _warn_of_rounding(dtype: torch.dtype, rows: _Rows, whose: str) -> None:
     """Warn where what is left of a row less its mean is the rounding error of its numbers."""
     if rows.mean is None:
         return
@@ -185,7 +183,6 @@ def _warn_of_rounding(dtype: torch.dtype, rows: _Rows, state: Interception) -> N
     eps = torch.finfo(dtype).eps
     worst = eps * float((rows.mean * rows.inverse).abs_().max())
     if worst > eps**0.5:
-        whose = "the reference" if state.recording is not None else "an image"
         warnings.warn(
             f"a normalisation of maps that are constant but for rounding, in {whose}: what it "
             f"gives there is rounding noise to about {worst:.0e} of its scale, and so are the "
@@ -195,21 +192,21 @@ def _warn_of_rounding(dtype: torch.dtype, rows: _Rows, state: Interception) -> N
         )
 
 
-def _constant_weights(state: Interception, operation: Operation) -> None:
-    if len(path_operands(operation)) > 1:
-        raise state.no_rule(
+def _constant_weights(interception: Interception, operation: Operation) -> None:
+    if len(operation.path_operands) > 1:
+        raise interception.no_rule(
             f"{operation.name!r} with weights that depend on the image",
             "normalise without weights and multiply afterwards",
             name=operation.name,
         )
 
 
-def layer_norm(state: Interception, operation: Operation) -> Any:
+def layer_norm(interception: Interception, operation: Operation) -> Any:
     """(x − mean)/√(var + ε) over the last dimensions."""
-    _constant_weights(state, operation)
-    shape = list(argument(operation, 1, "normalized_shape", None))
-    weight, bias = argument(operation, 2, "weight", None), argument(operation, 3, "bias", None)
-    eps = argument(operation, 4, "eps", 1e-5)
+    _constant_weights(interception, operation)
+    shape = list(operation.argument(1, "normalized_shape", None))
+    weight, bias = operation.argument(2, "weight", None), operation.argument(3, "bias", None)
+    eps = operation.argument(4, "eps", 1e-5)
 
     def measure(x: Tensor) -> tuple[Tensor, _Rows]:
         x = x.contiguous()
@@ -220,7 +217,7 @@ def layer_norm(state: Interception, operation: Operation) -> Any:
         rows = _rows_of_last(x, len(shape))
         return y, _Rows(rows, mean.view(*rows.shape[:2], 1), inverse.view(*rows.shape[:2], 1))
 
-    return _NormFunction.apply(operation.operand, _Norm(measure, weight, eps), state)
+    return _Norm(measure, weight, eps)(interception, operation)
 
 
 def _rows_of_last(x: Tensor, dims: int) -> Tensor:
@@ -228,11 +225,11 @@ def _rows_of_last(x: Tensor, dims: int) -> Tensor:
     return x.view(x.shape[0] if x.dim() > dims else 1, -1, math.prod(x.shape[-dims:]))
 
 
-def rms_norm(state: Interception, operation: Operation) -> Any:
+def rms_norm(interception: Interception, operation: Operation) -> Any:
     """x/√(mean(x²) + ε) over the last dimensions."""
-    _constant_weights(state, operation)
-    shape = list(argument(operation, 1, "normalized_shape", None))
-    weight, eps = argument(operation, 2, "weight", None), argument(operation, 3, "eps", None)
+    _constant_weights(interception, operation)
+    shape = list(operation.argument(1, "normalized_shape", None))
+    weight, eps = operation.argument(2, "weight", None), operation.argument(3, "eps", None)
     eps = torch.finfo(operation.operand.dtype).eps if eps is None else eps
 
     def measure(x: Tensor) -> tuple[Tensor, _Rows]:
@@ -242,36 +239,37 @@ def rms_norm(state: Interception, operation: Operation) -> Any:
         y = x * inverse.view(*x.shape[: -len(shape)], *[1] * len(shape))
         return y if weight is None else y.mul_(weight.to(x.dtype)), _Rows(numbers, None, inverse)
 
-    return _NormFunction.apply(operation.operand, _Norm(measure, weight, eps), state)
+    return _Norm(measure, weight, eps)(interception, operation)
 
 
-def group_norm(state: Interception, operation: Operation) -> Any:
+def group_norm(interception: Interception, operation: Operation) -> Any:
     """(x − mean)/√(var + ε) over groups of channels and all places."""
-    _constant_weights(state, operation)
-    weight, bias = argument(operation, 2, "weight", None), argument(operation, 3, "bias", None)
-    eps, groups = argument(operation, 4, "eps", 1e-5), argument(operation, 1, "num_groups", 1)
-    return _over_groups(state, operation.operand, groups, weight, bias, eps)
+    _constant_weights(interception, operation)
+    weight, bias = operation.argument(2, "weight", None), operation.argument(3, "bias", None)
+    eps, groups = operation.argument(4, "eps", 1e-5), operation.argument(1, "num_groups", 1)
+    return _over_groups(interception, operation, groups, weight, bias, eps)
 
 
-def instance_norm(state: Interception, operation: Operation) -> Any:
+def instance_norm(interception: Interception, operation: Operation) -> Any:
     """(x − mean)/√(var + ε) over each map; affine where it uses stored statistics."""
-    if not argument(operation, 5, "use_input_stats", True):
-        return keep_first(state, operation)
-    _constant_weights(state, operation)
-    weight, bias = argument(operation, 3, "weight", None), argument(operation, 4, "bias", None)
-    x, eps = operation.operand, argument(operation, 7, "eps", 1e-5)
-    return _over_groups(state, x, x.shape[1], weight, bias, eps)
+    if not operation.argument(5, "use_input_stats", True):
+        return keep_first(interception, operation)
+    _constant_weights(interception, operation)
+    weight, bias = operation.argument(3, "weight", None), operation.argument(4, "bias", None)
+    groups, eps = operation.operand.shape[1], operation.argument(7, "eps", 1e-5)
+    return _over_groups(interception, operation, groups, weight, bias, eps)
 
 
 def _over_groups(
-    state: Interception,
-    x: Tensor,
+    interception: Interception,
+    operation: Operation,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
 ) -> Any:
-    channels, places = x.shape[1], math.prod(x.shape[2:])
+    shape = operation.operand.shape
+    channels, places = shape[1], math.prod(shape[2:])
 
     def measure(x: Tensor) -> tuple[Tensor, _Rows]:
         x = x.contiguous()
@@ -281,11 +279,11 @@ def _over_groups(
         )
         return y, _Rows(x.view(x.shape[0], groups, -1), mean[..., None], inverse[..., None])
 
-    shaped = None if weight is None else weight.reshape(-1, *[1] * (x.dim() - 2))
-    return _NormFunction.apply(x, _Norm(measure, shaped, eps), state)
+    shaped = None if weight is None else weight.reshape(-1, *[1] * (len(shape) - 2))
+    return _Norm(measure, shaped, eps)(interception, operation)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Handler] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     "group_norm": group_norm,

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from afmi.errors import CompletenessWarning, UsageError
-from afmi.gradients.interception import Interception, Operation, Rule
-from afmi.gradients.rules.linear import path_operands
-from afmi.gradients.rules.products import choose, contraction, with_operands
+from afmi.gradients.interception import Handler, Interception
+from afmi.gradients.operation import Operation
+from afmi.gradients.rule import Tensors
+from afmi.gradients.rules.products import StandIn, contraction
 from afmi.gradients.tape import Entry
 
 __all__ = ["RULES", "PathIntegral"]
 
 
-class PathIntegral:
+class PathIntegral(StandIn):
     """m = ∫₀¹ f′(x̄ + t(x − x̄)) dt for any smooth f of one operand or several.
 
     Gauss–Legendre quadrature: m ≈ Σ_k w_k f′(x̄ + t_k(x − x̄)), exact where f is a polynomial of
@@ -45,26 +46,21 @@ class PathIntegral:
             ((1 + n) / 2, w / 2) for n, w in zip(nodes.tolist(), weights.tolist(), strict=True)
         ]
 
-    def __call__(self, state: Interception, operation: Operation) -> Any:
-        operands = path_operands(operation)
+    def operands(self, interception: Interception, operation: Operation) -> list[Tensor]:
         if operation.inplace:
-            raise state.no_rule(f"{operation.name!r} in place", "use its form that makes a tensor")
-        if state.recording is not None:
-            output = operation()
-            seen = tuple(x.detach() for x in operands)
-            state.recording.entries.append(Entry(operation.name, seen, output.detach()))
-            return output
-        entries = [reader.next(operation.name, tuple(operands)) for reader in state.readers]
-        with torch.no_grad():
-            output = operation()
+            raise interception.no_rule(
+                f"{operation.name!r} in place", "use its form that makes a tensor"
+            )
+        return operation.path_operands
+
+    def stand_in(
+        self, operation: Operation, operands: Tensors, output: Tensor, entry: Entry
+    ) -> Tensor:
         # Aliases, of which none is made of another: the check differentiates by each alone.
-        operands = [x.view_as(x) for x in operands]
-        means = []
-        for entry in entries:
-            mean = self._mean(operation, operands, entry)
-            self._check(operation.name, operands, entry, output, mean)
-            means.append(mean)
-        return choose(state, output, means)
+        aliases = [x.view_as(x) for x in operands]
+        mean = self._mean(operation, aliases, entry)
+        self._check(operation.name, aliases, entry, output, mean)
+        return mean
 
     def _mean(self, operation: Operation, operands: list[Tensor], entry: Entry) -> Tensor:
         """Return a tensor whose derivative by the operands is m; its value is of no use."""
@@ -75,7 +71,7 @@ class PathIntegral:
                 reference * (1 - t) + x.detach() * t + (x - x.detach())
                 for x, reference in zip(operands, entry.inputs, strict=True)
             ]
-            terms.append(weight * with_operands(operation, at))
+            terms.append(weight * operation.with_operands(at))
         return torch.stack(terms).sum(0)
 
     def _check(
@@ -100,18 +96,18 @@ class PathIntegral:
             )
 
 
-def einsum(state: Interception, operation: Operation) -> Any:
+def einsum(interception: Interception, operation: Operation) -> Any:
     """A product of any number of activations: along the line a polynomial, so few nodes are exact.
 
     Of n factors, its derivative has the degree n − 1, for which n/2 nodes are enough.
     """
-    factors = len(path_operands(operation))
+    factors = len(operation.path_operands)
     if factors <= 2:
-        return contraction(state, operation)
-    return PathIntegral((factors + 1) // 2)(state, operation)
+        return contraction(interception, operation)
+    return PathIntegral((factors + 1) // 2)(interception, operation)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Handler] = {
     **dict.fromkeys(("prod", "cumprod"), PathIntegral()),
     "einsum": einsum,
 }

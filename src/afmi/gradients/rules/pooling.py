@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
 
-from afmi.gradients.interception import Interception, Operation, Rule
+from afmi.gradients.interception import BackwardState, Handler, Interception
+from afmi.gradients.operation import Operation
+from afmi.gradients.rule import Factors, Rule, Tensors
 from afmi.gradients.tape import Entry
 from afmi.network.channels_last import pooled
 
 __all__ = ["RULES", "MaxPool"]
 
 
-class MaxPool:
+class MaxPool(Rule):
     """Where a window's maximum rose, the input's maximum carries Δout; where it fell, the
     reference's maximum does.
 
@@ -38,23 +40,38 @@ class MaxPool:
         self.dimensions = dimensions
         self.flag = flag
 
-    def __call__(self, state: Interception, operation: Operation) -> Any:
-        x = operation.operand
+    returned = 2
+
+    def __call__(self, interception: Interception, operation: Operation) -> Any:
+        output, indices = super().__call__(interception, operation)
+        return (output, indices) if self._gives_indices(operation) else output
+
+    def call(self, operation: Operation) -> tuple[Tensor, ...]:
         rest = operation.args[1 : self.flag]
         kwargs = {k: v for k, v in operation.kwargs.items() if k not in ("input", "return_indices")}
+        return pooled(
+            lambda x: self.function(x, *rest, **kwargs, return_indices=True), operation.operand
+        )
 
-        def pool(tensor: Tensor) -> tuple[Tensor, ...]:
-            return pooled(lambda x: self.function(x, *rest, **kwargs, return_indices=True), tensor)
+    def entry(self, operation: Operation, operands: Tensors, outputs: Tensors) -> Entry:
+        return Entry(operation.name, tuple(operands), outputs[0], more=(outputs[1],))
 
-        if state.recording is not None:
-            output, indices = pool(x)
-            state.recording.entries.append(
-                Entry(operation.name, (x.detach(),), output.detach(), indices)
-            )
-        else:
-            entries = [reader.next(operation.name, (x,)) for reader in state.readers]
-            output, indices = _MaxPoolFunction.apply(x, pool, state, entries, self.dimensions)
-        return (output, indices) if self._gives_indices(operation) else output
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        at = outputs[1].flatten(-self.dimensions)
+        return [at, *_shares(operands[0], outputs[0], at, entry, self.dimensions)]
+
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        at, share, reference_at, reference_share = factors
+        kept, pooled_over = shapes[0][: -self.dimensions], shapes[0][-self.dimensions :]
+        gradient = gradient.reshape(*kept, -1)
+        result = gradient.new_zeros(*kept, pooled_over.numel())
+        result.scatter_add_(-1, at, gradient * share)
+        result.scatter_add_(-1, reference_at, gradient * reference_share)
+        return [result.reshape(shapes[0])]
 
     def _gives_indices(self, operation: Operation) -> bool:
         if operation.function.__name__.endswith("_with_indices"):
@@ -62,41 +79,6 @@ class MaxPool:
         if "return_indices" in operation.kwargs:
             return bool(operation.kwargs["return_indices"])
         return len(operation.args) > self.flag and bool(operation.args[self.flag])
-
-
-class _MaxPoolFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        pool: Any,
-        state: Interception,
-        entries: list[Entry],
-        dimensions: int,
-    ) -> tuple[Tensor, Tensor]:
-        output, indices = pool(x)
-        ctx.state = state
-        ctx.shape = x.shape
-        ctx.dimensions = dimensions
-        ctx.mark_non_differentiable(indices)
-        at = indices.flatten(-dimensions)
-        saved: list[Tensor] = [at]
-        for entry in entries:
-            saved += _shares(x, output, at, entry, dimensions)
-        ctx.save_for_backward(*saved)
-        return output, indices
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _indices: Any) -> Any:
-        at, *shares = ctx.saved_tensors
-        first = 3 * ctx.state.reference
-        share, reference_at, reference_share = shares[first : first + 3]
-        gradient = gradient.reshape(*ctx.shape[: -ctx.dimensions], -1)
-        spatial = ctx.shape[-ctx.dimensions :]
-        result = gradient.new_zeros(*ctx.shape[: -ctx.dimensions], spatial.numel())
-        result.scatter_add_(-1, at, gradient * share)
-        result.scatter_add_(-1, reference_at, gradient * reference_share)
-        return result.reshape(ctx.shape), None, None, None, None
 
 
 def _shares(x: Tensor, output: Tensor, at: Tensor, entry: Entry, dimensions: int) -> list[Tensor]:
@@ -111,8 +93,7 @@ def _shares(x: Tensor, output: Tensor, at: Tensor, entry: Entry, dimensions: int
         The multipliers at the input's maximum, the positions of the reference's, and the
         multipliers there.
     """
-    assert entry.indices is not None
-    reference_at = entry.indices.flatten(-dimensions).expand_as(at)
+    reference_at = entry.more[0].flatten(-dimensions).expand_as(at)
     flat = x.flatten(-dimensions)
     flat_reference = entry.inputs[0].flatten(-dimensions).expand_as(flat)
     y, reference_y = output.flatten(-dimensions), entry.output.flatten(-dimensions)
@@ -133,7 +114,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-RULES: dict[str, Rule] = {
+RULES: dict[str, Handler] = {
     "max_pool1d": MaxPool(F.max_pool1d, 1, flag=6),
     "max_pool2d": MaxPool(F.max_pool2d, 2, flag=6),
     "max_pool3d": MaxPool(F.max_pool3d, 3, flag=6),

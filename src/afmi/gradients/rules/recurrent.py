@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afmi.errors import OperationError
-from afmi.gradients.interception import Rule
+from afmi.gradients.interception import Handler
 from afmi.gradients.rules.composed import composed
 
 __all__ = ["RULES"]
@@ -103,4 +103,4 @@ def gru(x: Tensor, start: Tensor, *rest) -> tuple[Tensor, ...]:
     return _along("gru", _gru_cell, x, (start,), *rest)
 
 
-RULES: dict[str, Rule] = {"lstm": composed(lstm), "gru": composed(gru)}
+RULES: dict[str, Handler] = {"lstm": composed(lstm), "gru": composed(gru)}

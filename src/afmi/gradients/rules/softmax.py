@@ -22,11 +22,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from afmi.gradients.interception import Interception, Operation, Rule
-from afmi.gradients.rules.linear import argument
-from afmi.gradients.rules.mixing import Mixing
+from afmi.gradients.interception import BackwardState, Handler, Interception
+from afmi.gradients.operation import Operation
+from afmi.gradients.rule import Factors, Rule, Tensors
+from afmi.gradients.tape import Entry
 
 __all__ = ["RULES", "probability_means"]
 
@@ -44,75 +45,82 @@ def probability_means(x: Tensor, reference: Tensor, dim: int | tuple[int, ...]) 
     return mean.masked_fill_((log_p == -torch.inf) & (log_q == -torch.inf), 0.0)
 
 
-class Softmax(Mixing):
+class Softmax(Rule):
     """softmax(x) along a dimension, with multipliers diag(M) − M Mᵀ/Σ_k M_k."""
-
-    name = "softmax"
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
 
-    def value(self, x: Tensor) -> Tensor:
-        return x.softmax(self.dim)
-
-    def factors(self, x: Tensor, y: Tensor, reference: Tensor, output: Tensor) -> list[Tensor]:
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        (x,) = operands
+        reference = entry.inputs[0].expand_as(x)
         means = probability_means(x, reference, self.dim)
         return [means, means / means.sum(self.dim, keepdim=True)]
 
-    def pull_back(self, gradient: Tensor, factors: list[Tensor]) -> Tensor:
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
         means, weights = factors
-        return means * (gradient - (weights * gradient).sum(self.dim, keepdim=True))
+        return [means * (gradient - (weights * gradient).sum(self.dim, keepdim=True))]
 
 
-class LogSumExp(Mixing):
+class LogSumExp(Rule):
     """log Σ exp(x) over dimensions, which are kept, with multipliers w = M/Σ_k M_k."""
-
-    name = "logsumexp"
 
     def __init__(self, dim: tuple[int, ...]) -> None:
         self.dim = dim
 
-    def value(self, x: Tensor) -> Tensor:
-        return torch.logsumexp(x, self.dim, keepdim=True)
-
-    def factors(self, x: Tensor, y: Tensor, reference: Tensor, output: Tensor) -> list[Tensor]:
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        (x,) = operands
+        reference = entry.inputs[0].expand_as(x)
         means = probability_means(x, reference, self.dim)
         return [means / means.sum(self.dim, keepdim=True)]
 
-    def pull_back(self, gradient: Tensor, factors: list[Tensor]) -> Tensor:
-        return gradient * factors[0]
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        return [gradient * factors[0]]
 
 
-def _input_and_dim(state: Interception, operation: Operation) -> tuple[Tensor, int]:
+def _input_and_dim(interception: Interception, operation: Operation) -> tuple[Tensor, int]:
     x = operation.operand
     dtype = operation.kwargs.get("dtype")
-    dim = argument(operation, 1, "dim", None)
+    dim = operation.argument(1, "dim", None)
     if dim is None:
-        raise state.no_rule(f"{operation.name!r} without a dimension", "give it dim=")
+        raise interception.no_rule(f"{operation.name!r} without a dimension", "give it dim=")
     return x if dtype is None else x.to(dtype), dim
 
 
-def softmax(state: Interception, operation: Operation) -> Any:
+def softmax(interception: Interception, operation: Operation) -> Any:
     """The probabilities of scores, such as attention's weights."""
-    x, dim = _input_and_dim(state, operation)
-    return Softmax(dim).apply(state, x)
+    x, dim = _input_and_dim(interception, operation)
+    return Softmax(dim)(interception, Operation("softmax", torch.softmax, (x, dim), {}))
 
 
-def log_softmax(state: Interception, operation: Operation) -> Any:
+def log_softmax(interception: Interception, operation: Operation) -> Any:
     """x − LSE(x)."""
-    x, dim = _input_and_dim(state, operation)
-    return x - LogSumExp((dim,)).apply(state, x)
+    x, dim = _input_and_dim(interception, operation)
+    return x - _logsumexp(interception, x, (dim,))
 
 
-def logsumexp(state: Interception, operation: Operation) -> Any:
+def logsumexp(interception: Interception, operation: Operation) -> Any:
     """log Σ exp(x) over one dimension or several."""
-    x, dim = _input_and_dim(state, operation)
+    x, dim = _input_and_dim(interception, operation)
     dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    y = LogSumExp(dims).apply(state, x)
-    return y if argument(operation, 2, "keepdim", False) else y.squeeze(dims)
+    y = _logsumexp(interception, x, dims)
+    return y if operation.argument(2, "keepdim", False) else y.squeeze(dims)
 
 
-RULES: dict[str, Rule] = {
+def _logsumexp(interception: Interception, x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    call = Operation("logsumexp", torch.logsumexp, (x, dims, True), {})
+    return LogSumExp(dims)(interception, call)
+
+
+RULES: dict[str, Handler] = {
     "softmax": softmax,
     "log_softmax": log_softmax,
     "logsumexp": logsumexp,

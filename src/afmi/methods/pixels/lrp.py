@@ -6,14 +6,23 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients import Interception, Operation, Rules, forward_pass
+from afmi.gradients import (
+    BackwardState,
+    Factors,
+    Interception,
+    Operation,
+    Rule,
+    Rules,
+    Tensors,
+    forward_pass,
+)
 from afmi.gradients.rule_sets import elementwise_chords, linear_rules, max_pooling_rules
 from afmi.gradients.rules.elementwise import Chord
-from afmi.gradients.rules.linear import path_operands
 from afmi.gradients.rules.products import RULES as PRODUCTS
+from afmi.gradients.tape import Entry
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.classifier import Classifier
@@ -112,7 +121,7 @@ class LRP(Method):
 def _rules(epsilon: float) -> Rules:
     chords = elementwise_chords()
     activations = {
-        name: _Activation(chord, epsilon, squashing=name in _SQUASHING)
+        name: _Activation(chord, epsilon, gates=name in _SQUASHING)
         for name, chord in chords.items()
         if name not in _UNDEFINED_AT_ZERO
     }
@@ -122,6 +131,7 @@ def _rules(epsilon: float) -> Rules:
             **linear_rules(),
             **max_pooling_rules(),
             **activations,
+            **dict.fromkeys(_RESHAPING, _reshape),
             "mul": _product,
             "matmul": _product,
             "bmm": _product,
@@ -148,65 +158,87 @@ def _with_epsilon(magnitude: Tensor, z: Tensor, epsilon: float) -> Tensor:
     return magnitude.add(size, alpha=epsilon).clamp_min_(torch.finfo(z.dtype).tiny)
 
 
-class _Activation:
-    """Pass relevance on unchanged: ρ_in = ρ_out · (σ(z) − σ(0)) / (z + ε sign z)."""
+class _Activation(Rule):
+    """Pass relevance on unchanged: ρ_in = ρ_out · (σ(z) − σ(0)) / (z + ε sign z).
 
-    def __init__(self, chord: Chord, epsilon: float, *, squashing: bool) -> None:
+    Args:
+        chord: the rule for σ's chord, whose reference is 0 here.
+        epsilon: ε as a share of the root mean square of z.
+        gates: whether σ's output counts as a gate where it is multiplied with something.
+    """
+
+    def __init__(self, chord: Chord, epsilon: float, *, gates: bool) -> None:
         self.chord = chord
         self.epsilon = epsilon
-        self.function = _Squash if squashing else _Pass
+        self.gates = gates
 
-    def __call__(self, state: Interception, operation: Operation) -> Any:
-        if len(path_operands(operation)) > 1:
-            raise state.no_rule(f"{operation.name!r} with parameters that depend on the image")
-        return self.function.apply(operation.operand, operation, self)
+    def __call__(self, interception: Interception, operation: Operation) -> Any:
+        output = super().__call__(interception, operation)
+        if self.gates:
+            _mark_gate(output)
+        return output
 
-    def slope(self, operation: Operation, x: Tensor, y: Tensor) -> Tensor:
-        """Return the slope of the chord from 0, stabilised."""
+    def operands(self, interception: Interception, operation: Operation) -> list[Tensor]:
+        if len(operation.path_operands) > 1:
+            raise interception.no_rule(
+                f"{operation.name!r} with parameters that depend on the image"
+            )
+        return [operation.operand]
+
+    def entries(
+        self, interception: Interception, operation: Operation, operands: Tensors
+    ) -> list[Entry]:
+        zero = torch.zeros_like(operands[0][:1])
+        return [self.chord.entry(operation, (zero,), (operation.on(zero.clone()),))]
+
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        x, y = operands[0], outputs[0]
         if operation.name == "relu":
-            return y / _with_epsilon(y, x, self.epsilon)
-        zero = torch.zeros_like(x[:1])
-        at_zero = self.chord.entry(operation, zero, operation.on(zero.clone()))
-        chord = self.chord.multiplier(operation, x, y, at_zero)
-        return chord * _stabilised(x, self.epsilon)
+            return [y / _with_epsilon(y, x, self.epsilon)]
+        return [self.chord.slope(operation, x, y, entry) * _stabilised(x, self.epsilon)]
+
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        return [gradient * factors[0]]
 
 
-class _Pass(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, operation: Operation, rule: _Activation) -> Tensor:
-        before = x.clone() if operation.inplace else x
-        y = operation()
-        ctx.save_for_backward(rule.slope(operation, before, y))
-        if y is x:
-            ctx.mark_dirty(x)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, rho: Tensor) -> Any:
-        return rho * ctx.saved_tensors[0], None, None
-
-
-class _Squash(_Pass):
-    """The same under a name by which products know a gate."""
-
+_GATE = "afmi gate"
 
 _RESHAPING = (
-    *("View", "UnsafeView", "ReshapeAlias", "Expand", "Unsqueeze", "Squeeze", "Permute"),
-    *("Transpose", "Clone", "ToCopy"),
+    *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze"),
+    *("unsqueeze", "expand", "expand_as", "broadcast_to", "permute", "transpose", "movedim"),
+    *("clone", "contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16"),
+    "getitem",
 )
+
+
+def _mark_gate(output: Tensor) -> None:
+    # On the node of this run's graph, which ends with it; not on the network's tensor.
+    node: Any = output.grad_fn
+    if node is not None:
+        node.metadata[_GATE] = True
 
 
 def _is_gate(tensor: Tensor) -> bool:
     """Tell whether a tensor is a sigmoid's output, perhaps reshaped."""
-    node = tensor.grad_fn
-    while node is not None and node.name().startswith(_RESHAPING):
-        node = node.next_functions[0][0]
-    return node is not None and node.name() == f"{_Squash.__name__}Backward"
+    node: Any = tensor.grad_fn
+    return node is not None and _GATE in node.metadata
 
 
-def _product(state: Interception, operation: Operation) -> Any:
+def _reshape(interception: Interception, operation: Operation) -> Any:
+    """Keep the ordinary derivative; a gate in another shape is a gate."""
+    output, x = operation(), operation.operand
+    if _is_gate(x) and (operation.name != "getitem" or output.numel() == x.numel()):
+        _mark_gate(output)
+    return output
+
+
+def _product(interception: Interception, operation: Operation) -> Any:
     """All relevance to the signal, none to the gate; half to each where neither is a gate."""
-    operands = path_operands(operation)
+    operands = operation.path_operands
     if len(operands) == 1:
         return operation()
     a, b = operands
@@ -220,7 +252,7 @@ def _product(state: Interception, operation: Operation) -> Any:
             return output
         gate = a if a.numel() < b.numel() else b
     if operation.inplace and gate is operation.operand:
-        raise state.no_rule(
+        raise interception.no_rule(
             f"{operation.name!r} that overwrites the gate with the signal",
             "write the product to a new tensor",
         )
@@ -229,15 +261,15 @@ def _product(state: Interception, operation: Operation) -> Any:
     return operation.function(*args, **kwargs)
 
 
-def _quotient(state: Interception, operation: Operation) -> Any:
+def _quotient(interception: Interception, operation: Operation) -> Any:
     """Linear in the numerator, which alone may depend on the image."""
-    operands = path_operands(operation)
+    operands = operation.path_operands
     if operation.name == "rdiv" or len(operands) > 1 or operands[0] is not operation.operand:
-        raise state.no_rule("a division by something that depends on the image")
+        raise interception.no_rule("a division by something that depends on the image")
     return operation()
 
 
-def _layer_norm(state: Interception, operation: Operation) -> Any:
+def _layer_norm(interception: Interception, operation: Operation) -> Any:
     """Linear while the deviation is taken as constant."""
 
     def layer_norm(
@@ -255,7 +287,7 @@ def _layer_norm(state: Interception, operation: Operation) -> Any:
     return layer_norm(*operation.args, **operation.kwargs)
 
 
-def _group_norm(state: Interception, operation: Operation) -> Any:
+def _group_norm(interception: Interception, operation: Operation) -> Any:
     """Linear while the deviation is taken as constant."""
 
     def group_norm(

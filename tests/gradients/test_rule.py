@@ -1,0 +1,93 @@
+"""The base of all rules: ten lines make one that sums to delta, for every form of the call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Size, Tensor, nn
+
+import afmi.gradients as engine
+from afmi.gradients.rules import _table
+from afmi.gradients.tape import Entry
+from afmi.pictures.references import Black, Several, White
+
+
+class Cube(engine.Rule):
+    """x³ has the chord x² + x x̄ + x̄²."""
+
+    def factors(
+        self,
+        operation: engine.Operation,
+        operands: engine.Tensors,
+        outputs: engine.Tensors,
+        entry: Entry,
+    ) -> engine.Factors:
+        (x,), (reference,) = operands, entry.inputs
+        return [x * x + x * reference + reference * reference]
+
+    def pull_back(
+        self,
+        gradient: Tensor,
+        factors: engine.Factors,
+        shapes: list[Size],
+        state: engine.BackwardState,
+    ) -> list[Tensor]:
+        return [gradient * factors[0]]
+
+
+class Network(nn.Module):
+    def __init__(self, cube: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.cube = cube
+        self.first = nn.Conv2d(3, 4, 3).double()
+        self.head = nn.Linear(4, 2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.cube(self.first(x)).mean((2, 3)))
+
+
+@pytest.fixture(autouse=True)
+def cube() -> Iterator[None]:
+    before = dict(_table)
+    engine.register_rule("pow", Cube())
+    yield
+    _table.clear()
+    _table.update(before)
+
+
+@pytest.mark.parametrize("call", [lambda x: x.pow(3), lambda x: x.pow_(3)], ids=["new", "in place"])
+def test_a_rule_of_ten_lines_sums_to_delta(call: Callable[[Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    network = Network(call)
+    images = torch.rand(3, 3, 6, 6, dtype=torch.float64)
+    gradient = engine.modified_gradient(
+        network, images, layer=None, reference=Several([Black(), White()])
+    )
+    targets = torch.tensor([[0, 1, 0], [1, 1, 1]])
+    for reference, value in enumerate((0.0, 1.0)):
+        slopes = gradient.multipliers(targets, reference)
+        explained = (slopes * (images - value)).flatten(2).sum(2)
+        before = network(torch.full_like(images[:1], value))
+        change = (network(images) - before).gather(1, targets.T).T
+        torch.testing.assert_close(explained, change, rtol=1e-12, atol=1e-12)
+        # One class at a time, and with the factors' memory given up, the same.
+        alone = gradient.multipliers(targets[:1], reference, last=reference == 1)
+        torch.testing.assert_close(alone, slopes[:1], rtol=1e-12, atol=1e-12)
+
+
+def test_a_rule_gets_operands_as_they_were_before_an_in_place_call() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 6, 6, dtype=torch.float64)
+    new = Network(lambda x: x.pow(3))
+    overwriting = Network(lambda x: x.pow_(3))
+    overwriting.load_state_dict(new.state_dict())
+    targets = torch.tensor([[0, 1]])
+    slopes = [
+        engine.modified_gradient(network, images, layer=None, reference=White()).multipliers(
+            targets
+        )
+        for network in (new, overwriting)
+    ]
+    assert torch.equal(*slopes)
