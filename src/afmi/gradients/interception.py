@@ -31,7 +31,13 @@ from afmi.network.guards import (
     without_fused_attention,
 )
 from afmi.network.layers import Arrangement, Layer
-from afmi.network.operations import is_inplace, operation_name
+from afmi.network.operations import (
+    Trait,
+    ignores_values,
+    is_inplace,
+    operation_name,
+    operations_with,
+)
 
 __all__ = ["ORDINARY", "ForwardPass", "Operation", "Rule", "Rules", "forward_pass"]
 
@@ -178,10 +184,10 @@ class Interception(TorchFunctionMode):
             return self._decided(func(*args, **kwargs))
         if kind == _OF_VALUES or not torch.is_grad_enabled():
             output = func(*args, **kwargs)
-            if not _ignores_values(name):
+            if not ignores_values(name):
                 self._mark_values(output)
             return output
-        if kind & _OF_VALUES and self.rules.complete and not _ignores_values(name):
+        if kind & _OF_VALUES and self.rules.complete and not ignores_values(name):
             raise OperationError(
                 f"{name!r} brings the feature maps together with values taken from them where "
                 "autograd does not follow, such as a mask from a comparison, an index or a "
@@ -288,7 +294,7 @@ class Interception(TorchFunctionMode):
         if isinstance(output, Tensor):
             if output.requires_grad:
                 setattr(output, _MARK, self)
-            elif not _ignores_values(name) and name not in _LIKE_ANOTHER:
+            elif not ignores_values(name) and name not in operations_with(Trait.LIKE_OTHER):
                 setattr(output, _VALUES, self)
         elif isinstance(output, (tuple, list)):
             for item in output:
@@ -338,15 +344,6 @@ def _keep_from_odd_strides(logits: Tensor) -> None:
 
 def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
     return tuple(g if g is None else g.contiguous() for g in gradients)
-
-
-# What gives the first operand in another's form.
-_LIKE_ANOTHER = frozenset({"type_as", "view_as", "reshape_as", "expand_as"})
-
-
-def _ignores_values(name: str) -> bool:
-    """Tell whether an operation looks only at its operand's shape and dtype: zeros_like, …"""
-    return name.endswith("_like") or name.startswith("new_")
 
 
 def _depends(output: Any) -> bool:

@@ -18,7 +18,7 @@ from afmi.network.guards import (
     watching_modules,
     without_fused_attention,
 )
-from afmi.network.operations import operation_name
+from afmi.network.operations import Trait, operation_name, operations_with
 
 __all__ = ["Arrangement", "Call", "Dataflow", "Step", "first_tensor"]
 
@@ -26,36 +26,13 @@ _IMAGE = -1
 _MOST_OTHERS = 16
 """Tokens more than this beside those of places are no class and register tokens."""
 
-_CHANNELS_FIRST = ("conv", "batch_norm", "group_norm", "instance_norm", "pool", "interpolate",
-                   "pixel_shuffle", "pixel_unshuffle", "local_response_norm")  # fmt: skip
-_CHANNELS_LAST = frozenset({"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"})
-_RESHAPING = frozenset({"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"})
-_WEIGHTED = frozenset(
-    {
-        "addmm",
-        "bilinear",
-        "conv1d",
-        "conv2d",
-        "conv_transpose2d",
-        "einsum",
-        "linear",
-        "matmul",
-        "mm",
-    }
-)
-_CHOOSING = frozenset({"getitem", "select", "narrow", "unbind", "split", "index_select"})
-# What keeps the shape of tokens (N, T, K) and yet does not treat each by itself.
-_MIXING = frozenset(
-    {
-        *("scaled_dot_product_attention", "multi_head_attention_forward", "matmul", "bmm"),
-        *("einsum", "softmax", "conv1d", "cumsum", "roll", "flip", "cat", "gather", "lstm", "gru"),
-        *("transpose", "permute", "reshape", "view", "index_select"),
-    }
-)
-
-
-# What attention does in each of its heads, where a dimension is no longer that of the channels.
-_HEADS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "softmax", "einsum"})
+_CHANNELS_FIRST = operations_with(Trait.CHANNELS_FIRST)
+_CHANNELS_LAST = operations_with(Trait.CHANNELS_LAST)
+_RESHAPING = operations_with(Trait.RESHAPE)
+_WEIGHTED = operations_with(Trait.WEIGHTED)
+_CHOOSING = operations_with(Trait.CHOOSE)
+_MIXING = operations_with(Trait.TOKEN_MIXING)
+_HEADS = operations_with(Trait.ATTENTION)
 
 
 def first_tensor(output: object) -> Tensor | None:
@@ -260,7 +237,7 @@ class Dataflow:
         for step in self.steps:
             output = step.output
             x = step.inputs[0] if step.inputs else None
-            if any(part in step.name for part in _CHANNELS_FIRST):
+            if step.name in _CHANNELS_FIRST:
                 for tensor in (t for t in (x, output) if t is not None and t.dim() > 1):
                     channels.setdefault(id(tensor), 1)
             elif step.name in _CHANNELS_LAST and (step.name == "linear" or id(x) not in channels):

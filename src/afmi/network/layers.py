@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from afmi.errors import LayerError, near_matches
 from afmi.network.classifier import Classifier
 from afmi.network.graph import Arrangement, Call, Dataflow, Step
+from afmi.network.operations import Trait, operations_with
 
 __all__ = ["Arrangement", "Layer", "find_layer", "layer_names", "resolve_layer"]
 
@@ -132,33 +133,10 @@ _FEWEST_LINEAR = 4
 
 
 # Operations behind the last stage that still give maps: pooling it, or passing it on unchanged.
-_POOLING = frozenset(
-    {
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "avg_pool2d",
-        "fractional_max_pool2d",
-        "interpolate",
-        "lp_pool2d",
-        "max_pool2d",
-    }
-)
-_PASSING = frozenset(
-    {
-        "alpha_dropout",
-        "dropout",
-        "dropout2d",
-        "feature_alpha_dropout",
-        "feature_dropout",
-    }
-)
+_POOLING = operations_with(Trait.AVERAGE_POOL, Trait.MAX_POOL, Trait.NONLINEAR_POOL, Trait.RESAMPLE)
+_PASSING = operations_with(Trait.DROPOUT)
 # Operations that turn, cut or copy what a module gave: the module itself is the better name.
-_TURNING = frozenset(
-    {
-        *("permute", "transpose", "movedim", "reshape", "view", "flatten", "unflatten"),
-        *("getitem", "narrow", "squeeze", "unsqueeze", "contiguous", "clone", "to", "float"),
-    }
-)
+_TURNING = operations_with(Trait.RESHAPE, Trait.TRANSPOSE, Trait.CHOOSE, Trait.COPY)
 
 
 def find_layer(model: nn.Module, inputs: Tensor) -> Layer:

@@ -16,13 +16,14 @@ from afmi.gradients.rules.linear import path_operands
 from afmi.gradients.rules.products import RULES as PRODUCTS
 from afmi.methods.base import Attribution, Method, Target, Work
 from afmi.network.classifier import Classifier
+from afmi.network.operations import Trait, operations_with
 
 __all__ = ["LRP"]
 
 _SQUASHING = ("sigmoid", "hardsigmoid")
 
 # Functions that have no value at 0, so that no chord starts there.
-_UNDEFINED_AT_ZERO = ("log", "log2", "log10", "rsqrt", "reciprocal", "pow", "float_power")
+_UNDEFINED_AT_ZERO = operations_with(Trait.UNDEFINED_AT_ZERO)
 
 
 @dataclass(frozen=True)
