@@ -22,10 +22,9 @@ from torch import Tensor
 from afmi.evaluation import LabelledImages, open_images
 from afmi.gradients import modified_gradient
 from afmi.methods import GradCAM
-from afmi.methods.base import classify
 from afmi.metrics import Insertion
 from afmi.models import load_model
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import resolve_layer
 from afmi.pictures.maps import upsample

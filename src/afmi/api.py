@@ -25,8 +25,7 @@ from afmi.errors import (
 )
 from afmi.explanation import Explanation
 from afmi.methods import Attribution, Method, method_named
-from afmi.methods.base import classify
-from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.network.classifier import Classifier, class_label, classify, find_class
 from afmi.pictures.images import ImageSource, Unreadable, read_image, read_images, to_tensor
 from afmi.pictures.references import Reference, reference_named
 

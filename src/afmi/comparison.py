@@ -18,7 +18,7 @@ from afmi.api import AnyImage, ClassLike, explain, prepare
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.explanation import Explanation
 from afmi.gradients import forward_pass
-from afmi.methods.base import classify
+from afmi.network.classifier import classify
 from afmi.pictures import plots
 from afmi.pictures.images import to_image
 from afmi.pictures.maps import top_mask

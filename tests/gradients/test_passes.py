@@ -18,11 +18,11 @@ from afmi.gradients.passes import (
     at_224,
     gaussian,
     interpolation,
-    probabilities,
     replacements,
     superpixels,
 )
 from afmi.methods import Gradient
+from afmi.network.outputs import probabilities
 from afmi.pictures.references import Black, Blurred, Random
 from afmi.progress import reporting, track
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, ShapeError, UsageError
 from afmi.methods import AFMI, CAM, GradCAM, Gradient, InputXGradient, Method
-from afmi.methods.base import Attribution, Target, classify
+from afmi.methods.base import Attribution, Target
 from afmi.metrics import GridPointing
+from afmi.network.classifier import classify
 
 
 @dataclass(frozen=True)

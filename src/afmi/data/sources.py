@@ -34,8 +34,7 @@ from afmi.errors import (
     UsageError,
     near_matches,
 )
-from afmi.methods.base import classify
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.pictures.images import IMAGE_SUFFIXES, find_images, read_image
 
 __all__ = ["LabelledImages", "imagenet_wnids", "open_images"]

@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from afmi.errors import LayerError, ModelError, OperationError, ShapeError
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.classifier import logits_of
 from afmi.network.folding import Simplification
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
@@ -30,7 +29,7 @@ from afmi.network.guards import (
     watching_module,
     without_fused_attention,
 )
-from afmi.network.layers import Arrangement, Layer
+from afmi.network.layers import Layer
 from afmi.network.operations import (
     Trait,
     ignores_values,
@@ -38,6 +37,8 @@ from afmi.network.operations import (
     operation_name,
     operations_with,
 )
+from afmi.network.outputs import logits_of
+from afmi.network.tokens import TokenLayout
 
 __all__ = ["ORDINARY", "ForwardPass", "Operation", "Rule", "Rules", "forward_pass"]
 
@@ -370,7 +371,7 @@ class ForwardPass:
     _interception: Interception
     _graph_logits: Tensor
     _leaf: Tensor
-    _arrangement: Arrangement | None
+    _token_layout: TokenLayout | None
 
     def gradient(self, target: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
@@ -411,7 +412,7 @@ class ForwardPass:
         return gradient
 
     def _parted(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _parted(gradient, self._arrangement)
+        return _parted(gradient, self._token_layout)
 
     def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -445,17 +446,17 @@ class ForwardPass:
         return self._parted(self._pull_back(cotangents, reference, last=last, batched=True))
 
 
-def _parted(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Tensor]:
+def _parted(tensor: Tensor, token_layout: TokenLayout | None) -> tuple[Tensor, Tensor]:
     """Return the feature maps in a layer's output, and the tokens beside them."""
-    if arrangement is None:
+    if token_layout is None:
         return tensor, tensor[..., :0, 0, :]
-    return arrangement.maps(tensor), arrangement.others(tensor)
+    return token_layout.maps(tensor), token_layout.extra_tokens(tensor)
 
 
 def _maps_of(layer: Layer, output: object) -> Tensor:
     """Return a layer's output, where it has the shape that the layer is said to give."""
-    how = layer.arrangement
-    if isinstance(output, Tensor) and (how.fits(output) if how else output.dim() == 4):
+    layout = layer.token_layout
+    if isinstance(output, Tensor) and (layout.fits(output) if layout else output.dim() == 4):
         return output
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise LayerError(
@@ -588,8 +589,8 @@ def _run(
         raise ShapeError(
             f"expected logits for {own.shape[0]} images, got {graph_logits.shape[0]} rows"
         )
-    arrangement = None if layer is None else layer[1].arrangement
-    features, others = _parted(state.leaf.detach(), arrangement)
+    token_layout = None if layer is None else layer[1].token_layout
+    features, others = _parted(state.leaf.detach(), token_layout)
     return ForwardPass(
         features=features,
         others=others,
@@ -597,5 +598,5 @@ def _run(
         _interception=state,
         _graph_logits=graph_logits,
         _leaf=state.leaf,
-        _arrangement=arrangement,
+        _token_layout=token_layout,
     )

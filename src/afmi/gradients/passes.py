@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from afmi.errors import ShapeError, UsageError
 from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.classifier import logits_of
 from afmi.network.folding import simplification_of
 from afmi.network.memory import in_parts
+from afmi.network.outputs import logits_of
 from afmi.pictures.references import Blurred, Reference
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "check_batch_size",
     "gaussian",
     "interpolation",
-    "probabilities",
     "replacements",
     "superpixels",
 ]
@@ -125,11 +124,6 @@ class Passes:
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Return softmax probabilities of logits (N, K), in double precision on the CPU."""
-    return torch.softmax(logits.to("cpu", torch.float64), 1)
 
 
 def at_224(length: float, inputs: Tensor) -> float:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from afmi.gradients.passes import Passes
-from afmi.methods.base import Attribution, Method, Target, classify, relative_residual
+from afmi.methods.base import Attribution, Method, Target, relative_residual
+from afmi.network.classifier import classify
 
 __all__ = ["BlackBoxMethod"]
 

@@ -7,7 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from afmi.methods.base import Attribution, Method, Target, classify, image_generator
+from afmi.methods.base import Attribution, Method, Target
+from afmi.network.classifier import classify
+from afmi.network.randomness import image_generator
 
 __all__ = ["Random"]
 

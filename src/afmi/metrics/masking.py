@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
-from afmi.gradients.passes import Passes, probabilities
-from afmi.methods.base import Method, Work, classify
+from afmi.gradients.passes import Passes
+from afmi.methods.base import Method, Work
 from afmi.metrics.base import Case, Metric
+from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
+from afmi.network.outputs import probabilities
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference
 

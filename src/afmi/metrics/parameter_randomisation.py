@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from afmi.errors import CompletenessWarning, ModelError, UsageError
-from afmi.methods.base import Method, Work, classify
+from afmi.methods.base import Method, Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.network.classifier import classify
 from afmi.network.guards import watching_modules
 from afmi.pictures.maps import rank_correlation
 

@@ -10,31 +10,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
+from afmi.network.channels_last import in_fast_layout
+from afmi.network.guards import evaluation_mode
+from afmi.network.outputs import logits_of
 from afmi.pictures.images import resize_and_crop, to_tensor
 
-__all__ = ["Classifier", "class_label", "find_class", "logits_of"]
-
-
-def logits_of(output: object) -> Tensor:
-    """Return the logits (N, C) in what a network returned: a tensor, or an object with ``.logits``.
-
-    Raises:
-        ModelError: when there are no logits of that shape.
-    """
-    logits = output
-    if isinstance(output, dict) and "logits" in output:
-        logits = output["logits"]
-    elif hasattr(output, "logits"):
-        logits = output.logits  # type: ignore[attr-defined]
-    elif isinstance(output, (tuple, list)) and output:
-        logits = output[0]
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
-        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output)
-        raise ModelError(
-            f"the network must return class logits (N, C), but returned {came}; "
-            "wrap it in an nn.Module whose forward returns the logits"
-        )
-    return logits
+__all__ = ["Classifier", "class_label", "classify", "find_class"]
 
 
 class Classifier(nn.Module):
@@ -124,6 +105,12 @@ class Classifier(nn.Module):
         """Resize and crop a picture as the network's training did: (1, 3, H, W) in [0, 1]."""
         seen = resize_and_crop(image, self.resize, self.crop, self.interpolation)
         return to_tensor(seen)[None].to(self.mean)
+
+
+def classify(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return logits (N, C) of images (N, C, H, W), without gradients."""
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        return in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
 
 
 def class_label(model: nn.Module, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Run a network in evaluation mode and leave it, and the random state, as they were found."""
+"""Run a network in evaluation mode, watch its modules, and leave it as it was."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch.nn.modules.module import register_module_forward_hook
 __all__ = [
     "evaluation_mode",
     "every_module",
-    "keeping_random_state",
     "module_of",
     "uncompiled",
     "watching_module",
@@ -71,14 +70,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                     _held[id(module)] = (count - 1, before)
                 elif before:
                     module.training = True
-
-
-@contextmanager
-def keeping_random_state(device: torch.device) -> Iterator[None]:
-    """Restore PyTorch's global random state, of the CPU and of ``device``, on leaving."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, device_type="cuda"):
-        yield
 
 
 _fused_before: list[bool] = []

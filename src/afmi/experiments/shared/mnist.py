@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from afmi.errors import ImageError, UsageError
 from afmi.files import write_files
 from afmi.network.classifier import Classifier
-from afmi.network.guards import keeping_random_state
+from afmi.network.randomness import keeping_random_state
 from afmi.progress import track
 
 __all__ = ["MNISTNet", "build", "digits", "train"]

@@ -17,10 +17,9 @@ from afmi.evaluation import LabelledImages
 from afmi.evaluation.folder import Store, identity_of
 from afmi.files import write_files
 from afmi.methods import AFMI
-from afmi.methods.base import classify
 from afmi.metrics import FMIPrototypes
 from afmi.metrics.fmi_prototypes import shuffled
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.progress import track
 
 __all__ = ["Agreement", "measure_agreement"]

@@ -9,14 +9,8 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import Passes, check_batch_size
-from afmi.methods.base import (
-    Attribution,
-    Method,
-    Target,
-    Work,
-    image_generator,
-    relative_residual,
-)
+from afmi.methods.base import Attribution, Method, Target, Work, relative_residual
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Black, Reference, Several, White
 
 __all__ = ["GradientSHAP"]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import Passes, Slic, replacements, superpixels
-from afmi.methods.base import Work, image_generator
+from afmi.methods.base import Work
 from afmi.methods.black_box import BlackBoxMethod
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Black, Reference
 from afmi.progress import track
 

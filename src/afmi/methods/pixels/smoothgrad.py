@@ -9,13 +9,8 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import Passes, check_batch_size
-from afmi.methods.base import (
-    Attribution,
-    Method,
-    Target,
-    Work,
-    image_generator,
-)
+from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.network.randomness import image_generator
 from afmi.pictures.maps import channel_maximum
 
 __all__ = ["SmoothGrad"]

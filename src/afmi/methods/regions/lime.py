@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, Quickshift, probabilities, replacements, superpixels
-from afmi.methods.base import Work, image_generator
+from afmi.gradients.passes import Passes, Quickshift, replacements, superpixels
+from afmi.methods.base import Work
 from afmi.methods.black_box import BlackBoxMethod
+from afmi.network.outputs import probabilities
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Reference
 from afmi.progress import track
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import Passes, at_224, gaussian, interpolation, replacements
-from afmi.methods.base import Attribution, Method, Target, Work, classify
+from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.network.classifier import classify
 from afmi.pictures.references import Blurred, Reference
 from afmi.progress import track
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import Passes, probabilities, replacements
-from afmi.methods.base import Work, image_generator
+from afmi.gradients.passes import Passes, replacements
+from afmi.methods.base import Work
 from afmi.methods.black_box import BlackBoxMethod
+from afmi.network.outputs import probabilities
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Reference
 from afmi.progress import track
 

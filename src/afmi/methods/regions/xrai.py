@@ -18,7 +18,8 @@ from torch import Tensor
 from afmi.errors import UsageError
 from afmi.gradients.integrated import integrated_gradients, starts
 from afmi.gradients.passes import Passes
-from afmi.methods.base import Attribution, Method, Target, Work, classify
+from afmi.methods.base import Attribution, Method, Target, Work
+from afmi.network.classifier import classify
 from afmi.pictures.references import Black, Reference, Several, White
 
 __all__ = ["XRAI", "merge_regions"]
