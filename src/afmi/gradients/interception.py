@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from afmi.errors import LayerError, ModelError, OperationError, ShapeError
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.folding import Simplification
+from afmi.network.folding import FoldedExecution, run_folded
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
     evaluation_mode,
@@ -489,7 +489,7 @@ def forward_pass(
     recording: Tape | None = None,
     tapes: list[Tape] | None = None,
     fast: bool | None = None,
-    simplification: Simplification | None = None,
+    folded: FoldedExecution | None = None,
 ) -> ForwardPass:
     """Run the network on images and keep what the gradients from a layer on need.
 
@@ -501,8 +501,8 @@ def forward_pass(
         recording: a tape to fill, where this is the reference's run.
         tapes: the references' tapes, where rules need them.
         fast: the images' memory layout; see `afmi.network.channels_last.in_fast_layout`.
-        simplification: by which operations the network runs, where the gradients are by the
-            inputs; None: by its own.
+        folded: the network's folded execution, where the gradients are by the inputs; None: the
+            network runs its own operations.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
@@ -512,9 +512,9 @@ def forward_pass(
     def run(own: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        return _run(model, own, layer, rules, recording, tapes or [], simplification)
+        return _run(model, own, layer, rules, recording, tapes or [], folded)
 
-    def attempt() -> ForwardPass:
+    def attempt(_: FoldedExecution | None) -> ForwardPass:
         return in_fast_layout(model, run, inputs.detach(), fast=fast)
 
     with (
@@ -524,10 +524,9 @@ def forward_pass(
         without_fused_attention(),
         uncompiled(),
     ):
-        if simplification is None:
-            return attempt()
-        simplification.prepare(model, inputs.detach())
-        return simplification.surely(attempt)
+        if folded is None:
+            return attempt(None)
+        return run_folded(model, attempt, inputs.detach(), folded)
 
 
 def _run(
@@ -537,7 +536,7 @@ def _run(
     rules: Rules,
     recording: Tape | None,
     tapes: list[Tape],
-    simplification: Simplification | None,
+    folded: FoldedExecution | None,
 ) -> ForwardPass:
     readers = [TapeReader(tape) for tape in tapes]
     state = Interception(rules, recording, readers)
@@ -568,9 +567,9 @@ def _run(
             own = state.begin(own)
             if not plain:
                 interception.enter_context(state)
-            if simplification is not None:
+            if folded is not None:
                 # On top, so that rules see what the network runs by; they pool in their own way.
-                interception.enter_context(simplification.taking(pools=plain))
+                interception.enter_context(folded.intercepting(pools=plain))
         else:
             interception.enter_context(watching_module(layer[0], capture))
         graph_logits = logits_of(model(own))

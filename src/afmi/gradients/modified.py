@@ -17,7 +17,7 @@ from afmi.gradients.rules import MODIFIED_GRADIENT
 from afmi.gradients.tape import Tape
 from afmi.network.channels_last import is_fast
 from afmi.network.fingerprint import Fingerprint, fingerprint
-from afmi.network.folding import Simplification, simplification_of
+from afmi.network.folding import FoldedExecution, folded_execution
 from afmi.network.layers import Layer
 from afmi.pictures.references import Reference
 
@@ -159,7 +159,7 @@ def _record(
     rules: Rules,
     *,
     fast: bool,
-    simplification: Simplification | None,
+    folded: FoldedExecution | None,
 ) -> ReferenceRun:
     tape = Tape()
     done = forward_pass(
@@ -169,7 +169,7 @@ def _record(
         rules=rules,
         recording=tape,
         fast=fast,
-        simplification=simplification,
+        folded=folded,
     )
     return ReferenceRun(tape, done.features, done.others, done.logits)
 
@@ -183,12 +183,12 @@ def _reference_runs(
     *,
     per_image: bool,
     weights: Fingerprint,
-    simplification: Simplification | None,
+    folded: FoldedExecution | None,
 ) -> list[ReferenceRun]:
     fast = is_fast(model, inputs)  # as the images, so that the tape lies as their numbers do
 
     def record(images: Tensor) -> ReferenceRun:
-        return _record(model, images, layer, rules, fast=fast, simplification=simplification)
+        return _record(model, images, layer, rules, fast=fast, folded=folded)
 
     if reference.per_image:
         return [record(reference(inputs))]
@@ -228,9 +228,9 @@ def modified_gradient(
         reference: what the images are compared with.
         rules: a rule for each operation behind the layer.
     """
-    # Up to a layer, simpler operations gain less than it takes to look at every one.
-    simplification = simplification_of(model) if layer is None else None
-    weights = simplification.weights if simplification else fingerprint(model, closely=False)
+    # Up to a layer, folding saves less time than intercepting every operation takes.
+    folded = folded_execution(model) if layer is None else None
+    weights = folded.weights if folded else fingerprint(model, closely=False)
 
     def against(*, per_image: bool) -> ModifiedGradient:
         runs = _reference_runs(
@@ -241,7 +241,7 @@ def modified_gradient(
             rules,
             per_image=per_image,
             weights=weights,
-            simplification=simplification,
+            folded=folded,
         )
         run = forward_pass(
             model,
@@ -249,7 +249,7 @@ def modified_gradient(
             layer=layer,
             rules=rules,
             tapes=[run.tape for run in runs],
-            simplification=simplification,
+            folded=folded,
         )
         return ModifiedGradient(run, tuple(runs))
 

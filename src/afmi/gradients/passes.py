@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from afmi.errors import ShapeError, UsageError
 from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.folding import simplification_of
+from afmi.network.folding import FoldedExecution, folded_execution, run_folded
 from afmi.network.memory import in_parts
 from afmi.network.outputs import logits_of
 from afmi.pictures.references import Blurred, Reference
@@ -65,7 +65,7 @@ class Passes:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
-        self._simplification = simplification_of(model)
+        self._folded = folded_execution(model)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
@@ -75,18 +75,15 @@ class Passes:
         """Return logits (N, K) of images (N, C, H, W)."""
 
         def run(start: int, stop: int) -> tuple[Tensor]:
-            some = images[start:stop]
+            def logits(folded: FoldedExecution) -> Tensor:
+                def classified(x: Tensor) -> Tensor:
+                    with folded.intercepting():
+                        return logits_of(self.model(x))
 
-            def classified(x: Tensor) -> Tensor:
-                with self._simplification.taking():
-                    return logits_of(self.model(x))
+                return in_fast_layout(self.model, classified, images[start:stop])
 
-            def attempt() -> Tensor:
-                return in_fast_layout(self.model, classified, some)
+            return (run_folded(self.model, logits, images, self._folded),)
 
-            return (self._simplification.surely(attempt),)
-
-        self._simplification.prepare(self.model, images)
         return self._halving(run, len(images))[0]
 
     def gradients(
@@ -102,8 +99,7 @@ class Passes:
 
         def run(start: int, stop: int) -> tuple[Tensor, Tensor]:
             some = images[start:stop]
-            simpler = self._simplification
-            done = forward_pass(self.model, some, layer=None, simplification=simpler)
+            done = forward_pass(self.model, some, layer=None, folded=self._folded)
             return done.logits, done.pull_back(slope(done.logits, start, stop), last=True)
 
         logits, gradients = self._halving(run, len(images))
