@@ -113,7 +113,7 @@ def test_weights_of_a_file(suffix: str, tmp_path: Path) -> None:
     assert load_model(RESNET, weights=file, labels=[*"abcdefg"]).labels == tuple("abcdefg")
     with pytest.raises(ModelError, match="tells 7 classes apart, but the network 9"):
         load_model(RESNET, weights=file, num_classes=9)
-    with pytest.raises(ModelError, match="tells 7 classes apart, but 2 labels came"):
+    with pytest.raises(ModelError, match="tells 7 classes apart, but got 2 labels"):
         load_model(RESNET, weights=file, labels=["a", "b"])
     with pytest.raises(ModelError, match="does not fit the network VisionTransformer"):
         load_model(VIT, weights=file, img_size=32, depth=1)

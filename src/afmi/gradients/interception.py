@@ -23,10 +23,10 @@ from afmi.network.channels_last import in_fast_layout
 from afmi.network.folding import FoldedExecution, run_folded
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
+    all_modules,
     evaluation_mode,
-    every_module,
-    uncompiled,
     watching_module,
+    without_compilation,
     without_fused_attention,
 )
 from afmi.network.layers import Layer
@@ -474,7 +474,7 @@ def _inferred(model: nn.Module) -> bool:
     """Tell whether a weight was made in inference mode, which autograd refuses."""
     return any(
         tensor is not None and tensor.is_inference()
-        for module in every_module(model)
+        for module in all_modules(model)
         for owned in (module._parameters, module._buffers)
         for tensor in owned.values()
     )
@@ -522,7 +522,7 @@ def forward_pass(
         torch.set_grad_enabled(False),
         evaluation_mode(model),
         without_fused_attention(),
-        uncompiled(),
+        without_compilation(),
     ):
         if folded is None:
             return attempt(None)

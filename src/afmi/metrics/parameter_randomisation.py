@@ -17,7 +17,7 @@ from afmi.errors import CompletenessWarning, ModelError, UsageError
 from afmi.methods.base import Method, Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.network.classifier import classify
-from afmi.network.guards import watching_modules
+from afmi.network.guards import watching_all_modules
 from afmi.pictures.maps import rank_correlation
 
 __all__ = ["ParameterRandomisation"]
@@ -133,7 +133,7 @@ def _from_the_logits_down(model: nn.Module, image: Tensor) -> list[str]:
     def note(module: nn.Module, _output: object) -> None:
         ends[module] = next(step)
 
-    with watching_modules(note):
+    with watching_all_modules(note):
         classify(model, image)
     modules = dict(model.named_modules())
 

@@ -25,9 +25,9 @@ __all__ = [
     "build_error",
     "build_with_weights",
     "call",
+    "error_text",
     "extra",
     "quiet",
-    "type_and_line",
     "weights_path",
     "with_classes",
 ]
@@ -115,10 +115,10 @@ def call(name: str, function: Callable[..., Any], options: Mapping[str, Any]) ->
 def build_error(name: str, options: Mapping[str, Any], error: Exception) -> str:
     """Return the text of an error: which call raised what."""
     passed = ", ".join(f"{key}={value!r}" for key, value in options.items() if key != "weights")
-    return f"building {name} with ({passed}) raised {type_and_line(error)}"
+    return f"building {name} with ({passed}) raised {error_text(error)}"
 
 
-def type_and_line(error: BaseException | None) -> str:
+def error_text(error: BaseException | None) -> str:
     """Return an error's type and the first line of its text."""
     return f"{type(error).__name__}: {first_line(error)}"
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from afmi.errors import ModelError, near_matches
-from afmi.models.building import Preprocessing, call, type_and_line, weights_path
+from afmi.models.building import Preprocessing, call, error_text, weights_path
 from afmi.models.weights import fit_names, load_weights, read_weights
 from afmi.network.classifier import Classifier
 
@@ -71,9 +71,9 @@ def _module(home: str) -> object:
                     f"there is no module {error.name!r} here; install it, or start afmi where it "
                     "lies, or name its file: path/to/file.py:function"
                 ) from error
-            raise ModelError(f"importing {home} raised {type_and_line(error)}") from error
+            raise ModelError(f"importing {home} raised {error_text(error)}") from error
         except Exception as error:
-            raise ModelError(f"importing {home} raised {type_and_line(error)}") from error
+            raise ModelError(f"importing {home} raised {error_text(error)}") from error
     path = Path(home).expanduser().resolve()
     if not path.is_file():
         raise ModelError(f"there is no file {home!r}; expected path/to/file.py:function")
@@ -87,7 +87,7 @@ def _module(home: str) -> object:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise ModelError(f"importing {home} raised {type_and_line(error)}") from error
+        raise ModelError(f"importing {home} raised {error_text(error)}") from error
     return module
 
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.network.channels_last import pooled
 from afmi.network.fingerprint import Fingerprint, fingerprint
-from afmi.network.guards import every_module
+from afmi.network.guards import all_modules
 from afmi.network.operations import operation_name
 
 __all__ = ["FoldedExecution", "folded_execution", "run_folded"]
@@ -132,7 +132,7 @@ def folded_execution(model: nn.Module) -> FoldedExecution:
 def _is_compiled(model: nn.Module) -> bool:
     return any(
         "_orig_mod" in module._modules or module._compiled_call_impl is not None
-        for module in every_module(model)
+        for module in all_modules(model)
     )
 
 

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.network.guards import (
     evaluation_mode,
-    uncompiled,
-    watching_modules,
+    watching_all_modules,
+    without_compilation,
     without_fused_attention,
 )
 from afmi.network.operations import Trait, operation_name, operations_with
@@ -139,9 +139,9 @@ class Dataflow:
         with (
             evaluation_mode(model),
             without_fused_attention(),
-            uncompiled(),
+            without_compilation(),
             torch.no_grad(),
-            watching_modules(probe.on_module),
+            watching_all_modules(probe.on_module),
             probe,
         ):
             logits = logits_of(model(image))

@@ -24,9 +24,9 @@ def logits_of(output: object) -> Tensor:
     elif isinstance(output, (tuple, list)) and output:
         logits = output[0]
     if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
-        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output)
+        returned = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output)
         raise ModelError(
-            f"the network must return class logits (N, C), but returned {came}; "
+            f"the network must return class logits (N, C), but returned {returned}; "
             "wrap it in an nn.Module whose forward returns the logits"
         )
     return logits

@@ -1,4 +1,4 @@
-"""Random numbers that disturb nobody: a kept global state, and generators of an image's own."""
+"""Leave the global random state alone: restore it, or draw from generators of one's own."""
 
 from __future__ import annotations
 
