@@ -182,24 +182,25 @@ class Dataflow:
 
     def _label(self) -> None:
         """Determine which dimension of each tensor holds the channels."""
-        channels = self._channels
         for step in self.steps:
-            output = step.output
-            x = step.inputs[0] if step.inputs else None
+            ends = (*step.inputs[:1], step.output)
+            bare = step.name == "linear" or self.channels(ends[0]) is None
             if step.name in _CHANNELS_FIRST:
-                for tensor in (t for t in (x, output) if t is not None and t.dim() > 1):
-                    channels.setdefault(id(tensor), 1)
-            elif step.name in _CHANNELS_LAST and (step.name == "linear" or id(x) not in channels):
-                for tensor in (t for t in (x, output) if t is not None):
-                    channels.setdefault(id(tensor), tensor.dim() - 1)
+                self._note({id(tensor): 1 for tensor in ends if tensor.dim() > 1})
+            elif step.name in _CHANNELS_LAST and bare:
+                self._note({id(tensor): tensor.dim() - 1 for tensor in ends})
             elif step.name not in _HEADS:
                 self._inherit(step)
         for step in reversed(self.steps):  # later steps tell about earlier ones, too
-            axis = channels.get(id(step.output))
-            if axis is not None:
-                for x in step.inputs:
-                    if x.shape == step.output.shape and step.name not in _MIXING:
-                        channels.setdefault(id(x), axis)
+            axis = self.channels(step.output)
+            if axis is not None and step.name not in _MIXING:
+                same = [x for x in step.inputs if x.shape == step.output.shape]
+                self._note(dict.fromkeys(map(id, same), axis))
+
+    def _note(self, channels: dict[int, int]) -> None:
+        """Keep the dimension of the channels, by a tensor's id, where none is known yet."""
+        for key, axis in channels.items():
+            self._channels.setdefault(key, axis)
 
     def _inherit(self, step: Step) -> None:
         for x in step.inputs:

@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 __all__ = [
     "all_modules",
     "evaluation_mode",
-    "module_of",
     "watching_all_modules",
     "watching_module",
     "without_compilation",
@@ -27,11 +26,6 @@ _lock = threading.Lock()
 # For each module held in evaluation mode, by identity: how many hold it, and its mode before.
 # Kept for modules and not for models, because two models may share some.
 _held: dict[int, tuple[int, bool]] = {}
-
-
-def module_of(model: Callable[[Tensor], object]) -> nn.Module | None:
-    """Return the model when it is an ``nn.Module``; a plain callable has no modules to guard."""
-    return model if isinstance(model, nn.Module) else None
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:

@@ -169,9 +169,8 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
     end = _head_position(flow)
     missed: Step | None = None  # the last stage's output, where no module gives it
     for step in reversed(flow.dominators()):
-        if step.position >= end or step.name in _POOLING:
-            continue
-        if step.name in _PASSING and missed is None:
+        passing = step.name in _PASSING and missed is None
+        if step.position >= end or step.name in _POOLING or passing:
             continue
         holds, layout = map_layout(flow, step.output, step.position + 1)
         if not holds or (layout is not None and step.name == "linear"):
@@ -193,8 +192,13 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
             return layer
         if step.name not in _TURNING:
             missed = missed or step
+    raise _no_stage(network, flow, missed)
+
+
+def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerError:
+    """Return the error to raise where no module returns the last stage's output (``missed``)."""
     if missed is None:
-        raise LayerError(
+        return LayerError(
             "found no last convolutional stage in this network: no feature maps (N, K, h, w) or "
             "tokens of places dominate its logits, so that every path from the image leads through "
             "them; pass layer= with the dotted name of a module that gives feature maps"
@@ -204,7 +208,7 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
         for name, call in _single_calls(network, flow)
         if call.end <= missed.position and map_layout(flow, call.output, call.end)[0]
     ]
-    raise LayerError(
+    return LayerError(
         f"the output of the last stage (after {missed.name}) is returned by no module; "
         "pass layer= with the dotted name of a module that gives feature maps (N, K, h, w)"
         + (f", such as {nearest[-1]!r}" if nearest else "")
