@@ -26,7 +26,7 @@ ROWS = [(0, "cost/seconds", 0.5, None), (1, "error", float("nan"), "cannot be re
 
 
 def opened(folder: Path, **changed: Any) -> Store:
-    return Store.open(folder, {**RUN, **changed}, IMAGES, {"command": "afmi evaluate"})
+    return Store.open(folder, {**RUN, **changed}, IMAGES, {"metrics": {}})
 
 
 def entry(label: str, **changed: Any) -> dict[str, Any]:

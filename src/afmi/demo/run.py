@@ -277,52 +277,8 @@ def _how_to_read() -> Section:
     return Section(
         "How to read the pictures",
         rows=[TileRow([Tile(legend, "", "← against the answer · no difference · for it →")])],
-        terms=[
-            (
-                "Colours",
-                "Where a photograph glows warm, that place raised the network’s score for the "
-                "answer; the brighter, the more. Where it glows cool (blue), that place spoke "
-                "against it. Where it is plain grey, it made next to no difference.",
-            ),
-            (
-                "Percentages",
-                "How probable the network holds the answer to be, among the things it knows. It "
-                "must choose one of them, even when none fits.",
-            ),
-            (
-                f"Top {KEPT:.0%}",
-                f"Only the {KEPT:.0%} of the pixels that the method ranks highest, the rest "
-                "painted black. The percentage is what the network then says of the same answer. "
-                "If it stays high, the method found what the network needs.",
-            ),
-            (
-                "A-FMI",
-                "Compares the photograph with a black one, and shares out the change of the score "
-                "among the places of the picture. Evidence against shows too.",
-            ),
-            (
-                "Grad-CAM",
-                "Shows where the network’s features that push the score up are active. Evidence "
-                "against is left out.",
-            ),
-            (
-                "Gradient",
-                "Shows which single pixels would sway the score most if they changed a little. "
-                "Often grainy: it says how touchy the network is, not what it rests on.",
-            ),
-            (
-                "Residual",
-                "What A-FMI’s map leaves unexplained. Its values should add up to the change of "
-                "the score; 0% means they do, −20% that a fifth is missing, +20% that there is a "
-                "fifth too much. A-FMI averages over places, which leaves such a rest in networks "
-                "like this one, with several layers between the features and the answer.",
-            ),
-            (
-                "Beware",
-                "The maps show what this network used. They do not say that its answer is right, "
-                "nor that the thing shown is the cause in the real world.",
-            ),
-        ],
+        prose="demo_guide.html",
+        facts={"kept": f"{KEPT:.0%}"},
     )
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from afmi.errors import AfmiError, UsageError, near_matches
+from afmi.metrics.columns import MetricFacts
 
-__all__ = ["Images", "Measurements", "MetricFacts", "Results"]
+__all__ = ["Images", "Measurements", "Results"]
 
 _ERROR = "error"
 
@@ -54,23 +55,6 @@ class Measurements:
 
 
 @dataclass(frozen=True)
-class MetricFacts:
-    """What a report has to know of a metric.
-
-    Attributes:
-        name: what tables call it.
-        measures: what its headline says, in one sentence.
-        headline: the value by which methods are ranked.
-        higher_is_better: of the headline; None where neither is.
-    """
-
-    name: str
-    measures: str
-    headline: str
-    higher_is_better: bool | None
-
-
-@dataclass(frozen=True)
 class Results:
     """What an evaluation measured, as it lies in its folder.
 
@@ -103,7 +87,8 @@ class Results:
             )
         try:
             manifest = json.loads(path.read_bytes())
-            sound = isinstance(manifest["run"], dict) and isinstance(manifest["methods"], dict)
+            parts = ("run", "methods", "metrics")
+            sound = all(isinstance(manifest[part], dict) for part in parts)
         except (OSError, ValueError, KeyError, TypeError):
             sound = False
         if not sound:
@@ -212,27 +197,14 @@ class Results:
 
     @cached_property
     def metrics(self) -> dict[str, MetricFacts]:
-        """What is known of each metric, by the first part of its values' names."""
-        told = self.manifest.get("metrics")
-        if isinstance(told, dict):
-            return {
-                key: MetricFacts(
-                    str(facts["name"]),
-                    str(facts["measures"]),
-                    str(facts["headline"]),
-                    facts["higher_is_better"],
-                )
-                for key, facts in told.items()
-            }
-        # Only now, for it brings PyTorch along.
-        from afmi.metrics import CATALOGUE
+        """What each metric declares of its values, by the first part of their names."""
+        recorded = self.manifest["metrics"]
+        return {key: MetricFacts.from_dict(record) for key, record in recorded.items()}
 
-        found = {}
-        for key, parameters in self.manifest["run"].get("metrics", {}).items():
-            cls = CATALOGUE.get(parameters.get("class", key))
-            if cls is not None:
-                found[key] = MetricFacts(cls.name, cls.measures, cls.headline, cls.higher_is_better)
-        return found
+    def metric_label(self, key: str) -> str:
+        """Return what tables call a metric, with the parameters that set it apart."""
+        _, bracket, parameters = key.partition("(")
+        return self.metrics[key].name + (f" ({parameters}" if bracket else "")
 
     def example(self, number: int, method: str, kind: str) -> Path:
         """Return where an example's ``map`` or ``insertion`` lies, if it was drawn."""

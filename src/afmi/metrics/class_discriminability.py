@@ -9,6 +9,7 @@ from torch import Tensor
 
 from afmi.methods.base import Method, Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.metrics.columns import Column
 from afmi.pictures.maps import rank_correlation
 
 __all__ = ["ClassDiscriminability"]
@@ -30,16 +31,29 @@ class ClassDiscriminability(Metric):
         >>> from afmi.methods import InputXGradient
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.explain(images)
-        >>> case = Case(method, images, found.target, found, model(images))
+        >>> attribution = method.explain(images)
+        >>> case = Case(method, images, attribution.target, attribution, model(images))
         >>> sorted(ClassDiscriminability().measure(case))
         ['rank_correlation@least', 'rank_correlation@second']
     """
 
     name = "Class discriminability"
-    measures = "how alike the pixels are ranked for the most probable other class"
-    headline = "rank_correlation@second"
-    higher_is_better = False
+    columns = (
+        Column(
+            "rank_correlation_second",
+            "Same as second class",
+            "how alike the pixels are ranked for the most probable other class",
+            higher_is_better=False,
+            value="rank_correlation@second",
+        ),
+        Column(
+            "rank_correlation_least",
+            "Same as least class",
+            "how alike the pixels are ranked for the least probable class",
+            higher_is_better=False,
+            value="rank_correlation@least",
+        ),
+    )
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     def measure(self, case: Case) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from afmi.errors import ModelError, ShapeError, UsageError
 from afmi.methods.base import LayerMethod, Method, Work, classify, image_generator
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.metrics.columns import Column
 
 __all__ = ["GridPointing"]
 
@@ -41,9 +42,9 @@ class GridPointing(Metric):
         ...     torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
         ... )
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 4, 4)
-        >>> found = method.explain(images)
+        >>> attribution = method.explain(images)
         >>> case = Case(
-        ...     method, images, found.target, found, model(images),
+        ...     method, images, attribution.target, attribution, model(images),
         ...     companions=torch.rand(2, 3, 3, 4, 4),
         ... )
         >>> GridPointing().measure(case)["own_share"].shape
@@ -51,9 +52,14 @@ class GridPointing(Metric):
     """
 
     name = "Grid pointing"
-    measures = "share of the map's positive mass on the own image, of four tiled (chance: 0.25)"
-    headline = "own_share"
-    higher_is_better = True
+    columns = (
+        Column(
+            "own_share",
+            "Own share",
+            "share of the map's positive mass on its own image, of four tiled (chance: 0.25)",
+            higher_is_better=True,
+        ),
+    )
     paper = "Böhle et al., Convolutional Dynamic Alignment Networks, CVPR 2021"
     companions = _CELLS - 1
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from afmi.errors import CompletenessWarning, ModelError, UsageError
 from afmi.methods.base import Method, Work, classify
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.metrics.columns import Column
 from afmi.network.guards import watching_modules
 from afmi.pictures.maps import rank_correlation
 
@@ -56,16 +57,21 @@ class ParameterRandomisation(Metric):
         >>> from afmi.methods import InputXGradient
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.explain(images)
-        >>> case = Case(method, images, found.target, found, model(images))
+        >>> attribution = method.explain(images)
+        >>> case = Case(method, images, attribution.target, attribution, model(images))
         >>> list(ParameterRandomisation(depths=(1,)).measure(case))
         ['similarity', 'rank_correlation@all', 'absolute_rank_correlation@all']
     """
 
     name = "Parameter randomisation"
-    measures = "how alike the pixels are ranked when the network's parameters are random"
-    headline = "similarity"
-    higher_is_better = False
+    columns = (
+        Column(
+            "similarity",
+            "Similarity",
+            "how alike the pixels are ranked when the network's parameters are random",
+            higher_is_better=False,
+        ),
+    )
     paper = "Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018"
 
     depths: Sequence[float] = (0, 0.5, 1)

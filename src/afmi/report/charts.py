@@ -1,8 +1,8 @@
 """Draw an evaluation's figures as SVG: sharp at any size, legible on light pages and dark ones.
 
-Lines are told apart by colours that colour-blind readers can tell apart too, and beyond seven by
-dashes. The text is drawn as outlines, so that it looks the same everywhere. Nothing here touches
-pyplot or any other state of the process.
+Lines differ by colours that colour-blind readers can distinguish, and beyond seven by dashes. Text
+stays text, in the page's own font, so that it can be searched, copied and read out. Nothing here
+touches pyplot.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -66,11 +67,14 @@ class Interval:
     finished: bool = True
 
 
-def draw_lines(lines: Sequence[Line], ylabel: str, *, ylim: tuple[float, float]) -> Figure:
-    """Draw curves over PI, in one panel, or one for each family where there are many lines.
+def draw_lines(
+    lines: Sequence[Line], xlabel: str, ylabel: str, *, ylim: tuple[float, float]
+) -> Figure:
+    """Draw curves over a share, in one panel, or one for each family where there are many lines.
 
     Args:
         lines: one or more, in the order of the legend.
+        xlabel: what the share is.
         ylabel: what the height is.
         ylim: what is shown of the heights; what lies above is cut off.
     """
@@ -121,7 +125,7 @@ def draw_lines(lines: Sequence[Line], ylabel: str, *, ylim: tuple[float, float])
         axes.set_xlim(0, 100.5)
         axes.set_ylim(*ylim)
         axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("PI: share of the pixels kept (%)", labelpad=3)
+        axes.set_xlabel(f"{xlabel} (%)", labelpad=3)
         if column == 0:
             axes.set_ylabel(ylabel)
         if family:
@@ -233,7 +237,8 @@ def svg_text(figure: Figure, name: str) -> str:
     """
     buffer = io.BytesIO()
     # Not savefig, which obeys the user's rcParams (a tight bounding box would cut margins).
-    FigureCanvasSVG(figure).print_svg(buffer)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(buffer)
     text = buffer.getvalue().decode()
     text = _bare_head(text[text.index("<svg") :])
     for pattern in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r"<style.*?</style>"):
