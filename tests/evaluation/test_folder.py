@@ -26,7 +26,9 @@ ROWS = [(0, "cost/seconds", 0.5, None), (1, "error", float("nan"), "cannot be re
 
 
 def opened(folder: Path, **changed: Any) -> Store:
-    return Store.open(folder, {**RUN, **changed}, IMAGES, {"metrics": {}})
+    return Store.open(
+        folder, {**RUN, **changed}, IMAGES, {"metrics": {}, "command": "afmi evaluate"}
+    )
 
 
 def entry(label: str, **changed: Any) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def test_list_of_pictures_is_written_again(tmp_path: Path, left: bytes | None) -
 
 
 def test_names_of_pictures_that_are_no_text(tmp_path: Path) -> None:
-    Store.open(tmp_path, RUN, (("caf\udce9.png", "猫.png"), (0, 1)), {})
+    Store.open(tmp_path, RUN, (("caf\udce9.png", "猫.png"), (0, 1)), {"metrics": {}})
     found = pq.read_table(tmp_path / "images.parquet")["key"].to_pylist()
     assert found == ["caf\\udce9.png", "猫.png"]
 

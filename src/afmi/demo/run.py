@@ -96,21 +96,21 @@ def run_demo(
     model = model or load_model("photos")
     _explain(model, Image.new("RGB", (160, 160), "grey"), 0, AFMI)  # the first run sets things up
     stops = _stops()
-    found: list[list[list[_Finding]]] = []
+    tour: list[list[list[_Finding]]] = []
     for stop in stops:
-        found.append(
+        tour.append(
             [[_explain(model, stop.photograph, c, m) for m in METHODS] for c in stop.classes]
         )
-        for findings in found[-1]:
+        for findings in tour[-1]:
             record = findings[0].explanation
             report(f"{stop.heading}: {record.label}, {record.probability:.0%}")
     figures = {
         out / f"{stop.name}.png": _figure(stop, classes)
-        for stop, classes in zip(stops, found, strict=True)
+        for stop, classes in zip(stops, tour, strict=True)
     }
-    flat = [finding for classes in found for findings in classes for finding in findings]
+    flat = [finding for classes in tour for findings in classes for finding in findings]
     page = out / "index.html"
-    text = render_page(_page(model, stops, found, time.perf_counter() - started))
+    text = render_page(_page(model, stops, tour, time.perf_counter() - started))
     writers = {
         path: lambda file, figure=figure: plots.figure_png(figure, file)
         for path, figure in figures.items()
@@ -219,8 +219,8 @@ def _explain(
     started = time.perf_counter()
     explanation = explain(model, prepared, target, method=method)
     seconds = time.perf_counter() - started
-    seen = to_tensor(explanation.insertion(KEPT))[None].to(prepared)
-    kept = classify(model, seen).double().softmax(1)[0, explanation.target]
+    shown = to_tensor(explanation.insertion(KEPT))[None].to(prepared)
+    kept = classify(model, shown).double().softmax(1)[0, explanation.target]
     return _Finding(explanation, seconds, float(kept))
 
 
@@ -229,7 +229,9 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> plots.Figure:
     rows, row_titles = [], []
     for findings in classes:
         record = findings[0].explanation
-        seen = plots.Panel(to_image(record.image), f"{record.label}, {record.probability:.0%}")
+        photograph = plots.Panel(
+            to_image(record.image), f"{record.label}, {record.probability:.0%}"
+        )
         overlays = [plots.Panel(f.explanation.overlay()) for f in findings]
         inserted = [
             plots.Panel(f.explanation.insertion(KEPT), f"{record.label}, {f.kept:.0%}")
@@ -237,7 +239,7 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> plots.Figure:
         ]
         scale = display_range(record.map)
         signed = plots.Panel(record.heatmap(), f"{record.method}’s map", scale=scale)
-        rows += [[seen, *overlays], [signed, *inserted]]
+        rows += [[photograph, *overlays], [signed, *inserted]]
         row_titles += ["evidence", f"map, top {KEPT:.0%}"]
     return plots.grid(
         rows,
@@ -252,20 +254,20 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> plots.Figure:
 def _page(
     model: Classifier,
     stops: Sequence[_Stop],
-    found: Sequence[Sequence[Sequence[_Finding]]],
+    tour: Sequence[Sequence[Sequence[_Finding]]],
     seconds: float,
 ) -> Page:
     sections = [_how_to_read()]
-    sections += [_section(stop, classes) for stop, classes in zip(stops, found, strict=True)]
-    sections += [_numbers(stops, found), _what_next()]
-    side = found[0][0][0].explanation.image.shape[-1]
+    sections += [_section(stop, classes) for stop, classes in zip(stops, tour, strict=True)]
+    sections += [_numbers(stops, tour), _what_next()]
+    side = tour[0][0][0].explanation.image.shape[-1]
     return Page(
         "What made the network say that?",
         f"A small network that tells {len(model.labels)} things apart looked at a few "
         "photographs. For each of its answers, three methods show which parts of the picture it "
         f"rests on. All of it was worked out on this computer, in {seconds:.0f} seconds.",
         sections,
-        f"Made by afmi {found[0][0][0].explanation.versions['afmi']} with the network "
+        f"Made by afmi {tour[0][0][0].explanation.versions['afmi']} with the network "
         f"“{model.name}”, which sees pictures of {side} × {side} pixels and knows: "
         f"{', '.join(model.labels)}. The photographs come with scikit-image and scikit-learn.",
     )
@@ -288,9 +290,9 @@ def _section(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Section:
         record = findings[0].explanation
         answer = f"“{record.label}”, {record.probability:.0%}"
         question = f"Why {answer}?" if stop.classes == (None,) else f"What speaks for {answer}?"
-        seen = Tile(to_image(record.image), "Photograph", "as the network sees it")
+        photograph = Tile(to_image(record.image), "Photograph", "as the network sees it")
         overlays = [Tile(f.explanation.overlay(), f.explanation.method) for f in findings]
-        rows.append(TileRow([seen, *overlays], question))
+        rows.append(TileRow([photograph, *overlays], question))
         kept = [
             Tile(
                 f.explanation.insertion(KEPT),
@@ -308,9 +310,9 @@ def _section(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Section:
     return Section(stop.heading, [stop.story], rows=rows)
 
 
-def _numbers(stops: Sequence[_Stop], found: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
+def _numbers(stops: Sequence[_Stop], tour: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
     rows = []
-    for stop, classes in zip(stops, found, strict=True):
+    for stop, classes in zip(stops, tour, strict=True):
         for findings in classes:
             for finding in findings:
                 record = finding.explanation

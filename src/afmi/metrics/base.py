@@ -29,7 +29,7 @@ class Case:
         logits: of the images, (N, K).
         seconds: that the explanation of one of these images took.
         peak_bytes: memory that the explanation of the batch needed beyond what was in use before
-            it; NaN where it cannot be told.
+            it; NaN where it is unknown.
         companions: for each image others of other classes, (N, M, C, H, W), as many as the metric
             asks for; None where it asks for none.
     """

@@ -65,9 +65,9 @@ class ClassDiscriminability(Metric):
         if case.logits.shape[1] < 2:
             nothing = torch.full((case.inputs.shape[0],), torch.nan, dtype=torch.float64)
             return {name: nothing.clone() for name in names}
-        own = case.targets.to(case.logits.device)[:, None]
-        second = case.logits.scatter(1, own, -torch.inf).argmax(1)
-        least = case.logits.scatter(1, own, torch.inf).argmin(1)
+        explained = case.targets.to(case.logits.device)[:, None]
+        second = case.logits.scatter(1, explained, -torch.inf).argmax(1)
+        least = case.logits.scatter(1, explained, torch.inf).argmin(1)
         with blank_maps_allowed():
             others = case.method.attribute_classes(case.inputs, torch.stack([second, least]))
         return {

@@ -85,9 +85,9 @@ class GridPointing(Metric):
         mass = maps.to("cpu", torch.float64).clamp_min(0)[:, 0]
         height, width = case.inputs.shape[-2:]
         cells = mass.unflatten(2, (2, width)).unflatten(1, (2, height)).sum((2, 4)).flatten(1)
-        own = cells.gather(1, quadrants[:, None])[:, 0]
+        share = cells.gather(1, quadrants[:, None])[:, 0]
         # 0/0 is NaN.
-        return {"own_share": own / cells.sum(1)}
+        return {"own_share": share / cells.sum(1)}
 
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the passes on a canvas, each counted as four of an image."""

@@ -364,8 +364,8 @@ def masked_curves(
             # Image by image, whose own pixels need no copies then.
             pictures = images.new_empty(stop - start, *images.shape[1:])
             for n, those in itertools.groupby(range(start, stop), lambda job: jobs[job][0]):
-                own = list(those)
-                part = slice(own[0] - start, own[-1] - start + 1)
+                jobs_of_image = list(those)
+                part = slice(jobs_of_image[0] - start, jobs_of_image[-1] - start + 1)
                 torch.where(rank[n] < limits[part], within[n], beyond[n], out=pictures[part])
             results.update(zip(jobs[start:stop], passes.logits(pictures), strict=True))
 

@@ -152,7 +152,7 @@ def _from_the_logits_down(model: nn.Module, image: Tensor) -> list[str]:
             inside = [ends[modules[name]]] if modules[name] in ends else []
         return min(inside)
 
-    owners = [name for name, module in modules.items() if any(True for _ in _own(module))]
+    owners = [name for name, module in modules.items() if any(True for _ in _parameters(module))]
     if not owners:
         raise ModelError(
             f"expected a network with parameters, got {type(model).__name__} without any; leave "
@@ -162,9 +162,9 @@ def _from_the_logits_down(model: nn.Module, image: Tensor) -> list[str]:
     return sorted(owners, key=place)[::-1]
 
 
-def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
-    own = module.named_parameters(recurse=False)
-    return [(name, parameter) for name, parameter in own if parameter.is_floating_point()]
+def _parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
+    parameters = module.named_parameters(recurse=False)
+    return [(name, parameter) for name, parameter in parameters if parameter.is_floating_point()]
 
 
 @torch.no_grad()
@@ -174,7 +174,7 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
         # To weight 1, bias 0, mean 0, variance 1; nothing is drawn.
         module.reset_parameters()
         return
-    for name, parameter in _own(module):
+    for name, parameter in _parameters(module):
         if parameter.dim() > 1:
             # Drawn on the CPU in float32, so that every device and dtype gets the same numbers.
             fan_in = parameter.numel() / parameter.shape[0]

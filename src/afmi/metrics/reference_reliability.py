@@ -109,9 +109,12 @@ class ReferenceReliability(Metric):
         """Return the method with each reference; the method itself where the reference is its."""
         # That the field is there was checked; no type says so.
         changeable: Any = method
-        own = changeable.reference
+        current = changeable.reference
         return [
-            (reference, method if reference == own else replace(changeable, reference=reference))
+            (
+                reference,
+                method if reference == current else replace(changeable, reference=reference),
+            )
             for reference in self.references
         ]
 

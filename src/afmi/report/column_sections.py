@@ -18,6 +18,7 @@ __all__ = ["curve_sections", "other_section", "table_section", "terms_section"]
 
 # The mean of a ratio may be huge; curves of ratios are shown up to this height.
 _HIGHEST_RATIO = 3.0
+_BETTER = {True: "Higher is better.", False: "Lower is better.", None: ""}
 
 
 def _cell(summary: Summary, method: MethodSummary, key: str, *, strong: bool = False) -> Cell:
@@ -178,14 +179,20 @@ def other_section(summary: Summary) -> Section | None:
         [method.label, *(_cell(summary, method, key) for key in columns)]
         for method in summary.methods
     ]
-    terms = [
-        (f"{label(metric)}: {title}", meaning)
-        for metric in dict.fromkeys(map(metric_of, columns))
-        for title, meaning in _terms(c for key, c in columns.items() if metric_of(key) == metric)
-    ]
+    terms = []
+    for metric in dict.fromkeys(map(metric_of, columns)):
+        declared = [column for key, column in columns.items() if metric_of(key) == metric]
+        terms += [
+            (f"{label(metric)}: {title}", f"{meaning} {_BETTER[better]}".rstrip())
+            for (title, meaning), better in zip(
+                _terms(declared),
+                {c.title: c.higher_is_better for c in declared}.values(),
+                strict=True,
+            )
+        ]
     return Section(
         "Other measurements",
-        [f"With 95 % intervals. {directions(list(columns.values()))}".rstrip()],
+        ["Each average stands above its 95 % interval."],
         table=Table(["Method", *headings], rows),
         terms=terms,
     )

@@ -86,32 +86,27 @@ def measured(experiment: Experiment, request: Request) -> list[Measured]:
     measurements = []
     for model in networks(experiment, request):
         folder = request.out / "insertion" / key_of(model.name)
-        printer = _ProgressPrinter(request, model)
+
+        def progress(piece: Piece, done: float, total: float, name: str = model.name) -> None:
+            report_progress(f"{name}: {piece.label}", int(done), int(total))
+
+        def refusal(label: str, reason: str, name: str = model.name) -> None:
+            request.report(f"{name}: {label} left out: {reason}")
+
         evaluate(
             model,
             request.imagenet,
             folder,
             methods=request.methods or list(experiment.methods),
             limit=request.limit or IMAGES,
-            on_begin=printer.begin,
+            on_begin=progress,
             on_method=lambda label, _, name=model.name: request.report(f"{name}: {label} done"),
-            on_refusal=printer.refusal,
+            on_refusal=refusal,
         )
         published = ACCURACY_AUC.get(model.name)
         files = write_report(folder, beside=published)
         measurements.append(Measured(model, summarise(Results.open(folder)), files["page"]))
     return measurements
-
-
-class _ProgressPrinter:
-    def __init__(self, request: Request, model: Classifier) -> None:
-        self._request, self._name = request, model.name
-
-    def begin(self, piece: Piece, done: float, total: float) -> None:
-        report_progress(f"{self._name}: {piece.label}", int(done), int(total))
-
-    def refusal(self, label: str, reason: str) -> None:
-        self._request.report(f"{self._name}: {label} left out: {reason}")
 
 
 @dataclass(frozen=True)
