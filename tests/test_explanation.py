@@ -21,7 +21,7 @@ from afmi.api import explain, explain_files
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.explanation import Explanation
 from afmi.methods import AFMI, GradCAM, Gradient, Method, Random
-from afmi.pictures.images import Unreadable
+from afmi.pictures.finding import Unreadable
 from afmi.pictures.references import White
 
 LABELS = ("tabby cat", "collie", "newt", "Border terrier", "church / tower")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from afmi.network.classifier import Classifier, find_class
     from afmi.network.layers import find_layer
     from afmi.pictures import references
+    from afmi.pictures.finding import find_images
 
 __version__ = "0.1.0"
 
@@ -36,12 +37,14 @@ _HOMES = {
     "evaluate": "afmi.evaluation",
     "explain": "afmi.api",
     "find_class": "afmi.network.classifier",
+    "find_images": "afmi.pictures.finding",
     "find_layer": "afmi.network.layers",
     "load_model": "afmi.models",
 }
 _MODULES = {
     "errors": "afmi.errors",
     "evaluation": "afmi.evaluation",
+    "figures": "afmi.pictures.figures",
     "gradients": "afmi.gradients",
     "images": "afmi.pictures.images",
     "maps": "afmi.pictures.maps",
@@ -50,6 +53,7 @@ _MODULES = {
     "plots": "afmi.pictures.plots",
     "references": "afmi.pictures.references",
     "report": "afmi.report",
+    "transforms": "afmi.pictures.transforms",
 }
 
 __all__ = [
@@ -63,6 +67,7 @@ __all__ = [
     "evaluation",
     "explain",
     "find_class",
+    "find_images",
     "find_layer",
     "load_model",
     "methods",

@@ -27,8 +27,10 @@ from afmi.explanation import Explanation
 from afmi.methods import Attribution, Method, method_named
 from afmi.methods.base import classify
 from afmi.network.classifier import Classifier, class_label, find_class
-from afmi.pictures.images import ImageSource, Unreadable, read_image, read_images, to_tensor
+from afmi.pictures.finding import Unreadable, read_images
+from afmi.pictures.images import ImageSource, read_image
 from afmi.pictures.references import Reference, reference_named
+from afmi.pictures.transforms import to_tensor
 
 __all__ = ["AnyImage", "ClassLike", "Explanation", "explain", "explain_files", "prepare"]
 
@@ -151,7 +153,7 @@ def explain_files(
 
     Args:
         model: as in `explain`.
-        paths: the files, e.g. from `afmi.images.find_images`; read when their turn comes.
+        paths: the files, e.g. from `afmi.find_images`; read when their turn comes.
         targets: classes to explain for every file; None: the predicted one.
         top_k: explain this many of the most probable classes instead.
         method: as in `explain`.

@@ -19,9 +19,9 @@ from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.explanation import Explanation
 from afmi.gradients import forward_pass
 from afmi.methods.base import classify
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
+from afmi.pictures.transforms import to_image
 from afmi.specs import MethodsLike, chosen_methods
 
 __all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate"]
@@ -69,21 +69,21 @@ class Comparison:
         """Draw methods in columns: the map over the picture, then ever more of its pixels."""
         first = self.explanations[0]
         side = 480 if len(self.explanations) <= 4 else 300
-        original = plots.Panel(to_image(first.image))
-        rows = [[original, *(plots.Panel(e.overlay()) for e in self.explanations)]]
+        original = figures.Panel(to_image(first.image))
+        rows = [[original, *(figures.Panel(e.overlay()) for e in self.explanations)]]
         for i, fraction in enumerate(self.fractions):
             inserted = [
-                plots.Panel(e.insertion(fraction), subtitle=f"{p[i]:.0%} {e.label}")
+                figures.Panel(e.insertion(fraction), subtitle=f"{p[i]:.0%} {e.label}")
                 for e, p in zip(self.explanations, self.probabilities, strict=True)
             ]
-            rows.append([plots.Panel(None), *inserted])
+            rows.append([figures.Panel(None), *inserted])
         note = (
             f"model {first.model} · the rest of the pixels is black · percentages: the probability "
             "of the class that the network gives the pixels shown"
         )
         if self.refused:
             note += f" · cannot be used on this network: {', '.join(self.refused)}"
-        return plots.grid(
+        return figures.grid(
             rows,
             row_titles=["map", *(f"{fraction:.0%}" for fraction in self.fractions)],
             column_titles=["picture", *(e.method for e in self.explanations)],
@@ -98,7 +98,7 @@ class Comparison:
         Raises:
             AfmiError: when it cannot be written.
         """
-        return plots.save_png(self.figure(), path)
+        return figures.save_png(self.figure(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers and records as JSON holds them."""
@@ -117,7 +117,7 @@ class Comparison:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        plots.figure_png(self.figure(), buffer)
+        figures.figure_png(self.figure(), buffer)
         return buffer.getvalue()
 
 

@@ -28,9 +28,9 @@ from torch import Tensor
 
 import afmi
 from afmi.files import write_files
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures, plots
 from afmi.pictures.maps import display_range
+from afmi.pictures.transforms import to_image
 
 __all__ = ["INSERTED", "Explanation"]
 
@@ -96,16 +96,16 @@ class Explanation:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
         scale = display_range(self.map)
         panels = [
-            plots.Panel(to_image(self.image), "What the network saw"),
-            plots.Panel(self.overlay(), "Where its evidence lies"),
-            plots.Panel(
+            figures.Panel(to_image(self.image), "What the network saw"),
+            figures.Panel(self.overlay(), "Where its evidence lies"),
+            figures.Panel(
                 self.heatmap(),
                 "For (red), against (blue)" if scale[0] < 0 else "The map",
                 scale=scale,
             ),
-            plots.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"),
+            figures.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"),
         ]
-        return plots.grid([panels], title=self._title(), note=self._note(), side=400)
+        return figures.grid([panels], title=self._title(), note=self._note(), side=400)
 
     def _title(self) -> str:
         title = f"{self.label}, {_percent(self.probability)}"
@@ -186,7 +186,7 @@ class Explanation:
 
         write_files(
             {
-                files["figure"]: lambda file: plots.figure_png(figure, file),
+                files["figure"]: lambda file: figures.figure_png(figure, file),
                 files["overlay"]: lambda file: overlay.save(file, "PNG"),
                 files["map"]: write_map,
                 files["record"]: lambda file: file.write(text.encode(errors="backslashreplace")),
@@ -198,7 +198,7 @@ class Explanation:
     def _png(self) -> bytes:
         # Notebooks ask for PNG and HTML one after the other; drawing twice would be a waste.
         buffer = io.BytesIO()
-        plots.figure_png(self.figure(), buffer)
+        figures.figure_png(self.figure(), buffer)
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from afmi.explanation import Explanation
     from afmi.methods import Method
     from afmi.network.classifier import Classifier
-    from afmi.pictures.images import Unreadable
+    from afmi.pictures.finding import Unreadable
 
 __all__ = ["explain"]
 
@@ -126,7 +126,7 @@ def explain(
     chosen = _chosen_methods(methods, layer, reference)
     from afmi.models import load_model
     from afmi.network.classifier import find_class
-    from afmi.pictures.images import find_images
+    from afmi.pictures.finding import find_images
 
     paths = find_images(images)
     classifier = load_model(**network, layer=layer)
@@ -243,7 +243,7 @@ class _Run:
         results: tuple[list[Explanation] | Unreadable, ...],
         progress: Progress,
     ) -> None:
-        from afmi.pictures.images import Unreadable
+        from afmi.pictures.finding import Unreadable
 
         reasons = [result.reason for result in results if isinstance(result, Unreadable)]
         if reasons:

@@ -106,7 +106,7 @@ def reproduce(
         )
         return
     experiment = experiment_named(name)()
-    from afmi.pictures.images import find_images
+    from afmi.pictures.finding import find_images
     from afmi.progress import reporting
 
     models = tuple(part.strip() for part in (network.pop("name") or "").split(",") if part.strip())

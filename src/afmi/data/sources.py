@@ -36,7 +36,8 @@ from afmi.errors import (
 )
 from afmi.methods.base import classify
 from afmi.network.classifier import Classifier
-from afmi.pictures.images import IMAGE_SUFFIXES, find_images, read_image
+from afmi.pictures.finding import IMAGE_SUFFIXES, find_images
+from afmi.pictures.images import read_image
 
 __all__ = ["LabelledImages", "imagenet_wnids", "open_images"]
 

@@ -22,7 +22,7 @@ from afmi.methods.base import classify
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures.transforms import to_image
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 

@@ -15,8 +15,8 @@ from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import Explanation
 from afmi.methods import Method
 from afmi.network.classifier import Classifier, class_label, find_class
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures
+from afmi.pictures.transforms import to_image
 from afmi.progress import duration
 
 __all__ = ["Figure7"]
@@ -58,9 +58,9 @@ class Figure7(Experiment):
             for label in methods[0]:
                 row = [self._explained(request, photo, models[0], label, m[label]) for m in methods]
                 found += row
-                original = plots.Panel(to_image(row[0].image), row[0].label)
+                original = figures.Panel(to_image(row[0].image), row[0].label)
                 panels.append([original, *map(_panel, row)])
-        figure = plots.grid(
+        figure = figures.grid(
             panels,
             row_titles=[*methods[0]] * len(photos) if len(methods[0]) > 1 else [],
             column_titles=["picture", *(model.name for model in models)],
@@ -102,8 +102,8 @@ class Figure7(Experiment):
         return one
 
 
-def _panel(one: Explanation) -> plots.Panel:
+def _panel(one: Explanation) -> figures.Panel:
     told = f"{one.label}, {one.probability:.0%}"
     if one.predicted != one.target:
         told += f"; predicted: {one.predicted_label}"
-    return plots.Panel(one.overlay(), subtitle=told)
+    return figures.Panel(one.overlay(), subtitle=told)

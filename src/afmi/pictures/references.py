@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from afmi.errors import ShapeError, UsageError, near_matches
-from afmi.pictures.images import read_image, resize_and_crop, to_tensor
+from afmi.pictures.images import read_image
+from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = [
     "REFERENCES",

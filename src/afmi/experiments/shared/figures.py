@@ -11,7 +11,7 @@ from afmi.experiments.shared.base import Experiment, Request, Result, write_csv,
 from afmi.explanation import Explanation
 from afmi.methods import Method
 from afmi.network.classifier import Classifier
-from afmi.pictures import plots
+from afmi.pictures import figures
 from afmi.specs import chosen_methods
 
 __all__ = ["heading", "methods_of", "saved"]
@@ -49,7 +49,7 @@ def saved(
         "finding": experiment.finding,
     }
     files = (
-        plots.save_png(figure, path),
+        figures.save_png(figure, path),
         write_csv(path.with_suffix(".csv"), rows),
         write_json(path.with_suffix(".json"), {**about, **record}),
     )

@@ -14,8 +14,8 @@ from afmi.experiments.shared.figures import heading, saved
 from afmi.experiments.shared.pictures import Photo
 from afmi.explanation import Explanation
 from afmi.methods import Method
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures
+from afmi.pictures.transforms import to_image
 from afmi.progress import duration
 
 __all__ = ["Row", "compared", "save_insertions"]
@@ -130,9 +130,9 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
     panels, shown = [], None
     for row in rows:
         first = row.comparison.explanations[0]
-        original = plots.Panel(None)
+        original = figures.Panel(None)
         if shown is not row.photo.image:
-            original = plots.Panel(to_image(first.image), *heading(first))
+            original = figures.Panel(to_image(first.image), *heading(first))
         shown = row.photo.image
         families = [methods[label].family if row is rows[0] else "" for label in columns]
         panels.append([original, *map(_panel, [row] * len(columns), columns, families)])
@@ -143,7 +143,7 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
     )
     if refused:
         note += f" · cannot be used on this network: {', '.join(sorted(refused))}"
-    return plots.grid(
+    return figures.grid(
         panels,
         row_titles=[row.title for row in rows] if any(row.title for row in rows) else [],
         column_titles=["picture", *columns],
@@ -153,12 +153,12 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
     )
 
 
-def _panel(row: Row, label: str, title: str) -> plots.Panel:
+def _panel(row: Row, label: str, title: str) -> figures.Panel:
     comparison = row.comparison
     index = [one.method for one in comparison.explanations].index(label)
     shown = comparison.explanations[index]
     probability = comparison.probabilities[index][row.fraction]
-    return plots.Panel(
+    return figures.Panel(
         shown.insertion(comparison.fractions[row.fraction]),
         title,
         f"{probability:.0%} {shown.label}",

@@ -25,9 +25,9 @@ from afmi.methods import Attribution, Method
 from afmi.methods.base import classify
 from afmi.metrics import Case, ReferenceReliability
 from afmi.network.classifier import Classifier
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures
 from afmi.pictures.references import Black, Random, Reference, White
+from afmi.pictures.transforms import to_image
 from afmi.progress import duration
 
 __all__ = ["FINDING", "METHODS", "reference_figure"]
@@ -77,19 +77,19 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
     )
     panels, rows, records = [], [], []
     for photo in photos:
-        maps: list[plots.Panel] = []
-        inserted = [plots.Panel(None)]
+        maps: list[figures.Panel] = []
+        inserted = [figures.Panel(None)]
         for label, method in methods.items():
             found = _explained(experiment, request, label, method, photo)
             numbers = _agreement(model, method, photo, found[0])
             rows += numbers
             records += [one.to_dict() for one in found]
             if not maps:
-                maps.append(plots.Panel(to_image(found[0].image), *heading(found[0])))
+                maps.append(figures.Panel(to_image(found[0].image), *heading(found[0])))
             maps += _panels(found, numbers)
-            inserted += [plots.Panel(one.insertion(INSERTED)) for one in found]
+            inserted += [figures.Panel(one.insertion(INSERTED)) for one in found]
         panels += [maps, inserted]
-    figure = plots.grid(
+    figure = figures.grid(
         panels,
         row_titles=["map", f"{INSERTED:.0%}"] * len(photos),
         column_titles=[
@@ -154,12 +154,12 @@ def _agreement(
     ]
 
 
-def _panels(found: Sequence[Explanation], numbers: Sequence[dict[str, Any]]) -> list[plots.Panel]:
+def _panels(found: Sequence[Explanation], numbers: Sequence[dict[str, Any]]) -> list[figures.Panel]:
     """Return overlays; behind the first reference each tells how far it agrees with the first."""
-    panels = [plots.Panel(found[0].overlay())]
+    panels = [figures.Panel(found[0].overlay())]
     for one, row in zip(found[1:], numbers, strict=False):
         told = f"ρ {_short(row['rank correlation'])}, SSIM {_short(row['SSIM'])}"
-        panels.append(plots.Panel(one.overlay(), subtitle=told))
+        panels.append(figures.Panel(one.overlay(), subtitle=told))
     return panels
 
 
