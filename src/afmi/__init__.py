@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from afmi import errors, evaluation, methods, metrics, report
-    from afmi.api import explain
+    from afmi.api import explain, explain_classes, explain_many
     from afmi.comparison import Comparison, compare
     from afmi.evaluation import evaluate
     from afmi.explanation import Explanation
@@ -36,6 +36,8 @@ _HOMES = {
     "compare": "afmi.comparison",
     "evaluate": "afmi.evaluation",
     "explain": "afmi.api",
+    "explain_classes": "afmi.api",
+    "explain_many": "afmi.api",
     "find_class": "afmi.network.classifier",
     "find_images": "afmi.pictures.finding",
     "find_layer": "afmi.network.layers",
@@ -66,6 +68,8 @@ __all__ = [
     "evaluate",
     "evaluation",
     "explain",
+    "explain_classes",
+    "explain_many",
     "find_class",
     "find_images",
     "find_layer",

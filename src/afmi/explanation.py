@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 import html
@@ -24,15 +25,17 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 import afmi
 from afmi.files import write_files
+from afmi.methods import Attribution, Method
+from afmi.network.classifier import class_label
 from afmi.pictures import figures, plots
 from afmi.pictures.maps import display_range
 from afmi.pictures.transforms import to_image
 
-__all__ = ["INSERTED", "Explanation"]
+__all__ = ["INSERTED", "Explanation", "explanation_of"]
 
 INSERTED = 0.1
 """Share of the pixels that figures show on black: the paper's Figure 1."""
@@ -218,6 +221,82 @@ class Explanation:
 
     def __str__(self) -> str:
         return f"{self._title()} ({self._note()})"
+
+
+def explanation_of(
+    method: Method,
+    attribution: Attribution,
+    row: int,
+    image: Tensor,
+    logits: Tensor,
+    source: str | None,
+) -> Explanation:
+    """Make the record of one image of a batch.
+
+    Args:
+        method: that explained the batch.
+        attribution: of the batch.
+        row: of the image in it.
+        image: (C, H, W), as the network saw it.
+        logits: (C,), of the image.
+        source: its file.
+    """
+    model, target, residual = method.model, int(attribution.target[row]), attribution.residual
+    probabilities = logits.detach().double().softmax(0)
+    predicted = int(logits.argmax())
+    # The layer apart: the record's own `layer` says which it was.
+    names = [f.name for f in dataclasses.fields(method) if f.name not in ("model", "layer")]
+    reference = getattr(method, "reference", None)
+    return Explanation(
+        image=_for_display(image),
+        map=attribution.maps[row, 0].detach().cpu().clone(),
+        target=target,
+        label=class_label(model, target),
+        probability=float(probabilities[target]),
+        predicted=predicted,
+        predicted_label=class_label(model, predicted),
+        predicted_probability=float(probabilities[predicted]),
+        method=method.name,
+        parameters={name: _plain(getattr(method, name)) for name in names},
+        layer=None if attribution.layer is None else str(attribution.layer),
+        reference=None if reference is None else str(reference),
+        residual=None if residual is None else float(residual[row]),
+        model=str(getattr(model, "name", type(model).__name__)),
+        source=source,
+    )
+
+
+def _for_display(image: Tensor) -> Tensor:
+    """Return an image (3, H, W) in [0, 1]; a bare network's own range is stretched to that."""
+    shown = image.detach().to("cpu", torch.float32, copy=True)
+    low, high = float(shown.min()), float(shown.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        shown = (shown - low) / (high - low)
+    return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
+
+
+def _plain(value: Any) -> Any:
+    """Return a hyperparameter as JSON can hold it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Method):
+        return {"kind": type(value).__name__} | {
+            f.name: _plain(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if f.name != "model"
+        }
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+        return {"kind": type(value).__name__, **own}
+    return str(value) if not isinstance(value, nn.Module) else type(value).__name__
 
 
 def _percent(probability: float) -> str:

@@ -135,7 +135,7 @@ def explain(
         classifier=classifier,
         paths=paths,
         methods=[method.of(classifier) for method in chosen],
-        options={"targets": indices or None, "top_k": top_k, "batch_size": batch_size},
+        options={"classes": indices or None, "top_k": top_k, "batch_size": batch_size},
         out=writable_folder(out),
         json_wanted=json_wanted,
         quiet=quiet,

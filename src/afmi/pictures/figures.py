@@ -10,7 +10,6 @@ import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +206,7 @@ def grid(
         for column, lines in enumerate(wrapped):
             sheet.lines(lines, left + column * (side + _GAP) + side / 2, y, "column", ha="center")
         y += max(map(len, wrapped)) * _height("column") + _GAP / 4
-    for row, row_title in zip_longest(rows, row_titles, fillvalue=""):
+    for row, row_title in zip(rows, row_titles or [""] * len(rows), strict=True):
         y = _draw_row(sheet, row, row_title, left, y, side)
     if note:
         lines = sheet.wrap(note, "note", left - _MARGIN + width, 3)

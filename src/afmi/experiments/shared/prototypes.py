@@ -21,6 +21,7 @@ from afmi.methods.base import classify
 from afmi.metrics import FMIPrototypes
 from afmi.metrics.fmi_prototypes import shuffled
 from afmi.network.classifier import Classifier
+from afmi.pictures.batches import neighbours
 from afmi.progress import track
 
 __all__ = ["Agreement", "measure_agreement"]
@@ -167,31 +168,23 @@ def _parts(
 def _computed(
     method: AFMI, images: LabelledImages, start: int, stop: int, batch: int
 ) -> dict[str, Tensor]:
-    importance: list[Tensor] = []
-    labels: list[int] = []
-    predicted: list[Tensor] = []
-    waiting: list[Tensor] = []
+    importance, labels, predicted = [], [], []
     unreadable = 0
 
-    def flush() -> None:
-        if waiting:
-            inputs = torch.cat(waiting)
-            own = torch.tensor(labels[-len(waiting) :], device=inputs.device)
-            importance.append(method.feature_map_importance(inputs, own).float().cpu())
-            predicted.append(classify(method.model, inputs).argmax(1).cpu())
-            waiting.clear()
+    def readable() -> Iterator[tuple[Tensor, int]]:
+        nonlocal unreadable
+        for index in range(start, stop):
+            try:
+                yield images.read(index), int(images.labels[index])
+            except AfmiError:
+                unreadable += 1
 
-    for index in range(start, stop):
-        try:
-            picture = images.read(index)
-        except AfmiError:
-            unreadable += 1
-            continue
-        if waiting and (len(waiting) == batch or waiting[0].shape != picture.shape):
-            flush()
-        waiting.append(picture)
-        labels.append(int(images.labels[index]))
-    flush()
+    for pairs in neighbours(readable(), batch, lambda pair: pair[0].shape):
+        inputs = torch.cat([picture for picture, _ in pairs])
+        classes = torch.tensor([label for _, label in pairs], device=inputs.device)
+        importance.append(method.feature_map_importance(inputs, classes).float().cpu())
+        predicted.append(classify(method.model, inputs).argmax(1).cpu())
+        labels += classes.tolist()
     return {
         "importance": torch.cat(importance) if importance else torch.zeros(0, 0),
         "labels": torch.tensor(labels, dtype=torch.int64),
