@@ -14,7 +14,8 @@ from torch import Tensor
 
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation import LabelledImages
-from afmi.evaluation.folder import Store, identity_of
+from afmi.evaluation.folder import ResultsFolder
+from afmi.evaluation.identity import identity_of
 from afmi.files import write_files
 from afmi.methods import AFMI
 from afmi.methods.base import classify
@@ -97,16 +98,16 @@ def measure_agreement(
     model = method.model
     assert isinstance(model, Classifier)
     classes = len(model.labels)
-    store = Store.open(
+    store = ResultsFolder.begin(
         folder,
         run=identity_of(model, validation, {}, batch)
         | {"training": training.fingerprint, "method": repr(method), "layer": str(method.layer)},
         images=(validation.keys, [int(label) for label in validation.labels]),
-        about={},
+        about={"metrics": {}},
     )
     total: FMIPrototypes | None = None
     unreadable = 0
-    for part in _parts(method, training, store.folder / "training", batch):
+    for part in _parts(method, training, store.path / "training", batch):
         unreadable += int(part["unreadable"])
         if part["importance"].shape[1]:
             some = FMIPrototypes.of(part["importance"], part["labels"], classes)
@@ -114,7 +115,7 @@ def measure_agreement(
     validated = control = 0
     found_classes: list[Tensor] = []
     true_classes: list[Tensor] = []
-    for number, part in enumerate(_parts(method, validation, store.folder / "validation", batch)):
+    for number, part in enumerate(_parts(method, validation, store.path / "validation", batch)):
         unreadable += int(part["unreadable"])
         right = part["predicted"] == part["labels"]
         validated += len(right)
