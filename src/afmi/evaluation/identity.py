@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import afmi
-from afmi.data.sources import LabelledImages
+from afmi.data.labelled import LabelledImages
 from afmi.metrics import Metric
 from afmi.network.classifier import Classifier
 from afmi.specs import parameters_of

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from afmi.data.sources import LabelledImages, open_images
+from afmi.data.labelled import LabelledImages, open_images
 from afmi.errors import LayerError, OperationError, UsageError
 from afmi.evaluation.folder import ResultsFolder
 from afmi.evaluation.identity import identity_of

@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from afmi.data.sources import LabelledImages
+from afmi.data.labelled import LabelledImages
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.evaluation.folder import Row
 from afmi.evaluation.meter import measured
