@@ -175,8 +175,8 @@ def explain_many(
 
     Example:
         >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
-        >>> found = explain_many(model, torch.rand(3, 3, 4, 4), "dog", method="gradient")
-        >>> [explanation.label for explanation in found]
+        >>> explanations = explain_many(model, torch.rand(3, 3, 4, 4), "dog", method="gradient")
+        >>> [explanation.label for explanation in explanations]
         ['dog', 'dog', 'dog']
     """
     chosen = _method(model, method, layer=layer, reference=reference, **parameters)

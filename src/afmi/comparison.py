@@ -32,7 +32,7 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long methods are going to take, by their passes and what a pass takes here.
+    """How long methods will take: their passes, times what a pass takes on this machine.
 
     Attributes:
         seconds: for each method's label.
@@ -48,13 +48,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several methods say of one picture and class.
+    """The explanations of one image and class by several methods.
 
     Attributes:
-        explanations: one for each method that could be used, in the order asked for.
+        explanations: one for each supported method, in the order asked for.
         probabilities: for each of them, the class's softmax probability when only the top
             ``fractions`` of the pixels are kept and the rest is black.
-        refused: why each other method cannot be used on this network, by its label.
+        refused: the reason why each other method is not supported, by its label.
         seconds: that each method took, by its label.
         fractions: the shares of the pixels.
     """
@@ -122,11 +122,11 @@ class Comparison:
 
 
 def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") -> Estimate:
-    """Say how long methods will take on a picture, from a few passes that are timed here.
+    """Estimate how long methods will take on an image, from a few timed passes.
 
     Args:
         model: as in `afmi.explain`.
-        image: one picture.
+        image: as in `afmi.explain`.
         methods: as in `compare`.
     """
     inputs = prepare(model, image)
@@ -163,22 +163,22 @@ def compare(
     fractions: Sequence[float] = FRACTIONS,
     on_result: Callable[[Explanation, float], object] | None = None,
 ) -> Comparison:
-    """Explain one picture by several methods and keep ever more of what each finds important.
+    """Explain one image by several methods and insert ever more of the pixels each ranks first.
 
     Args:
         model: as in `afmi.explain`.
-        image: one picture, as in `afmi.explain`.
+        image: as in `afmi.explain`.
         target: the class, as index or label; None: the predicted one.
         methods: see `afmi.specs.chosen_methods`; one method may come with several parameters.
         fractions: shares of the pixels, from 0 to 1, for the insertion views.
-        on_result: called with each explanation and its seconds as soon as it is there.
+        on_result: called with each explanation and its seconds as soon as it is made.
 
     Returns:
-        A `Comparison`, which draws itself. Methods that cannot be used on the network (CAM on one
-        with a deep head) are listed with their reason, and do not stop the others.
+        A `Comparison`, which draws itself. Methods that the network does not support (CAM on one
+        with a deep head) are listed with the reason, and do not stop the others.
 
     Raises:
-        AfmiError: when none of the methods can be used.
+        AfmiError: when the network supports none of the methods.
     """
     explanations: list[Explanation] = []
     refused: dict[str, str] = {}
@@ -186,14 +186,14 @@ def compare(
     for label, method in chosen_methods(model, methods).items():
         start = time.perf_counter()
         try:
-            found = replace(explain(None, image, target, method=method), method=label)
+            explanation = replace(explain(None, image, target, method=method), method=label)
         except (LayerError, OperationError) as error:
             refused[label] = str(error)
             continue
         seconds[label] = time.perf_counter() - start
-        explanations.append(found)
+        explanations.append(explanation)
         if on_result is not None:
-            on_result(found, seconds[label])
+            on_result(explanation, seconds[label])
     if not explanations:
         raise AfmiError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
     inputs = prepare(model, image)

@@ -294,8 +294,10 @@ def _plain(value: Any) -> Any:
             if f.name != "model"
         }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"kind": type(value).__name__, **own}
+        fields = {
+            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init
+        }
+        return {"kind": type(value).__name__, **fields}
     return str(value) if not isinstance(value, nn.Module) else type(value).__name__
 
 
@@ -311,12 +313,12 @@ def _finite(value: float | None) -> float | None:
 
 @functools.cache
 def _versions() -> Mapping[str, str]:
-    found = {"afmi": afmi.__version__, "torch": torch.__version__}
+    versions = {"afmi": afmi.__version__, "torch": torch.__version__}
     try:
-        found["torchvision"] = metadata.version("torchvision")  # without the wait for its import
+        versions["torchvision"] = metadata.version("torchvision")  # without the wait for its import
     except metadata.PackageNotFoundError:
-        found["torchvision"] = "not installed"
-    return {**found, "python": platform.python_version()}
+        versions["torchvision"] = "not installed"
+    return {**versions, "python": platform.python_version()}
 
 
 def _slug(text: str, limit: int) -> str:
@@ -331,13 +333,13 @@ def _free_files(folder: Path, stem: str, record: dict[str, Any]) -> dict[str, Pa
     for number in count(1):
         base = stem if number == 1 else f"{stem}-{number}"
         path = folder / f"{base}.json"
-        if not os.path.lexists(path) or _tells_of(path, record):
+        if not os.path.lexists(path) or _is_record_of(path, record):
             break
     endings = {"figure": ".png", "overlay": "-overlay.png", "map": "-map.npy", "record": ".json"}
     return {kind: folder / f"{base}{ending}" for kind, ending in endings.items()}
 
 
-def _tells_of(path: Path, record: dict[str, Any]) -> bool:
+def _is_record_of(path: Path, record: dict[str, Any]) -> bool:
     """Tell whether a file is the record of the same explanation, its numbers apart."""
     try:
         earlier = json.loads(path.read_bytes())

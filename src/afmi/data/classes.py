@@ -75,16 +75,16 @@ class Classes:
         if self.count != 1000:
             return False
         places = [(i, self._labelled(name)) for i, name in enumerate(_imagenet_labels())]
-        at_home = sum(i in found for i, found in places)
-        return at_home >= sum(bool(found) and i not in found for i, found in places)
+        at_home = sum(i in matches for i, matches in places)
+        return at_home >= sum(bool(matches) and i not in matches for i, matches in places)
 
     def _labelled(self, text: str) -> set[int]:
         exact, words, synonyms = self._known
         plain = _words(text)
-        found = exact.get(text)
-        if not found and plain:
-            found = words.get(plain) or synonyms.get(plain)
-        return found or set()
+        matches = exact.get(text)
+        if not matches and plain:
+            matches = words.get(plain) or synonyms.get(plain)
+        return matches or set()
 
     def find(self, wanted: str | int) -> int:
         """Return the index of a class.
@@ -119,11 +119,11 @@ class Classes:
         except TargetError as error:
             raise TargetError(f"in ImageNet {name!r}: {error}") from None
 
-    def _one_of(self, found: set[int], text: str) -> int:
-        if len(found) == 1:
-            return next(iter(found))
-        if found:
-            fits = (f"{self.labels[i]!r} ({i})" for i in sorted(found))
+    def _one_of(self, matches: set[int], text: str) -> int:
+        if len(matches) == 1:
+            return next(iter(matches))
+        if matches:
+            fits = (f"{self.labels[i]!r} ({i})" for i in sorted(matches))
             raise TargetError(f"fits {listed(fits)}")
         if not self.labels:
             raise TargetError("the model has no labels, only indices")

@@ -22,24 +22,24 @@ def open_folder(folder: Path, name: str) -> Listing:
     base, other = _split(folder)
     if base != folder:
         name += f" ({base.name}{f', not {other}' if other else ''})"
-    found: dict[str, str | None] = {}  # each picture's class folder, or else its wnid
+    labels: dict[str, str | None] = {}  # each picture's class folder, or else its wnid
     in_folders = False
     for path in find_images(base):
         parts = path.relative_to(base).parts
         in_folders |= len(parts) > 1
         wnid = WNID.search(parts[-1])
         label = parts[0] if len(parts) > 1 else wnid[0] if wnid else None
-        found[path.relative_to(folder).as_posix()] = label
-    unlabelled = sorted(key for key, label in found.items() if label is None)
+        labels[path.relative_to(folder).as_posix()] = label
+    unlabelled = sorted(key for key, label in labels.items() if label is None)
     if unlabelled and not in_folders:
         raise ImageError(
-            f"{len(unlabelled)} of {len(found)} pictures in {name} have no label: neither do they "
+            f"{len(unlabelled)} of {len(labels)} pictures in {name} have no label: neither do they "
             f"lie in a folder per class, nor do their names hold an ImageNet id such as n01440764 "
             f"({listed(map(repr, unlabelled))}); sort them into folders, or list them in a CSV file"
         )
-    keys = sorted(key for key, label in found.items() if label is not None)
+    keys = sorted(key for key, label in labels.items() if label is not None)
     noun = "class folder" if in_folders else "ImageNet id"
-    return _files(name, folder, keys, [found[key] or "" for key in keys], noun)
+    return _files(name, folder, keys, [labels[key] or "" for key in keys], noun)
 
 
 def _split(folder: Path) -> tuple[Path, str]:
@@ -91,9 +91,9 @@ def open_csv(path: Path, name: str) -> Listing:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = _csv_rows(file, name)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        told = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
-            f"{name!r} cannot be read as a CSV file ({told}); expected text in UTF-8 with the "
+            f"{name!r} cannot be read as a CSV file ({reason}); expected text in UTF-8 with the "
             "columns image and label"
         ) from error
     if not rows:
@@ -116,10 +116,10 @@ def _csv_rows(file: Any, name: str) -> list[tuple[str, str]]:
     reader = csv.reader(file, delimiter=separator, strict=True)
     header = [cell.strip().casefold() for cell in next(reader, [])]
     if header.count("image") != 1 or header.count("label") != 1:
-        came = ", ".join(map(repr, header)) or "nothing"
+        columns = ", ".join(map(repr, header)) or "nothing"
         raise UsageError(
             f"expected the columns 'image' and 'label' in the first line of {name!r}, got "
-            f"{came[:200]}; name the columns so"
+            f"{columns[:200]}; name the columns so"
         )
     image, label = header.index("image"), header.index("label")
     rows = []

@@ -23,7 +23,7 @@ def open_items(data: Any) -> Listing:
     keys = tuple(f"item/{i}" for i in range(len(data)))
     labels = _known_targets(data)
     first = _index(source.pair(keys[0])[1], name)
-    if labels is None or labels[0] != first:  # something changes the targets on their way
+    if labels is None or labels[0] != first:  # the items carry other labels
         labels = [first, *(_index(source.pair(key)[1], name) for key in keys[1:])]
         names = ()
     else:
@@ -51,10 +51,10 @@ def _known_targets(data: Any) -> list[int] | None:
     if getattr(data, "target_transform", None) is not None or targets is None:
         return None
     try:
-        found = [operator.index(target) for target in targets]
+        indices = [operator.index(target) for target in targets]
     except (TypeError, ValueError, RuntimeError):
         return None
-    return found if len(found) == len(data) else None
+    return indices if len(indices) == len(data) else None
 
 
 def _known_names(data: Any) -> tuple[str, ...]:
@@ -71,9 +71,9 @@ def open_mnist(folder: Path, name: str, train: bool = False) -> Listing:
     try:
         digits = datasets.MNIST(str(folder), train=train, download=False)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
-        told = " ".join(str(error).split("You can")[0].split()) or type(error).__name__
+        reason = " ".join(str(error).split("You can")[0].split()) or type(error).__name__
         raise ImageError(
-            f"no MNIST can be read in {str(folder)!r} ({told}); expected the four files "
+            f"no MNIST can be read in {str(folder)!r} ({reason}); expected the four files "
             "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte there: fetch them with "
             f"torchvision.datasets.MNIST({str(folder)!r}, download=True)"
         ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,12 +62,11 @@ class LabelledImages:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        seen: set[str] = set()
-        twice = sorted({key for key in self.keys if key in seen or seen.add(key)})
-        if twice:
+        repeated = sorted(key for key, times in Counter(self.keys).items() if times > 1)
+        if repeated:
             raise UsageError(
-                f"expected each picture once in {self.name}, but {listed(map(repr, twice))} "
-                f"{'comes' if len(twice) == 1 else 'come'} several times; leave all but one out"
+                f"expected each picture once in {self.name}, but {listed(map(repr, repeated))} "
+                f"{'comes' if len(repeated) == 1 else 'come'} several times; leave all but one out"
             )
         digest = hashlib.blake2b(digest_size=16)
         for entry in zip(self.keys, self.labels, self.sizes, strict=True):
@@ -227,10 +227,10 @@ def open_images(
         )
     if opened.class_names:
         _check_order(opened, classes)
-    found = LabelledImages(
+    images = LabelledImages(
         opened.name, opened.keys, _indices(opened, classes), opened.sizes, model, opened.source
     )
-    return found if limit is None else found.limited(limit)
+    return images if limit is None else images.limited(limit)
 
 
 _NAMED: dict[str, Callable[[Path, str], Listing]] = {
@@ -277,7 +277,7 @@ def _try_first(opened: Listing, model: nn.Module) -> None:
         picture = opened.source.picture(opened.keys[0])
         _prepared(model, picture)
     except ImageError:
-        return  # this picture's own trouble
+        return  # a problem of this picture alone
 
 
 def _check_order(opened: Listing, classes: Classes) -> None:
@@ -286,14 +286,14 @@ def _check_order(opened: Listing, classes: Classes) -> None:
         if name.strip().isdecimal():
             continue
         try:
-            found = classes.find(name)
+            position = classes.find(name)
         except TargetError:
             continue
-        if found != index:
+        if position != index:
             raise TargetError(
                 f"class {index} of the {opened.name} is {name!r}, which is the model's class "
-                f"{found}; pass its folder instead, or a target_transform that gives the model's "
-                "indices"
+                f"{position}; pass its folder instead, or a target_transform that gives the "
+                "model's indices"
             )
 
 
@@ -323,11 +323,11 @@ def _count_classes(opened: Listing, model: nn.Module) -> int:
     reason = ""
     for key in opened.keys:
         try:
-            seen = _prepared(model, opened.source.picture(key))
+            image = _prepared(model, opened.source.picture(key))
         except ImageError as error:
             reason = reason or str(error)
             continue
-        return classify(model, seen).shape[1]
+        return classify(model, image).shape[1]
     raise ImageError(f"none of the {len(opened.keys)} pictures of {opened.name} is fit: {reason}")
 
 
@@ -338,16 +338,16 @@ def _prepared(model: nn.Module, picture: Any) -> Tensor:
         # Grey before it is resized; of the three equal channels that come out, one is kept.
         grey: Image.Image = read_image(picture).convert("L")
         return prepare(model, grey)[:, :1]
-    seen = prepare(model, picture)
-    if seen.shape[1] == channels:
-        return seen
-    if seen.shape[1] == 1:
-        return seen.expand(-1, channels, -1, -1).contiguous()
-    if channels == 1 and seen.shape[1] == 3:
-        luma = torch.tensor(_LUMA, dtype=seen.dtype, device=seen.device).view(3, 1, 1)
-        return (seen * luma).sum(1, keepdim=True)
+    image = prepare(model, picture)
+    if image.shape[1] == channels:
+        return image
+    if image.shape[1] == 1:
+        return image.expand(-1, channels, -1, -1).contiguous()
+    if channels == 1 and image.shape[1] == 3:
+        luma = torch.tensor(_LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
+        return (image * luma).sum(1, keepdim=True)
     raise ShapeError(
-        f"the model takes {channels} channels, but the picture has {seen.shape[1]}; "
+        f"the model takes {channels} channels, but the picture has {image.shape[1]}; "
         "pass a data set of tensors that fit"
     )
 

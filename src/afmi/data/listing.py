@@ -46,8 +46,8 @@ class Items:
         try:
             item = self.items[int(key.rpartition("/")[2])]
         except Exception as error:  # a data set may raise whatever it likes
-            told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ImageError(f"{self.where(key)} cannot be read: {told}") from error
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ImageError(f"{self.where(key)} cannot be read: {reason}") from error
         if not isinstance(item, (tuple, list)) or len(item) < 2:
             raise UsageError(
                 f"expected pairs of picture and class index in {self.name}, got "
@@ -58,17 +58,17 @@ class Items:
 
 @dataclass(frozen=True)
 class Listing:
-    """Pictures whose classes are still to be found.
+    """Pictures whose classes are given by name, not yet by the model's indices.
 
     Attributes:
         name: what was opened.
         source: where the pictures come from.
         keys: one per picture.
-        labels: what was said of each picture's class: a name, or an int, which is an index.
+        labels: of each picture the class's name, or its index as an int.
         noun: what the labels are, for messages.
         sizes: bytes of each file.
         classes: how many classes the model must have. None: any number.
-        class_names: what a data set calls its classes, in the order of its indices.
+        class_names: a data set's names for its classes, in the order of its indices.
     """
 
     name: str

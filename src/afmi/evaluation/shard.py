@@ -36,7 +36,7 @@ class MetricWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Shard:
-    """Which pictures are explained by what, and what is measured.
+    """One method on some of the pictures, and the metrics to measure.
 
     Attributes:
         method: explains; its model is the network.
@@ -59,7 +59,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of it.
+    """The measurements of a shard, and its drawings.
 
     Attributes:
         rows: (image, metric, value, note).

@@ -46,18 +46,18 @@ class Figure7(Experiment):
         photos = choose_photos(request, models[0], self.classes)
         methods = [methods_of(self, request, model) for model in models]
         seconds = sum(
-            len(photos) * estimate(model, photos[0].image, list(own.values())).total
-            for model, own in zip(models, methods, strict=True)
+            len(photos) * estimate(model, photos[0].image, list(chosen.values())).total
+            for model, chosen in zip(models, methods, strict=True)
         )
         request.report(
             f"{counted(len(models), 'network')}, {counted(len(methods[0]), 'method')}, "
             f"{counted(len(photos), 'picture')}, about {duration(seconds)} on this machine"
         )
-        panels, found = [], []
+        panels, explanations = [], []
         for photo in photos:
             for label in methods[0]:
                 row = [self._explained(request, photo, models[0], label, m[label]) for m in methods]
-                found += row
+                explanations += row
                 original = figures.Panel(to_image(row[0].image), row[0].label)
                 panels.append([original, *map(_panel, row)])
         figure = figures.grid(
@@ -79,11 +79,11 @@ class Figure7(Experiment):
                 "probability": one.probability,
                 "residual": one.residual,
             }
-            for one in found
+            for one in explanations
         ]
         record = {
             "pictures": [photo.source for photo in photos],
-            "explanations": [one.to_dict() for one in found],
+            "explanations": [one.to_dict() for one in explanations],
         }
         return saved(self, request, figure, rows, record)
 
@@ -103,7 +103,7 @@ class Figure7(Experiment):
 
 
 def _panel(one: Explanation) -> figures.Panel:
-    told = f"{one.label}, {one.probability:.0%}"
+    subtitle = f"{one.label}, {one.probability:.0%}"
     if one.predicted != one.target:
-        told += f"; predicted: {one.predicted_label}"
-    return figures.Panel(one.overlay(), subtitle=told)
+        subtitle += f"; predicted: {one.predicted_label}"
+    return figures.Panel(one.overlay(), subtitle=subtitle)

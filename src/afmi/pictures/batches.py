@@ -29,12 +29,12 @@ def neighbours(
     batch: list[T] = []
     common: Hashable | None = None
     for item in items:
-        own = shape(item)
-        if None not in (own, common) and own != common:
+        here = shape(item)
+        if None not in (here, common) and here != common:
             yield batch
             batch, common = [], None
         batch.append(item)
-        common = common if own is None else own
+        common = common if here is None else here
         if len(batch) == size:
             yield batch
             batch, common = [], None

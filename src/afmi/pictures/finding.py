@@ -56,11 +56,11 @@ def find_images(patterns: Iterable[str | os.PathLike[str]] | str | os.PathLike[s
     """
     if isinstance(patterns, (str, os.PathLike)):
         patterns = [patterns]
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for pattern in patterns:
         for path in _expand(os.fspath(pattern)):
-            found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
+            paths.setdefault(os.path.abspath(path), path)
+    return list(paths.values())
 
 
 def _expand(pattern: str) -> list[Path]:

@@ -184,9 +184,9 @@ def _mend_transparent_colour(image: Image.Image) -> None:
 
 
 def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
-    came = f"{size[0]} x {size[1]} = {size[0] * size[1]} pixels" if size else "too many pixels"
+    pixels = f"{size[0]} x {size[1]} = {size[0] * size[1]} pixels" if size else "too many pixels"
     return (
-        f"{name} has {came}; expected at most {MAX_PIXELS}: "
+        f"{name} has {pixels}; expected at most {MAX_PIXELS}: "
         "scale it down, or raise afmi.images.MAX_PIXELS if you trust it"
     )
 
@@ -274,11 +274,11 @@ def _scale_grey(
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:
-    came = f"got shape {array.shape}, dtype {array.dtype}"
+    actual = f"got shape {array.shape}, dtype {array.dtype}"
     if array.ndim not in (2, 3) or array.size == 0 or array.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ImageError(
             "expected an array of shape (H, W) or (H, W, C) with 1, 3 or 4 channels; "
-            f"{came}: move the channels last, e.g. array.transpose(1, 2, 0)"
+            f"{actual}: move the channels last, e.g. array.transpose(1, 2, 0)"
         )
     if array.dtype == np.bool_:
         array = array * np.uint8(255)
@@ -293,7 +293,7 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
         array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ImageError(
-            f"expected an array of dtype uint8, uint16, bool, or float in [0, 1]; {came}: "
+            f"expected an array of dtype uint8, uint16, bool, or float in [0, 1]; {actual}: "
             "convert it, e.g. array.astype(numpy.uint8)"
         )
     return Image.fromarray(

@@ -23,11 +23,11 @@ def methods_of(experiment: Experiment, request: Request, model: Classifier) -> d
 
 
 def heading(explanation: Explanation) -> tuple[str, str]:
-    """Return what stands above the picture itself: what the network takes it for."""
-    told = f"predicted, {explanation.predicted_probability:.0%}"
+    """Return the title and subtitle of the picture itself: its predicted class."""
+    text = f"predicted, {explanation.predicted_probability:.0%}"
     if explanation.target != explanation.predicted:
-        told += f"; {explanation.label}: {explanation.probability:.0%}"
-    return explanation.predicted_label, told
+        text += f"; {explanation.label}: {explanation.probability:.0%}"
+    return explanation.predicted_label, text
 
 
 def saved(

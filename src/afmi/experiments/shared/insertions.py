@@ -45,7 +45,7 @@ def compared(
     photos: Sequence[Photo],
     fractions: Sequence[float],
 ) -> list[Comparison]:
-    """Explain each picture for its class by all methods; say before how long that takes.
+    """Explain each picture for its class by all methods; report beforehand how long that takes.
 
     Each explanation is saved in ``<out>/<experiment>`` as soon as it is there, so that nothing is
     lost when the work is interrupted.
@@ -59,15 +59,15 @@ def compared(
     """
     chosen = list(methods.values())
     model = chosen[0].model
-    foretold = estimate(model, photos[0].image, chosen)
-    slowest = max(foretold.seconds, key=foretold.seconds.__getitem__)
+    estimated = estimate(model, photos[0].image, chosen)
+    slowest = max(estimated.seconds, key=estimated.seconds.__getitem__)
     request.report(
         f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, about "
-        f"{duration(foretold.total * len(photos))} on this machine "
-        f"({slowest}: {duration(foretold.seconds[slowest] * len(photos))})"
+        f"{duration(estimated.total * len(photos))} on this machine "
+        f"({slowest}: {duration(estimated.seconds[slowest] * len(photos))})"
     )
     folder = request.out / experiment.name
-    found = []
+    comparisons = []
     for photo in photos:
 
         def save(explanation: Explanation, seconds: float, photo: Photo = photo) -> None:
@@ -76,7 +76,7 @@ def compared(
                 f"{photo.name}  {explanation.label}  {explanation.method}  {seconds:.1f} s"
             )
 
-        found.append(
+        comparisons.append(
             compare(
                 model,
                 photo.image,
@@ -86,9 +86,9 @@ def compared(
                 on_result=save,
             )
         )
-    for name, reason in {k: v for one in found for k, v in one.refused.items()}.items():
+    for name, reason in {k: v for one in comparisons for k, v in one.refused.items()}.items():
         request.report(f"{name} left out: {reason}")
-    return found
+    return comparisons
 
 
 def save_insertions(
@@ -99,7 +99,7 @@ def save_insertions(
     Args:
         experiment: whose figure it is.
         request: the folder.
-        methods: in columns, by label; those that the network cannot have are named below.
+        methods: in columns, by label; unsupported ones are named below.
         rows: from the top.
     """
     numbers = [_numbers(row, i) for row in rows for i in range(len(row.comparison.explanations))]

@@ -82,7 +82,7 @@ def measure_agreement(
     """Average each class's FMI over the training pictures, and classify the others by it.
 
     FMI vectors are computed in parts of 512 pictures, each kept as soon as it is done: the same
-    call goes on where the last one stopped.
+    call resumes where the last one stopped.
 
     Args:
         method: gives FMI; its model is the network.
@@ -113,7 +113,7 @@ def measure_agreement(
             some = FMIPrototypes.of(part["importance"], part["labels"], classes)
             total = some if total is None else total + some
     validated = control = 0
-    found_classes: list[Tensor] = []
+    predicted_classes: list[Tensor] = []
     true_classes: list[Tensor] = []
     for number, part in enumerate(_parts(method, validation, store.path / "validation", batch)):
         unreadable += int(part["unreadable"])
@@ -122,7 +122,7 @@ def measure_agreement(
         if total is None or not bool(right.any()):
             continue
         importance, labels = part["importance"][right], part["labels"][right]
-        found_classes.append(total.classify(importance))
+        predicted_classes.append(total.classify(importance))
         true_classes.append(labels)
         keys = torch.arange(len(right))[right][:, None] + number * _PART
         control += int(total.agreement(shuffled(importance, keys=keys), labels).sum())
@@ -131,8 +131,8 @@ def measure_agreement(
             f"expected pictures that {model.name} predicts correctly, got none of {validated}; "
             "choose its own data, or another network"
         )
-    found, true = torch.cat(found_classes), torch.cat(true_classes)
-    others = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
+    predicted, true = torch.cat(predicted_classes), torch.cat(true_classes)
+    exchanged = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
     _, layer = method.resolved_layer(validation.first())
     return Agreement(
         model.name,
@@ -141,9 +141,9 @@ def measure_agreement(
         int(total.counts.sum()),
         validated,
         len(true),
-        int((found == true).sum()),
+        int((predicted == true).sum()),
         control,
-        int((found[others] == true).sum()),
+        int((predicted[exchanged] == true).sum()),
         unreadable,
     )
 
