@@ -103,8 +103,6 @@ def explain_classes(
     *,
     top_k: int | None = None,
     method: MethodLike = "AFMI",
-    layer: Any = None,
-    reference: Reference | str | None = None,
     **parameters: Any,
 ) -> list[Explanation]:
     """Explain several classes of one image, with as few forward passes as possible.
@@ -115,9 +113,7 @@ def explain_classes(
         classes: the classes, as indices or labels.
         top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
-        layer: as in `explain`.
-        reference: as in `explain`.
-        **parameters: as in `explain`.
+        **parameters: as in `explain`, ``layer`` and ``reference`` among them.
 
     Returns:
         One explanation for each class, in the order given, or from the most probable class down.
@@ -132,7 +128,7 @@ def explain_classes(
         >>> [one.label for one in explain_classes(model, image, ["dog", "cat"], method="gradient")]
         ['dog', 'cat']
     """
-    chosen = _method(model, method, layer=layer, reference=reference, **parameters)
+    chosen = _method(model, method, **parameters)
     if classes is None and top_k is None:
         raise UsageError(
             "expected classes or top_k, got neither; explain takes the predicted class"
@@ -147,8 +143,6 @@ def explain_many(
     targets: Sequence[ClassLike | None] | ClassLike | None = None,
     *,
     method: MethodLike = "AFMI",
-    layer: Any = None,
-    reference: Reference | str | None = None,
     batch_size: int = 8,
     **parameters: Any,
 ) -> Iterator[Explanation]:
@@ -160,11 +154,9 @@ def explain_many(
         targets: the class of each image, or one for all. None, for all or for one: the class that
             the model predicts.
         method: as in `explain`.
-        layer: as in `explain`.
-        reference: as in `explain`.
         batch_size: how many images go through the network at once. Only neighbours of one shape
             do, which behind a `Classifier`'s crop all have.
-        **parameters: as in `explain`.
+        **parameters: as in `explain`, ``layer`` and ``reference`` among them.
 
     Yields:
         The explanation of each image, in order.
@@ -179,7 +171,7 @@ def explain_many(
         >>> [explanation.label for explanation in explanations]
         ['dog', 'dog', 'dog']
     """
-    chosen = _method(model, method, layer=layer, reference=reference, **parameters)
+    chosen = _method(model, method, **parameters)
     _check_count("batch_size", batch_size)
     items: Iterator[_Item]
     if isinstance(targets, Sequence) and not isinstance(targets, str):

@@ -22,6 +22,7 @@ from afmi.methods.base import classify
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
 from afmi.pictures.transforms import to_image
+from afmi.progress import duration
 from afmi.specs import MethodsLike, chosen_methods
 
 __all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate"]
@@ -44,6 +45,14 @@ class Estimate:
     def total(self) -> float:
         """Seconds for all of them."""
         return sum(self.seconds.values())
+
+    def text(self, runs: int = 1) -> str:
+        """Return what so many runs take: ``about 5 min on this machine (RISE: 4 min)``."""
+        slowest = max(self.seconds, key=self.seconds.__getitem__)
+        return (
+            f"about {duration(runs * self.total)} on this machine "
+            f"({slowest}: {duration(runs * self.seconds[slowest])})"
+        )
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ class Explanation:
                 files["figure"]: lambda file: figures.figure_png(figure, file),
                 files["overlay"]: lambda file: overlay.save(file, "PNG"),
                 files["map"]: write_map,
-                files["record"]: lambda file: file.write(text.encode(errors="backslashreplace")),
+                files["record"]: text.encode(errors="backslashreplace"),
             }
         )
         return files

@@ -77,7 +77,6 @@ def compare(
     from afmi.models import load_model
     from afmi.network.classifier import find_class
     from afmi.pictures.images import read_image
-    from afmi.progress import duration
     from afmi.specs import chosen_methods
 
     picture = read_image(image)
@@ -91,11 +90,7 @@ def compare(
     with progress_shown(len(chosen), quiet=quiet) as progress:
         if talks:
             estimated = estimate(classifier, picture, chosen)
-            slowest = max(estimated.seconds, key=estimated.seconds.__getitem__)
-            progress.line(
-                f"{len(chosen)} methods, about {duration(estimated.total)} on this machine "
-                f"({slowest}: {duration(estimated.seconds[slowest])})"
-            )
+            progress.line(f"{len(chosen)} methods, {estimated.text()}")
 
         def save(explanation: Explanation, seconds: float) -> None:
             files = explanation.save(out, stem)

@@ -12,7 +12,7 @@ import torch
 from afmi.data.listing import Items, Listing
 from afmi.errors import ImageError, TargetError
 
-__all__ = ["open_items", "open_mnist", "open_mnist_train"]
+__all__ = ["mnist", "open_items", "open_mnist", "open_mnist_train"]
 
 
 def open_items(data: Any) -> Listing:
@@ -66,10 +66,23 @@ def _known_names(data: Any) -> tuple[str, ...]:
 
 
 def open_mnist(folder: Path, name: str, train: bool = False) -> Listing:
-    datasets = importlib.import_module("torchvision.datasets")
     split = "train" if train else "test"
+    digits = mnist(folder, train=train)
+    keys = tuple(f"{split}/{i}" for i in range(len(digits)))
+    labels = tuple(str(int(digit)) for digit in digits.targets)
+    source = Items(name, digits)
+    return Listing(name, source, keys, labels, "digit", (0,) * len(keys), classes=10)
+
+
+def mnist(folder: Path, *, train: bool) -> Any:
+    """Return torchvision's data set of MNIST's training or test digits.
+
+    Raises:
+        ImageError: when it is not there; says how to fetch it.
+    """
+    datasets = importlib.import_module("torchvision.datasets")
     try:
-        digits = datasets.MNIST(str(folder), train=train, download=False)
+        return datasets.MNIST(str(folder), train=train, download=False)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split("You can")[0].split()) or type(error).__name__
         raise ImageError(
@@ -77,10 +90,6 @@ def open_mnist(folder: Path, name: str, train: bool = False) -> Listing:
             "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte there: fetch them with "
             f"torchvision.datasets.MNIST({str(folder)!r}, download=True)"
         ) from error
-    keys = tuple(f"{split}/{i}" for i in range(len(digits)))
-    labels = tuple(str(int(digit)) for digit in digits.targets)
-    source = Items(name, digits)
-    return Listing(name, source, keys, labels, "digit", (0,) * len(keys), classes=10)
 
 
 def open_mnist_train(folder: Path, name: str) -> Listing:

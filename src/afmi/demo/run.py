@@ -117,7 +117,7 @@ def run_demo(
         path: lambda file, figure=figure: figures.figure_png(figure, file)
         for path, figure in drawings.items()
     }
-    write_files({**writers, page: lambda file: file.write(text.encode())})
+    write_files({**writers, page: text.encode()})
     result = DemoResult(
         out,
         page,

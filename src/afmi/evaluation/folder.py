@@ -10,7 +10,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,23 +331,18 @@ def _read(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
         raise AfmiError(f"'{path}' is damaged ({why}); delete it, so that {remedy}") from error
 
 
-def _json(value: Any) -> Any:
+def _json(value: Any) -> bytes:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return lambda file: file.write(text.encode(errors="backslashreplace"))
+    return text.encode(errors="backslashreplace")
 
 
-def _parquet(columns: Sequence[Any], schema: pa.Schema) -> Any:
+def _parquet(columns: Sequence[Any], schema: pa.Schema) -> bytes:
     arrays = [pa.array(list(c), field.type) for c, field in zip(columns, schema, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=schema)
-
-    def write(file: IO[bytes]) -> None:
-        # In memory first: a full disk then raises an OSError, not one of Arrow's own.
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        file.write(buffer.getvalue())
-
-    return write
+    # In memory: a full disk then raises an OSError, not one of Arrow's own.
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
-def _png(picture: PIL.Image.Image) -> Any:
+def _png(picture: PIL.Image.Image) -> Callable[[IO[bytes]], object]:
     return lambda file: picture.save(file, "PNG")

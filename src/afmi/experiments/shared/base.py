@@ -191,8 +191,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     for row in rows:
         # NaN alone is not equal to itself.
         writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
-    content = text.getvalue().encode("utf-8", "backslashreplace")
-    write_files({path: lambda file: file.write(content)})
+    write_files({path: text.getvalue().encode("utf-8", "backslashreplace")})
     return path
 
 
@@ -204,7 +203,5 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     Raises:
         AfmiError: when the file cannot be written.
     """
-    text = as_json(value, indent=2) + "\n"
-    content = text.encode("utf-8", "backslashreplace")
-    write_files({path: lambda file: file.write(content)})
+    write_files({path: f"{as_json(value, indent=2)}\n".encode("utf-8", "backslashreplace")})
     return path

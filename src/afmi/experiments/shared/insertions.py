@@ -16,7 +16,6 @@ from afmi.explanation import Explanation
 from afmi.methods import Method
 from afmi.pictures import figures
 from afmi.pictures.transforms import to_image
-from afmi.progress import duration
 
 __all__ = ["Row", "compared", "save_insertions"]
 
@@ -60,11 +59,9 @@ def compared(
     chosen = list(methods.values())
     model = chosen[0].model
     estimated = estimate(model, photos[0].image, chosen)
-    slowest = max(estimated.seconds, key=estimated.seconds.__getitem__)
     request.report(
-        f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, about "
-        f"{duration(estimated.total * len(photos))} on this machine "
-        f"({slowest}: {duration(estimated.seconds[slowest] * len(photos))})"
+        f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, "
+        f"{estimated.text(len(photos))}"
     )
     folder = request.out / experiment.name
     comparisons = []

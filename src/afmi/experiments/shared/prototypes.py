@@ -160,8 +160,7 @@ def _parts(
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in part.items()}
             np.savez(buffer, **arrays)
-            content = buffer.getvalue()
-            write_files({path: lambda file, content=content: file.write(content)})
+            write_files({path: buffer.getvalue()})
         with np.load(path) as kept:
             yield {name: torch.from_numpy(kept[name]) for name in kept.files}
 
