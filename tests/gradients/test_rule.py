@@ -84,10 +84,8 @@ def test_a_rule_gets_operands_as_they_were_before_an_in_place_call() -> None:
     overwriting = Network(lambda x: x.pow_(3))
     overwriting.load_state_dict(new.state_dict())
     targets = torch.tensor([[0, 1]])
-    slopes = [
-        engine.modified_gradient(network, images, layer=None, reference=White()).multipliers(
-            targets
-        )
-        for n in (new, overwriting)
-    ]
+    slopes = []
+    for network in (new, overwriting):
+        run = engine.modified_gradient(network, images, layer=None, reference=White())
+        slopes.append(run.multipliers(targets))
     assert torch.equal(*slopes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Size, Tensor
@@ -174,7 +174,7 @@ class _Activation(Rule):
     def __call__(self, interception: Interception, operation: Operation) -> Any:
         output = super().__call__(interception, operation)
         if self.gates:
-            _mark_gate(output)
+            _marks(output)[_GATE] = True
         return output
 
     def operands(self, interception: Interception, operation: Operation) -> list[Tensor]:
@@ -214,22 +214,21 @@ _RESHAPING = (
 )
 
 
-def _mark_gate(output: Tensor) -> None:
-    # On the node of this run's graph, which ends with it; not on the network's tensor.
-    if output.grad_fn is not None:
-        output.grad_fn.metadata[_GATE] = True
+def _marks(tensor: Tensor) -> dict[str, bool]:
+    """Return the marks on the node of this run's graph, which ends with it, that made a tensor."""
+    return {} if tensor.grad_fn is None else cast("dict[str, bool]", tensor.grad_fn.metadata)
 
 
 def _is_gate(tensor: Tensor) -> bool:
     """Tell whether a tensor is a sigmoid's output, perhaps reshaped."""
-    return tensor.grad_fn is not None and _GATE in tensor.grad_fn.metadata
+    return _GATE in _marks(tensor)
 
 
 def _reshape(interception: Interception, operation: Operation) -> Any:
     """Keep the ordinary derivative; a gate in another shape is a gate."""
     output, x = operation(), operation.operand
     if _is_gate(x) and (operation.name != "getitem" or output.numel() == x.numel()):
-        _mark_gate(output)
+        _marks(output)[_GATE] = True
     return output
 
 
