@@ -60,7 +60,7 @@ class Rule(ABC):
     def pull_back(
         self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
     ) -> Sequence[Tensor | None]:
-        """Return Σ_i gradient_i m_ij for each operand, of its shape or one it broadcasts to.
+        """Return Σ_i gradient_i m_ij for each operand, of its shape.
 
         Args:
             gradient: by the first output.
@@ -126,8 +126,4 @@ class _Function(torch.autograd.Function):
         first = ctx.count * ctx.state.reference
         factors = ctx.saved_tensors[first : first + ctx.count]
         gradients = ctx.rule.pull_back(gradient, factors, ctx.shapes, ctx.state)
-        fitting = (
-            g if g is None or g.shape == shape else g.sum_to_size(shape)
-            for g, shape in zip(gradients, ctx.shapes, strict=True)
-        )
-        return None, None, None, *fitting
+        return None, None, None, *gradients

@@ -54,7 +54,7 @@ class Product(Bilinear):
         self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
     ) -> list[Tensor]:
         mean_a, mean_b = factors
-        return [gradient * mean_b, gradient * mean_a]
+        return _reduced([gradient * mean_b, gradient * mean_a], shapes)
 
 
 class MatrixProduct(Bilinear):
@@ -64,7 +64,12 @@ class MatrixProduct(Bilinear):
         self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
     ) -> list[Tensor]:
         mean_a, mean_b = factors
-        return [gradient @ mean_b.mT, mean_a.mT @ gradient]
+        return _reduced([gradient @ mean_b.mT, mean_a.mT @ gradient], shapes)
+
+
+def _reduced(gradients: list[Tensor], shapes: list[Size]) -> list[Tensor]:
+    """Sum gradients over what their operands were broadcast along."""
+    return [g.sum_to_size(shape) for g, shape in zip(gradients, shapes, strict=True)]
 
 
 class StandIn(Rule):
@@ -157,7 +162,7 @@ class QuotientOfMaps(Rule):
     def pull_back(
         self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
     ) -> list[Tensor]:
-        return [gradient * slope for slope in factors]
+        return _reduced([gradient * slope for slope in factors], shapes)
 
 
 _quotient_of_maps = QuotientOfMaps()
