@@ -87,7 +87,7 @@ def variants(
             place = resolve_layer(model, layer, images)
             run = modified_gradient(model, images, layer=place, reference=reference)
             parts = [
-                (run.multipliers(targets[None], r)[0], run.change(r))
+                (run.gradients(targets[None], r)[0], run.change(r))
                 for r in range(len(run.references))
             ]
         for form, variant in forms.items():

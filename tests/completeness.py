@@ -109,7 +109,7 @@ def errors(
     gradient = modified_gradient(model, inputs, layer=place, reference=reference)
     targets = gradient.run.logits.argmax(1)[None]
     change = gradient.output_change(targets)
-    multipliers, carried = gradient.parted(targets)
+    multipliers, carried = gradient.split(targets)
     explained = (multipliers * gradient.change()).flatten(2).sum(2) + carried
     logits = torch.cat([gradient.run.logits, gradient.references[0].logits]).abs().max()
     error = (explained - change).abs()

@@ -1,40 +1,20 @@
-"""The base of all rules: ten lines make one that sums to delta, for every form of the call."""
+"""The base of all rules: CONTRIBUTING's ten lines make one that sums to delta in every form."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 import afmi.gradients as engine
 from afmi.gradients.rules import _table
-from afmi.gradients.tape import Entry
 from afmi.pictures.references import Black, Several, White
 
-
-class Cube(engine.Rule):
-    """x³ has the chord x² + x x̄ + x̄²."""
-
-    def factors(
-        self,
-        operation: engine.Operation,
-        operands: engine.Tensors,
-        outputs: engine.Tensors,
-        entry: Entry,
-    ) -> engine.Factors:
-        (x,), (reference,) = operands, entry.inputs
-        return [x * x + x * reference + reference * reference]
-
-    def pull_back(
-        self,
-        gradient: Tensor,
-        factors: engine.Factors,
-        shapes: list[Size],
-        state: engine.BackwardState,
-    ) -> list[Tensor]:
-        return [gradient * factors[0]]
+ROOT = Path(__file__).parents[2]
 
 
 class Network(nn.Module):
@@ -51,7 +31,11 @@ class Network(nn.Module):
 @pytest.fixture(autouse=True)
 def cube() -> Iterator[None]:
     before = dict(_table)
-    engine.register_rule("pow", Cube())
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = re.search(r"<!-- example: rule -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    exec(example[1], {"__name__": "example"})
+    assert type(_table["pow"]).__name__ == "Cube"
     yield
     _table.clear()
     _table.update(before)
@@ -67,13 +51,13 @@ def test_a_rule_of_ten_lines_sums_to_delta(call: Callable[[Tensor], Tensor]) -> 
     )
     targets = torch.tensor([[0, 1, 0], [1, 1, 1]])
     for reference, value in enumerate((0.0, 1.0)):
-        slopes = gradient.multipliers(targets, reference)
+        slopes = gradient.gradients(targets, reference)
         explained = (slopes * (images - value)).flatten(2).sum(2)
         before = network(torch.full_like(images[:1], value))
         change = (network(images) - before).gather(1, targets.T).T
         torch.testing.assert_close(explained, change, rtol=1e-12, atol=1e-12)
         # One class at a time, and with the factors' memory given up, the same.
-        alone = gradient.multipliers(targets[:1], reference, last=reference == 1)
+        alone = gradient.gradients(targets[:1], reference, last=reference == 1)
         torch.testing.assert_close(alone, slopes[:1], rtol=1e-12, atol=1e-12)
 
 
@@ -87,5 +71,5 @@ def test_a_rule_gets_operands_as_they_were_before_an_in_place_call() -> None:
     slopes = []
     for network in (new, overwriting):
         run = engine.modified_gradient(network, images, layer=None, reference=White())
-        slopes.append(run.multipliers(targets))
+        slopes.append(run.gradients(targets))
     assert torch.equal(*slopes)

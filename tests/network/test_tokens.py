@@ -177,7 +177,7 @@ def test_the_last_stage_is_found_and_sums_to_delta(name: str) -> None:
     gradient = modified_gradient(model, x, layer=place, reference=Black())
     assert gradient.run.features.dim() == 4
     targets = torch.tensor([[0, 1], [4, 2]])
-    multipliers, carried = gradient.parted(targets)
+    multipliers, carried = gradient.split(targets)
     explained = (multipliers * gradient.change()).flatten(2).sum(2) + carried
     torch.testing.assert_close(explained, gradient.output_change(targets), rtol=1e-11, atol=1e-12)
     assert bool((carried != 0).all()) == (name in WITH_CLASS_TOKEN)

@@ -34,12 +34,12 @@ class ForwardPass:
 
     Attributes:
         features: feature maps A (N, K, h, w), or the inputs themselves, detached.
-        others: tokens (N, P, K) beside those of the maps, such as a class token, detached.
+        extra_tokens: tokens (N, P, K) that stand for no place, such as a class token, detached.
         logits: (N, C), detached.
     """
 
     features: Tensor
-    others: Tensor
+    extra_tokens: Tensor
     logits: Tensor
     _interception: Interception
     _graph_logits: Tensor
@@ -65,7 +65,7 @@ class ForwardPass:
             reference: which of the run's references the rules use.
             last: as in `gradient`.
         """
-        return self._parted(self._pull_back(cotangent, reference, last=last))[0]
+        return self._split(self._pull_back(cotangent, reference, last=last))[0]
 
     def _pull_back(
         self, cotangent: Tensor, reference: int, *, last: bool, batched: bool = False
@@ -84,8 +84,8 @@ class ForwardPass:
             raise ModelError(UNSEEN)
         return gradient
 
-    def _parted(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _parted(gradient, self._arrangement)
+    def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return _split(gradient, self._arrangement)
 
     def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -98,12 +98,12 @@ class ForwardPass:
         Returns:
             (T, *features.shape).
         """
-        return self.parted_gradients(targets, reference, last=last)[0]
+        return self.split_gradients(targets, reference, last=last)[0]
 
-    def parted_gradients(
+    def split_gradients(
         self, targets: Tensor, reference: int = 0, *, last: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return the gradients by the feature maps and by the other tokens.
+        """Return the gradients by the feature maps and by the extra tokens.
 
         Args:
             targets: classes, int64 (T, N).
@@ -111,16 +111,16 @@ class ForwardPass:
             last: as in `gradient`.
 
         Returns:
-            (T, *features.shape) and (T, *others.shape).
+            (T, *features.shape) and (T, *extra_tokens.shape).
         """
         cotangents = _one_hot(targets, self.logits)
         if targets.shape[0] == 1:
-            return self._parted(self._pull_back(cotangents[0], reference, last=last)[None])
-        return self._parted(self._pull_back(cotangents, reference, last=last, batched=True))
+            return self._split(self._pull_back(cotangents[0], reference, last=last)[None])
+        return self._split(self._pull_back(cotangents, reference, last=last, batched=True))
 
 
-def _parted(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Tensor]:
-    """Return the feature maps in a layer's output, and the tokens beside them."""
+def _split(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Tensor]:
+    """Return the feature maps in a layer's output, and the extra tokens beside them."""
     if arrangement is None:
         return tensor, tensor[..., :0, 0, :]
     return arrangement.maps(tensor), arrangement.others(tensor)
@@ -163,17 +163,17 @@ def forward_pass(
         tapes: the references' tapes, where rules need them.
         fast: the images' memory layout; see `afmi.network.channels_last.in_fast_layout`.
         simplification: by which operations the network runs, where the gradients are by the
-            inputs; None: by its own.
+            inputs; None: by its images.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
         OperationError: when an operation has no rule and the rules must be complete.
     """
 
-    def run(own: Tensor) -> ForwardPass:
+    def run(images: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        return _run(model, own, layer, rules, recording, tapes or [], simplification)
+        return _run(model, images, layer, rules, recording, tapes or [], simplification)
 
     def attempt() -> ForwardPass:
         return in_fast_layout(model, run, inputs.detach(), fast=fast)
@@ -193,7 +193,7 @@ def forward_pass(
 
 def _run(
     model: nn.Module,
-    own: Tensor,
+    images: Tensor,
     layer: tuple[nn.Module, Layer] | None,
     rules: Rules,
     recording: Tape | None,
@@ -226,15 +226,15 @@ def _run(
     # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
     with torch.set_grad_enabled(False), ExitStack() as interception:
         if layer is None:
-            own = state.begin(own)
+            images = state.begin(images)
             if not plain:
                 interception.enter_context(state)
             if simplification is not None:
-                # On top, so that rules see what the network runs by; they pool in their own way.
+                # On top, so that rules see what the network runs by; they pool in their images way.
                 interception.enter_context(simplification.taking(pools=plain))
         else:
             interception.enter_context(watching_module(layer[0], capture))
-        graph_logits = logits_of(model(own))
+        graph_logits = logits_of(model(images))
     if state.leaf is None:
         assert layer is not None
         raise LayerError(
@@ -242,19 +242,19 @@ def _run(
             + ("" if layer[1].then is None else f", followed by the operation {layer[1].then!r}")
         )
     state.check_logits(graph_logits)
-    if own.device.type == "cpu":
+    if images.device.type == "cpu":
         _keep_from_odd_strides(graph_logits)
     for reader in readers:
         reader.finish()
-    if graph_logits.shape[0] != own.shape[0]:
+    if graph_logits.shape[0] != images.shape[0]:
         raise ShapeError(
-            f"expected logits for {own.shape[0]} images, got {graph_logits.shape[0]} rows"
+            f"expected logits for {images.shape[0]} images, got {graph_logits.shape[0]} rows"
         )
     arrangement = None if layer is None else layer[1].arrangement
-    features, others = _parted(state.leaf.detach(), arrangement)
+    features, extra_tokens = _split(state.leaf.detach(), arrangement)
     return ForwardPass(
         features=features,
-        others=others,
+        extra_tokens=extra_tokens,
         logits=graph_logits.detach(),
         _interception=state,
         _graph_logits=graph_logits,

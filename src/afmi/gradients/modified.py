@@ -35,13 +35,13 @@ class ReferenceRun:
     Attributes:
         tape: what each nonlinear operation behind the layer saw and gave.
         features: feature maps Ā (1 or N, K, h, w).
-        others: tokens (1 or N, P, K) that stand for no place, such as a class token.
+        extra_tokens: tokens (1 or N, P, K) that stand for no place, such as a class token.
         logits: (1 or N, C).
     """
 
     tape: Tape
     features: Tensor
-    others: Tensor
+    extra_tokens: Tensor
     logits: Tensor
 
 
@@ -57,33 +57,33 @@ class ModifiedGradient:
     run: ForwardPass
     references: tuple[ReferenceRun, ...]
 
-    def multipliers(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
+    def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂_σ y_c/∂A (Eq. 4), (T, N, K, h, w).
 
         Args:
             targets: classes, int64 (T, N).
             reference: index into ``references``.
-            last: whether no other multipliers will be asked for, so that the run can be freed.
+            last: whether no other gradient will be asked for, so that the run can be freed.
         """
-        return self.parted(targets, reference, last=last)[0]
+        return self.split(targets, reference, last=last)[0]
 
-    def parted(
+    def split(
         self, targets: Tensor, reference: int = 0, *, last: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return the multipliers, and what the layer's other tokens carry of the logit's change.
+        """Return the modified gradient, and what the extra tokens contribute to the logit's change.
 
         Args:
             targets: classes, int64 (T, N).
             reference: index into ``references``.
-            last: as in `multipliers`.
+            last: as in `gradients`.
 
         Returns:
-            ∂_σ y_c/∂A (T, N, K, h, w), and Σ multiplier·Δ over class and register tokens (T, N),
+            ∂_σ y_c/∂A (T, N, K, h, w), and Σ ∂_σ y_c·Δ over class and register tokens (T, N),
             which is 0 where the layer has none.
         """
-        multipliers, of_others = self.run.parted_gradients(targets, reference, last=last)
-        change = self.run.others - self.references[reference].others
-        return multipliers, (of_others * change).flatten(2).sum(2)
+        by_maps, by_extra_tokens = self.run.split_gradients(targets, reference, last=last)
+        change = self.run.extra_tokens - self.references[reference].extra_tokens
+        return by_maps, (by_extra_tokens * change).flatten(2).sum(2)
 
     def change(self, reference: int = 0) -> Tensor:
         """Return A − Ā (N, K, h, w)."""
@@ -95,10 +95,10 @@ class ModifiedGradient:
         return self.run.logits.gather(1, targets.T).T - logits.gather(1, targets.T).T
 
     def check(self, explained: Tensor, targets: Tensor, reference: int = 0) -> None:
-        """Warn when Σ multiplier·(A − Ā) misses y_c(x) − y_c(x̄) by more than rounding.
+        """Warn when Σ ∂_σ y_c/∂A·(A − Ā) misses y_c(x) − y_c(x̄) by more than rounding.
 
         Args:
-            explained: Σ multiplier·(A − Ā), (T, N).
+            explained: Σ ∂_σ y_c/∂A·(A − Ā), (T, N).
             targets: classes, int64 (T, N).
             reference: index into ``references``.
         """
@@ -172,7 +172,7 @@ def _record(
         fast=fast,
         simplification=simplification,
     )
-    return ReferenceRun(tape, done.features, done.others, done.logits)
+    return ReferenceRun(tape, done.features, done.extra_tokens, done.logits)
 
 
 def _reference_runs(

@@ -75,7 +75,7 @@ class AFMI(LayerMethod):
             gradient, _ = self._run(own)
             classes = wanted.of(gradient.run.logits)[None]
             importance = [
-                _importance(gradient.multipliers(classes, r)[0])
+                _importance(gradient.gradients(classes, r)[0])
                 for r in range(len(gradient.references))
             ]
             return torch.stack(importance).mean(0)[:, :, 0, 0]
@@ -101,11 +101,11 @@ class AFMI(LayerMethod):
         maps, changes = [], []
         count = len(gradient.references)
         for r in range(count):
-            multipliers, carried = gradient.parted(classes, r, last=r == count - 1)
+            slopes, extra_contribution = gradient.split(classes, r, last=r == count - 1)
             delta = gradient.change(r)
-            exact = (multipliers * delta).sum(2, keepdim=True)
-            gradient.check(exact.sum((2, 3, 4)) + carried, classes, r)
-            averaged = (_importance(multipliers) * delta).sum(2, keepdim=True)
+            exact = (slopes * delta).sum(2, keepdim=True)
+            gradient.check(exact.sum((2, 3, 4)) + extra_contribution, classes, r)
+            averaged = (_importance(slopes) * delta).sum(2, keepdim=True)
             maps.append(averaged if self.averaged else exact)
             changes.append(gradient.output_change(classes, r))
         mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
@@ -117,6 +117,6 @@ class AFMI(LayerMethod):
         ]
 
 
-def _importance(multipliers: Tensor) -> Tensor:
+def _importance(gradients: Tensor) -> Tensor:
     """Average modified gradients (…, K, h, w) over positions (Eq. 6): (…, K, 1, 1)."""
-    return multipliers.mean((-2, -1), keepdim=True)
+    return gradients.mean((-2, -1), keepdim=True)

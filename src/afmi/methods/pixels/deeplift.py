@@ -68,8 +68,8 @@ class DeepLIFT(Method):
         maps, changes = [], []
         count = len(gradient.references)
         for r in range(count):
-            multipliers = gradient.multipliers(classes[None], r, last=r == count - 1)[0]
-            against = (multipliers * gradient.change(r)).sum(1, keepdim=True)
+            slopes = gradient.gradients(classes[None], r, last=r == count - 1)[0]
+            against = (slopes * gradient.change(r)).sum(1, keepdim=True)
             gradient.check(against.sum((1, 2, 3))[None], classes[None], r)
             maps.append(against)
             changes.append(gradient.output_change(classes[None], r)[0])
