@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from afmi import errors, evaluation, methods, metrics, report
-    from afmi.api import explain
+    from afmi.api import explain, explain_classes, explain_many
     from afmi.comparison import Comparison, compare
     from afmi.evaluation import evaluate
     from afmi.explanation import Explanation
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from afmi.network.classifier import Classifier, find_class
     from afmi.network.layers import find_layer
     from afmi.pictures import references
+    from afmi.pictures.finding import find_images
 
 __version__ = "0.1.0"
 
@@ -35,13 +36,17 @@ _HOMES = {
     "compare": "afmi.comparison",
     "evaluate": "afmi.evaluation",
     "explain": "afmi.api",
+    "explain_classes": "afmi.api",
+    "explain_many": "afmi.api",
     "find_class": "afmi.network.classifier",
+    "find_images": "afmi.pictures.finding",
     "find_layer": "afmi.network.layers",
     "load_model": "afmi.models",
 }
 _MODULES = {
     "errors": "afmi.errors",
     "evaluation": "afmi.evaluation",
+    "figures": "afmi.pictures.figures",
     "gradients": "afmi.gradients",
     "images": "afmi.pictures.images",
     "maps": "afmi.pictures.maps",
@@ -50,6 +55,7 @@ _MODULES = {
     "plots": "afmi.pictures.plots",
     "references": "afmi.pictures.references",
     "report": "afmi.report",
+    "transforms": "afmi.pictures.transforms",
 }
 
 __all__ = [
@@ -62,7 +68,10 @@ __all__ = [
     "evaluate",
     "evaluation",
     "explain",
+    "explain_classes",
+    "explain_many",
     "find_class",
+    "find_images",
     "find_layer",
     "load_model",
     "methods",

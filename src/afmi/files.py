@@ -1,4 +1,4 @@
-"""Write files so that none is ever seen half written, and records as strict JSON."""
+"""Write files atomically, and records as strict JSON."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_files(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Return strict JSON: NaN and infinity, which it has no word for, become null."""
+    """Return strict JSON: NaN and infinity, which it cannot hold, become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

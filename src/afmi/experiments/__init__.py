@@ -16,8 +16,7 @@ __all__ = ["CATALOGUE", "Experiment", "Request", "Result", "experiment_named"]
 
 def _find() -> dict[str, type[Experiment]]:
     by_class: dict[str, type[Experiment]] = find_subclasses(__name__, __path__, Experiment)
-    found = {cls.name: cls for cls in by_class.values()}
-    return {name: found[name] for name in sorted(found, key=_order)}
+    return {cls.name: cls for cls in sorted(by_class.values(), key=lambda cls: _order(cls.name))}
 
 
 def _order(name: str) -> tuple[str, int]:

@@ -146,10 +146,10 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
                 f"{given!r}; leave --weights out, or choose one network with --model"
             )
     loaded, missing, reason = [], [], None
-    for name, own in zip(names, weights, strict=True):
-        papers = not request.models and own == "default"
+    for name, file in zip(names, weights, strict=True):
+        papers = not request.models and file == "default"
         try:
-            loaded.append(load_model(name, weights=WEIGHTS if papers else own, **options))
+            loaded.append(load_model(name, weights=WEIGHTS if papers else file, **options))
         except ModelError as error:
             if not papers:
                 raise

@@ -76,14 +76,14 @@ def digits(folder: Path, *, training: bool) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import MNIST
 
     try:
-        found = MNIST(str(folder), train=training, download=False)
+        mnist = MNIST(str(folder), train=training, download=False)
     except RuntimeError as error:
         raise ImageError(
             f"expected MNIST in {str(folder / 'MNIST' / 'raw')!r} (train-images-idx3-ubyte and the "
             "three files beside it), which is not there; fetch it with "
             f"torchvision.datasets.MNIST({str(folder)!r}, download=True)"
         ) from error
-    return found.data[:, None].float() / 255, found.targets
+    return mnist.data[:, None].float() / 255, mnist.targets
 
 
 def train(
@@ -99,8 +99,8 @@ def train(
     """Return the trained network; it is trained now unless ``path`` holds it already.
 
     Adadelta at the example's rate, 1, which falls along a cosine to 0 instead of in steps, so that
-    few epochs suffice. After each epoch the state is kept, and an interrupted training goes on
-    from there with the numbers of an unbroken one.
+    few epochs suffice. After each epoch the state is kept, and an interrupted training resumes
+    there with the numbers of an uninterrupted one.
 
     Args:
         folder: of MNIST, see `digits`.
@@ -177,10 +177,10 @@ def _loaded(path: Path, settings: dict[str, str], linear_head: bool) -> Classifi
     from safetensors import safe_open
 
     with safe_open(str(path), "pt") as file:
-        found = file.metadata() or {}
-    if found != settings:
+        recorded = file.metadata() or {}
+    if recorded != settings:
         raise UsageError(
-            f"{str(path)!r} holds a network of another training ({found}), asked for is "
+            f"{str(path)!r} holds a network of another training ({recorded}), asked for is "
             f"{settings}; choose another --out"
         )
     with keeping_random_state(torch.device("cpu")):
