@@ -108,7 +108,7 @@ def explain(
     130 stopped by Ctrl-C; what was finished is kept.
     """
     if targets and top_k is not None:
-        raise click.UsageError("expected --target or --top-k, got both; leave one out", ctx)
+        raise click.UsageError("--target and --top-k go one at a time", ctx)
     # What needs no network is checked before one is loaded, which takes seconds or a download.
     chosen = _chosen_methods(methods, layer, reference)
     from afmi.models import load_model
