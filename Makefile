@@ -35,7 +35,8 @@ check: .venv/.dev ## Check format, lint, types and the order of imports
 	$(PY) -m pyright
 	.venv/bin/lint-imports
 
-format: .venv/.dev ## Format the code and mend what lint can mend
+format: .venv/.dev ## Format the code, mend what lint can mend, and write the stubs
+	$(PY) -m tools.stubs
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -47,7 +48,7 @@ bench: .venv/.bench ## Measure the cost of explanations against bare passes and 
 
 clean: ## Remove what was built or drawn, but keep .venv
 	rm -rf build dist site afmi-demo afmi-out afmi-results afmi-reproduced .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find src tests training benchmarks docs -name __pycache__ -type d -exec rm -rf {} +
+	find src tests training tools benchmarks docs -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## Remove .venv too
 	rm -rf .venv

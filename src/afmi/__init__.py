@@ -9,41 +9,27 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from afmi import errors, evaluation, methods, metrics, report
-    from afmi.api import explain
-    from afmi.comparison import Comparison, compare
-    from afmi.evaluation import evaluate
-    from afmi.explanation import Explanation
-    from afmi.methods.feature_maps.afmi import AFMI
-    from afmi.models import load_model
-    from afmi.network.classifier import Classifier, find_class
-    from afmi.network.layers import find_layer
-    from afmi.pictures import references
-
-__version__ = "0.1.0"
+from afmi._version import __version__ as __version__
 
 # PyTorch takes seconds to import, so names are loaded when they are first used: `afmi --help`
-# answers at once.
+# answers at once. Type checkers read the same table in __init__.pyi, which `make format` writes.
 _HOMES = {
-    "AFMI": "afmi.methods",
+    "AFMI": "afmi.methods.feature_maps.afmi",
     "Classifier": "afmi.network.classifier",
     "Comparison": "afmi.comparison",
     "Explanation": "afmi.explanation",
     "compare": "afmi.comparison",
-    "evaluate": "afmi.evaluation",
+    "errors": "afmi.errors",
+    "evaluate": "afmi.evaluation.run",
+    "evaluation": "afmi.evaluation",
     "explain": "afmi.api",
     "find_class": "afmi.network.classifier",
     "find_layer": "afmi.network.layers",
-    "load_model": "afmi.models",
-}
-_MODULES = {
-    "errors": "afmi.errors",
-    "evaluation": "afmi.evaluation",
     "gradients": "afmi.gradients",
     "images": "afmi.pictures.images",
+    "load_model": "afmi.models.load",
     "maps": "afmi.pictures.maps",
     "methods": "afmi.methods",
     "metrics": "afmi.metrics",
@@ -51,34 +37,18 @@ _MODULES = {
     "references": "afmi.pictures.references",
     "report": "afmi.report",
 }
+"""The module of each public name; where both have one name, the module itself is meant."""
 
-__all__ = [
-    "AFMI",
-    "Classifier",
-    "Comparison",
-    "Explanation",
-    "compare",
-    "errors",
-    "evaluate",
-    "evaluation",
-    "explain",
-    "find_class",
-    "find_layer",
-    "load_model",
-    "methods",
-    "metrics",
-    "references",
-    "report",
-]
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(_MODULES[name])
-    raise AttributeError(f"module 'afmi' has no attribute {name!r}")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(home)
+    return module if home.endswith(f".{name}") else getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_MODULES})
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,46 @@
+# Written by `make format` from the table of names in __init__.py.
+
+from afmi import errors as errors
+from afmi import evaluation as evaluation
+from afmi import gradients as gradients
+from afmi import methods as methods
+from afmi import metrics as metrics
+from afmi import report as report
+from afmi._version import __version__ as __version__
+from afmi.api import explain as explain
+from afmi.comparison import Comparison as Comparison
+from afmi.comparison import compare as compare
+from afmi.evaluation.run import evaluate as evaluate
+from afmi.explanation import Explanation as Explanation
+from afmi.methods.feature_maps.afmi import AFMI as AFMI
+from afmi.models.load import load_model as load_model
+from afmi.network.classifier import Classifier as Classifier
+from afmi.network.classifier import find_class as find_class
+from afmi.network.layers import find_layer as find_layer
+from afmi.pictures import images as images
+from afmi.pictures import maps as maps
+from afmi.pictures import plots as plots
+from afmi.pictures import references as references
+
+__all__ = [
+    "AFMI",
+    "Classifier",
+    "Comparison",
+    "Explanation",
+    "compare",
+    "errors",
+    "evaluate",
+    "evaluation",
+    "explain",
+    "find_class",
+    "find_layer",
+    "gradients",
+    "images",
+    "load_model",
+    "maps",
+    "methods",
+    "metrics",
+    "plots",
+    "references",
+    "report",
+]
