@@ -57,23 +57,57 @@ def test_names_are_listed() -> None:
         _ = afmi.expalin  # type: ignore[attr-defined]
 
 
-def test_the_stub_is_what_the_table_says() -> None:
-    assert stubs.PATH.read_text("utf-8") == stubs.stub(), "run `make format`"
+@pytest.mark.parametrize("package", stubs.PACKAGES)
+def test_the_stub_is_what_the_package_says(package: str) -> None:
+    assert stubs.path_of(package).read_text("utf-8") == stubs.stub(package), "run `make format`"
 
 
-def test_the_stub_imports_what_exists() -> None:
-    names = []
-    for node in ast.parse(stubs.PATH.read_text("utf-8")).body:
+@pytest.mark.parametrize("package", stubs.PACKAGES)
+def test_the_stub_holds_every_name_and_no_other(package: str) -> None:
+    module = importlib.import_module(package)
+    names = set()
+    for node in ast.parse(stubs.path_of(package).read_text("utf-8")).body:
         if isinstance(node, ast.ImportFrom):
             assert node.module is not None
             (alias,) = node.names
             assert alias.asname == alias.name  # as a stub exports it
-            names.append(alias.name)
-            module = importlib.import_module(node.module)
-            assert hasattr(module, alias.name) or importlib.import_module(
+            names.add(alias.name)
+            home = importlib.import_module(node.module)
+            assert hasattr(home, alias.name) or importlib.import_module(
                 f"{node.module}.{alias.name}"
             )
-    assert {*names} == {*HOMES, "__version__"}
+        elif isinstance(node, ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    assert {*module.__all__} <= names
+    assert {*module.__all__} <= {*dir(module)}
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+@pytest.mark.parametrize("name", ["AFMI", "explain"])
+def test_a_name_loads_no_other_method(name: str) -> None:
+    modules = run(f"import afmi, sys\nafmi.{name}\nprint(*sys.modules)").split()
+    files = {"afmi.methods.random", "afmi.methods.pixels.lrp", "afmi.methods.regions.rise"}
+    assert not files & set(modules)
+    loaded = [m for m in modules if m.startswith(("afmi.methods.feature_maps.", "afmi.metrics"))]
+    assert set(loaded) <= {"afmi.methods.feature_maps.afmi"}
+    assert not {"skimage", "pandas", "pyarrow"} & set(modules)
+
+
+def test_a_name_in_any_spelling_loads_one_method() -> None:
+    modules = run(
+        "import sys\nfrom afmi.methods import chosen_methods\n"
+        "chosen_methods(None, 'grad-cam++')\nprint(*sys.modules)"
+    ).split()
+    files = [name for name in modules if name.startswith("afmi.methods.feature_maps.")]
+    assert files == ["afmi.methods.feature_maps.grad_cam_plus_plus"]
+
+
+def test_all_names_of_a_package_by_star() -> None:
+    names: dict[str, object] = {}
+    exec("from afmi.methods import *", names)
+    assert {*afmi.methods.CATALOGUE, "Attribution", "chosen_methods"} <= {*names}
 
 
 def test_a_type_checker_sees_the_names(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_the_example_method_is_a_method(tmp_path: Path, monkeypatch: pytest.Monk
     folder = importlib.import_module(package)
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
     try:
-        cls = afmi.methods._find()["Occlusion"]
+        cls = afmi.methods.CATALOGUE["Occlusion"]
         module = importlib.import_module(f"{package}.{name}")
         assert doctest.testmod(module).attempted > 0
         assert doctest.testmod(module).failed == 0

@@ -1,5 +1,4 @@
-# Written by `make format` from the table of names in __init__.py.
-
+# Written by `make format` from __init__.py and the modules that it names.
 from afmi import errors as errors
 from afmi import evaluation as evaluation
 from afmi import gradients as gradients

@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from afmi.errors import UsageError, near_matches
 
 __all__ = [
+    "Catalogue",
     "choose",
-    "find_subclasses",
     "from_json",
     "key_of",
     "label_of",
@@ -95,28 +95,78 @@ def register(base: type, kind: str, classes: Callable[[], Mapping[str, type]], *
     _kinds[base] = _Kind(kind, classes, **more)
 
 
-def find_subclasses(package: str, path: Iterable[str], base: type[T]) -> dict[str, type[T]]:
-    """Return every complete subclass of ``base`` in a package's modules, at any depth.
+class Catalogue(Mapping[str, type[T]]):
+    """The classes of a package by their names, each imported when it is first needed.
+
+    A class lies in the file of its name (``grad_cam.py`` holds `GradCAM`), so it is found without
+    importing the others; only what goes by another name, or walks through all, imports all.
 
     Args:
-        package: its dotted name.
-        path: its ``__path__``.
-        base: an abstract class.
-
-    Returns:
-        The classes by their own names, in no particular order.
+        base: the abstract class of which they are the complete subclasses.
+        package: the package's dotted name.
+        order: sorts the classes.
+        names: what else the package offers.
     """
-    classes: dict[str, type[T]] = {}
-    for module in pkgutil.walk_packages(path, package + "."):
-        for name, value in vars(importlib.import_module(module.name)).items():
-            if (
-                inspect.isclass(value)
-                and issubclass(value, base)
-                and not inspect.isabstract(value)
-                and value.__module__ == module.name
-            ):
-                classes[name] = value
-    return classes
+
+    def __init__(
+        self,
+        base: type[T],
+        package: str,
+        order: Callable[[type[T]], Any],
+        names: Iterable[str] = (),
+    ) -> None:
+        self._base = base
+        self._package = package
+        self._order = order
+        self._names = names
+
+    def attribute(self, name: str) -> Any:
+        """Return what the package has by this name; made to be its ``__getattr__``."""
+        if name == "__all__":
+            return self.names()
+        if name not in self:
+            raise AttributeError(f"module {self._package!r} has no attribute {name!r}")
+        return self[name]
+
+    def names(self) -> list[str]:
+        """Return all that the package offers; made to be its ``__dir__``."""
+        return sorted([*self._names, *self])
+
+    def in_file(self, name: str) -> type[T] | None:
+        """Return the class that a file of this name holds, in any spelling; None: there is none."""
+        for module in self._modules():
+            if _fold(module.rpartition(".")[2]) == _fold(name):
+                for cls in self._classes(module):
+                    if _fold(cls.__name__) == _fold(name):
+                        return cls
+        return None
+
+    def __getitem__(self, name: str) -> type[T]:
+        cls = self.in_file(name)
+        if cls is None or cls.__name__ != name:
+            raise KeyError(name)
+        return cls
+
+    def __iter__(self) -> Iterator[str]:
+        classes = [cls for module in self._modules() for cls in self._classes(module)]
+        return iter([cls.__name__ for cls in sorted(classes, key=self._order)])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _modules(self) -> list[str]:
+        path = importlib.import_module(self._package).__path__
+        return [module.name for module in pkgutil.walk_packages(path, self._package + ".")]
+
+    def _classes(self, module: str) -> list[type[T]]:
+        return [
+            value
+            for value in vars(importlib.import_module(module)).values()
+            if inspect.isclass(value)
+            and issubclass(value, self._base)
+            and not inspect.isabstract(value)
+            and value.__module__ == module
+        ]
 
 
 def named(name: str, catalogue: Mapping[str, type[T]], kind: str) -> type[T]:
@@ -130,15 +180,18 @@ def named(name: str, catalogue: Mapping[str, type[T]], kind: str) -> type[T]:
     Raises:
         UsageError: when there is none; near matches are listed.
     """
+    lazy: Any = catalogue
+    direct = lazy.in_file(name) if isinstance(lazy, Catalogue) else None
+    if direct is not None:
+        return direct
     by_key: dict[str, type[T]] = {}
-    for own_name, cls in catalogue.items():
-        for alias in (*getattr(cls, "aliases", ()), getattr(cls, "name", own_name), own_name):
+    for class_name, cls in catalogue.items():
+        for alias in (*getattr(cls, "aliases", ()), getattr(cls, "name", class_name), class_name):
             by_key[_fold(str(alias))] = cls
-    cls = by_key.get(_fold(name))
-    if cls is None:
+    if _fold(name) not in by_key:
         near = near_matches(_fold(name), by_key) or f"; there are {', '.join(catalogue)}"
         raise UsageError(f"no {kind} is called {name!r}{near}")
-    return cls
+    return by_key[_fold(name)]
 
 
 def _fold(name: str) -> str:
@@ -192,15 +245,12 @@ def read(spec: str, base: type[T], **context: Any) -> tuple[type[T], dict[str, A
     return cls, _parameters(cls, pairs, context)
 
 
-def choose(
-    wanted: str | Sequence[Any], base: type[T], all_classes: Sequence[type[T]], **context: Any
-) -> dict[str, T]:
+def choose(wanted: str | Sequence[Any], base: type[T], **context: Any) -> dict[str, T]:
     """Return the methods or metrics that were meant, by the label that tells each from the others.
 
     Args:
         wanted: ``"all"``, or specs joined by commas, or a sequence of specs, classes or instances.
         base: `Method` or `Metric`.
-        all_classes: what ``"all"`` means.
         **context: as in `parse`.
 
     Raises:
@@ -208,7 +258,8 @@ def choose(
     """
     if isinstance(wanted, str):
         specs = [spec for spec in _split(wanted, ",") if spec]
-        wanted = all_classes if [spec.casefold() for spec in specs] == ["all"] else specs
+        everything = [spec.casefold() for spec in specs] == ["all"]
+        wanted = list(_kinds[base].classes().values()) if everything else specs
     if not isinstance(wanted, Sequence):
         raise UsageError(
             f"expected names, classes or instances in a list, got {type(wanted).__name__}; write "

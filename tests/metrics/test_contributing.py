@@ -29,7 +29,7 @@ def test_the_example_metric_is_a_metric(tmp_path: Path, monkeypatch: pytest.Monk
     # As if the file lay in its folder: it is found by existing, and its docstring's example runs.
     monkeypatch.setattr(afmi.metrics, "__path__", [*afmi.metrics.__path__, str(tmp_path)])
     try:
-        cls = afmi.metrics._find()["Sparseness"]
+        cls = afmi.metrics.CATALOGUE["Sparseness"]
         module = importlib.import_module(f"afmi.metrics.{name}")
         assert doctest.testmod(module).attempted > 0
         assert doctest.testmod(module).failed == 0

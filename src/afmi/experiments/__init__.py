@@ -9,24 +9,20 @@ from __future__ import annotations
 import re
 
 from afmi.experiments.shared.base import Experiment, Request, Result
-from afmi.specs import find_subclasses, named
+from afmi.specs import Catalogue, named
 
 __all__ = ["CATALOGUE", "Experiment", "Request", "Result", "experiment_named"]
 
 
-def _find() -> dict[str, type[Experiment]]:
-    by_class: dict[str, type[Experiment]] = find_subclasses(__name__, __path__, Experiment)
-    found = {cls.name: cls for cls in by_class.values()}
-    return {name: found[name] for name in sorted(found, key=_order)}
-
-
-def _order(name: str) -> tuple[str, int]:
+def _order(cls: type[Experiment]) -> tuple[str, int]:
     """Sort by the word, then by the number: figure 9 before figure 10."""
-    digits = re.search(r"\d+", name)
-    return re.sub(r"\d+", "", name), int(digits[0]) if digits else 0
+    digits = re.search(r"\d+", cls.name)
+    return re.sub(r"\d+", "", cls.name), int(digits[0]) if digits else 0
 
 
-CATALOGUE: dict[str, type[Experiment]] = _find()
+CATALOGUE: dict[str, type[Experiment]] = {
+    cls.name: cls for cls in Catalogue(Experiment, __name__, _order).values()
+}
 """Every experiment's class by its name."""
 
 

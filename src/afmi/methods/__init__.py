@@ -7,51 +7,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from afmi import specs
 from afmi.errors import UsageError
-from afmi.methods.base import Attribution, BlankMapWarning, LayerMethod, Method
-
-if TYPE_CHECKING:
-    from afmi.methods.feature_maps.afmi import AFMI
-    from afmi.methods.feature_maps.cam import CAM
-    from afmi.methods.feature_maps.grad_cam import GradCAM
-    from afmi.methods.feature_maps.grad_cam_plus_plus import GradCAMPlusPlus
-    from afmi.methods.pixels.deconvnet import DeconvNet
-    from afmi.methods.pixels.deeplift import DeepLIFT
-    from afmi.methods.pixels.gradient import Gradient
-    from afmi.methods.pixels.gradient_shap import GradientSHAP
-    from afmi.methods.pixels.guided_backprop import GuidedBackprop
-    from afmi.methods.pixels.input_x_gradient import InputXGradient
-    from afmi.methods.pixels.integrated_gradients import IntegratedGradients
-    from afmi.methods.pixels.kernel_shap import KernelSHAP
-    from afmi.methods.pixels.lrp import LRP
-    from afmi.methods.pixels.smoothgrad import SmoothGrad
-    from afmi.methods.random import Random
-    from afmi.methods.regions.extremal_perturbation import ExtremalPerturbation
-    from afmi.methods.regions.lime import LIME
-    from afmi.methods.regions.meaningful_perturbation import MeaningfulPerturbation
-    from afmi.methods.regions.prediction_difference import PredictionDifference
-    from afmi.methods.regions.rise import RISE
-    from afmi.methods.regions.xrai import XRAI
+from afmi.methods.base import Attribution as Attribution
+from afmi.methods.base import BlankMapWarning as BlankMapWarning
+from afmi.methods.base import LayerMethod as LayerMethod
+from afmi.methods.base import Method
+from afmi.specs import Catalogue
 
 _FAMILIES = ("control", "pixel", "region", "feature map")
+_NAMES = (
+    "CATALOGUE",
+    "Attribution",
+    "BlankMapWarning",
+    "LayerMethod",
+    "Method",
+    "MethodsLike",
+    "chosen_methods",
+    "method_named",
+)
 
 
-def _find() -> dict[str, type[Method]]:
-    found: dict[str, type[Method]] = specs.find_subclasses(__name__, __path__, Method)
-    order = sorted(found, key=lambda n: (_FAMILIES.index(found[n].family), n == "AFMI", n.lower()))
-    return {name: found[name] for name in order}
+def _order(cls: type[Method]) -> tuple[int, bool, str]:
+    return _FAMILIES.index(cls.family), cls.name == "A-FMI", cls.__name__.lower()
 
 
-CATALOGUE: dict[str, type[Method]] = _find()
+CATALOGUE: Catalogue[Method] = Catalogue(Method, __name__, _order, _NAMES)
 """Every method's class by its name, families in the paper's order."""
 
-globals().update(CATALOGUE)
-
+__getattr__ = CATALOGUE.attribute
+__dir__ = CATALOGUE.names
 
 specs.register(Method, "method", lambda: CATALOGUE)
 
@@ -75,7 +63,7 @@ def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
         >>> list(chosen_methods(nn.Identity(), "grad-cam,a-fmi:averaged=no"))
         ['Grad-CAM', 'A-FMI (averaged=false)']
     """
-    chosen = specs.choose(methods, Method, list(CATALOGUE.values()), model=model)
+    chosen = specs.choose(methods, Method, model=model)
     for label, method in chosen.items():
         if method.model is not model:
             raise UsageError(f"the {label} given explains another model; pass the class instead")
@@ -89,36 +77,3 @@ def method_named(text: str) -> type[Method]:
         UsageError: when there is none; near matches are listed.
     """
     return specs.named(text, CATALOGUE, "method")
-
-
-__all__ = [
-    "AFMI",
-    "CAM",
-    "CATALOGUE",
-    "LIME",
-    "LRP",
-    "RISE",
-    "XRAI",
-    "Attribution",
-    "BlankMapWarning",
-    "DeconvNet",
-    "DeepLIFT",
-    "ExtremalPerturbation",
-    "GradCAM",
-    "GradCAMPlusPlus",
-    "Gradient",
-    "GradientSHAP",
-    "GuidedBackprop",
-    "InputXGradient",
-    "IntegratedGradients",
-    "KernelSHAP",
-    "LayerMethod",
-    "MeaningfulPerturbation",
-    "Method",
-    "MethodsLike",
-    "PredictionDifference",
-    "Random",
-    "SmoothGrad",
-    "chosen_methods",
-    "method_named",
-]

@@ -8,34 +8,33 @@ images instead of a method's maps, so it is no `Metric` and not in the catalogue
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from afmi import specs
-from afmi.metrics.base import Case, Metric
-from afmi.metrics.fmi_prototypes import FMIPrototypes
+from afmi.metrics.base import Case as Case
+from afmi.metrics.base import Metric
+from afmi.metrics.fmi_prototypes import FMIPrototypes as FMIPrototypes
+from afmi.specs import Catalogue
 
-if TYPE_CHECKING:
-    from afmi.metrics.class_discriminability import ClassDiscriminability
-    from afmi.metrics.completeness import Completeness
-    from afmi.metrics.cost import Cost
-    from afmi.metrics.deletion import Deletion
-    from afmi.metrics.grid_pointing import GridPointing
-    from afmi.metrics.insertion import Insertion
-    from afmi.metrics.parameter_randomisation import ParameterRandomisation
-    from afmi.metrics.reference_reliability import ReferenceReliability
-
-
-def _find() -> dict[str, type[Metric]]:
-    found: dict[str, type[Metric]] = specs.find_subclasses(__name__, __path__, Metric)
-    order = sorted(found, key=lambda n: (not found[n].standard, n != "Insertion", n))
-    return {name: found[name] for name in order}
+_NAMES = (
+    "CATALOGUE",
+    "Case",
+    "FMIPrototypes",
+    "Metric",
+    "MetricsLike",
+    "chosen_metrics",
+    "metric_named",
+)
 
 
-CATALOGUE: dict[str, type[Metric]] = _find()
+def _order(cls: type[Metric]) -> tuple[bool, bool, str]:
+    return not cls.standard, cls.name != "Insertion", cls.__name__
+
+
+CATALOGUE: Catalogue[Metric] = Catalogue(Metric, __name__, _order, _NAMES)
 """Every metric's class by its name; those measured unless told otherwise come first."""
 
-globals().update(CATALOGUE)
-
+__getattr__ = CATALOGUE.attribute
+__dir__ = CATALOGUE.names
 
 specs.register(Metric, "metric", lambda: CATALOGUE)
 
@@ -56,10 +55,9 @@ def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]:
         >>> list(chosen_metrics("Insertion,insertion:canvas=mean"))
         ['insertion', 'insertion(canvas=mean)']
     """
-    classes = list(CATALOGUE.values())
     if metrics is None:
-        metrics = [cls for cls in classes if cls.standard]
-    chosen = specs.choose(metrics, Metric, classes)
+        metrics = [cls for cls in CATALOGUE.values() if cls.standard]
+    chosen = specs.choose(metrics, Metric)
     return {specs.row_key(metric): metric for metric in chosen.values()}
 
 
@@ -70,22 +68,3 @@ def metric_named(text: str) -> type[Metric]:
         UsageError: when there is none; near matches are listed.
     """
     return specs.named(text, CATALOGUE, "metric")
-
-
-__all__ = [
-    "CATALOGUE",
-    "Case",
-    "ClassDiscriminability",
-    "Completeness",
-    "Cost",
-    "Deletion",
-    "FMIPrototypes",
-    "GridPointing",
-    "Insertion",
-    "Metric",
-    "MetricsLike",
-    "ParameterRandomisation",
-    "ReferenceReliability",
-    "chosen_metrics",
-    "metric_named",
-]

@@ -1,0 +1,71 @@
+# Written by `make format` from __init__.py and the modules that it names.
+from collections.abc import Sequence as Sequence
+
+from torch import nn as nn
+
+from afmi.methods.base import Attribution as Attribution
+from afmi.methods.base import BlankMapWarning as BlankMapWarning
+from afmi.methods.base import LayerMethod as LayerMethod
+from afmi.methods.base import Method as Method
+from afmi.methods.feature_maps.afmi import AFMI as AFMI
+from afmi.methods.feature_maps.cam import CAM as CAM
+from afmi.methods.feature_maps.grad_cam import GradCAM as GradCAM
+from afmi.methods.feature_maps.grad_cam_plus_plus import GradCAMPlusPlus as GradCAMPlusPlus
+from afmi.methods.pixels.deconvnet import DeconvNet as DeconvNet
+from afmi.methods.pixels.deeplift import DeepLIFT as DeepLIFT
+from afmi.methods.pixels.gradient import Gradient as Gradient
+from afmi.methods.pixels.gradient_shap import GradientSHAP as GradientSHAP
+from afmi.methods.pixels.guided_backprop import GuidedBackprop as GuidedBackprop
+from afmi.methods.pixels.input_x_gradient import InputXGradient as InputXGradient
+from afmi.methods.pixels.integrated_gradients import IntegratedGradients as IntegratedGradients
+from afmi.methods.pixels.kernel_shap import KernelSHAP as KernelSHAP
+from afmi.methods.pixels.lrp import LRP as LRP
+from afmi.methods.pixels.smoothgrad import SmoothGrad as SmoothGrad
+from afmi.methods.random import Random as Random
+from afmi.methods.regions.extremal_perturbation import ExtremalPerturbation as ExtremalPerturbation
+from afmi.methods.regions.lime import LIME as LIME
+from afmi.methods.regions.meaningful_perturbation import (
+    MeaningfulPerturbation as MeaningfulPerturbation,
+)
+from afmi.methods.regions.prediction_difference import PredictionDifference as PredictionDifference
+from afmi.methods.regions.rise import RISE as RISE
+from afmi.methods.regions.xrai import XRAI as XRAI
+from afmi.specs import Catalogue as Catalogue
+
+CATALOGUE: Catalogue[Method]
+MethodsLike = str | Sequence[str | type[Method] | Method]
+
+def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]: ...
+def method_named(text: str) -> type[Method]: ...
+
+__all__ = [
+    "AFMI",
+    "CAM",
+    "CATALOGUE",
+    "LIME",
+    "LRP",
+    "RISE",
+    "XRAI",
+    "Attribution",
+    "BlankMapWarning",
+    "DeconvNet",
+    "DeepLIFT",
+    "ExtremalPerturbation",
+    "GradCAM",
+    "GradCAMPlusPlus",
+    "Gradient",
+    "GradientSHAP",
+    "GuidedBackprop",
+    "InputXGradient",
+    "IntegratedGradients",
+    "KernelSHAP",
+    "LayerMethod",
+    "MeaningfulPerturbation",
+    "Method",
+    "MethodsLike",
+    "PredictionDifference",
+    "Random",
+    "SmoothGrad",
+    "chosen_methods",
+    "method_named",
+]

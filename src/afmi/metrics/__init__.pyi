@@ -1,0 +1,39 @@
+# Written by `make format` from __init__.py and the modules that it names.
+from collections.abc import Sequence as Sequence
+
+from afmi.metrics.base import Case as Case
+from afmi.metrics.base import Metric as Metric
+from afmi.metrics.class_discriminability import ClassDiscriminability as ClassDiscriminability
+from afmi.metrics.completeness import Completeness as Completeness
+from afmi.metrics.cost import Cost as Cost
+from afmi.metrics.deletion import Deletion as Deletion
+from afmi.metrics.fmi_prototypes import FMIPrototypes as FMIPrototypes
+from afmi.metrics.grid_pointing import GridPointing as GridPointing
+from afmi.metrics.insertion import Insertion as Insertion
+from afmi.metrics.parameter_randomisation import ParameterRandomisation as ParameterRandomisation
+from afmi.metrics.reference_reliability import ReferenceReliability as ReferenceReliability
+from afmi.specs import Catalogue as Catalogue
+
+CATALOGUE: Catalogue[Metric]
+MetricsLike = str | Sequence[str | type[Metric] | Metric]
+
+def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]: ...
+def metric_named(text: str) -> type[Metric]: ...
+
+__all__ = [
+    "CATALOGUE",
+    "Case",
+    "ClassDiscriminability",
+    "Completeness",
+    "Cost",
+    "Deletion",
+    "FMIPrototypes",
+    "GridPointing",
+    "Insertion",
+    "Metric",
+    "MetricsLike",
+    "ParameterRandomisation",
+    "ReferenceReliability",
+    "chosen_metrics",
+    "metric_named",
+]
