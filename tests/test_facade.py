@@ -85,14 +85,14 @@ def test_the_stub_holds_every_name_and_no_other(package: str) -> None:
     assert all(hasattr(module, name) for name in module.__all__)
 
 
-@pytest.mark.parametrize("name", ["AFMI", "explain"])
+@pytest.mark.parametrize("name", ["AFMI", "Explanation", "compare", "explain"])
 def test_a_name_loads_no_other_method(name: str) -> None:
     modules = run(f"import afmi, sys\nafmi.{name}\nprint(*sys.modules)").split()
     files = {"afmi.methods.random", "afmi.methods.pixels.lrp", "afmi.methods.regions.rise"}
     assert not files & set(modules)
     loaded = [m for m in modules if m.startswith(("afmi.methods.feature_maps.", "afmi.metrics"))]
     assert set(loaded) <= {"afmi.methods.feature_maps.afmi"}
-    assert not {"skimage", "pandas", "pyarrow"} & set(modules)
+    assert not {"matplotlib", "skimage", "pandas", "pyarrow"} & set(modules)
 
 
 def test_a_name_in_any_spelling_loads_one_method() -> None:

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from afmi.api import AnyImage, ClassLike, explain, prepare
@@ -23,6 +22,9 @@ from afmi.methods.base import classify
 from afmi.pictures import plots
 from afmi.pictures.images import to_image
 from afmi.pictures.maps import top_mask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate"]
 

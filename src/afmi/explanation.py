@@ -18,12 +18,11 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import afmi
@@ -31,6 +30,9 @@ from afmi.files import write_files
 from afmi.pictures import plots
 from afmi.pictures.images import to_image
 from afmi.pictures.maps import display_range
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["INSERTED", "Explanation"]
 

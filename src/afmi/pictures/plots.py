@@ -13,14 +13,10 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, fontManager, get_font
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +24,11 @@ from afmi.errors import ShapeError, UsageError
 from afmi.files import write_files
 from afmi.pictures.images import to_image
 from afmi.pictures.maps import display_range, top_mask
+
+# matplotlib takes a second to import, so it is imported when something is drawn.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import FontProperties
 
 __all__ = [
     "Panel",
@@ -55,6 +56,8 @@ _GREY = (0.299, 0.587, 0.114)
 @functools.cache
 def _colors(name: str) -> np.ndarray:
     """Return a colour map as an array (levels, 3) in [0, 1]."""
+    import matplotlib
+
     steps = np.linspace(0, 1, _LEVELS)
     if name == "cool":
         places = np.linspace(0, 1, len(_COOL))
@@ -211,6 +214,8 @@ _UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # for letters that the font lacks
 
 @functools.cache
 def _font(role: str) -> FontProperties:
+    from matplotlib.font_manager import FontProperties
+
     size = _SIZES["column" if role == "row" else role] * 72 / _DPI
     # The font that matplotlib ships, so that pictures look the same on every machine.
     return FontProperties(
@@ -220,6 +225,8 @@ def _font(role: str) -> FontProperties:
 
 @functools.cache
 def _known_characters(role: str) -> frozenset[int]:
+    from matplotlib.font_manager import fontManager, get_font
+
     return frozenset(get_font(fontManager.findfont(_font(role))).get_charmap())
 
 
@@ -227,6 +234,9 @@ class _Sheet:
     """A figure that is laid out in pixels from the top left."""
 
     def __init__(self) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
         self.figure = Figure(figsize=(1, 1), dpi=_DPI, facecolor="white")
         self.renderer: Any = FigureCanvasAgg(self.figure).get_renderer()
         self._waiting: list[tuple[str, float, float, str, dict[str, Any]]] = []
@@ -404,6 +414,8 @@ def _number(value: float) -> str:
 
 def figure_png(figure: Figure, file: Any) -> None:
     """Write a figure as PNG to an open binary file, pixel for pixel as it was laid out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     # Not savefig, which obeys the user's rcParams (a tight bounding box would cut margins).
     canvas = (
         figure.canvas if isinstance(figure.canvas, FigureCanvasAgg) else FigureCanvasAgg(figure)
@@ -422,8 +434,8 @@ def save_png(picture: Figure | Image.Image, path: str | os.PathLike[str]) -> Pat
         AfmiError: when the file cannot be written.
     """
     path = Path(path)
-    if isinstance(picture, Figure):
-        write_files({path: lambda file: figure_png(picture, file)})
-    else:
+    if isinstance(picture, Image.Image):
         write_files({path: lambda file: picture.save(file, "PNG")})
+    else:
+        write_files({path: lambda file: figure_png(picture, file)})
     return path
