@@ -29,9 +29,10 @@ from afmi.network.classifier import Classifier
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import resolve_layer
 from afmi.pictures.maps import upsample
-from afmi.pictures.references import Reference, reference_named
+from afmi.pictures.references import Reference
 from afmi.progress import duration, reporting, track
 from afmi.report.statistics import mean
+from afmi.specs import parse
 
 REFERENCES = ("black", "white", "random", "mean", "blurred", "black+white+random")
 
@@ -81,7 +82,7 @@ def variants(
         "averaged, positive FMI": positive_importance,
     }
     for name in REFERENCES:
-        reference: Reference = reference_named(name)
+        reference = parse(name, Reference)
         with torch.no_grad(), evaluation_mode(model):
             place = resolve_layer(model, layer, images)
             run = modified_gradient(model, images, layer=place, reference=reference)

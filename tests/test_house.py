@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import re
@@ -170,6 +171,20 @@ def test_afmi_commands_exist() -> None:
             command, *words = line.partition(" #")[0].split()
             known = {o for p in cli.commands[command].params for o in p.opts} | {"--help"}
             assert {w for w in words if w.startswith("--")} <= known, line
+
+
+SCRIPTS = sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "training").rglob("*.py")])
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_import_what_there_is(path: Path) -> None:
+    """They take minutes to run, so nothing else notices when a name of the package goes."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "afmi":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_ci_can_be_run() -> None:
