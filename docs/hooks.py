@@ -60,7 +60,7 @@ def _picture(model: Any, cls: type, settings: dict[str, Any]) -> tuple[bytes | N
 
     import afmi
     from afmi.errors import AfmiError
-    from afmi.pictures import plots
+    from afmi.pictures import figures
 
     try:
         with warnings.catch_warnings():
@@ -69,7 +69,7 @@ def _picture(model: Any, cls: type, settings: dict[str, Any]) -> tuple[bytes | N
     except AfmiError as error:
         return None, f"On the embedded network: *{error}*"
     buffer = io.BytesIO()
-    plots.figure_png(explanation.figure(), buffer)
+    figures.figure_png(explanation.figure(), buffer)
     with_settings = ", ".join(f"{key}={value}" for key, value in settings.items())
     how = f"with {with_settings}, for the picture's sake" if settings else "with its defaults"
     name = cls.__name__

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from afmi.gradients import modified_gradient
 from afmi.network.classifier import Classifier
 from afmi.network.layers import Layer, resolve_layer
-from afmi.pictures.images import resize_and_crop, to_tensor
 from afmi.pictures.references import Reference
+from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 _SHIPPED = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 

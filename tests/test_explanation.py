@@ -1,4 +1,4 @@
-"""explain, explain_files, and the record that shows and saves itself."""
+"""explain, explain_classes, explain_many, explain_files, and the record that saves itself."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from PIL import Image
 from torch import nn
 
 import afmi
-from afmi.api import explain, explain_files
+from afmi.api import explain, explain_classes, explain_files, explain_many
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.explanation import Explanation
 from afmi.methods import AFMI, GradCAM, Gradient, Method, Random
-from afmi.pictures.images import Unreadable
+from afmi.pictures.finding import Unreadable
 from afmi.pictures.references import White
 
 LABELS = ("tabby cat", "collie", "newt", "Border terrier", "church / tower")
@@ -120,29 +120,72 @@ def test_wrong_pictures_are_refused(model, tmp_path):
     with pytest.raises(UsageError, match="not normalised yet"):
         explain(model, torch.randn(3, 20, 20))
     for wrong in (torch.rand(2, 3, 20, 20), torch.rand(20, 20), torch.zeros(3, 20, 20).byte()):
-        with pytest.raises(ShapeError, match="one picture"):
+        with pytest.raises(ShapeError, match="one image"):
             explain(model, wrong)
 
 
-def test_a_list_gives_a_list_in_order(model, tmp_path):
+def test_many_images_come_back_in_order(model, tmp_path):
     files = [_file(tmp_path, f"{i}.png", i) for i in range(5)]
-    found = explain(model, files, batch_size=2)
+    found = list(explain_many(model, files, batch_size=2))
     assert [f.source for f in found] == [str(f) for f in files]
     for one, file in zip(found, files, strict=True):
         torch.testing.assert_close(one.map, explain(model, file).map)
-    each = explain(model, files[:2], ["newt", 0])
-    assert [one.target for one in each] == [2, 0]
-    assert explain(model, []) == []
-    with pytest.raises(TargetError, match="2 pictures, got 3"):
-        explain(model, files[:2], [1, 2, 3])
-    with pytest.raises(TargetError, match="top_k"):
+    each = list(explain_many(model, files[:3], ["newt", None, 0]))
+    assert [one.target for one in each] == [2, found[1].predicted, 0]
+    assert [one.target for one in explain_many(model, iter(files), "newt")] == [2] * 5
+    assert list(explain_many(model, [])) == []
+    tensors = torch.cat([model.prepare(Image.open(file)) for file in files])
+    for one, tensor in zip(found, explain_many(model, tensors), strict=True):
+        assert torch.equal(one.image, tensor.image)
+
+
+def test_many_images_need_as_many_classes(model, tmp_path):
+    files = [_file(tmp_path, f"{i}.png", i) for i in range(2)]
+    with pytest.raises(TargetError, match="2 images, got 3"):
+        explain_many(model, files, [1, 2, 3])
+    with pytest.raises(TargetError, match="got 2 images and more classes"):
+        list(explain_many(model, iter(files), [1, 2, 3]))
+    with pytest.raises(TargetError, match="got 1 classes and more images"):
+        list(explain_many(model, iter(files), [1]))
+    with pytest.raises(TargetError, match="no class is called 'poodle'"):
+        explain_many(model, files, ["newt", "poodle"])
+    with pytest.raises(UsageError, match="batch_size"):
+        explain_many(model, files, batch_size=0)
+
+
+def test_one_call_explains_one_image_and_class(model, tmp_path):
+    files = [_file(tmp_path, f"{i}.png", i) for i in range(2)]
+    with pytest.raises(UsageError, match="one image, got 2; explain_many"):
+        explain(model, files)
+    with pytest.raises(TargetError, match="explain_classes"):
         explain(model, files[0], [1, 2, 3])
+
+
+def test_images_are_read_when_their_turn_comes(model, tmp_path):
+    taken = []
+
+    def images():
+        for i in range(100):
+            taken.append(i)
+            yield _file(tmp_path, f"{i}.png", i)
+
+    found = explain_many(model, images(), batch_size=3)
+    assert taken == []
+    next(found)
+    assert len(taken) == 3
+
+
+def test_classes_are_explained_in_the_order_given(model, photo):
+    found = explain_classes(model, photo, ["newt", 0])
+    assert [one.target for one in found] == [2, 0]
+    for one in found:
+        torch.testing.assert_close(one.map, explain(model, photo, one.target).map)
 
 
 @blank_is_fine
 @pytest.mark.parametrize("method", ["AFMI", "grad-cam", "gradient", "random"])
 def test_top_k_goes_from_the_likeliest_down(model, photo, method):
-    found = explain(model, photo, top_k=3, method=method)
+    found = explain_classes(model, photo, top_k=3, method=method)
     probabilities = [one.probability for one in found]
     assert probabilities == sorted(probabilities, reverse=True)
     assert found[0].target == found[0].predicted
@@ -151,19 +194,21 @@ def test_top_k_goes_from_the_likeliest_down(model, photo, method):
         torch.testing.assert_close(one.map, alone.map)
         assert one.probability == pytest.approx(alone.probability, rel=1e-5)
         assert one.layer == alone.layer
-    everything = explain(model, photo, top_k=5)
+    everything = explain_classes(model, photo, top_k=5)
     assert sorted(one.target for one in everything) == list(range(5))
 
 
 @pytest.mark.parametrize(("top_k", "says"), [(6, "up to the 5"), (0, "from 1"), (True, "from 1")])
 def test_impossible_top_k_is_refused(model, photo, top_k, says):
     with pytest.raises(UsageError, match=says):
-        explain(model, photo, top_k=top_k)
+        explain_classes(model, photo, top_k=top_k)
 
 
-def test_top_k_and_target_exclude_each_other(model, photo):
+def test_either_top_k_or_classes_are_given(model, photo):
     with pytest.raises(UsageError, match="both"):
-        explain(model, photo, 1, top_k=2)
+        explain_classes(model, photo, [1], top_k=2)
+    with pytest.raises(UsageError, match="neither"):
+        explain_classes(model, photo)
 
 
 @blank_is_fine
@@ -226,7 +271,7 @@ def test_the_network_runs_as_seldom_as_may_be(tmp_path):
     list(explain_files(model, files, batch_size=4))
     assert network.runs == [4]
     network.runs.clear()
-    explain(model, files[0], top_k=5)
+    explain_classes(model, files[0], top_k=5)
     assert len(network.runs) <= 2
 
 
@@ -282,7 +327,7 @@ def test_files_of_many_sizes_behind_a_bare_network(tmp_path):
 def test_files_with_several_classes(model, tmp_path):
     files = [_file(tmp_path, f"{i}.png", i) for i in range(3)]
     for results in zip(
-        files, explain_files(model, files, targets=[4, "newt"], batch_size=2), strict=True
+        files, explain_files(model, files, classes=[4, "newt"], batch_size=2), strict=True
     ):
         file, found = results
         assert [one.target for one in found] == [4, 2]
@@ -291,11 +336,11 @@ def test_files_with_several_classes(model, tmp_path):
     top = list(explain_files(model, files, top_k=2))
     assert all(len(found) == 2 and found[0].probability >= found[1].probability for found in top)
     with pytest.raises(UsageError, match="list of classes"):
-        explain_files(model, files, targets=[])
+        explain_files(model, files, classes=[])
     with pytest.raises(UsageError, match="list of classes"):
-        explain_files(model, files, targets="newt")
+        explain_files(model, files, classes="newt")
     with pytest.raises(TargetError):
-        explain_files(model, files, targets=["poodle"])
+        explain_files(model, files, classes=["poodle"])
     with pytest.raises(UsageError, match="batch_size"):
         explain_files(model, files, batch_size=0)
     assert list(explain_files(model, [])) == []
@@ -498,5 +543,6 @@ def test_views(model, photo):
 
 def test_the_facade_leads_here():
     assert afmi.explain is explain
+    assert (afmi.explain_classes, afmi.explain_many) == (explain_classes, explain_many)
     assert afmi.Explanation is Explanation
     assert issubclass(afmi.methods.AFMI, Method)

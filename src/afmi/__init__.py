@@ -25,7 +25,11 @@ _HOMES = {
     "evaluate": "afmi.evaluation.run",
     "evaluation": "afmi.evaluation",
     "explain": "afmi.api",
+    "explain_classes": "afmi.api",
+    "explain_many": "afmi.api",
+    "figures": "afmi.pictures.figures",
     "find_class": "afmi.network.classifier",
+    "find_images": "afmi.pictures.finding",
     "find_layer": "afmi.network.layers",
     "gradients": "afmi.gradients",
     "images": "afmi.pictures.images",
@@ -36,6 +40,7 @@ _HOMES = {
     "plots": "afmi.pictures.plots",
     "references": "afmi.pictures.references",
     "report": "afmi.report",
+    "transforms": "afmi.pictures.transforms",
 }
 """The module of each public name; where both have one name, the module itself is meant."""
 

@@ -7,6 +7,8 @@ from afmi import metrics as metrics
 from afmi import report as report
 from afmi._version import __version__ as __version__
 from afmi.api import explain as explain
+from afmi.api import explain_classes as explain_classes
+from afmi.api import explain_many as explain_many
 from afmi.comparison import Comparison as Comparison
 from afmi.comparison import compare as compare
 from afmi.evaluation.run import evaluate as evaluate
@@ -16,10 +18,13 @@ from afmi.models.load import load_model as load_model
 from afmi.network.classifier import Classifier as Classifier
 from afmi.network.classifier import find_class as find_class
 from afmi.network.layers import find_layer as find_layer
+from afmi.pictures import figures as figures
 from afmi.pictures import images as images
 from afmi.pictures import maps as maps
 from afmi.pictures import plots as plots
 from afmi.pictures import references as references
+from afmi.pictures import transforms as transforms
+from afmi.pictures.finding import find_images as find_images
 
 __all__ = [
     "AFMI",
@@ -31,7 +36,11 @@ __all__ = [
     "evaluate",
     "evaluation",
     "explain",
+    "explain_classes",
+    "explain_many",
+    "figures",
     "find_class",
+    "find_images",
     "find_layer",
     "gradients",
     "images",
@@ -42,4 +51,5 @@ __all__ = [
     "plots",
     "references",
     "report",
+    "transforms",
 ]

@@ -1,13 +1,15 @@
-"""Explain pictures in one call: files, arrays or tensors in, `Explanation` records out."""
+"""Explain images in one call: files, arrays or tensors in, `Explanation` records out."""
 
 from __future__ import annotations
 
 import dataclasses
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from typing import Any, TypeAlias, overload
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,86 +25,62 @@ from afmi.errors import (
     UsageError,
     near_matches,
 )
-from afmi.explanation import Explanation
-from afmi.methods import Attribution, Method
+from afmi.explanation import Explanation, explanation_of
+from afmi.methods import Method
 from afmi.methods.base import classify
-from afmi.network.classifier import Classifier, class_label, find_class
-from afmi.pictures.images import ImageSource, Unreadable, read_image, read_images, to_tensor
+from afmi.network.classifier import Classifier, find_class
+from afmi.pictures.batches import neighbours
+from afmi.pictures.finding import Unreadable
+from afmi.pictures.images import ImageSource, read_image
 from afmi.pictures.references import Reference
+from afmi.pictures.transforms import to_tensor
 
-__all__ = ["AnyImage", "ClassLike", "Explanation", "explain", "explain_files", "prepare"]
+__all__ = [
+    "AnyImage",
+    "ClassLike",
+    "Explanation",
+    "explain",
+    "explain_classes",
+    "explain_files",
+    "explain_many",
+    "prepare",
+]
 
 AnyImage: TypeAlias = ImageSource | Tensor
 ClassLike: TypeAlias = int | str
 MethodLike: TypeAlias = str | type[Method] | Method
+T = TypeVar("T")
+U = TypeVar("U")
 
 
-@overload
 def explain(
     model: nn.Module | None,
     image: AnyImage,
     target: ClassLike | None = None,
     *,
     method: MethodLike = "AFMI",
-    top_k: None = None,
     layer: Any = None,
     reference: Reference | str | None = None,
-    batch_size: int = 8,
     **parameters: Any,
-) -> Explanation: ...
-
-
-@overload
-def explain(
-    model: nn.Module | None,
-    image: AnyImage | Sequence[AnyImage],
-    target: ClassLike | Sequence[ClassLike] | None = None,
-    *,
-    method: MethodLike = "AFMI",
-    top_k: int | None = None,
-    layer: Any = None,
-    reference: Reference | str | None = None,
-    batch_size: int = 8,
-    **parameters: Any,
-) -> Any: ...
-
-
-def explain(
-    model: nn.Module | None,
-    image: AnyImage | Sequence[AnyImage],
-    target: ClassLike | Sequence[ClassLike] | None = None,
-    *,
-    method: MethodLike = "AFMI",
-    top_k: int | None = None,
-    layer: Any = None,
-    reference: Reference | str | None = None,
-    batch_size: int = 8,
-    **parameters: Any,
-) -> Any:
-    """Explain why the network gave a picture its class.
+) -> Explanation:
+    """Explain why the network gave an image its class.
 
     Args:
-        model: a `Classifier`, which resizes and normalises pictures as the network's training
+        model: a `Classifier`, which resizes and normalises images as the network's training
             did and knows the labels. Any other ``nn.Module`` works too, but sees files as they
             are, in [0, 1] and in their own size: most trained networks then answer wrongly.
             None: the model of the method given.
         image: a file, PIL image, array (H, W, 3), or what else `afmi.images.read_image` takes; or
-            a tensor (3, H, W) or (1, 3, H, W), which the model sees as it is. A list of these
-            gives a list of results.
-        target: the class, as its index or label (``"collie"``); for a list of pictures also a
-            list of classes, one for each. None: the class that the model predicts.
+            a tensor (3, H, W) or (1, 3, H, W), which the model sees as it is.
+        target: the class, as its index or label (``"collie"``). None: the class that the model
+            predicts.
         method: a name (``"grad-cam"``), class or instance out of `afmi.methods`.
-        top_k: explain this many of the most probable classes instead, the likeliest first.
         layer: see `afmi.methods.LayerMethod`; for methods that take one.
         reference: a `Reference` or its name (``"white"``, a file); for methods that take one.
-        batch_size: how many of a list's pictures go through the network at once.
         **parameters: other hyperparameters of the method.
 
-    Returns:
-        One `Explanation`; with ``top_k`` a list of them; for a list of pictures a list of these.
-
     Raises:
-        ImageError: when a picture cannot be read.
+        ImageError: when the image cannot be read.
         TargetError: when there is no such class.
         UsageError: when the method does not take a parameter.
 
@@ -115,33 +93,107 @@ def explain(
         'newt'
     """
     chosen = _method(model, method, layer=layer, reference=reference, **parameters)
-    _check_counts(target, top_k, batch_size)
-    several = isinstance(image, (list, tuple))
-    images: Sequence[Any] = image if isinstance(image, (list, tuple)) else [image]
-    if not isinstance(target, (list, tuple)):
-        classes = [target] * len(images)
-    elif several and len(target) == len(images):
-        classes = list(target)
-    else:
-        raise TargetError(
-            f"expected one class for each of {len(images)} pictures, got {len(target)}; "
-            "top_k explains several classes of one picture"
+    item = _item(chosen.model, image, _target(chosen.model, target))
+    return _explain_batch(chosen, [item])[0][0]
+
+
+def explain_classes(
+    model: nn.Module | None,
+    image: AnyImage,
+    classes: Sequence[ClassLike] | None = None,
+    *,
+    top_k: int | None = None,
+    method: MethodLike = "AFMI",
+    **parameters: Any,
+) -> list[Explanation]:
+    """Explain several classes of one image, with as few forward passes as possible.
+
+    Args:
+        model: as in `explain`.
+        image: as in `explain`.
+        classes: the classes, as indices or labels.
+        top_k: in place of classes, explain this many of the most probable ones.
+        method: as in `explain`.
+        **parameters: as in `explain`, ``layer`` and ``reference`` among them.
+
+    Returns:
+        One explanation for each class, in the order given, or from the most probable class down.
+
+    Raises:
+        UsageError: when neither classes nor ``top_k`` is given, or both are; otherwise as for
+            `explain`.
+
+    Example:
+        >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
+        >>> image = torch.rand(3, 4, 4)
+        >>> [one.label for one in explain_classes(model, image, ["dog", "cat"], method="gradient")]
+        ['dog', 'cat']
+    """
+    chosen = _method(model, method, **parameters)
+    if classes is None and top_k is None:
+        raise UsageError(
+            "expected classes or top_k, got neither; explain takes the predicted class"
         )
-    wanted = [None if one is None else [_class_index(chosen.model, one)] for one in classes]
-    items = (
-        _Item(prepare(chosen.model, i), _source(i), w) for i, w in zip(images, wanted, strict=True)
-    )
-    results: list[Any] = list(_explained(chosen, items, top_k, batch_size))
-    if top_k is None:
-        results = [found[0] for found in results]
-    return results if several else results[0]
+    indices = _class_indices(chosen.model, classes, top_k)
+    return _explain_batch(chosen, [_item(chosen.model, image, indices)], top_k)[0]
+
+
+def explain_many(
+    model: nn.Module | None,
+    images: Iterable[AnyImage],
+    targets: Sequence[ClassLike | None] | ClassLike | None = None,
+    *,
+    method: MethodLike = "AFMI",
+    batch_size: int = 8,
+    **parameters: Any,
+) -> Iterator[Explanation]:
+    """Explain images one batch at a time, each read when its turn comes.
+
+    Args:
+        model: as in `explain`.
+        images: each as in `explain`.
+        targets: the class of each image, or one for all. None, for all or for one: the class that
+            the model predicts.
+        method: as in `explain`.
+        batch_size: how many images go through the network at once. Only neighbours of one shape
+            do, which behind a `Classifier`'s crop all have.
+        **parameters: as in `explain`, ``layer`` and ``reference`` among them.
+
+    Yields:
+        The explanation of each image, in order.
+
+    Raises:
+        TargetError: when there is no such class, or not one for each image; otherwise as for
+            `explain`.
+
+    Example:
+        >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
+        >>> explanations = explain_many(model, torch.rand(3, 3, 4, 4), "dog", method="gradient")
+        >>> [explanation.label for explanation in explanations]
+        ['dog', 'dog', 'dog']
+    """
+    chosen = _method(model, method, **parameters)
+    _check_count("batch_size", batch_size)
+    items: Iterator[_Item]
+    if isinstance(targets, Sequence) and not isinstance(targets, str):
+        if isinstance(images, Sized) and len(images) != len(targets):
+            raise TargetError(
+                f"expected one class for each of {len(images)} images, got {len(targets)}; None "
+                "stands for the predicted class"
+            )
+        classes = [_target(chosen.model, target) for target in targets]
+        items = (_item(chosen.model, *pair) for pair in _paired(images, classes))
+    else:
+        target = _target(chosen.model, targets)
+        items = (_item(chosen.model, image, target) for image in images)
+    return (explanations[0] for explanations in _explain_items(chosen, items, batch_size))
 
 
 def explain_files(
     model: nn.Module | None,
     paths: Iterable[str | os.PathLike[str]],
+    classes: Sequence[ClassLike] | None = None,
     *,
-    targets: Sequence[ClassLike] | None = None,
     top_k: int | None = None,
     method: MethodLike = "AFMI",
     batch_size: int = 8,
@@ -151,40 +203,81 @@ def explain_files(
 
     Args:
         model: as in `explain`.
-        paths: the files, e.g. from `afmi.images.find_images`; read when their turn comes.
-        targets: classes to explain for every file; None: the predicted one.
-        top_k: explain this many of the most probable classes instead.
+        paths: the files, e.g. from `afmi.find_images`; read when their turn comes.
+        classes: the classes to explain for every file. None: the predicted one.
+        top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
-        batch_size: how many pictures go through the network at once. Only neighbours of equal
-            size do, which behind a `Classifier`'s crop all are.
+        batch_size: as in `explain_many`.
         **parameters: as in `explain`, ``layer`` and ``reference`` among them.
 
     Yields:
         For each path in order the explanations, one for each class, or what is wrong with it.
     """
     chosen = _method(model, method, **parameters)
-    _check_counts(targets, top_k, batch_size)
-    if targets is not None and (isinstance(targets, str) or not len(targets)):
-        raise UsageError(f"expected a list of classes as targets, got {targets!r}")
-    wanted = None if targets is None else [_class_index(chosen.model, one) for one in targets]
-    return _explained(chosen, _file_items(chosen.model, paths, wanted), top_k, batch_size)
+    _check_count("batch_size", batch_size)
+    indices = _class_indices(chosen.model, classes, top_k)
+    items = (_file_item(chosen.model, Path(path), indices) for path in paths)
+    return _explain_items(chosen, items, batch_size, top_k)
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A picture on its way into the network: tensor (1, 3, H, W), file, classes to explain."""
+    """An image on its way into the network: (1, C, H, W), its file, the classes to explain."""
 
-    prepared: Tensor
+    inputs: Tensor
     source: str | None
-    classes: list[int] | None
+    classes: tuple[int, ...] | None
 
 
-def _check_counts(target: object, top_k: int | None, batch_size: int) -> None:
-    if target is not None and top_k is not None:
-        raise UsageError("expected a target or top_k, got both; leave one out")
-    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise UsageError(f"expected a whole number from 1 as {name}, got {value!r}")
+def _item(model: nn.Module, image: AnyImage, classes: tuple[int, ...] | None) -> _Item:
+    source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+    return _Item(prepare(model, image), source, classes)
+
+
+def _file_item(model: nn.Module, path: Path, classes: tuple[int, ...] | None) -> _Item | Unreadable:
+    try:
+        image = read_image(path)
+    except ImageError as error:
+        return Unreadable(path, str(error))
+    try:
+        return _Item(prepare(model, image), str(path), classes)
+    except AfmiError as error:
+        # A shape so extreme that the resized image would be huge, for one.
+        return Unreadable(path, f"{str(path)!r} cannot be prepared for the network: {error}")
+
+
+def _paired(images: Iterable[T], classes: Iterable[U]) -> Iterator[tuple[T, U]]:
+    """Pair images, which may be read one by one, with as many classes."""
+    end: Any = object()
+    for count, (image, target) in enumerate(zip_longest(images, classes, fillvalue=end)):
+        if image is end or target is end:
+            shorter, longer = ("images", "classes") if image is end else ("classes", "images")
+            raise TargetError(
+                f"expected one class for each image, got {count} {shorter} and more {longer}"
+            )
+        yield image, target
+
+
+def _check_count(name: str, value: int | None) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise UsageError(f"expected a whole number from 1 as {name}, got {value!r}")
+
+
+def _target(model: nn.Module, target: ClassLike | None) -> tuple[int, ...] | None:
+    return None if target is None else (_class_index(model, target),)
+
+
+def _class_indices(
+    model: nn.Module, classes: Sequence[ClassLike] | None, top_k: int | None
+) -> tuple[int, ...] | None:
+    _check_count("top_k", top_k)
+    if classes is None:
+        return None
+    if top_k is not None:
+        raise UsageError("expected classes or top_k, got both; leave one out")
+    if isinstance(classes, str) or not len(classes):
+        raise UsageError(f"expected a list of classes, got {classes!r}")
+    return tuple(_class_index(model, one) for one in classes)
 
 
 def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> Method:
@@ -229,11 +322,9 @@ def _class_index(model: nn.Module, wanted: Any) -> int:
             raise TypeError
         return find_class(model, operator.index(wanted))
     except TypeError:
-        raise TargetError(f"expected a class's index or label, got {wanted!r}") from None
-
-
-def _source(image: Any) -> str | None:
-    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+        raise TargetError(
+            f"expected a class's index or label, got {wanted!r}; explain_classes takes several"
+        ) from None
 
 
 def prepare(model: nn.Module, image: Any) -> Tensor:
@@ -241,10 +332,12 @@ def prepare(model: nn.Module, image: Any) -> Tensor:
 
     Args:
         model: as in `explain`.
-        image: one picture, as in `explain`.
+        image: as in `explain`.
     """
     if isinstance(image, Tensor):
         return _prepare_tensor(model, image)
+    if isinstance(image, (list, tuple)):
+        raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
     picture = read_image(image)
     if isinstance(model, Classifier):
         return model.prepare(picture)
@@ -261,138 +354,64 @@ def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
     fits = batch.dim() == 4 and batch.shape[0] == 1 and batch.shape[1] in (1, 3)
     if not fits or 0 in batch.shape or not batch.is_floating_point():
         raise ShapeError(
-            "expected one picture as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
-            f"{tuple(image.shape)} {image.dtype}; pass several as a list, divide bytes by 255"
+            "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
+            f"{tuple(image.shape)} {image.dtype}; explain_many takes several; divide bytes by 255"
         )
     if isinstance(model, Classifier):
         low, high = (float(value) for value in batch.detach().aminmax())
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
             raise UsageError(
                 f"expected pixels in [0, 1], got {low:g} to {high:g}; a Classifier normalises "
-                "inside, so pass pictures that are not normalised yet"
+                "inside, so pass images that are not normalised yet"
             )
     return _like_model(model, batch.detach())
 
 
-def _file_items(
-    model: nn.Module, paths: Iterable[str | os.PathLike[str]], classes: list[int] | None
-) -> Iterator[_Item | Unreadable]:
-    for path, picture in read_images(paths):
-        if isinstance(picture, ImageError):
-            yield Unreadable(path, str(picture))
-            continue
-        try:
-            prepared = prepare(model, picture)
-        except AfmiError as error:
-            # A shape so extreme that the resized picture would be huge, for one.
-            yield Unreadable(path, f"{str(path)!r} cannot be prepared for the network: {error}")
-            continue
-        yield _Item(prepared, str(path), classes)
+def _explain_items(
+    method: Method,
+    items: Iterable[_Item | T],
+    batch_size: int,
+    top_k: int | None = None,
+) -> Iterator[list[Explanation] | T]:
+    """Explain items as they come, in batches; what is no item is passed on in its place."""
+
+    def shape(item: _Item | T) -> tuple[object, ...] | None:
+        if not isinstance(item, _Item):
+            return None
+        return item.inputs.shape, None if item.classes is None else len(item.classes)
+
+    for batch in neighbours(items, batch_size, shape):
+        results = iter(_explain_batch(method, [i for i in batch if isinstance(i, _Item)], top_k))
+        for item in batch:
+            yield next(results) if isinstance(item, _Item) else item
 
 
-def _explained(
-    method: Method, items: Iterable[_Item | Unreadable], top_k: int | None, batch_size: int
-) -> Iterator[Any]:
-    """Explain items as they come, in batches of neighbours of one shape; keep their order."""
-    waiting: list[_Item | Unreadable] = []
-    shape: object = None
-    for item in items:
-        fits = isinstance(item, Unreadable) or shape in (None, item.prepared.shape)
-        if waiting and (len(waiting) == batch_size or not fits):
-            yield from _batch(method, waiting, top_k)
-            waiting, shape = [], None
-        waiting.append(item)
-        if isinstance(item, _Item):
-            shape = item.prepared.shape
-    yield from _batch(method, waiting, top_k)
-
-
-def _batch(method: Method, waiting: list[_Item | Unreadable], top_k: int | None) -> list[Any]:
-    items = [item for item in waiting if isinstance(item, _Item)]
-    found: Iterator[list[Explanation]] = iter(())
-    if items:
-        inputs = torch.cat([item.prepared for item in items])
-        classes = None
-        if items[0].classes is not None:
-            # Either each item has classes or none, and all have as many.
-            classes = torch.tensor([item.classes for item in items], device=inputs.device).T
-        attributions = _attributions(method, inputs, classes, top_k)
-        found = iter([_record(method, item, n, attributions) for n, item in enumerate(items)])
-    return [item if isinstance(item, Unreadable) else next(found) for item in waiting]
-
-
-def _attributions(
-    method: Method, inputs: Tensor, classes: Tensor | None, top_k: int | None
-) -> list[Attribution]:
-    """Explain several classes of the same pictures, with as few forward passes as may be.
-
-    Args:
-        method: what to explain with.
-        inputs: images (N, C, H, W).
-        classes: int64 (T, N), or None for the predicted ones.
-        top_k: how many of the most probable classes, or None.
-
-    Returns:
-        T attributions of N images, with logits.
-    """
-    if classes is not None:
-        found = method.attributions(inputs, classes)
+def _explain_batch(
+    method: Method, items: Sequence[_Item], top_k: int | None = None
+) -> list[list[Explanation]]:
+    """Explain images of one shape, each for as many classes, with as few passes as possible."""
+    if not items:
+        return []
+    model, inputs = method.model, torch.cat([item.inputs for item in items])
+    if items[0].classes is not None:
+        classes = torch.tensor([item.classes for item in items], device=inputs.device).T
+        attributions = method.attributions(inputs, classes)
     elif top_k is None:
-        found = [method.attribution(inputs)]
+        attributions = [method.attribution(inputs)]
     else:
-        logits = classify(method.model, inputs)
+        logits = classify(model, inputs)
         if top_k > logits.shape[1]:
             raise UsageError(f"expected top_k up to the {logits.shape[1]} classes, got {top_k}")
         # Stable, so that among equals the first comes first, as with arg-max.
         ranked = logits.argsort(dim=1, descending=True, stable=True)[:, :top_k].T
-        found = method.attributions(inputs, ranked)
-    logits = found[0].logits
+        attributions = method.attributions(inputs, ranked)
+    logits = attributions[0].logits
     if logits is None:
-        logits = classify(method.model, inputs)
-    return [dataclasses.replace(one, logits=logits) for one in found]
-
-
-def _record(
-    method: Method, item: _Item, row: int, attributions: list[Attribution]
-) -> list[Explanation]:
-    """Return the explanations of one picture, which is row ``row`` of the batch."""
-    model, logits = method.model, attributions[0].logits
-    assert logits is not None
-    probabilities = logits[row].detach().double().softmax(0)
-    predicted = int(logits[row].argmax())
-    # The layer apart: the record's own `layer` says which it was.
-    parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}
-    reference = getattr(method, "reference", None)
-    records = []
-    for attribution in attributions:
-        target = int(attribution.target[row])
-        residual = attribution.residual
-        records.append(
-            Explanation(
-                image=_for_display(item.prepared[0]),
-                map=attribution.maps[row, 0].detach().cpu().clone(),
-                target=target,
-                label=class_label(model, target),
-                probability=float(probabilities[target]),
-                predicted=predicted,
-                predicted_label=class_label(model, predicted),
-                predicted_probability=float(probabilities[predicted]),
-                method=method.name,
-                parameters=parameters,
-                layer=None if attribution.layer is None else str(attribution.layer),
-                reference=None if reference is None else specs.text(reference),
-                residual=None if residual is None else float(residual[row]),
-                model=str(getattr(model, "name", type(model).__name__)),
-                source=item.source,
-            )
-        )
-    return records
-
-
-def _for_display(image: Tensor) -> Tensor:
-    """Return an image (3, H, W) in [0, 1]; a bare network's own range is stretched to that."""
-    shown = image.detach().to("cpu", torch.float32, copy=True)
-    low, high = float(shown.min()), float(shown.max())
-    if low < -1e-3 or high > 1 + 1e-3:
-        shown = (shown - low) / (high - low)
-    return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
+        logits = classify(model, inputs)
+    return [
+        [
+            explanation_of(method, one, row, item.inputs[0], logits[row], item.source)
+            for one in attributions
+        ]
+        for row, item in enumerate(items)
+    ]

@@ -19,9 +19,10 @@ from afmi.explanation import Explanation
 from afmi.gradients import forward_pass
 from afmi.methods import MethodsLike, chosen_methods
 from afmi.methods.base import classify
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
+from afmi.pictures.transforms import to_image
+from afmi.progress import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 
 @dataclass(frozen=True)
 class Estimate:
-    """How long methods are going to take, by their passes and what a pass takes here.
+    """How long methods will take: their passes, times what a pass takes on this machine.
 
     Attributes:
         seconds: for each method's label.
@@ -47,16 +48,24 @@ class Estimate:
         """Seconds for all of them."""
         return sum(self.seconds.values())
 
+    def text(self, runs: int = 1) -> str:
+        """Return what so many runs take: ``about 5 min on this machine (RISE: 4 min)``."""
+        slowest = max(self.seconds, key=self.seconds.__getitem__)
+        return (
+            f"about {duration(runs * self.total)} on this machine "
+            f"({slowest}: {duration(runs * self.seconds[slowest])})"
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """What several methods say of one picture and class.
+    """The explanations of one image and class by several methods.
 
     Attributes:
-        explanations: one for each method that could be used, in the order asked for.
+        explanations: one for each supported method, in the order asked for.
         probabilities: for each of them, the class's softmax probability when only the top
             ``fractions`` of the pixels are kept and the rest is black.
-        refused: why each other method cannot be used on this network, by its label.
+        refused: the reason why each other method is not supported, by its label.
         seconds: that each method took, by its label.
         fractions: the shares of the pixels.
     """
@@ -71,21 +80,21 @@ class Comparison:
         """Draw methods in columns: the map over the picture, then ever more of its pixels."""
         first = self.explanations[0]
         side = 480 if len(self.explanations) <= 4 else 300
-        original = plots.Panel(to_image(first.image))
-        rows = [[original, *(plots.Panel(e.overlay()) for e in self.explanations)]]
+        original = figures.Panel(to_image(first.image))
+        rows = [[original, *(figures.Panel(e.overlay()) for e in self.explanations)]]
         for i, fraction in enumerate(self.fractions):
             inserted = [
-                plots.Panel(e.insertion(fraction), subtitle=f"{p[i]:.0%} {e.label}")
+                figures.Panel(e.insertion(fraction), subtitle=f"{p[i]:.0%} {e.label}")
                 for e, p in zip(self.explanations, self.probabilities, strict=True)
             ]
-            rows.append([plots.Panel(None), *inserted])
+            rows.append([figures.Panel(None), *inserted])
         note = (
             f"model {first.model} · the rest of the pixels is black · percentages: the probability "
             "of the class that the network gives the pixels shown"
         )
         if self.refused:
             note += f" · cannot be used on this network: {', '.join(self.refused)}"
-        return plots.grid(
+        return figures.grid(
             rows,
             row_titles=["map", *(f"{fraction:.0%}" for fraction in self.fractions)],
             column_titles=["picture", *(e.method for e in self.explanations)],
@@ -100,7 +109,7 @@ class Comparison:
         Raises:
             AfmiError: when it cannot be written.
         """
-        return plots.save_png(self.figure(), path)
+        return figures.save_png(self.figure(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers and records as JSON holds them."""
@@ -119,16 +128,16 @@ class Comparison:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        plots.figure_png(self.figure(), buffer)
+        figures.figure_png(self.figure(), buffer)
         return buffer.getvalue()
 
 
 def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") -> Estimate:
-    """Say how long methods will take on a picture, from a few passes that are timed here.
+    """Estimate how long methods will take on an image, from a few timed passes.
 
     Args:
         model: as in `afmi.explain`.
-        image: one picture.
+        image: as in `afmi.explain`.
         methods: as in `compare`.
     """
     inputs = prepare(model, image)
@@ -165,22 +174,22 @@ def compare(
     fractions: Sequence[float] = FRACTIONS,
     on_result: Callable[[Explanation, float], object] | None = None,
 ) -> Comparison:
-    """Explain one picture by several methods and keep ever more of what each finds important.
+    """Explain one image by several methods and insert ever more of the pixels each ranks first.
 
     Args:
         model: as in `afmi.explain`.
-        image: one picture, as in `afmi.explain`.
+        image: as in `afmi.explain`.
         target: the class, as index or label; None: the predicted one.
         methods: see `afmi.methods.chosen_methods`; one method may come with several parameters.
         fractions: shares of the pixels, from 0 to 1, for the insertion views.
-        on_result: called with each explanation and its seconds as soon as it is there.
+        on_result: called with each explanation and its seconds as soon as it is made.
 
     Returns:
-        A `Comparison`, which draws itself. Methods that cannot be used on the network (CAM on one
-        with a deep head) are listed with their reason, and do not stop the others.
+        A `Comparison`, which draws itself. Methods that the network does not support (CAM on one
+        with a deep head) are listed with the reason, and do not stop the others.
 
     Raises:
-        AfmiError: when none of the methods can be used.
+        AfmiError: when the network supports none of the methods.
     """
     explanations: list[Explanation] = []
     refused: dict[str, str] = {}
@@ -188,14 +197,14 @@ def compare(
     for label, method in chosen_methods(model, methods).items():
         start = time.perf_counter()
         try:
-            found = replace(explain(None, image, target, method=method), method=label)
+            explanation = replace(explain(None, image, target, method=method), method=label)
         except (LayerError, OperationError) as error:
             refused[label] = str(error)
             continue
         seconds[label] = time.perf_counter() - start
-        explanations.append(found)
+        explanations.append(explanation)
         if on_result is not None:
-            on_result(found, seconds[label])
+            on_result(explanation, seconds[label])
     if not explanations:
         raise AfmiError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
     inputs = prepare(model, image)

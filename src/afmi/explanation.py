@@ -26,15 +26,18 @@ import torch
 from torch import Tensor
 
 import afmi
+from afmi import specs
 from afmi.files import write_files
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.methods import Attribution, Method
+from afmi.network.classifier import class_label
+from afmi.pictures import figures, plots
 from afmi.pictures.maps import display_range
+from afmi.pictures.transforms import to_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INSERTED", "Explanation"]
+__all__ = ["INSERTED", "Explanation", "explanation_of"]
 
 INSERTED = 0.1
 """Share of the pixels that figures show on black: the paper's Figure 1."""
@@ -98,16 +101,16 @@ class Explanation:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
         scale = display_range(self.map)
         panels = [
-            plots.Panel(to_image(self.image), "What the network saw"),
-            plots.Panel(self.overlay(), "Where its evidence lies"),
-            plots.Panel(
+            figures.Panel(to_image(self.image), "What the network saw"),
+            figures.Panel(self.overlay(), "Where its evidence lies"),
+            figures.Panel(
                 self.heatmap(),
                 "For (red), against (blue)" if scale[0] < 0 else "The map",
                 scale=scale,
             ),
-            plots.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"),
+            figures.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"),
         ]
-        return plots.grid([panels], title=self._title(), note=self._note(), side=400)
+        return figures.grid([panels], title=self._title(), note=self._note(), side=400)
 
     def _title(self) -> str:
         title = f"{self.label}, {_percent(self.probability)}"
@@ -188,10 +191,10 @@ class Explanation:
 
         write_files(
             {
-                files["figure"]: lambda file: plots.figure_png(figure, file),
+                files["figure"]: lambda file: figures.figure_png(figure, file),
                 files["overlay"]: lambda file: overlay.save(file, "PNG"),
                 files["map"]: write_map,
-                files["record"]: lambda file: file.write(text.encode(errors="backslashreplace")),
+                files["record"]: text.encode(errors="backslashreplace"),
             }
         )
         return files
@@ -200,7 +203,7 @@ class Explanation:
     def _png(self) -> bytes:
         # Notebooks ask for PNG and HTML one after the other; drawing twice would be a waste.
         buffer = io.BytesIO()
-        plots.figure_png(self.figure(), buffer)
+        figures.figure_png(self.figure(), buffer)
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes:
@@ -222,6 +225,58 @@ class Explanation:
         return f"{self._title()} ({self._note()})"
 
 
+def explanation_of(
+    method: Method,
+    attribution: Attribution,
+    row: int,
+    image: Tensor,
+    logits: Tensor,
+    source: str | None,
+) -> Explanation:
+    """Make the record of one image of a batch.
+
+    Args:
+        method: that explained the batch.
+        attribution: of the batch.
+        row: of the image in it.
+        image: (C, H, W), as the network saw it.
+        logits: (C,), of the image.
+        source: its file.
+    """
+    model, target, residual = method.model, int(attribution.target[row]), attribution.residual
+    probabilities = logits.detach().double().softmax(0)
+    predicted = int(logits.argmax())
+    # The layer apart: the record's own `layer` says which it was.
+    parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}
+    reference = getattr(method, "reference", None)
+    return Explanation(
+        image=_for_display(image),
+        map=attribution.maps[row, 0].detach().cpu().clone(),
+        target=target,
+        label=class_label(model, target),
+        probability=float(probabilities[target]),
+        predicted=predicted,
+        predicted_label=class_label(model, predicted),
+        predicted_probability=float(probabilities[predicted]),
+        method=method.name,
+        parameters=parameters,
+        layer=None if attribution.layer is None else str(attribution.layer),
+        reference=None if reference is None else specs.text(reference),
+        residual=None if residual is None else float(residual[row]),
+        model=str(getattr(model, "name", type(model).__name__)),
+        source=source,
+    )
+
+
+def _for_display(image: Tensor) -> Tensor:
+    """Return an image (3, H, W) in [0, 1]; a bare network's own range is stretched to that."""
+    shown = image.detach().to("cpu", torch.float32, copy=True)
+    low, high = float(shown.min()), float(shown.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        shown = (shown - low) / (high - low)
+    return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
+
+
 def _percent(probability: float) -> str:
     if 0.999 < probability < 1:
         return "over 99.9%"
@@ -234,12 +289,12 @@ def _finite(value: float | None) -> float | None:
 
 @functools.cache
 def _versions() -> Mapping[str, str]:
-    found = {"afmi": afmi.__version__, "torch": torch.__version__}
+    versions = {"afmi": afmi.__version__, "torch": torch.__version__}
     try:
-        found["torchvision"] = metadata.version("torchvision")  # without the wait for its import
+        versions["torchvision"] = metadata.version("torchvision")  # without the wait for its import
     except metadata.PackageNotFoundError:
-        found["torchvision"] = "not installed"
-    return {**found, "python": platform.python_version()}
+        versions["torchvision"] = "not installed"
+    return {**versions, "python": platform.python_version()}
 
 
 def _slug(text: str, limit: int) -> str:
@@ -254,13 +309,13 @@ def _free_files(folder: Path, stem: str, record: dict[str, Any]) -> dict[str, Pa
     for number in count(1):
         base = stem if number == 1 else f"{stem}-{number}"
         path = folder / f"{base}.json"
-        if not os.path.lexists(path) or _tells_of(path, record):
+        if not os.path.lexists(path) or _is_record_of(path, record):
             break
     endings = {"figure": ".png", "overlay": "-overlay.png", "map": "-map.npy", "record": ".json"}
     return {kind: folder / f"{base}{ending}" for kind, ending in endings.items()}
 
 
-def _tells_of(path: Path, record: dict[str, Any]) -> bool:
+def _is_record_of(path: Path, record: dict[str, Any]) -> bool:
     """Tell whether a file is the record of the same explanation, its numbers apart."""
     try:
         earlier = json.loads(path.read_bytes())

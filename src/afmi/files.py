@@ -1,4 +1,4 @@
-"""Write files so that none is ever seen half written, and records as strict JSON."""
+"""Write files atomically, and records as strict JSON."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from afmi.errors import AfmiError
 __all__ = ["as_json", "write_files"]
 
 
-def write_files(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
+def write_files(contents: Mapping[Path, bytes | Callable[[IO[bytes]], object]]) -> None:
     """Write several files, all or (until the last moment) none.
 
     Each is written whole to a hidden file in its own folder; only when all are there do they take
     their names, in the order given. Folders are created where missing.
 
     Args:
-        contents: for each path, what writes its bytes to an open binary file.
+        contents: for each path its bytes, or what writes them to an open binary file.
 
     Raises:
         AfmiError: when a folder or file cannot be written, or the disk is full; then no file has
@@ -32,13 +32,13 @@ def write_files(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
     staged: dict[Path, Path] = {}
     path = Path()
     try:
-        for path, write in contents.items():
+        for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             # Short, whatever the name is: the file system limits the length of names.
             partial = path.with_name(f".afmi-{secrets.token_hex(8)}.part")
             with partial.open("xb") as file:
                 staged[path] = partial
-                write(file)
+                file.write(content) if isinstance(content, bytes) else content(file)
         for path, partial in staged.items():
             os.replace(partial, path)
     except OSError as error:
@@ -53,7 +53,7 @@ def write_files(contents: Mapping[Path, Callable[[IO[bytes]], object]]) -> None:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Return strict JSON: NaN and infinity, which it has no word for, become null."""
+    """Return strict JSON: NaN and infinity, which it cannot hold, become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import afmi.evaluation.run as run_module
-from afmi.cli.evaluate import _EVERY, _Teller
+from afmi.cli.evaluate import _EVERY, _ProgressPrinter
 from afmi.cli.terminal import Progress
 from afmi.evaluation import Piece, Results
 
@@ -34,7 +34,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(data: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     # Lines that depend on how fast the machine is.
-    monkeypatch.setitem(_Teller.begin.__globals__, "_EVERY", math.inf)
+    monkeypatch.setitem(_ProgressPrinter.begin.__globals__, "_EVERY", math.inf)
     return ["evaluate", "--data", str(data), *small, "--methods", "a-fmi,CAM,gradient"]
 
 
@@ -98,7 +98,7 @@ def test_ctrl_c_keeps_what_was_finished(afmi, command, data, tmp_path, monkeypat
         out = tmp_path / "out"
         (line,) = result.stderr.splitlines()
         assert line == (
-            f"afmi: interrupted; what was finished is in {out}, and the same command goes on"
+            f"afmi: interrupted; what was finished is in {out}, and the same command resumes"
         )
         assert len(list(out.rglob("pieces/*/*.parquet"))) == 3
         result = afmi(*command)
@@ -196,9 +196,9 @@ class Clock:
 def test_lines_without_a_terminal_now_and_then(capsys):
     clock = Clock()
     clock.now = 1e6  # what came before the first piece does not count
-    teller = _Teller(Progress(1, shown=True), talks=True, clock=clock)
+    printer = _ProgressPrinter(Progress(1, shown=True), quiet=False, clock=clock)
     for i in range(9):
-        teller.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100 * i, 900)
+        printer.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100 * i, 900)
         clock.now += 0.4 * _EVERY
     out, err = capsys.readouterr()
     assert out == ""
@@ -210,12 +210,12 @@ def test_lines_without_a_terminal_now_and_then(capsys):
 
 
 def test_no_lines_at_once_nor_when_quiet(capsys):
-    for talks in (True, False):
+    for quiet in (False, True):
         clock = Clock()
-        teller = _Teller(Progress(1, shown=talks), talks=talks, clock=clock)
-        teller.begin(Piece("A-FMI", 0, 4, 100), 0, 900)
-        clock.now = _EVERY / 2 if talks else 10 * _EVERY
-        teller.begin(Piece("A-FMI", 4, 8, 100), 100, 900)
+        printer = _ProgressPrinter(Progress(1, shown=not quiet), quiet=quiet, clock=clock)
+        printer.begin(Piece("A-FMI", 0, 4, 100), 0, 900)
+        clock.now = 10 * _EVERY if quiet else _EVERY / 2
+        printer.begin(Piece("A-FMI", 4, 8, 100), 100, 900)
     assert capsys.readouterr() == ("", "")
 
 
@@ -224,9 +224,9 @@ def test_a_terminal_has_a_bar_and_no_lines(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = Progress(1, shown=False)
     monkeypatch.setattr(progress, "within", lambda *step: shown.append(step))
-    teller = _Teller(progress, talks=True, clock=clock)
+    printer = _ProgressPrinter(progress, quiet=False, clock=clock)
     for i in range(3):
-        teller.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100.5 * i, 301.5)
+        printer.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100.5 * i, 301.5)
         clock.now += 2 * _EVERY
     assert shown == [("passes through the network", done, 301) for done in (0, 100, 201)]
     assert capsys.readouterr() == ("", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import signal
 import threading
 import time
 from pathlib import Path
@@ -12,21 +12,23 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock, Timeout
 from PIL import Image
 
 import afmi.files
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation import Results
-from afmi.evaluation.folder import Store
+from afmi.evaluation.folder import ResultsFolder
 from afmi.specs import key_of
 
 RUN = {"model": {"name": "tiny"}, "data": {"name": "here", "images": 2}, "batch_size": 8}
 IMAGES = (("a.png", "b.png"), (0, 1))
+ABOUT = {"command": "afmi evaluate", "metrics": {}}
 ROWS = [(0, "cost/seconds", 0.5, None), (1, "error", float("nan"), "cannot be read")]
 
 
-def opened(folder: Path, **changed: Any) -> Store:
-    return Store.open(folder, {**RUN, **changed}, IMAGES, {"command": "afmi evaluate"})
+def opened(folder: Path, **changed: Any) -> ResultsFolder:
+    return ResultsFolder.begin(folder, {**RUN, **changed}, IMAGES, ABOUT)
 
 
 def entry(label: str, **changed: Any) -> dict[str, Any]:
@@ -46,7 +48,7 @@ def files(folder: Path) -> list[str]:
 
 def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:
     store = opened(tmp_path / "out")
-    store.write("gradient", 0, ROWS, {})
+    store.write_piece("Gradient", "gradient", 0, ROWS, {})
     old = tmp_path / "out" / "pieces" / "gradient" / ".afmi-0123.part"
     new = tmp_path / "out" / ".afmi-4567.part"
     for path in (old, new):
@@ -55,6 +57,7 @@ def test_only_old_leftovers_are_swept(tmp_path: Path) -> None:
     opened(tmp_path / "out")
     assert files(tmp_path / "out") == [
         ".afmi-4567.part",
+        ".afmi.lock",
         "images.parquet",
         "manifest.json",
         "pieces/gradient/00000000.parquet",
@@ -66,7 +69,7 @@ def test_a_run_killed_while_it_made_its_folder_begins_again(tmp_path: Path) -> N
     out.mkdir()
     (out / ".afmi-0123.part").write_bytes(b"half")
     opened(out)
-    assert files(out) == [".afmi-0123.part", "images.parquet", "manifest.json"]
+    assert files(out) == [".afmi-0123.part", ".afmi.lock", "images.parquet", "manifest.json"]
 
 
 @pytest.mark.parametrize("left", [None, b"", b"PAR1 cut off"])
@@ -81,7 +84,7 @@ def test_list_of_pictures_is_written_again(tmp_path: Path, left: bytes | None) -
 
 
 def test_names_of_pictures_that_are_no_text(tmp_path: Path) -> None:
-    Store.open(tmp_path, RUN, (("caf\udce9.png", "猫.png"), (0, 1)), {})
+    ResultsFolder.begin(tmp_path, RUN, (("caf\udce9.png", "猫.png"), (0, 1)), ABOUT)
     found = pq.read_table(tmp_path / "images.parquet")["key"].to_pylist()
     assert found == ["caf\\udce9.png", "猫.png"]
 
@@ -100,13 +103,22 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "left", [b"", b"{", b"[]", b"null", b'{"run": {}}', b'{"run": {}, "methods": []}', b"\xff"]
+    "left",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"run": {}}',
+        b'{"run": {}, "methods": [], "metrics": {}}',
+        b"\xff",
+    ],
 )
 def test_damaged_manifest(tmp_path: Path, left: bytes) -> None:
     store = opened(tmp_path)
     (tmp_path / "manifest.json").write_bytes(left)
     for call in (lambda: opened(tmp_path), lambda: store.add_method("Gradient", entry("Gradient"))):
-        with pytest.raises(AfmiError, match=r"manifest of an evaluation in .*manifest\.json") as e:
+        with pytest.raises(AfmiError, match=r"manifest\.json' is damaged") as e:
             call()
         assert "\n" not in str(e.value)
     assert (tmp_path / "manifest.json").read_bytes() == left
@@ -146,8 +158,8 @@ def test_methods_are_entered_once(tmp_path: Path) -> None:
 def test_pieces_of_odd_labels(tmp_path: Path, label: str) -> None:
     store = opened(tmp_path / "out")
     store.add_method(label, entry(label))
-    store.write(label, 0, ROWS, {f"00000000-{key_of(label)}-map.png": Image.new("L", (2, 2))})
-    assert store.has(label, 0) and not store.has(label, 2)
+    store.write_piece(label, key_of(label), 0, ROWS, {0: {"map": Image.new("L", (2, 2))}})
+    assert store.has_piece(key_of(label), 0) and not store.has_piece(key_of(label), 2)
     results = Results.open(tmp_path / "out")
     assert results.methods == (label,)
     assert results.values(label)["cost/seconds"][0] == 0.5
@@ -158,21 +170,21 @@ def test_pieces_of_odd_labels(tmp_path: Path, label: str) -> None:
 
 def test_a_piece_without_rows(tmp_path: Path) -> None:
     store = opened(tmp_path)
-    store.write("gradient", 0, [], {})
-    assert store.has("gradient", 0)
+    store.write_piece("Gradient", "gradient", 0, [], {})
+    assert store.has_piece("gradient", 0)
     assert pq.read_table(tmp_path / "pieces" / "gradient" / "00000000.parquet").num_rows == 0
 
 
 @pytest.mark.parametrize("keep", [0, 3, 4, 7, -1, -5])
 def test_a_piece_that_was_cut_off_counts_as_missing(tmp_path: Path, keep: int) -> None:
     store = opened(tmp_path)
-    store.write("gradient", 0, ROWS, {})
-    assert store.has("gradient", 0)
+    store.write_piece("Gradient", "gradient", 0, ROWS, {})
+    assert store.has_piece("gradient", 0)
     path = tmp_path / "pieces" / "gradient" / "00000000.parquet"
     path.write_bytes(path.read_bytes()[:keep])
-    assert not store.has("gradient", 0)
+    assert not store.has_piece("gradient", 0)
     path.write_bytes(bytes(1000))  # as file systems leave what never reached the disk
-    assert not store.has("gradient", 0)
+    assert not store.has_piece("gradient", 0)
 
 
 def test_examples_are_there_before_their_piece(
@@ -188,11 +200,10 @@ def test_examples_are_there_before_their_piece(
 
     monkeypatch.setattr(afmi.files.os, "replace", noting)
     picture = Image.new("RGB", (2, 2))
-    store.write("gradient", 0, ROWS, {"00000000-picture.png": picture, "b.png": picture})
-    assert names == ["00000000-picture.png", "b.png", "00000000.parquet"]
+    store.write_piece("Gradient", "gradient", 0, ROWS, {0: {"picture": picture, "map": picture}})
+    assert names == ["00000000-picture.png", "00000000-gradient-map.png", "00000000.parquet"]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there folders cannot be locked")
 def test_methods_entered_at_once_are_all_there(tmp_path: Path) -> None:
     labels = [[f"Method {i} {j}" for j in range(8)] for i in range(4)]
 
@@ -209,4 +220,41 @@ def test_methods_entered_at_once_are_all_there(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
     assert set(found["methods"]) == {label for own in labels for label in own}
     assert found["run"] == RUN and found["command"] == "afmi evaluate"
-    assert files(tmp_path / "out") == ["images.parquet", "manifest.json"]
+    assert files(tmp_path / "out") == [".afmi.lock", "images.parquet", "manifest.json"]
+
+
+def test_a_lock_that_is_held_delays_others(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    lock = FileLock(tmp_path / ".afmi.lock", thread_local=False)
+    lock.acquire()
+    timer = threading.Timer(0.5, lock.release)
+    began = time.monotonic()
+    timer.start()
+    folder.add_method("Gradient", entry("Gradient"))
+    assert time.monotonic() - began >= 0.4
+
+
+def test_a_system_without_locks_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (OSError(95, "not supported"), NotImplementedError(), Timeout("a file")):
+
+        def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(FileLock, "acquire", fail)
+        opened(tmp_path).add_method("Gradient", entry("Gradient"))
+    assert list(opened(tmp_path).manifest()["methods"]) == ["Gradient"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    child = os.fork()
+    if child == 0:
+        FileLock(tmp_path / ".afmi.lock").acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    began = time.monotonic()
+    folder.add_method("Gradient", entry("Gradient"))
+    assert time.monotonic() - began < 10

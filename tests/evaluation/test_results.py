@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from results_folder import curve_rows, make_results, write_folder, write_piece
@@ -87,18 +85,10 @@ def test_examples_are_found(tmp_path):
     assert results.photograph(2).is_file()
 
 
-def test_metrics_are_known_without_the_manifest_telling(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    told = Results.open(folder).metrics["insertion"]
-    assert told.name == "Insertion"
-    del manifest["metrics"]
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    found = Results.open(folder).metrics
-    assert list(found) == ["insertion"]
-    assert (found["insertion"].headline, found["insertion"].higher_is_better) == (
-        "accuracy_auc",
-        True,
-    )
+def test_metrics_are_as_the_manifest_describes_them(folder):
+    insertion = Results.open(folder).metrics["insertion"]
+    assert insertion.name == "Insertion"
+    assert (insertion.headline, insertion.higher_is_better) == ("accuracy_auc", True)
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path):
@@ -117,10 +107,12 @@ def test_nothing_measured_yet_is_refused(tmp_path):
         Results.open(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"run": {}}', '{"run": 1, "methods": {}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"run": {}}', '{"run": 1, "methods": {}, "metrics": {}}']
+)
 def test_a_damaged_manifest_is_named(folder, text):
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(AfmiError, match=r"manifest.json' is damaged; choose another"):
+    with pytest.raises(AfmiError, match=r"manifest.json' is damaged .*; choose another"):
         Results.open(folder)
 
 
@@ -133,7 +125,7 @@ def test_a_damaged_piece_is_named_with_the_remedy(folder):
 
 def test_a_piece_of_another_evaluation_is_named(folder):
     write_piece(folder, "A-FMI", 3, [(7, "m/x", 0.5, None)])
-    with pytest.raises(AfmiError, match=r"00000003.parquet' tells of picture 7, which"):
+    with pytest.raises(AfmiError, match=r"00000003.parquet' holds picture 7, which"):
         Results.open(folder).values("A-FMI")
 
 

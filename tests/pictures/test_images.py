@@ -21,16 +21,9 @@ from torchvision.transforms import functional as tvf
 
 from afmi.errors import ImageError, ShapeError, UsageError
 from afmi.pictures import images
-from afmi.pictures.images import (
-    IMAGE_SUFFIXES,
-    Unreadable,
-    find_images,
-    read_image,
-    read_images,
-    resize_and_crop,
-    to_image,
-    to_tensor,
-)
+from afmi.pictures.finding import IMAGE_SUFFIXES, Unreadable, find_images, read_images
+from afmi.pictures.images import read_image
+from afmi.pictures.transforms import resize_and_crop, to_image, to_tensor
 
 RED, GREEN, BLUE, WHITE, BLACK = (
     (255, 0, 0),

@@ -13,16 +13,8 @@ from PIL import Image
 
 from afmi.errors import AfmiError, ShapeError, UsageError
 from afmi.pictures import plots
-from afmi.pictures.plots import (
-    Panel,
-    colorbar,
-    enlarge,
-    grid,
-    heatmap,
-    insertion,
-    overlay,
-    save_png,
-)
+from afmi.pictures.figures import Panel, enlarge, grid, save_png
+from afmi.pictures.plots import colorbar, heatmap, insertion, overlay
 
 MIDDLE = tuple(round(255 * v) for v in matplotlib.colormaps["RdBu_r"](0.5)[:3])
 

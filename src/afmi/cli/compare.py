@@ -7,10 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.files import writable_folder
 from afmi.cli.group import INTERRUPTED, debug_option
-from afmi.cli.options import model_options
-from afmi.cli.terminal import Progress, one_line_warnings
+from afmi.cli.options import (
+    json_option,
+    layer_option,
+    model_options,
+    out_option,
+    quiet_option,
+    writable_folder,
+)
+from afmi.cli.terminal import progress_shown
 from afmi.files import as_json
 
 if TYPE_CHECKING:
@@ -32,15 +38,10 @@ __all__ = ["compare"]
     "--target", metavar="LABEL|INDEX", help="Class to explain.  [default: the predicted class]"
 )
 @model_options
-@click.option("--layer", metavar="NAME", help="Layer whose feature maps are used.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("afmi-out"),
-    help="Folder for the figure and, for each method, its pictures and record.",
-)
-@click.option("--json", "json_wanted", is_flag=True, help="Print the numbers as JSON.")
-@click.option("--quiet", is_flag=True, help="Print errors only (and what --json prints).")
+@layer_option
+@out_option("afmi-out", "Folder for the figure and, for each method, its pictures and record.")
+@json_option()
+@quiet_option
 @debug_option
 @click.pass_context
 def compare(
@@ -58,7 +59,7 @@ def compare(
 
     The figure has a column for each method: its map over the picture, then the picture's most
     important 5, 10, 20, 30, 40 and 50 % of the pixels on black, with the probability that the
-    network then gives the class. Before the work begins, how long it will take is said; each
+    network then gives the class. The time that it will take is printed beforehand; each
     method is saved as soon as it is done, so Ctrl-C loses nothing.
 
     \b
@@ -68,8 +69,8 @@ def compare(
       afmi compare dog.jpg --model resnet50 --target collie --methods a-fmi,xrai,rise
 
     \b
-    Exit codes: 0 all went well (methods that a network cannot have are named), 2 nothing to be
-    done with these options, 130 stopped by Ctrl-C; what was finished is kept.
+    Exit codes: 0 all went well (unsupported methods are named), 2 nothing to be done with these
+    options, 130 stopped by Ctrl-C; what was finished is kept.
     """
     from afmi.comparison import compare as run
     from afmi.comparison import estimate
@@ -77,7 +78,6 @@ def compare(
     from afmi.models import load_model
     from afmi.network.classifier import find_class
     from afmi.pictures.images import read_image
-    from afmi.progress import duration, reporting
 
     picture = read_image(image)
     classifier = load_model(**network, layer=layer)
@@ -87,18 +87,10 @@ def compare(
     talks = not (quiet or json_wanted)
     stem = Path(image).stem
 
-    with (
-        Progress(len(chosen), shown=not quiet) as progress,
-        one_line_warnings(progress),
-        reporting(progress.within),
-    ):
+    with progress_shown(len(chosen), quiet=quiet) as progress:
         if talks:
-            foretold = estimate(classifier, picture, chosen)
-            slowest = max(foretold.seconds, key=foretold.seconds.__getitem__)
-            progress.line(
-                f"{len(chosen)} methods, about {duration(foretold.total)} on this machine "
-                f"({slowest}: {duration(foretold.seconds[slowest])})"
-            )
+            estimated = estimate(classifier, picture, chosen)
+            progress.line(f"{len(chosen)} methods, {estimated.text()}")
 
         def save(explanation: Explanation, seconds: float) -> None:
             files = explanation.save(out, stem)
@@ -107,14 +99,14 @@ def compare(
                 progress.line(f"{explanation.method}  {seconds:.1f} s  → {files['figure']}")
 
         try:
-            found = run(classifier, picture, index, methods=chosen, on_result=save)
+            comparison = run(classifier, picture, index, methods=chosen, on_result=save)
         except KeyboardInterrupt:
             progress.line(f"afmi: interrupted; what was finished is in {out}", err=True)
             ctx.exit(INTERRUPTED)
-    figure = found.save(out / f"{stem}-comparison.png")
-    for name, reason in found.refused.items():
+    figure = comparison.save(out / f"{stem}-comparison.png")
+    for name, reason in comparison.refused.items():
         click.echo(f"afmi: {name} left out: {reason}", err=True)
     if json_wanted:
-        click.echo(as_json({**found.to_dict(), "figure": str(figure)}, indent=2))
+        click.echo(as_json({**comparison.to_dict(), "figure": str(figure)}, indent=2))
     elif talks:
         click.echo(f"side by side → {figure}")

@@ -7,19 +7,14 @@ from pathlib import Path
 import click
 
 from afmi.cli.group import debug_option
+from afmi.cli.options import out_option, writable_folder
 from afmi.cli.terminal import one_line_warnings
 
 __all__ = ["demo"]
 
 
 @click.command(short_help="Explain a few real photographs, offline, in under a minute.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("afmi-demo"),
-    metavar="FOLDER",
-    help="Folder for the pictures and the page that shows them.",
-)
+@out_option("afmi-demo", "Folder for the pictures and the page that shows them.")
 @debug_option
 def demo(out: Path) -> None:
     """Explain a few real photographs with the embedded network: no download, under a minute.
@@ -32,8 +27,6 @@ def demo(out: Path) -> None:
       afmi demo
       afmi demo --out /tmp/tour
     """
-    from afmi.cli.files import writable_folder
-
     writable_folder(out)
     from afmi.demo.run import run_demo
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import INTERRUPTED, debug_option
-from afmi.cli.options import model_options
-from afmi.cli.terminal import Progress, one_line_warnings
+from afmi.cli.options import batch_size_option, layer_option, model_options, out_option
+from afmi.cli.terminal import Progress, progress_shown
 from afmi.errors import AfmiError
 from afmi.progress import duration
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 _EVERY = 30
-"""Seconds between lines that tell how far it has come, where there is no terminal for a bar."""
+"""Seconds between lines of progress, where there is no terminal for a bar."""
 
 
 @click.command(short_help="Measure methods on labelled pictures.")
@@ -48,23 +48,15 @@ _EVERY = 30
     help="Names joined by commas (`afmi metrics` lists them), with parameters where wanted: "
     "insertion:canvas=mean.  [default: insertion,completeness,cost]",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("afmi-results"),
-    metavar="FOLDER",
-    help="Folder for the results; the same command goes on where it stopped.",
-)
+@out_option("afmi-results", "Folder for the results; the same command resumes a stopped run.")
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
     help="Evaluate N of the pictures, the classes taken in turn.",
 )
-@click.option("--layer", metavar="NAME", help="Layer whose feature maps are used.")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=8, help="Pictures explained at once."
-)
+@layer_option
+@batch_size_option
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: PyTorch's]"
 )
@@ -87,8 +79,8 @@ def evaluate(
     """Explain labelled pictures by several methods and measure what the maps are worth.
 
     Every number is kept as a row (image, method, metric, value) in Parquet files, in pieces that
-    are written whole as soon as they are done. Stop it as you like, and give the same command
-    again: it goes on, and ends with the same numbers. `afmi report FOLDER` makes the tables.
+    are written whole as soon as they are done. Stop it at any time and give the same command
+    again: it resumes, and ends with the same numbers. `afmi report FOLDER` makes the tables.
 
     \b
     Examples:
@@ -105,18 +97,13 @@ def evaluate(
 
     from afmi.evaluation import evaluate as run
     from afmi.models import load_model
-    from afmi.progress import reporting
 
     if threads is not None:
         torch.set_num_threads(threads)
     classifier = load_model(**network, layer=layer)
     command = shlex.join(["afmi", *sys.argv[1:]])
-    with (
-        Progress(1, shown=not quiet) as progress,
-        one_line_warnings(progress),
-        reporting(progress.within),
-    ):
-        teller = _Teller(progress, talks=not quiet)
+    with progress_shown(quiet=quiet) as progress:
+        printer = _ProgressPrinter(progress, quiet=quiet)
         try:
             results = run(
                 classifier,
@@ -127,13 +114,13 @@ def evaluate(
                 limit=limit,
                 batch_size=batch_size,
                 command=command,
-                on_begin=teller.begin,
-                on_method=teller.method,
-                on_refusal=teller.refusal,
+                on_begin=printer.begin,
+                on_method=printer.method,
+                on_refusal=printer.refusal,
             )
         except KeyboardInterrupt:
             progress.line(
-                f"afmi: interrupted; what was finished is in {out}, and the same command goes on",
+                f"afmi: interrupted; what was finished is in {out}, and the same command resumes",
                 err=True,
             )
             ctx.exit(INTERRUPTED)
@@ -148,33 +135,33 @@ def evaluate(
         click.echo(f"results → {out}; `afmi report {shlex.quote(str(out))}` makes the tables")
 
 
-class _Teller:
-    """Says how far an evaluation has come, and what each method scored.
+class _ProgressPrinter:
+    """Prints the progress of an evaluation, and what each method scored.
 
     Args:
         progress: what prints.
-        talks: whether the user wants to hear more than errors.
+        quiet: whether the user wants errors only.
         clock: seconds.
     """
 
     def __init__(
-        self, progress: Progress, *, talks: bool, clock: Callable[[], float] = time.monotonic
+        self, progress: Progress, *, quiet: bool, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._progress = progress
-        self._talks = talks
+        self._quiet = quiet
         self._clock = clock
         self._began: float | None = None
-        self._told = 0.0
+        self._printed = 0.0
 
     def begin(self, piece: Piece, done: float, total: float) -> None:
         """Move the bar; without a terminal print a line now and then."""
         self._progress.within("passes through the network", int(done), int(total))
         now = self._clock()
-        if self._began is None:  # what came before says nothing of the pieces' speed
-            self._began = self._told = now
-        if not self._talks or sys.stderr.isatty() or now - self._told < _EVERY or not done:
+        if self._began is None:  # loading says nothing of the pieces' speed
+            self._began = self._printed = now
+        if self._quiet or sys.stderr.isatty() or now - self._printed < _EVERY or not done:
             return
-        self._told = now
+        self._printed = now
         left = (now - self._began) * (total - done) / done
         self._progress.line(
             f"{piece.label}: from picture {piece.start}; {done / total:.0%} of this run, about "
@@ -183,8 +170,8 @@ class _Teller:
         )
 
     def method(self, label: str, results: Results) -> None:
-        """Print a method's headline; a damaged piece is told, but keeps no other method waiting."""
-        if not self._talks:
+        """Print a method's headline; a damaged piece is reported, but stops no other method."""
+        if self._quiet:
             return
         import numpy as np
 

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.files import writable_folder
 from afmi.cli.group import INTERRUPTED, debug_option
-from afmi.cli.options import model_options
-from afmi.cli.terminal import Progress, one_line_warnings
+from afmi.cli.options import (
+    batch_size_option,
+    json_option,
+    layer_option,
+    model_options,
+    out_option,
+    quiet_option,
+    writable_folder,
+)
+from afmi.cli.terminal import Progress, progress_shown
 from afmi.errors import UsageError
 from afmi.files import as_json
 
@@ -20,7 +27,7 @@ if TYPE_CHECKING:
     from afmi.explanation import Explanation
     from afmi.methods import Method
     from afmi.network.classifier import Classifier
-    from afmi.pictures.images import Unreadable
+    from afmi.pictures.finding import Unreadable
 
 __all__ = ["explain"]
 
@@ -31,12 +38,7 @@ SOME_FAILED = 1
 @click.command(short_help="Explain pictures.")
 @click.argument("images", metavar="IMAGE…", nargs=-1, required=True)
 @model_options
-@click.option(
-    "--layer",
-    metavar="NAME",
-    help="Dotted name of the layer whose feature maps are used (`afmi models NAME --layers` lists "
-    "them).  [default: the last convolutional stage]",
-)
+@layer_option
 @click.option(
     "--target",
     "targets",
@@ -64,27 +66,12 @@ SOME_FAILED = 1
     help="What a picture is compared with: black, white, random, blurred, mean, several joined by "
     "+ (black+white: averaged), or an image file.  [default: the method's; for A-FMI black]",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("afmi-out"),
-    metavar="FOLDER",
-    help="Folder for the pictures and their records.",
+@out_option("afmi-out", "Folder for the pictures and their records.")
+@batch_size_option
+@json_option(
+    "Print one JSON object a line: a record for each explanation, an error for each bad file."
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=8,
-    metavar="N",
-    help="Pictures that go through the network together.",
-)
-@click.option(
-    "--json",
-    "json_wanted",
-    is_flag=True,
-    help="Print one JSON object a line: a record for each explanation, an error for each bad file.",
-)
-@click.option("--quiet", is_flag=True, help="Print errors only (and what --json prints).")
+@quiet_option
 @debug_option
 @click.pass_context
 def explain(
@@ -127,7 +114,7 @@ def explain(
     chosen = _chosen_methods(methods, layer, reference)
     from afmi.models import load_model
     from afmi.network.classifier import find_class
-    from afmi.pictures.images import find_images
+    from afmi.pictures.finding import find_images
 
     paths = find_images(images)
     classifier = load_model(**network, layer=layer)
@@ -136,7 +123,7 @@ def explain(
         classifier=classifier,
         paths=paths,
         methods=[method.of(classifier) for method in chosen],
-        options={"targets": indices or None, "top_k": top_k, "batch_size": batch_size},
+        options={"classes": indices or None, "top_k": top_k, "batch_size": batch_size},
         out=writable_folder(out),
         json_wanted=json_wanted,
         quiet=quiet,
@@ -213,13 +200,7 @@ class _Run:
         """Return the exit code."""
         import torch
 
-        from afmi.progress import reporting
-
-        with (
-            Progress(len(self.paths), shown=not self.quiet) as progress,
-            one_line_warnings(progress),
-            reporting(progress.within),
-        ):
+        with progress_shown(len(self.paths), quiet=self.quiet) as progress:
             try:
                 for path, results in self._results():
                     self._report(path, results, progress)
@@ -239,7 +220,7 @@ class _Run:
         return f"{self.finished} explanation{plural} saved in {self.out}"
 
     def _results(self) -> Iterator[tuple[Path, tuple[list[Explanation] | Unreadable, ...]]]:
-        """Yield each path with what each method found, all methods in step."""
+        """Yield each path with the results of all methods, which work in step."""
         from afmi.api import explain_files
 
         streams = [
@@ -254,7 +235,7 @@ class _Run:
         results: tuple[list[Explanation] | Unreadable, ...],
         progress: Progress,
     ) -> None:
-        from afmi.pictures.images import Unreadable
+        from afmi.pictures.finding import Unreadable
 
         reasons = [result.reason for result in results if isinstance(result, Unreadable)]
         if reasons:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import debug_option
+from afmi.cli.options import json_option
 from afmi.cli.terminal import print_table
 from afmi.files import as_json
 
@@ -20,7 +21,7 @@ _FEATURES = {"pixel": "pixels", "region": "regions", "feature map": "feature map
 
 
 @click.command(short_help="List the explanation methods.")
-@click.option("--json", "json_wanted", is_flag=True, help="Print one JSON list, with parameters.")
+@json_option("Print one JSON list, with parameters.")
 @debug_option
 def methods(json_wanted: bool) -> None:
     """List the explanation methods.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import debug_option
+from afmi.cli.options import json_option
 from afmi.cli.terminal import print_table
 from afmi.files import as_json
 
@@ -26,7 +27,7 @@ __all__ = ["models"]
     help="List the layers of the network called NAME that give feature maps, with the shape "
     "(K, h, w) of their output, and mark the one that is found automatically.",
 )
-@click.option("--json", "json_wanted", is_flag=True, help="Print one JSON list.")
+@json_option("Print one JSON list.")
 @debug_option
 def models(name: str | None, labels: bool, layers: bool, json_wanted: bool) -> None:
     """List the networks whose name contains NAME, or all; or the labels or layers of one.

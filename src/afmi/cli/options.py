@@ -1,18 +1,115 @@
-"""The options by which every command that runs a network lets the user choose it."""
+"""Options that commands share: the network, the folder for results, what is printed."""
 
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
-from afmi.cli.files import NUMBERS, SIZE
+from afmi.errors import UsageError
 
-__all__ = ["model_options"]
+__all__ = [
+    "batch_size_option",
+    "json_option",
+    "layer_option",
+    "model_options",
+    "out_option",
+    "quiet_option",
+    "writable_folder",
+]
 
-_OPTIONS = (
+
+class _Numbers(click.ParamType):
+    """Numbers joined by commas, one per channel: ``0.485,0.456,0.406``."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"expected numbers joined by commas, got {value!r}", param, ctx)
+
+
+class _Size(click.ParamType):
+    """A side in pixels, or height x width: ``224`` or ``224x320``."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, int]:
+        sides = str(value).lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+            self.fail(f"expected pixels, or height x width, got {value!r}", param, ctx)
+        return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+
+
+NUMBERS = _Numbers()
+SIZE = _Size()
+
+
+layer_option = click.option(
+    "--layer",
+    metavar="NAME",
+    help="Dotted name of the layer whose feature maps are used (`afmi models NAME --layers` lists "
+    "them).  [default: the last convolutional stage]",
+)
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    metavar="N",
+    help="Pictures that go through the network together.",
+)
+quiet_option = click.option(
+    "--quiet", is_flag=True, help="Print errors only (and what --json prints)."
+)
+
+
+def json_option(help: str = "Print the numbers as JSON.") -> Callable[..., Any]:
+    """Return the option ``--json``, handed over as ``json_wanted``."""
+    return click.option("--json", "json_wanted", is_flag=True, help=help)
+
+
+def out_option(default: str, help: str) -> Callable[..., Any]:
+    """Return the option ``--out``, a folder; see `writable_folder`."""
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        default=Path(default),
+        metavar="FOLDER",
+        help=help,
+    )
+
+
+def writable_folder(folder: Path) -> Path:
+    """Make a folder unless it exists, and see that files can be written into it.
+
+    Raises:
+        UsageError: when that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise UsageError(
+            f"cannot write into the folder {str(folder)!r}: {why}; choose another with --out"
+        ) from error
+    return folder
+
+
+_MODEL_OPTIONS = (
     click.option(
         "--model",
         metavar="NAME",
@@ -56,6 +153,6 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*args, network=network, **kwargs)
 
     decorated: Callable[..., Any] = with_network
-    for option in reversed(_OPTIONS):
+    for option in reversed(_MODEL_OPTIONS):
         decorated = option(decorated)
     return decorated

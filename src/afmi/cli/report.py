@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.files import writable_folder
 from afmi.cli.group import debug_option
+from afmi.cli.options import writable_folder
 from afmi.cli.terminal import print_table
 from afmi.files import as_json
 

@@ -8,10 +8,15 @@ from typing import Any
 
 import click
 
-from afmi.cli.files import writable_folder
 from afmi.cli.group import debug_option
-from afmi.cli.options import model_options
-from afmi.cli.terminal import Progress, one_line_warnings, print_table
+from afmi.cli.options import (
+    json_option,
+    model_options,
+    out_option,
+    quiet_option,
+    writable_folder,
+)
+from afmi.cli.terminal import print_table, progress_shown
 from afmi.files import as_json
 
 __all__ = ["reproduce"]
@@ -53,15 +58,9 @@ __all__ = ["reproduce"]
     "[default: the picture's class folder, or the predicted class]",
 )
 @model_options
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("afmi-reproduced"),
-    metavar="FOLDER",
-    help="Folder for figures, tables and records.",
-)
-@click.option("--json", "json_wanted", is_flag=True, help="Print the numbers as JSON.")
-@click.option("--quiet", is_flag=True, help="Print errors only (and what --json prints).")
+@out_option("afmi-reproduced", "Folder for figures, tables and records.")
+@json_option()
+@quiet_option
 @debug_option
 def reproduce(
     name: str | None,
@@ -78,9 +77,9 @@ def reproduce(
 ) -> None:
     """Make a table or figure of the paper again; without a NAME, list them.
 
-    Networks, methods and settings are the paper's unless told otherwise: torchvision's VGG-19 and
-    the like with their first ImageNet weights, which are downloaded once. What the paper reports
-    stands beside the results.
+    Networks, methods and settings are the paper's unless options say otherwise: torchvision's
+    VGG-19 and the like with their first ImageNet weights, which are downloaded once. What the paper
+    reports stands beside the results.
 
     \b
     Examples:
@@ -106,17 +105,12 @@ def reproduce(
         )
         return
     experiment = experiment_named(name)()
-    from afmi.pictures.images import find_images
-    from afmi.progress import reporting
+    from afmi.pictures.finding import find_images
 
     models = tuple(part.strip() for part in (network.pop("name") or "").split(",") if part.strip())
     writable_folder(out)
     talks = not (quiet or json_wanted)
-    with (
-        Progress(1, shown=not quiet) as progress,
-        one_line_warnings(progress),
-        reporting(progress.within),
-    ):
+    with progress_shown(quiet=quiet) as progress:
         result = experiment.run(
             Request(
                 out=out,

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from afmi.progress import reporting
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Progress", "one_line_warnings", "print_table"]
+__all__ = ["Progress", "one_line_warnings", "print_table", "progress_shown"]
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -90,6 +92,17 @@ class Progress:
         self._bar.update(self._tasks[key], completed=done, total=total, visible=done < total)
 
 
+@contextmanager
+def progress_shown(total: int = 1, *, quiet: bool) -> Iterator[Progress]:
+    """Show in this block a bar for ``total`` pictures, the methods' own progress, and warnings."""
+    with (
+        Progress(total, shown=not quiet) as progress,
+        one_line_warnings(progress),
+        reporting(progress.within),
+    ):
+        yield progress
+
+
 def _bar() -> RichProgress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -110,20 +123,20 @@ def _bar() -> RichProgress:
 @contextmanager
 def one_line_warnings(progress: Progress | None = None) -> Iterator[None]:
     """Show each warning once, as ``afmi: warning: …`` on stderr, without a line of source."""
-    seen: set[str] = set()
+    shown: set[str] = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         text = f"afmi: warning: {' '.join(str(message).split())}"
-        if text in seen:
+        if text in shown:
             return
-        seen.add(text)
+        shown.add(text)
         if progress is None:
             click.echo(text, err=True)
         else:
             progress.line(text, err=True)
 
     with warnings.catch_warnings():
-        # Python would tell a text once per place; the user wants each text once.
+        # Python shows a text once per place; the user wants each text once.
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = show
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import skimage.data
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from afmi.api import explain
@@ -20,9 +21,10 @@ from afmi.methods import AFMI, GradCAM, Gradient, Method
 from afmi.methods.base import classify
 from afmi.models import load_model
 from afmi.network.classifier import Classifier
-from afmi.pictures import plots
-from afmi.pictures.images import read_image, to_image, to_tensor
+from afmi.pictures import figures, plots
+from afmi.pictures.images import read_image
 from afmi.pictures.maps import display_range
+from afmi.pictures.transforms import to_image, to_tensor
 from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
 
 __all__ = ["DemoResult", "run_demo"]
@@ -104,7 +106,7 @@ def run_demo(
         for findings in found[-1]:
             record = findings[0].explanation
             report(f"{stop.heading}: {record.label}, {record.probability:.0%}")
-    figures = {
+    drawings = {
         out / f"{stop.name}.png": _figure(stop, classes)
         for stop, classes in zip(stops, found, strict=True)
     }
@@ -112,14 +114,14 @@ def run_demo(
     page = out / "index.html"
     text = render_page(_page(model, stops, found, time.perf_counter() - started))
     writers = {
-        path: lambda file, figure=figure: plots.figure_png(figure, file)
-        for path, figure in figures.items()
+        path: lambda file, figure=figure: figures.figure_png(figure, file)
+        for path, figure in drawings.items()
     }
-    write_files({**writers, page: lambda file: file.write(text.encode())})
+    write_files({**writers, page: text.encode()})
     result = DemoResult(
         out,
         page,
-        tuple(figures),
+        tuple(drawings),
         tuple(finding.explanation for finding in flat),
         time.perf_counter() - started,
     )
@@ -226,22 +228,22 @@ def _explain(
     return _Finding(explanation, seconds, float(kept))
 
 
-def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> plots.Figure:
+def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
     """Draw, for each class, all methods' overlays and below them the map and insertion views."""
     rows, row_titles = [], []
     for findings in classes:
         record = findings[0].explanation
-        seen = plots.Panel(to_image(record.image), f"{record.label}, {record.probability:.0%}")
-        overlays = [plots.Panel(f.explanation.overlay()) for f in findings]
+        seen = figures.Panel(to_image(record.image), f"{record.label}, {record.probability:.0%}")
+        overlays = [figures.Panel(f.explanation.overlay()) for f in findings]
         inserted = [
-            plots.Panel(f.explanation.insertion(KEPT), f"{record.label}, {f.kept:.0%}")
+            figures.Panel(f.explanation.insertion(KEPT), f"{record.label}, {f.kept:.0%}")
             for f in findings
         ]
         scale = display_range(record.map)
-        signed = plots.Panel(record.heatmap(), f"{record.method}’s map", scale=scale)
+        signed = figures.Panel(record.heatmap(), f"{record.method}’s map", scale=scale)
         rows += [[seen, *overlays], [signed, *inserted]]
         row_titles += ["evidence", f"map, top {KEPT:.0%}"]
-    return plots.grid(
+    return figures.grid(
         rows,
         row_titles=row_titles,
         column_titles=["Photograph", *(method.name for method in METHODS)],

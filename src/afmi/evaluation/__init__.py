@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from afmi.data.sources import LabelledImages, open_images
+    from afmi.data.labelled import LabelledImages, open_images
     from afmi.evaluation.results import Results
     from afmi.evaluation.run import Piece, evaluate
     from afmi.evaluation.shard import MetricWarning, Shard, ShardResult, evaluate_shard
 
 # A report needs no PyTorch, whose import takes seconds, so names are loaded when first used.
 _HOMES = {
-    "LabelledImages": "afmi.data.sources",
+    "LabelledImages": "afmi.data.labelled",
     "MetricWarning": "afmi.evaluation.shard",
     "Piece": "afmi.evaluation.run",
     "Results": "afmi.evaluation.results",
@@ -21,7 +21,7 @@ _HOMES = {
     "ShardResult": "afmi.evaluation.shard",
     "evaluate": "afmi.evaluation.run",
     "evaluate_shard": "afmi.evaluation.shard",
-    "open_images": "afmi.data.sources",
+    "open_images": "afmi.data.labelled",
 }
 
 __all__ = [

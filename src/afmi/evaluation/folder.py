@@ -1,50 +1,41 @@
-"""The folder of an evaluation: a manifest, and finished pieces that are never half written."""
+"""The folder of an evaluation: where everything is in it, and how it is written and read.
+
+No other module knows a file's name or a table's columns. Nothing here needs PyTorch, so a report
+does without its import, which takes seconds.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import nn
+from filelock import FileLock
 
-import afmi
-from afmi.data.sources import LabelledImages
 from afmi.errors import AfmiError, UsageError
 from afmi.files import write_files
-from afmi.metrics import Metric
-from afmi.network.classifier import Classifier
-from afmi.specs import key_of, to_json
 
-if sys.platform != "win32":
-    import fcntl
+if TYPE_CHECKING:
+    import PIL.Image
 
-__all__ = ["MANIFEST", "Rows", "Store", "identity_of"]
-
-MANIFEST = "manifest.json"
-_STALE = 3600
-"""Seconds after which an unfinished file is one that a killed run left behind."""
-
-_PARTIAL = ".afmi-*.part"
-_MARK = b"PAR1"  # at both ends of every Parquet file
+__all__ = ["Drawings", "ResultsFolder", "Row"]
 
 Row = tuple[int, str, float, str | None]
-Rows = Sequence[Row]
-"""(image, metric, value, note) each."""
+"""(image, metric, value, note): a line of a piece."""
 
-_SCHEMA = pa.schema(
+Drawings = Mapping[int, Mapping[str, "PIL.Image.Image"]]
+"""For each example its drawings by kind: ``picture``, ``map``, ``insertion``."""
+
+_MANIFEST_PARTS = ("run", "methods", "metrics")
+_PIECE = pa.schema(
     [
         ("image", pa.int32()),
         ("method", pa.dictionary(pa.int16(), pa.string())),
@@ -53,84 +44,124 @@ _SCHEMA = pa.schema(
         ("note", pa.string()),
     ]
 )
+_IMAGES = pa.schema([("image", pa.int32()), ("key", pa.string()), ("label", pa.int32())])
+_PICTURE = "picture"  # the kind of drawing that is the same for every method
+
+_LOCK = ".afmi.lock"
+_PATIENCE = 60
+"""Seconds to wait for the lock: a manifest is changed in milliseconds, so its holder hangs."""
+
+_PARTIAL = ".afmi-*.part"
+_STALE = 3600
+"""Seconds after which an unfinished file is one that a killed run left behind."""
+
+_MARK = b"PAR1"  # at both ends of every Parquet file
 
 
 @dataclass(frozen=True)
-class Store:
+class ResultsFolder:
     """The results of one run: one network, one set of pictures, one set of metrics.
 
     Several processes may work in one folder. Every file is seen whole or not at all, and a piece
     that two of them finish has the same numbers but for its seconds and bytes, so it does not
     matter whose stays. The manifest is read, changed and replaced by one process at a time where
-    the system can lock the folder (Linux and macOS, most network file systems); where it cannot,
-    a method that another process entered in the same few milliseconds may go missing from it, and
-    `evaluate` enters it again as soon as the method is done.
+    the system can lock files (all but a few network file systems); where it cannot, a method that
+    another process entered in the same few milliseconds may go missing from it, and `evaluate`
+    enters it again as soon as the method is done.
 
     Args:
-        folder: where the results are.
+        path: where the results are.
     """
 
-    folder: Path
+    path: Path
+
+    @property
+    def manifest_path(self) -> Path:
+        """The file that says what was run."""
+        return self.path / "manifest.json"
+
+    @property
+    def images_path(self) -> Path:
+        """The table of the pictures."""
+        return self.path / "images.parquet"
+
+    def piece_path(self, key: str, start: int) -> Path:
+        """The table of a method's piece that begins with image ``start``."""
+        return self.path / "pieces" / key / f"{start:08d}.parquet"
+
+    def piece_paths(self, key: str = "*") -> Iterator[Path]:
+        """The finished pieces of a method, in order; by default those of all methods."""
+        return iter(sorted(self.path.glob(f"pieces/{key}/*.parquet")))
+
+    def example_path(self, image: int, key: str, kind: str) -> Path:
+        """Where a drawing of an example lies, if it was drawn.
+
+        Args:
+            image: the picture's number.
+            key: of the method; does not matter for the picture itself.
+            kind: ``picture``, ``map`` or ``insertion``.
+        """
+        parts = [f"{image:08d}", kind] if kind == _PICTURE else [f"{image:08d}", key, kind]
+        return self.path / "examples" / f"{'-'.join(parts)}.png"
+
+    def examples(self) -> tuple[int, ...]:
+        """The numbers of the pictures that examples were drawn of, in order."""
+        names = (path.name for path in self.path.glob(f"examples/*-{_PICTURE}.png"))
+        numbers = (name.partition("-")[0] for name in names)
+        return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
 
     @classmethod
-    def open(
+    def begin(
         cls,
-        folder: Path,
+        path: Path,
         run: Mapping[str, Any],
         images: tuple[Sequence[str], Sequence[int]],
         about: Mapping[str, Any],
-    ) -> Store:
+    ) -> ResultsFolder:
         """Make the folder of a run, or open the one that it began in.
 
         Args:
-            folder: where the results are, or shall be.
-            run: what makes the run what it is; all of it must be as it was.
+            path: where the results are, or will be.
+            run: what identifies the run; all of it must be as it was.
             images: key and label of each picture.
-            about: what else the manifest tells, of the run that began it.
+            about: further parts of the manifest, kept from the call that began the run;
+                ``metrics`` among them.
 
         Raises:
             UsageError: when the folder holds another run's results, or other files.
             AfmiError: when it cannot be written.
         """
-        store = cls(folder)
-        wanted = json.loads(json.dumps(run))
-        path, listed = folder / MANIFEST, folder / "images.parquet"
-        with _alone(folder):
-            if path.exists():
-                _compare(folder, store.manifest()["run"], wanted)
+        folder = cls(path)
+        identity = json.loads(json.dumps(run))
+        folder._check_usable()
+        with folder._locked():
+            if folder.manifest_path.exists():
+                _check_same_run(path, folder.manifest()["run"], identity)
             else:
-                _check_new(folder)
-                write_files({path: _json({"run": wanted, "methods": {}, **about})})
-            if not _whole(listed):
+                manifest = {"run": identity, "methods": {}, **about}
+                write_files({folder.manifest_path: _json(manifest)})
+            if not _whole(folder.images_path):
                 keys, labels = images
-                table = pa.table(
-                    {
-                        "image": pa.array(range(len(keys)), pa.int32()),
-                        "key": pa.array([_storable(key) for key in keys], pa.string()),
-                        "label": pa.array([int(label) for label in labels], pa.int32()),
-                    }
-                )
-                write_files({listed: _parquet(table)})
-        store._sweep()
-        return store
+                columns = (range(len(keys)), map(_storable, keys), map(int, labels))
+                write_files({folder.images_path: _parquet(columns, _IMAGES)})
+        folder._sweep()
+        return folder
 
     def manifest(self) -> dict[str, Any]:
-        """Return the manifest.
+        """Read the manifest.
 
         Raises:
             AfmiError: when it cannot be read.
         """
-        path = self.folder / MANIFEST
         try:
-            found = json.loads(path.read_bytes())
-            if not isinstance(found["run"], dict) or not isinstance(found["methods"], dict):
+            manifest = json.loads(self.manifest_path.read_bytes())
+            if not all(isinstance(manifest[part], dict) for part in _MANIFEST_PARTS):
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise AfmiError(
-                f"expected the manifest of an evaluation in {str(path)!r}, but it cannot be read "
-                f"({type(error).__name__}); choose another folder"
+                f"'{self.manifest_path}' is damaged ({type(error).__name__}); choose another folder"
             ) from error
-        return found
+        return manifest
 
     def add_method(self, label: str, entry: Mapping[str, Any]) -> None:
         """Enter a method, unless it is there, or note that it cannot be used (``refused``).
@@ -138,103 +169,136 @@ class Store:
         Raises:
             UsageError: when it is there with other parameters.
         """
-        wanted = json.loads(json.dumps(entry))
-        with _alone(self.folder):
+        added = json.loads(json.dumps(entry))
+        with self._locked():
             manifest = self.manifest()
             known = manifest["methods"].get(label)
-            if known == wanted:
+            if known == added:
                 return
             same = ("class", "parameters", "images_per_piece")
-            if known is not None and any(known[part] != wanted[part] for part in same):
+            if known is not None and any(known[part] != added[part] for part in same):
                 raise UsageError(
-                    f"{str(self.folder)!r} holds results of {label} with "
+                    f"{str(self.path)!r} holds results of {label} with "
                     f"{_brief(known['parameters'])} in pieces of {known['images_per_piece']}, "
-                    f"asked for are {_brief(wanted['parameters'])} in pieces of "
-                    f"{wanted['images_per_piece']}; choose another --out"
+                    f"asked for are {_brief(added['parameters'])} in pieces of "
+                    f"{added['images_per_piece']}; choose another --out"
                 )
-            manifest["methods"][label] = wanted
-            write_files({self.folder / MANIFEST: _json(manifest)})
+            manifest["methods"][label] = added
+            write_files({self.manifest_path: _json(manifest)})
 
-    def has(self, label: str, start: int) -> bool:
-        """Tell whether a method's piece is finished, which begins with image ``start``.
+    def has_piece(self, key: str, start: int) -> bool:
+        """Tell whether a method's piece that begins with image ``start`` is finished.
 
         One that a crash of the machine left empty or cut off is not, so it is done again. Other
-        damage is not looked for here; `Results.read` names the file.
+        damage is not looked for here; `read_piece` names the file.
         """
-        return _whole(self._piece(label, start))
+        return _whole(self.piece_path(key, start))
 
-    def write(
-        self, label: str, start: int, rows: Rows, pictures: Mapping[str, PIL.Image.Image]
+    def write_piece(
+        self, label: str, key: str, start: int, rows: Sequence[Row], drawings: Drawings
     ) -> None:
         """Keep a finished piece.
 
         Args:
             label: of the method.
+            key: of the method.
             start: the piece's first image.
             rows: its numbers.
-            pictures: examples, by file name.
+            drawings: of the examples in it.
 
         Raises:
             AfmiError: when it cannot be written; nothing that was there is lost.
         """
         images, metrics, values, notes = list(zip(*rows, strict=True)) or [(), (), (), ()]
-        columns = (images, [label] * len(rows), metrics, values, notes)
-        table = pa.Table.from_arrays(
-            [
-                pa.array(list(column), field.type)
-                for column, field in zip(columns, _SCHEMA, strict=True)
-            ],
-            schema=_SCHEMA,
-        )
         files: dict[Path, Any] = {
-            self.folder / "examples" / name: _png(picture) for name, picture in pictures.items()
+            self.example_path(image, key, kind): _png(picture)
+            for image, kinds in drawings.items()
+            for kind, picture in kinds.items()
         }
-        files[self._piece(label, start)] = _parquet(table)
+        # Last, so that a piece that is there has its examples.
+        columns = (images, [label] * len(rows), metrics, values, notes)
+        files[self.piece_path(key, start)] = _parquet(columns, _PIECE)
         write_files(files)
 
-    def _piece(self, label: str, start: int) -> Path:
-        return self.folder / "pieces" / key_of(label) / f"{start:08d}.parquet"
+    def read_piece(self, path: Path) -> pa.Table:
+        """Read a piece's table, dictionaries decoded.
+
+        Raises:
+            AfmiError: when it is damaged.
+        """
+        return _read(path, _PIECE, "the run redoes it")
+
+    def read_images(self) -> pa.Table:
+        """Read the table of the pictures.
+
+        Raises:
+            AfmiError: when it is missing or damaged.
+        """
+        path = self.images_path
+        if not path.is_file():
+            raise AfmiError(f"'{path}' is missing; run afmi evaluate into this folder again")
+        return _read(path, _IMAGES, "the run writes it again")
+
+    def _check_usable(self) -> None:
+        """Raise unless the folder holds a run, or nothing but what a run killed at once left."""
+        if self.manifest_path.exists() or not self.path.exists():
+            return
+        problem = "it is a file"
+        if self.path.is_dir():
+            names = {entry.name for entry in self.path.iterdir() if not entry.match(_PARTIAL)}
+            if self.manifest_path.name in names or names <= {_LOCK}:
+                return
+            problem = "it holds other files"
+        raise UsageError(
+            f"expected {str(self.path)!r} to be a new or empty folder, or results of this run; "
+            f"{problem}; choose another"
+        )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out of this block while one is in it, where the system can lock."""
+        lock = FileLock(self.path / _LOCK, timeout=_PATIENCE)
+        # A problem with the folder is better reported when something is written into it.
+        with suppress(OSError, NotImplementedError):  # a timeout is an OSError
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()  # the system releases it when the process ends, however it ends
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _sweep(self) -> None:
         """Remove what a killed run was writing, and leave what another run may be writing now."""
         now = time.time()
-        for partial in self.folder.rglob(_PARTIAL):
+        for partial in self.path.rglob(_PARTIAL):
             with suppress(OSError):
                 if now - partial.stat().st_mtime > _STALE:
                     partial.unlink()
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of this block while one is in it, where the system can lock."""
-    descriptor = None
-    if sys.platform != "win32":
-        # What is wrong with the folder is better told when something is written into it.
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # ends with the process, however it ends
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+def _check_same_run(path: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise unless two runs are the same; only the data's name, a path often, may differ."""
+    was, now = ({**run, "data": {**run["data"], "name": ""}} for run in (was, now))
+    for part in sorted({*was, *now}):
+        old, new = was.get(part), now.get(part)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            # A digest says the least to a reader, so it comes last.
+            ordered = sorted({*old, *new}, key=lambda key: (key == "fingerprint", key))
+            inner = next(key for key in ordered if old.get(key) != new.get(key))
+            part, old, new = f"{part}: {inner}", old.get(inner), new.get(inner)
+        raise UsageError(
+            f"{str(path)!r} holds results of another run ({part} was {_brief(old)}, now "
+            f"{_brief(new)}); choose another --out, or delete the folder to begin anew"
+        )
 
 
-def _check_new(folder: Path) -> None:
-    """Raise unless a run can begin in a folder: one that a run was killed in at once may be."""
-    if folder.is_dir():
-        if all(entry.match(_PARTIAL) for entry in folder.iterdir()):
-            return
-        found = "it holds other files"
-    elif folder.exists():
-        found = "it is a file"
-    else:
-        return
-    raise UsageError(
-        f"expected {str(folder)!r} to be a new or empty folder, or results of this run; {found}; "
-        "choose another"
-    )
+def _brief(value: Any) -> str:
+    if value is None:
+        return "not there"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "…"
 
 
 def _whole(path: Path) -> bool:
@@ -253,95 +317,32 @@ def _storable(key: str) -> str:
     return key.encode(errors="backslashreplace").decode()
 
 
-def identity_of(
-    model: nn.Module, images: LabelledImages, metrics: Mapping[str, Metric], batch_size: int
-) -> dict[str, Any]:
-    """Return what makes a run what it is, as JSON holds it."""
-    return {
-        "afmi": afmi.__version__,
-        "torch": torch.__version__,
-        "model": {
-            "name": model.name if isinstance(model, Classifier) else type(model).__name__,
-            "fingerprint": _fingerprint(model),
-            "labels": list(getattr(model, "labels", ())),
-            "preparation": _preparation(model),
-        },
-        "data": {
-            "name": images.name,
-            "fingerprint": images.fingerprint,
-            "images": len(images),
-        },
-        "metrics": {key: to_json(metric) for key, metric in metrics.items()},
-        "batch_size": batch_size,
-    }
+def _read(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        missing = [name for name in schema.names if name not in table.column_names]
+        if missing:
+            raise ValueError(f"no column {missing[0]!r}")
+        decoded = [getattr(field.type, "value_type", field.type) for field in schema]
+        return table.select(schema.names).cast(pa.schema(zip(schema.names, decoded, strict=True)))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        why = " ".join(str(error).split())[:120]
+        raise AfmiError(f"'{path}' is damaged ({why}); delete it, so that {remedy}") from error
 
 
-def _preparation(model: nn.Module) -> dict[str, Any]:
-    """Return what becomes of a picture before the network sees it, and the layer explained."""
-    if not isinstance(model, Classifier):
-        return {}
-    return {
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        "resize": model.resize,
-        "crop": model.crop,
-        "interpolation": str(model.interpolation),
-        "layer": model.layer,
-    }
-
-
-@torch.no_grad()
-def _fingerprint(model: nn.Module) -> str:
-    """Return a digest of the network's structure and of every weight."""
-    digest = hashlib.blake2b(str(model).encode(), digest_size=16)
-    for name, tensor in model.state_dict(keep_vars=False).items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()
-
-
-def _compare(folder: Path, was: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise unless two runs are the same; only the data's name, a path often, may differ."""
-    was, wanted = ({**run, "data": {**run["data"], "name": ""}} for run in (was, wanted))
-    for part in sorted({*was, *wanted}):
-        old, new = was.get(part), wanted.get(part)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            # A digest says the least to a reader, so it comes last.
-            ordered = sorted({*old, *new}, key=lambda key: (key == "fingerprint", key))
-            inner = next(key for key in ordered if old.get(key) != new.get(key))
-            part, old, new = f"{part}: {inner}", old.get(inner), new.get(inner)
-        raise UsageError(
-            f"{str(folder)!r} holds results of another run ({part} was {_brief(old)}, now "
-            f"{_brief(new)}); choose another --out, or delete the folder to begin anew"
-        )
-
-
-def _brief(value: Any) -> str:
-    if value is None:
-        return "not there"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else text[:117] + "…"
-
-
-def _json(value: Any) -> Any:
+def _json(value: Any) -> bytes:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return lambda file: file.write(text.encode(errors="backslashreplace"))
+    return text.encode(errors="backslashreplace")
 
 
-def _parquet(table: pa.Table) -> Any:
-    def write(file: IO[bytes]) -> None:
-        # In memory first: a full disk then raises an OSError, not one of Arrow's own.
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        file.write(buffer.getvalue())
-
-    return write
+def _parquet(columns: Sequence[Any], schema: pa.Schema) -> bytes:
+    arrays = [pa.array(list(c), field.type) for c, field in zip(columns, schema, strict=True)]
+    # In memory: a full disk then raises an OSError, not one of Arrow's own.
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()
 
 
-def _png(picture: PIL.Image.Image) -> Any:
+def _png(picture: PIL.Image.Image) -> Callable[[IO[bytes]], object]:
     return lambda file: picture.save(file, "PNG")

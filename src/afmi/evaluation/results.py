@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from afmi.errors import AfmiError, UsageError, near_matches
+from afmi.evaluation.folder import ResultsFolder
 
 __all__ = ["Images", "Measurements", "MetricFacts", "Results"]
 
@@ -75,12 +76,12 @@ class Results:
     """What an evaluation measured, as it lies in its folder.
 
     Attributes:
-        folder: where it lies.
+        files: where it lies.
         manifest: what was run, on what and with which parameters; see ``manifest.json``.
         images: the pictures.
     """
 
-    folder: Path
+    files: ResultsFolder
     manifest: Mapping[str, Any]
     images: Images
 
@@ -95,21 +96,14 @@ class Results:
         folder = Path(folder)
         if not folder.is_dir():
             raise UsageError(f"no folder is called '{folder}'; give one that afmi evaluate wrote")
-        path = folder / "manifest.json"
-        if not path.is_file():
+        files = ResultsFolder(folder)
+        if not files.manifest_path.is_file():
             raise UsageError(
-                f"'{folder}' holds no evaluation (no manifest.json); give a folder that afmi "
-                "evaluate wrote"
+                f"'{folder}' holds no evaluation (no {files.manifest_path.name}); give a folder "
+                "that afmi evaluate wrote"
             )
-        try:
-            manifest = json.loads(path.read_bytes())
-            sound = isinstance(manifest["run"], dict) and isinstance(manifest["methods"], dict)
-        except (OSError, ValueError, KeyError, TypeError):
-            sound = False
-        if not sound:
-            raise AfmiError(f"'{path}' is damaged; choose another folder")
-        results = cls(folder, manifest, _read_images(folder / "images.parquet"))
-        if next(folder.glob("pieces/*/*.parquet"), None) is None:
+        results = cls(files, files.manifest(), _images(files.read_images()))
+        if next(files.piece_paths(), None) is None:
             if results.refused and not results.methods:
                 label, why = next(iter(results.refused.items()))
                 raise UsageError(f"'{folder}' holds no measurements: {label} was refused ({why})")
@@ -120,6 +114,11 @@ class Results:
         return results
 
     @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.files.path
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """Labels of the methods, in the manifest's order, without the refused ones."""
         listed = self.manifest["methods"]
@@ -127,7 +126,7 @@ class Results:
 
     @property
     def refused(self) -> dict[str, str]:
-        """Methods that the network cannot have, and why not."""
+        """Unsupported methods and reasons."""
         listed = self.manifest["methods"].items()
         return {label: str(facts["refused"]) for label, facts in listed if facts.get("refused")}
 
@@ -155,27 +154,26 @@ class Results:
         if names is None:
             return self.methods
         refused = self.refused
-        by_key: dict[str, str] = {}
+        labels: dict[str, str] = {}
         for label in self.manifest["methods"]:
-            by_key.setdefault(_fold(self._key(label)), label)
-            by_key[_fold(label)] = label
-        found = set()
+            labels.setdefault(_fold(self._key(label)), label)
+            labels[_fold(label)] = label
+        chosen = set()
         for name in names:
-            label = by_key.get(_fold(name))
-            if label is None:
-                label = name
+            if _fold(name) not in labels:
                 self.facts(name)  # raises, with near matches
+            label = labels.get(_fold(name), name)
             if label in refused:
                 raise UsageError(f"{label} was not measured: {refused[label]}")
-            found.add(label)
-        if not found:
+            chosen.add(label)
+        if not chosen:
             raise UsageError(f"expected one method or more, out of {', '.join(self.methods)}")
-        return tuple(label for label in self.methods if label in found)
+        return tuple(label for label in self.methods if label in chosen)
 
     def read(self, method: str) -> Measurements:
         """Read all that was measured of a method.
 
-        Where two pieces tell of the same picture, the one that begins later counts.
+        Where two pieces have the same picture, the one that begins later counts.
 
         Raises:
             UsageError: when the evaluation has no such method.
@@ -185,17 +183,20 @@ class Results:
         values: dict[str, np.ndarray] = {}
         errors: dict[int, str] = {}
         done = np.zeros(count, bool)
-        for path in sorted(self._pieces(method).glob("*.parquet")):
-            piece = _read_piece(path)
-            places = self._places(piece.numbers, path)
+        for path in self.files.piece_paths(self._key(method)):
+            piece = self.files.read_piece(path)
+            places = self._places(piece["image"].to_numpy(), path)
             done[places] = True
-            for code, name in enumerate(piece.names):
-                rows = np.flatnonzero(piece.codes == code)
+            metric = piece["metric"].combine_chunks().dictionary_encode()
+            codes = metric.indices.to_numpy(zero_copy_only=False)
+            numbers, notes = piece["value"].to_numpy(), piece["note"].to_pylist()
+            for code, name in enumerate(metric.dictionary.to_pylist()):
+                rows = np.flatnonzero(codes == code)
                 if name == _ERROR:
-                    errors |= {int(places[row]): piece.notes[row] or "no reason" for row in rows}
+                    errors |= {int(places[row]): notes[row] or "no reason" for row in rows}
                 elif len(rows):
                     column = values.setdefault(name, np.full(count, np.nan))
-                    column[places[rows]] = piece.values[rows]
+                    column[places[rows]] = numbers[rows]
         return Measurements(values, errors, done)
 
     def values(self, method: str) -> dict[str, np.ndarray]:
@@ -213,41 +214,28 @@ class Results:
     @cached_property
     def metrics(self) -> dict[str, MetricFacts]:
         """What is known of each metric, by the first part of its values' names."""
-        told = self.manifest.get("metrics")
-        if isinstance(told, dict):
-            return {
-                key: MetricFacts(
-                    str(facts["name"]),
-                    str(facts["measures"]),
-                    str(facts["headline"]),
-                    facts["higher_is_better"],
-                )
-                for key, facts in told.items()
-            }
-        # Only now, for it brings PyTorch along.
-        from afmi.metrics import CATALOGUE
-
-        found = {}
-        for key, parameters in self.manifest["run"].get("metrics", {}).items():
-            cls = CATALOGUE.get(parameters.get("class", key))
-            if cls is not None:
-                found[key] = MetricFacts(cls.name, cls.measures, cls.headline, cls.higher_is_better)
-        return found
+        return {
+            key: MetricFacts(
+                str(facts["name"]),
+                str(facts["measures"]),
+                str(facts["headline"]),
+                facts["higher_is_better"],
+            )
+            for key, facts in self.manifest["metrics"].items()
+        }
 
     def example(self, number: int, method: str, kind: str) -> Path:
         """Return where an example's ``map`` or ``insertion`` lies, if it was drawn."""
-        return self.folder / "examples" / f"{number:08d}-{self._key(method)}-{kind}.png"
+        return self.files.example_path(number, self._key(method), kind)
 
     @cached_property
     def examples(self) -> tuple[int, ...]:
         """The pictures that examples were drawn of, by number, in order."""
-        found = (self.folder / "examples").glob("*-picture.png")
-        numbers = (path.name.partition("-")[0] for path in found)
-        return tuple(sorted(int(number) for number in numbers if number.isdecimal()))
+        return self.files.examples()
 
     def photograph(self, number: int) -> Path:
         """Return where the picture itself lies that examples were drawn of."""
-        return self.folder / "examples" / f"{number:08d}-picture.png"
+        return self.files.example_path(number, "", "picture")
 
     @cached_property
     def positions(self) -> dict[int, int]:
@@ -257,75 +245,22 @@ class Results:
     def _key(self, method: str) -> str:
         return str(self.facts(method)["key"])
 
-    def _pieces(self, method: str) -> Path:
-        return self.folder / "pieces" / self._key(method)
-
     def _places(self, numbers: np.ndarray, path: Path) -> np.ndarray:
         try:
             return np.array([self.positions[int(number)] for number in numbers], np.int64)
         except KeyError as error:
             raise AfmiError(
-                f"'{path}' tells of picture {error.args[0]}, which images.parquet lacks; delete "
-                "the piece and run the evaluation again"
+                f"'{path}' holds picture {error.args[0]}, which {self.files.images_path.name} "
+                "lacks; delete the piece and run the evaluation again"
             ) from error
 
 
-@dataclass(frozen=True)
-class _Piece:
-    numbers: np.ndarray
-    codes: np.ndarray
-    names: list[str]
-    values: np.ndarray
-    notes: list[str | None]
-
-
-def _read_piece(path: Path) -> _Piece:
-    import pyarrow
-
-    table = _read_table(path, ("image", "metric", "value", "note"), "the run redoes it")
-    try:
-        # One dictionary for all of it, however many row groups it has.
-        metric = table["metric"].cast(pyarrow.string()).combine_chunks().dictionary_encode()
-        return _Piece(
-            table["image"].to_numpy(),
-            metric.indices.to_numpy(zero_copy_only=False),
-            metric.dictionary.to_pylist(),
-            table["value"].cast(pyarrow.float64()).to_numpy(),
-            table["note"].to_pylist(),
-        )
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise _damaged(path, error, "the run redoes it") from error
-
-
-def _read_images(path: Path) -> Images:
-    if not path.is_file():
-        raise AfmiError(f"'{path}' is missing; run afmi evaluate into this folder again")
-    table = _read_table(path, ("image", "key", "label"), "the run writes it again")
+def _images(table: pa.Table) -> Images:
     return Images(
         table["image"].to_numpy().astype(np.int64),
         tuple(table["key"].to_pylist()),
         table["label"].to_numpy().astype(np.int64),
     )
-
-
-def _read_table(path: Path, columns: Sequence[str], remedy: str) -> Any:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            table = file.read()
-        missing = [name for name in columns if name not in table.column_names]
-        if missing:
-            raise ValueError(f"no column {missing[0]!r}")
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise _damaged(path, error, remedy) from error
-    return table
-
-
-def _damaged(path: Path, error: Exception, remedy: str) -> AfmiError:
-    why = " ".join(str(error).split())[:120]
-    return AfmiError(f"'{path}' is damaged ({why}); delete it, so that {remedy}")
 
 
 def _fold(name: str) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from afmi.data.sources import open_images
+from afmi.data.labelled import LabelledImages, open_images
 from afmi.errors import LayerError, OperationError, UsageError
-from afmi.evaluation.folder import Store, identity_of
+from afmi.evaluation.folder import ResultsFolder
+from afmi.evaluation.identity import identity_of
 from afmi.evaluation.meter import processor
 from afmi.evaluation.results import Results
 from afmi.evaluation.shard import Shard, evaluate_shard
@@ -49,6 +50,10 @@ class Piece:
     passes: float
 
 
+def _ignore(*_: object) -> None:
+    """Do nothing with what is reported."""
+
+
 def evaluate(
     model: nn.Module,
     data: Any,
@@ -60,19 +65,20 @@ def evaluate(
     batch_size: int = 8,
     examples: int = 6,
     command: str | None = None,
-    on_begin: Callable[[Piece, float, float], object] | None = None,
-    on_method: Callable[[str, Results], object] | None = None,
-    on_refusal: Callable[[str, str], object] | None = None,
+    on_begin: Callable[[Piece, float, float], object] = _ignore,
+    on_method: Callable[[str, Results], object] = _ignore,
+    on_refusal: Callable[[str, str], object] = _ignore,
 ) -> Results:
     """Explain pictures by several methods and measure the maps against the true classes.
 
     The work is cut into pieces, each one method on a few pictures, and a piece is written as soon
-    as it is done. The same call on the same folder goes on where the last one stopped, however it
-    stopped, and ends with the numbers of an unbroken run. Memory does not grow with the pictures.
+    as it is done. The same call on the same folder resumes, however the last one stopped, and ends
+    with the numbers of an uninterrupted run. Memory does not grow with the number of pictures.
 
     Several calls may work on one folder at once: no row is lost, but a piece that two of them
-    begin is done twice (see `afmi.evaluation.folder.Store`). Pieces that a crash of the machine
-    left empty or cut off are done again; `Results.read` names those that are damaged otherwise.
+    begin is done twice (see `afmi.evaluation.folder.ResultsFolder`). Pieces that a crash of the
+    machine left empty or cut off are done again; `Results.read` names those that are damaged
+    otherwise.
 
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images to logits.
@@ -84,16 +90,16 @@ def evaluate(
         batch_size: pictures that are explained at once.
         examples: how many pictures the report shows.
         command: what the user typed, for the report.
-        on_begin: called before each piece, with the passes that are done and those in all.
+        on_begin: called before each piece, with the passes done and the total.
         on_method: called when the last piece of a method is done.
-        on_refusal: called with a method that cannot be used on the network, and why.
+        on_refusal: called with a method that the network does not support, and the reason.
 
     Returns:
         The `Results`.
 
     Raises:
         UsageError: when the folder holds another run's results, an argument does not fit, or the
-            network can have none of the methods.
+            network supports none of the methods.
         AfmiError: when a file cannot be written (a full disk); what was finished is kept.
     """
     if batch_size < 1 or examples < 0:
@@ -103,14 +109,8 @@ def evaluate(
     chosen = chosen_methods(model, methods)
     wanted = chosen_metrics(metrics)
     images = open_images(data, model, limit=limit)
-    classes = len({int(label) for label in images.labels})
-    for metric in wanted.values():
-        if metric.companions >= classes:
-            raise UsageError(
-                f"{metric.name} needs pictures of {metric.companions + 1} classes, got {classes} "
-                f"in {images.name}; leave it out"
-            )
-    store = Store.open(
+    _check_classes(wanted, images)
+    folder = ResultsFolder.begin(
         Path(out),
         run=identity_of(model, images, wanted, batch_size),
         images=(images.keys, [int(label) for label in images.labels]),
@@ -131,42 +131,54 @@ def evaluate(
         },
     )
     first = images.first()
-    shown = {round(i * (len(images) - 1) / max(examples - 1, 1)) for i in range(examples)}
     pieces = {
         label: _pieces(label, method, wanted, first, len(images))
         for label, method in chosen.items()
     }
     for label, method in chosen.items():
-        store.add_method(label, _entry(method, label, pieces[label]))
+        folder.add_method(label, _entry(method, label, pieces[label]))
     todo = {
-        label: [piece for piece in found if not store.has(label, piece.start)]
-        for label, found in pieces.items()
+        label: [
+            piece for piece in pieces[label] if not folder.has_piece(key_of(label), piece.start)
+        ]
+        for label in chosen
     }
-    total = sum(piece.passes for found in todo.values() for piece in found)
+    total = sum(piece.passes for missing in todo.values() for piece in missing)
+    drawn = {round(i * (len(images) - 1) / max(examples - 1, 1)) for i in range(examples)}
     done = 0.0
     for label, method in chosen.items():
+        refusal = None
         for piece in todo[label]:
-            if on_begin is not None:
-                on_begin(piece, done, total)
+            on_begin(piece, done, total)
             shard = Shard(
-                method, wanted, images, piece.start, piece.stop, batch_size, frozenset(shown)
+                method, wanted, images, piece.start, piece.stop, batch_size, frozenset(drawn)
             )
             try:
                 result = evaluate_shard(shard)
             except (LayerError, OperationError) as error:
-                store.add_method(label, _entry(method, label, pieces[label], refused=str(error)))
+                refusal = str(error)
                 total -= sum(p.passes for p in todo[label] if p.start >= piece.start)
-                if on_refusal is not None:
-                    on_refusal(label, str(error))
                 break
-            store.write(label, piece.start, result.rows, _named(result.pictures, label))
+            folder.write_piece(label, key_of(label), piece.start, result.rows, result.pictures)
             done += piece.passes
+        # Again, in case another process overwrote the manifest.
+        folder.add_method(label, _entry(method, label, pieces[label], refusal))
+        if refusal is not None:
+            on_refusal(label, refusal)
         else:
-            # Again, in case another process overwrote the manifest.
-            store.add_method(label, _entry(method, label, pieces[label]))
-            if on_method is not None:
-                on_method(label, Results.open(store.folder))
-    return Results.open(store.folder)
+            on_method(label, Results.open(folder.path))
+    return Results.open(folder.path)
+
+
+def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages) -> None:
+    """Raise unless there are as many classes as the metrics need."""
+    classes = len(set(images.labels))
+    for metric in metrics.values():
+        if metric.companions >= classes:
+            raise UsageError(
+                f"{metric.name} needs pictures of {metric.companions + 1} classes, got {classes} "
+                f"in {images.name}; leave it out"
+            )
 
 
 def _machine(model: nn.Module) -> dict[str, Any]:
@@ -214,15 +226,4 @@ def _entry(
         "family": method.family,
         "paper": method.paper,
         "refused": refused,
-    }
-
-
-def _named(pictures: Mapping[int, Mapping[str, Any]], label: str) -> dict[str, Any]:
-    """Return drawings by file name; the picture itself is the same for every method."""
-    return {
-        f"{index:08d}-picture.png"
-        if kind == "picture"
-        else f"{index:08d}-{key_of(label)}-{kind}.png": drawn
-        for index, kinds in pictures.items()
-        for kind, drawn in kinds.items()
     }

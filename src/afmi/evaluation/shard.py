@@ -13,7 +13,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from afmi.data.sources import LabelledImages
+from afmi.data.labelled import LabelledImages
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.evaluation.folder import Row
 from afmi.evaluation.meter import measured
@@ -22,7 +22,8 @@ from afmi.methods.base import classify
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures.batches import neighbours
+from afmi.pictures.transforms import to_image
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 
@@ -35,7 +36,7 @@ class MetricWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Shard:
-    """Which pictures are explained by what, and what is measured.
+    """One method on some of the pictures, and the metrics to measure.
 
     Attributes:
         method: explains; its model is the network.
@@ -58,7 +59,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What came of it.
+    """The measurements of a shard, and its drawings.
 
     Attributes:
         rows: (image, metric, value, note).
@@ -75,10 +76,10 @@ class _Picture:
     inputs: Tensor
     companions: Tensor | None
 
-    def fits(self, other: _Picture) -> bool:
-        """Tell whether both can go through the network at once."""
-        alike = (self.companions is None) == (other.companions is None)
-        return alike and self.inputs.shape == other.inputs.shape
+    @property
+    def shape(self) -> tuple[torch.Size, bool]:
+        """What pictures must agree in to go through the network at once."""
+        return self.inputs.shape, self.companions is None
 
 
 def evaluate_shard(shard: Shard) -> ShardResult:
@@ -93,7 +94,8 @@ def evaluate_shard(shard: Shard) -> ShardResult:
         LayerError, OperationError: when the method cannot be used on the network at all.
     """
     result = ShardResult()
-    for batch in _batches(shard, result):
+    pictures = _readable(shard, result)
+    for batch in neighbours(pictures, shard.batch_size, lambda picture: picture.shape):
         _try(shard, batch, result)
     result.rows.sort(key=lambda row: (row[0], row[1]))
     return result
@@ -113,25 +115,17 @@ def _try(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
             _try(shard, [picture], result)
 
 
-def _batches(shard: Shard, result: ShardResult) -> Iterator[list[_Picture]]:
-    """Read the pictures, in batches of neighbours of one size."""
-    wanted = max((metric.companions for metric in shard.metrics.values()), default=0)
-    waiting: list[_Picture] = []
+def _readable(shard: Shard, result: ShardResult) -> Iterator[_Picture]:
+    """Read the pictures one by one; one that cannot be read becomes a row."""
+    count = max((metric.companions for metric in shard.metrics.values()), default=0)
     for index in range(shard.start, shard.stop):
         try:
             inputs = shard.images.read(index)
-            companions = _companions(shard.images, index, wanted, inputs) if wanted else None
+            companions = _companions(shard.images, index, count, inputs) if count else None
         except AfmiError as error:
             result.rows.append((index, "error", float("nan"), str(error)))
             continue
-        full = len(waiting) == shard.batch_size
-        picture = _Picture(index, inputs, companions)
-        if waiting and (full or not picture.fits(waiting[0])):
-            yield waiting
-            waiting = []
-        waiting.append(picture)
-    if waiting:
-        yield waiting
+        yield _Picture(index, inputs, companions)
 
 
 def _companions(images: LabelledImages, index: int, count: int, like: Tensor) -> Tensor | None:
@@ -141,21 +135,21 @@ def _companions(images: LabelledImages, index: int, count: int, like: Tensor) ->
         len(images)
     )
     classes = {int(images.labels[index])}
-    found: list[Tensor] = []
-    for other in order.tolist():
-        label = int(images.labels[other])
+    companions: list[Tensor] = []
+    for position in order.tolist():
+        label = int(images.labels[position])
         if label in classes:
             continue
         try:
-            picture = images.read(other)
+            picture = images.read(position)
         except AfmiError:
             continue
         if picture.shape != like.shape:
             continue
         classes.add(label)
-        found.append(picture)
-        if len(found) == count:
-            return torch.cat(found)[None]
+        companions.append(picture)
+        if len(companions) == count:
+            return torch.cat(companions)[None]
     return None
 
 

@@ -40,6 +40,8 @@ class Figure1(Experiment):
         (model,) = networks(self, request)
         photos = choose_photos(request, model, self.classes)
         methods = methods_of(self, request, model)
-        found = compared(self, request, methods, photos, (self.fraction,))
-        rows = [Row(photo, one) for photo, one in zip(photos, found, strict=True)]
+        comparisons = compared(self, request, methods, photos, (self.fraction,))
+        rows = [
+            Row(photo, comparison) for photo, comparison in zip(photos, comparisons, strict=True)
+        ]
         return save_insertions(self, request, methods, rows)

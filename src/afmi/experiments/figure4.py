@@ -57,14 +57,14 @@ class Figure4(Experiment):
         photos = [dataclasses.replace(photo, target=target) for target in wanted]
         request.report(f"classes: {', '.join(class_label(model, target) for target in wanted)}")
         methods = methods_of(self, request, model)
-        found = compared(self, request, methods, photos, (self.fraction,))
+        comparisons = compared(self, request, methods, photos, (self.fraction,))
         drawn = save_insertions(
             self,
             request,
             methods,
-            [Row(photo, one) for one in found],
+            [Row(photo, one) for one in comparisons],
         )
-        rows = _correlations(found)
+        rows = _correlations(comparisons)
         table = write_csv(request.out / f"{self.name}-correlations.csv", rows)
         return Result((*drawn.files, table), tuple(rows))
 
@@ -100,10 +100,10 @@ class Figure4(Experiment):
         return photo, first, second
 
 
-def _correlations(found: list[Comparison]) -> list[dict[str, Any]]:
+def _correlations(comparisons: list[Comparison]) -> list[dict[str, Any]]:
     """Return the rank correlation between the maps of every two classes, for each method."""
     rows = []
-    for explanations in zip(*(one.explanations for one in found), strict=True):
+    for explanations in zip(*(one.explanations for one in comparisons), strict=True):
         for one, other in combinations(explanations, 2):
             value = rank_correlation(one.map[None, None], other.map[None, None])
             rows.append(

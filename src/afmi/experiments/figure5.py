@@ -33,10 +33,10 @@ class Figure5(Experiment):
         (model,) = networks(self, request)
         photos = choose_photos(request, model, self.classes)
         methods = methods_of(self, request, model)
-        found = compared(self, request, methods, photos, self.fractions)
+        comparisons = compared(self, request, methods, photos, self.fractions)
         rows = [
-            Row(photo, one, i, f"{fraction:.0%}")
-            for photo, one in zip(photos, found, strict=True)
+            Row(photo, comparison, i, f"{fraction:.0%}")
+            for photo, comparison in zip(photos, comparisons, strict=True)
             for i, fraction in enumerate(self.fractions)
         ]
         return save_insertions(self, request, methods, rows)

@@ -15,8 +15,8 @@ from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import Explanation
 from afmi.methods import Method
 from afmi.network.classifier import Classifier, class_label, find_class
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures
+from afmi.pictures.transforms import to_image
 from afmi.progress import duration
 
 __all__ = ["Figure7"]
@@ -46,21 +46,21 @@ class Figure7(Experiment):
         photos = choose_photos(request, models[0], self.classes)
         methods = [methods_of(self, request, model) for model in models]
         seconds = sum(
-            len(photos) * estimate(model, photos[0].image, list(own.values())).total
-            for model, own in zip(models, methods, strict=True)
+            len(photos) * estimate(model, photos[0].image, list(chosen.values())).total
+            for model, chosen in zip(models, methods, strict=True)
         )
         request.report(
             f"{counted(len(models), 'network')}, {counted(len(methods[0]), 'method')}, "
             f"{counted(len(photos), 'picture')}, about {duration(seconds)} on this machine"
         )
-        panels, found = [], []
+        panels, explanations = [], []
         for photo in photos:
             for label in methods[0]:
                 row = [self._explained(request, photo, models[0], label, m[label]) for m in methods]
-                found += row
-                original = plots.Panel(to_image(row[0].image), row[0].label)
+                explanations += row
+                original = figures.Panel(to_image(row[0].image), row[0].label)
                 panels.append([original, *map(_panel, row)])
-        figure = plots.grid(
+        figure = figures.grid(
             panels,
             row_titles=[*methods[0]] * len(photos) if len(methods[0]) > 1 else [],
             column_titles=["picture", *(model.name for model in models)],
@@ -79,11 +79,11 @@ class Figure7(Experiment):
                 "probability": one.probability,
                 "residual": one.residual,
             }
-            for one in found
+            for one in explanations
         ]
         record = {
             "pictures": [photo.source for photo in photos],
-            "explanations": [one.to_dict() for one in found],
+            "explanations": [one.to_dict() for one in explanations],
         }
         return saved(self, request, figure, rows, record)
 
@@ -102,8 +102,8 @@ class Figure7(Experiment):
         return one
 
 
-def _panel(one: Explanation) -> plots.Panel:
-    told = f"{one.label}, {one.probability:.0%}"
+def _panel(one: Explanation) -> figures.Panel:
+    subtitle = f"{one.label}, {one.probability:.0%}"
     if one.predicted != one.target:
-        told += f"; predicted: {one.predicted_label}"
-    return plots.Panel(one.overlay(), subtitle=told)
+        subtitle += f"; predicted: {one.predicted_label}"
+    return figures.Panel(one.overlay(), subtitle=subtitle)

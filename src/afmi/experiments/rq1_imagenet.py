@@ -38,7 +38,7 @@ class RQ1ImageNet(Experiment):
                 )
         rows = []
         for model in networks(self, request):
-            found = measure_agreement(
+            agreement = measure_agreement(
                 AFMI(model),
                 open_images(folder / "train", model, limit=request.limit),
                 open_images(folder / "val", model, limit=request.limit),
@@ -46,5 +46,5 @@ class RQ1ImageNet(Experiment):
                 batch=16,
             )
             paper = AGREEMENT["imagenet"] if model.name == "vgg19" else None
-            rows.append(found.row() | {"paper": paper})
+            rows.append(agreement.row() | {"paper": paper})
         return Result((write_csv(request.out / f"{self.name}.csv", rows),), tuple(rows))

@@ -53,7 +53,7 @@ class RQ1MNIST(Experiment):
                 limit=request.limit,
                 report=request.report,
             )
-            found = measure_agreement(
+            agreement = measure_agreement(
                 AFMI(model),
                 open_images(f"mnist-train:{mnist}", model, limit=request.limit),
                 open_images(f"mnist:{mnist}", model, limit=request.limit),
@@ -61,7 +61,7 @@ class RQ1MNIST(Experiment):
                 batch=64,
             )
             rows.append(
-                found.row()
+                agreement.row()
                 | {"paper": None if linear else AGREEMENT["mnist"]}
                 | {"note": "100 % by construction" if linear else ""}
             )

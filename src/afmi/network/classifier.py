@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
-from afmi.pictures.images import resize_and_crop, to_tensor
+from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = ["Classifier", "class_label", "find_class", "logits_of"]
 

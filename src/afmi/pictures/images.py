@@ -1,4 +1,4 @@
-"""Read images of every common kind into RGB, and turn them into tensors and back.
+"""Read images of every common kind into RGB.
 
 What cannot be read right is refused with an `ImageError` of one line that names the file and
 says what was expected, what came, and what to do.  Nothing here changes Pillow's settings.
@@ -6,43 +6,21 @@ says what was expected, what came, and what to do.  Nothing here changes Pillow'
 
 from __future__ import annotations
 
-import glob
 import io
-import math
 import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 
-from afmi.errors import ImageError, ShapeError, UsageError, near_matches
+from afmi.errors import ImageError, near_matches
 
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "ImageSource",
-    "Unreadable",
-    "find_images",
-    "read_image",
-    "read_images",
-    "resize_and_crop",
-    "to_image",
-    "to_tensor",
-]
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
-    *(".pgm", ".ppm", ".pnm"),
-)
-"""Suffixes (lower case) of the files that `find_images` takes from folders and globs."""
+__all__ = ["MAX_PIXELS", "ImageSource", "read_image"]
 
 MAX_PIXELS = 89_478_485
 """Images of more pixels are refused before they are decoded; assign to it to change the limit."""
@@ -68,19 +46,6 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_DNG_VERSION = 258, 262, 50706
 
 # warnings.catch_warnings is not safe across threads: two at once can leave filters behind.
 _WARNINGS_LOCK = threading.RLock()
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A file of a batch that could not be read.
-
-    Attributes:
-        path: the file.
-        reason: one line that names the file and says what is wrong with it.
-    """
-
-    path: Path
-    reason: str
 
 
 def read_image(source: ImageSource) -> Image.Image:
@@ -128,7 +93,7 @@ def read_image(source: ImageSource) -> Image.Image:
         return _read_bytes(content, name)
     raise ImageError(
         "expected a path, PIL image, numpy array, bytes or binary file as image; "
-        f"got {type(source).__name__}: convert it (a tensor with afmi.images.to_image)"
+        f"got {type(source).__name__}: convert it (a tensor with afmi.transforms.to_image)"
     )
 
 
@@ -219,9 +184,9 @@ def _mend_transparent_colour(image: Image.Image) -> None:
 
 
 def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
-    came = f"{size[0]} x {size[1]} = {size[0] * size[1]} pixels" if size else "too many pixels"
+    pixels = f"{size[0]} x {size[1]} = {size[0] * size[1]} pixels" if size else "too many pixels"
     return (
-        f"{name} has {came}; expected at most {MAX_PIXELS}: "
+        f"{name} has {pixels}; expected at most {MAX_PIXELS}: "
         "scale it down, or raise afmi.images.MAX_PIXELS if you trust it"
     )
 
@@ -309,11 +274,11 @@ def _scale_grey(
 
 
 def _array_to_image(array: np.ndarray) -> Image.Image:
-    came = f"got shape {array.shape}, dtype {array.dtype}"
+    actual = f"got shape {array.shape}, dtype {array.dtype}"
     if array.ndim not in (2, 3) or array.size == 0 or array.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ImageError(
             "expected an array of shape (H, W) or (H, W, C) with 1, 3 or 4 channels; "
-            f"{came}: move the channels last, e.g. array.transpose(1, 2, 0)"
+            f"{actual}: move the channels last, e.g. array.transpose(1, 2, 0)"
         )
     if array.dtype == np.bool_:
         array = array * np.uint8(255)
@@ -328,260 +293,9 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
         array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ImageError(
-            f"expected an array of dtype uint8, uint16, bool, or float in [0, 1]; {came}: "
+            f"expected an array of dtype uint8, uint16, bool, or float in [0, 1]; {actual}: "
             "convert it, e.g. array.astype(numpy.uint8)"
         )
     return Image.fromarray(
         np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
     )
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """Turn an image into a tensor.
-
-    Args:
-        image: a PIL image; one that is not RGB goes through `read_image` first.
-
-    Returns:
-        Float32, shape (3, H, W), values in [0, 1], on the CPU.
-
-    Raises:
-        ImageError: the image cannot be read as RGB.
-
-    Example:
-        >>> to_tensor(Image.new("RGB", (2, 1), (255, 0, 51)))[:, 0, 0]
-        tensor([1.0000, 0.0000, 0.2000])
-    """
-    if image.mode != "RGB":
-        image = read_image(image)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
-
-
-def to_image(tensor: torch.Tensor) -> Image.Image:
-    """Turn a tensor into an image; the inverse of `to_tensor` up to rounding to 8 bits.
-
-    Args:
-        tensor: floating point, shape (3, H, W) or (1, H, W), values in [0, 1], any device.
-
-    Returns:
-        An image in mode RGB, or L for one channel.
-
-    Raises:
-        ShapeError: the shape or dtype is another.
-        ImageError: a value lies outside [0, 1] by more than 0.001, or is NaN.
-
-    Example:
-        >>> to_image(torch.ones(1, 2, 3)).size
-        (3, 2)
-    """
-    shape = tuple(tensor.shape)
-    if len(shape) != 3 or shape[0] not in (1, 3) or 0 in shape or not tensor.is_floating_point():
-        raise ShapeError(
-            f"expected a floating point tensor (3, H, W) or (1, H, W); got {shape}, "
-            f"{tensor.dtype}: give one image at a time, without the batch axis"
-        )
-    values = tensor.detach().to("cpu", torch.float32)
-    low, high = values.min().item(), values.max().item()
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
-        raise ImageError(
-            f"expected values in [0, 1]; got {low:g} to {high:g}: undo the normalisation, or clamp"
-        )
-    array = values.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(array[..., 0] if shape[0] == 1 else array))
-
-
-def resize_and_crop(
-    image: Image.Image,
-    resize: int | tuple[int, int] | None,
-    crop: int | tuple[int, int] | None,
-    interpolation: Image.Resampling | str = "bilinear",
-) -> Image.Image:
-    """Resize with antialiasing, then crop at the centre, as torchvision's classifiers expect.
-
-    Where the resized image would be much larger than both the source and the crop, only what the
-    crop keeps is resized, so that a picture of one pixel by thousands costs no more than others.
-
-    Args:
-        image: a PIL image; one that is not RGB goes through `read_image` first.
-        resize: length of the short side in pixels (the aspect ratio is kept), or the exact
-            (height, width), or None to leave the size.
-        crop: side of a square in pixels, or (height, width), or None not to crop.  Where the
-            resized image is smaller than the crop it is padded with black.
-        interpolation: "nearest", "box", "bilinear", "hamming", "bicubic" or "lanczos", or
-            Pillow's constant.
-
-    Returns:
-        A new image in mode RGB.
-
-    Raises:
-        UsageError: a size is not positive, the interpolation is unknown, or the result would
-            have more than `MAX_PIXELS` pixels.
-        ImageError: the image cannot be read as RGB.
-
-    Example:
-        >>> resize_and_crop(Image.new("RGB", (640, 480)), 256, 224).size
-        (224, 224)
-    """
-    if image.mode != "RGB":
-        image = read_image(image)
-    resample = _resampling(interpolation)
-    width, height = image.size
-    if isinstance(resize, int):
-        _pair("resize", resize)
-        short = min(width, height)
-        full_height, full_width = (int(resize * side / short) for side in (height, width))
-    else:
-        full_height, full_width = _pair("resize", resize) or (height, width)
-    out_height, out_width = _pair("crop", crop) or (full_height, full_width)
-    if out_width * out_height > MAX_PIXELS:
-        raise UsageError(
-            f"a result of {out_width} x {out_height} pixels exceeds the limit of {MAX_PIXELS}: "
-            "give a smaller size, or a crop"
-        )
-    x, pad_x, keep_width = _centre(full_width, out_width)
-    y, pad_y, keep_height = _centre(full_height, out_height)
-    if (full_width, full_height) == (width, height):
-        piece = image.crop((x, y, x + keep_width, y + keep_height))
-    elif full_width * full_height <= max(width * height, 16 * out_width * out_height):
-        whole = image.resize((full_width, full_height), resample)  # torchvision's result, exactly
-        piece = whole.crop((x, y, x + keep_width, y + keep_height))
-    else:
-        # Pillow keeps the box in single precision: cutting near it first keeps that exact.
-        left, right, x0, x1 = _source_span(x, keep_width, width, full_width)
-        top, bottom, y0, y1 = _source_span(y, keep_height, height, full_height)
-        near = image.crop((left, top, right, bottom))
-        piece = near.resize((keep_width, keep_height), resample, (x0, y0, x1, y1))
-    if piece.size == (out_width, out_height):
-        return piece
-    canvas = Image.new("RGB", (out_width, out_height))
-    canvas.paste(piece, (pad_x, pad_y))
-    return canvas
-
-
-def _resampling(interpolation: Image.Resampling | str) -> Image.Resampling:
-    names = {member.name.lower(): member for member in Image.Resampling}
-    if isinstance(interpolation, Image.Resampling):
-        return interpolation
-    if interpolation not in names:
-        raise UsageError(
-            f"unknown interpolation {interpolation!r}; expected one of {', '.join(names)}"
-            + near_matches(str(interpolation), names)
-        )
-    return names[interpolation]
-
-
-def _pair(option: str, size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return (height, width) of a size option."""
-    if size is None:
-        return None
-    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
-        raise UsageError(f"{option} must be a positive whole number or two of them; got {size!r}")
-    return pair
-
-
-def _centre(full: int, out: int) -> tuple[int, int, int]:
-    """Return, along one axis, where the crop starts, the padding before it, and what is kept."""
-    if full < out:
-        return 0, (out - full) // 2, full
-    return round((full - out) / 2), 0, out
-
-
-def _source_span(start: int, kept: int, source: int, full: int) -> tuple[int, int, float, float]:
-    """Find which pixels of the source make `kept` of `full` resized ones, along one axis.
-
-    Returns:
-        The first and the last source pixel (exclusive) that the widest filter can reach, and
-        the start and the end of the kept part, counted from that first pixel.
-    """
-    scale = source / full
-    begin, end = start * scale, (start + kept) * scale
-    margin = 5 * max(scale, 1.0) + 2  # no filter of Pillow reaches beyond five pixels
-    first, last = max(0, math.floor(begin - margin)), min(source, math.ceil(end + margin))
-    return first, last, begin - first, min(end - first, float(last - first))
-
-
-def find_images(patterns: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[Path]:
-    """List the image files that files, folders and globs name.
-
-    Args:
-        patterns: each is a folder (its images by suffix, in its subfolders too, sorted; hidden
-            files and folders and linked folders are skipped), a glob (``**`` is any depth of
-            folders; matches without an image suffix are skipped), or else a file, which is
-            listed whatever its suffix and even if missing: reading it tells.
-
-    Returns:
-        The paths in the order given, each once.
-
-    Raises:
-        ImageError: a folder or a glob holds no image, or a folder cannot be listed.
-
-    Example:
-        >>> [path.name for path in find_images(["cat.jpg", "dog.png", "./cat.jpg"])]
-        ['cat.jpg', 'dog.png']
-    """
-    if isinstance(patterns, (str, os.PathLike)):
-        patterns = [patterns]
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        for path in _expand(os.fspath(pattern)):
-            found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
-
-
-def _expand(pattern: str) -> list[Path]:
-    if not pattern:
-        raise ImageError("a path is empty; expected a file, a folder or a glob: name one")
-    if os.path.isdir(pattern):
-        what, names = "folder", _walk(pattern)
-    elif any(sign in pattern for sign in "*?[") and not os.path.lexists(pattern):
-        what, names = "glob", glob.glob(pattern, recursive=True)
-    else:
-        return [Path(pattern)]
-    paths = sorted(Path(n) for n in names if n.lower().endswith(IMAGE_SUFFIXES))
-    paths = [path for path in paths if not path.is_dir()]
-    if not paths:
-        others = f"none of its {len(names)} files has" if names else "it matches no file;"
-        raise ImageError(
-            f"no image in the {what} {pattern!r}: {others} expected a suffix among "
-            f"{' '.join(IMAGE_SUFFIXES)}"
-        )
-    return paths
-
-
-def _walk(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise ImageError(
-            f"the folder {str(error.filename)!r} cannot be listed: {error.strerror}; "
-            "change its rights, or leave it out"
-        ) from error
-
-    names: list[str] = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [os.path.join(parent, name) for name in files if not name.startswith(".")]
-    return names
-
-
-def read_images(
-    paths: Iterable[str | os.PathLike[str]],
-) -> Iterator[tuple[Path, Image.Image | ImageError]]:
-    """Read many files one after the other; a bad one does not stop the rest.
-
-    Args:
-        paths: files, e.g. from `find_images`.
-
-    Yields:
-        Each path in order with its RGB image, or with the error that says why there is none.
-
-    Example:
-        >>> [(path.name, type(result).__name__) for path, result in read_images(["no.jpg"])]
-        [('no.jpg', 'ImageError')]
-    """
-    for path in map(Path, paths):
-        result: Image.Image | ImageError
-        try:
-            result = read_image(path)
-        except ImageError as error:
-            result = ImageError(str(error))  # without the traceback, which holds the pixels
-        yield path, result

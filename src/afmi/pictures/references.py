@@ -17,8 +17,9 @@ from torch import Tensor
 
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
-from afmi.pictures.images import read_image, resize_and_crop, to_tensor
+from afmi.pictures.images import read_image
 from afmi.pictures.matrices import gaussian
+from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = [
     "REFERENCES",

@@ -146,10 +146,10 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
                 f"{given!r}; leave --weights out, or choose one network with --model"
             )
     loaded, missing, reason = [], [], None
-    for name, own in zip(names, weights, strict=True):
-        papers = not request.models and own == "default"
+    for name, file in zip(names, weights, strict=True):
+        papers = not request.models and file == "default"
         try:
-            loaded.append(load_model(name, weights=WEIGHTS if papers else own, **options))
+            loaded.append(load_model(name, weights=WEIGHTS if papers else file, **options))
         except ModelError as error:
             if not papers:
                 raise
@@ -191,8 +191,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     for row in rows:
         # NaN alone is not equal to itself.
         writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
-    content = text.getvalue().encode("utf-8", "backslashreplace")
-    write_files({path: lambda file: file.write(content)})
+    write_files({path: text.getvalue().encode("utf-8", "backslashreplace")})
     return path
 
 
@@ -204,7 +203,5 @@ def write_json(path: Path, value: Mapping[str, Any]) -> Path:
     Raises:
         AfmiError: when the file cannot be written.
     """
-    text = as_json(value, indent=2) + "\n"
-    content = text.encode("utf-8", "backslashreplace")
-    write_files({path: lambda file: file.write(content)})
+    write_files({path: f"{as_json(value, indent=2)}\n".encode("utf-8", "backslashreplace")})
     return path

@@ -11,7 +11,7 @@ from afmi.experiments.shared.base import Experiment, Request, Result, write_csv,
 from afmi.explanation import Explanation
 from afmi.methods import Method, chosen_methods
 from afmi.network.classifier import Classifier
-from afmi.pictures import plots
+from afmi.pictures import figures
 
 __all__ = ["heading", "methods_of", "saved"]
 
@@ -22,11 +22,11 @@ def methods_of(experiment: Experiment, request: Request, model: Classifier) -> d
 
 
 def heading(explanation: Explanation) -> tuple[str, str]:
-    """Return what stands above the picture itself: what the network takes it for."""
-    told = f"predicted, {explanation.predicted_probability:.0%}"
+    """Return the title and subtitle of the picture itself: its predicted class."""
+    text = f"predicted, {explanation.predicted_probability:.0%}"
     if explanation.target != explanation.predicted:
-        told += f"; {explanation.label}: {explanation.probability:.0%}"
-    return explanation.predicted_label, told
+        text += f"; {explanation.label}: {explanation.probability:.0%}"
+    return explanation.predicted_label, text
 
 
 def saved(
@@ -48,7 +48,7 @@ def saved(
         "finding": experiment.finding,
     }
     files = (
-        plots.save_png(figure, path),
+        figures.save_png(figure, path),
         write_csv(path.with_suffix(".csv"), rows),
         write_json(path.with_suffix(".json"), {**about, **record}),
     )

@@ -14,9 +14,8 @@ from afmi.experiments.shared.figures import heading, saved
 from afmi.experiments.shared.pictures import Photo
 from afmi.explanation import Explanation
 from afmi.methods import Method
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
-from afmi.progress import duration
+from afmi.pictures import figures
+from afmi.pictures.transforms import to_image
 
 __all__ = ["Row", "compared", "save_insertions"]
 
@@ -45,7 +44,7 @@ def compared(
     photos: Sequence[Photo],
     fractions: Sequence[float],
 ) -> list[Comparison]:
-    """Explain each picture for its class by all methods; say before how long that takes.
+    """Explain each picture for its class by all methods; report beforehand how long that takes.
 
     Each explanation is saved in ``<out>/<experiment>`` as soon as it is there, so that nothing is
     lost when the work is interrupted.
@@ -59,15 +58,13 @@ def compared(
     """
     chosen = list(methods.values())
     model = chosen[0].model
-    foretold = estimate(model, photos[0].image, chosen)
-    slowest = max(foretold.seconds, key=foretold.seconds.__getitem__)
+    estimated = estimate(model, photos[0].image, chosen)
     request.report(
-        f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, about "
-        f"{duration(foretold.total * len(photos))} on this machine "
-        f"({slowest}: {duration(foretold.seconds[slowest] * len(photos))})"
+        f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, "
+        f"{estimated.text(len(photos))}"
     )
     folder = request.out / experiment.name
-    found = []
+    comparisons = []
     for photo in photos:
 
         def save(explanation: Explanation, seconds: float, photo: Photo = photo) -> None:
@@ -76,7 +73,7 @@ def compared(
                 f"{photo.name}  {explanation.label}  {explanation.method}  {seconds:.1f} s"
             )
 
-        found.append(
+        comparisons.append(
             compare(
                 model,
                 photo.image,
@@ -86,9 +83,9 @@ def compared(
                 on_result=save,
             )
         )
-    for name, reason in {k: v for one in found for k, v in one.refused.items()}.items():
+    for name, reason in {k: v for one in comparisons for k, v in one.refused.items()}.items():
         request.report(f"{name} left out: {reason}")
-    return found
+    return comparisons
 
 
 def save_insertions(
@@ -99,7 +96,7 @@ def save_insertions(
     Args:
         experiment: whose figure it is.
         request: the folder.
-        methods: in columns, by label; those that the network cannot have are named below.
+        methods: in columns, by label; unsupported ones are named below.
         rows: from the top.
     """
     numbers = [_numbers(row, i) for row in rows for i in range(len(row.comparison.explanations))]
@@ -130,9 +127,9 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
     panels, shown = [], None
     for row in rows:
         first = row.comparison.explanations[0]
-        original = plots.Panel(None)
+        original = figures.Panel(None)
         if shown is not row.photo.image:
-            original = plots.Panel(to_image(first.image), *heading(first))
+            original = figures.Panel(to_image(first.image), *heading(first))
         shown = row.photo.image
         families = [methods[label].family if row is rows[0] else "" for label in columns]
         panels.append([original, *map(_panel, [row] * len(columns), columns, families)])
@@ -143,7 +140,7 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
     )
     if refused:
         note += f" · cannot be used on this network: {', '.join(sorted(refused))}"
-    return plots.grid(
+    return figures.grid(
         panels,
         row_titles=[row.title for row in rows] if any(row.title for row in rows) else [],
         column_titles=["picture", *columns],
@@ -153,12 +150,12 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
     )
 
 
-def _panel(row: Row, label: str, title: str) -> plots.Panel:
+def _panel(row: Row, label: str, title: str) -> figures.Panel:
     comparison = row.comparison
     index = [one.method for one in comparison.explanations].index(label)
     shown = comparison.explanations[index]
     probability = comparison.probabilities[index][row.fraction]
-    return plots.Panel(
+    return figures.Panel(
         shown.insertion(comparison.fractions[row.fraction]),
         title,
         f"{probability:.0%} {shown.label}",

@@ -15,7 +15,7 @@ from afmi.evaluation import Piece, Results, evaluate
 from afmi.experiments.shared.base import Experiment, Request, Result, networks, write_csv
 from afmi.experiments.shared.published import ACCURACY_AUC, IMAGES, METHODS, SECONDS
 from afmi.network.classifier import Classifier
-from afmi.pictures import plots
+from afmi.pictures import figures
 from afmi.progress import report as report_progress
 from afmi.report import write_report
 from afmi.report.summary import Curves, Summary, summarise
@@ -182,7 +182,7 @@ def curves_figure(
     ]
     rows = [row for one in found for row in one.rows()]
     files = (
-        plots.save_png(figure, request.out / f"{experiment.name}.png"),
+        figures.save_png(figure, request.out / f"{experiment.name}.png"),
         write_csv(request.out / f"{experiment.name}.csv", rows),
         write_csv(request.out / f"{experiment.name}-points.csv", points),
     )

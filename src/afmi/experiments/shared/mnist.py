@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from afmi.errors import ImageError, UsageError
+from afmi.data.items import mnist
+from afmi.errors import UsageError
 from afmi.files import write_files
 from afmi.network.classifier import Classifier
 from afmi.network.guards import keeping_random_state
@@ -73,17 +74,8 @@ def digits(folder: Path, *, training: bool) -> tuple[Tensor, Tensor]:
     Raises:
         ImageError: when it is not there; says where it is looked for.
     """
-    from torchvision.datasets import MNIST
-
-    try:
-        found = MNIST(str(folder), train=training, download=False)
-    except RuntimeError as error:
-        raise ImageError(
-            f"expected MNIST in {str(folder / 'MNIST' / 'raw')!r} (train-images-idx3-ubyte and the "
-            "three files beside it), which is not there; fetch it with "
-            f"torchvision.datasets.MNIST({str(folder)!r}, download=True)"
-        ) from error
-    return found.data[:, None].float() / 255, found.targets
+    data = mnist(folder, train=training)
+    return data.data[:, None].float() / 255, data.targets
 
 
 def train(
@@ -99,8 +91,8 @@ def train(
     """Return the trained network; it is trained now unless ``path`` holds it already.
 
     Adadelta at the example's rate, 1, which falls along a cosine to 0 instead of in steps, so that
-    few epochs suffice. After each epoch the state is kept, and an interrupted training goes on
-    from there with the numbers of an unbroken one.
+    few epochs suffice. After each epoch the state is kept, and an interrupted training resumes
+    there with the numbers of an uninterrupted one.
 
     Args:
         folder: of MNIST, see `digits`.
@@ -144,7 +136,7 @@ def train(
             write_files({checkpoint: lambda file, state=state: torch.save(state, file)})
     model.eval()
     content = save({k: v.contiguous() for k, v in model.network.state_dict().items()}, settings)
-    write_files({path: lambda file: file.write(content)})
+    write_files({path: content})
     checkpoint.unlink(missing_ok=True)
     return model
 
@@ -177,10 +169,10 @@ def _loaded(path: Path, settings: dict[str, str], linear_head: bool) -> Classifi
     from safetensors import safe_open
 
     with safe_open(str(path), "pt") as file:
-        found = file.metadata() or {}
-    if found != settings:
+        recorded = file.metadata() or {}
+    if recorded != settings:
         raise UsageError(
-            f"{str(path)!r} holds a network of another training ({found}), asked for is "
+            f"{str(path)!r} holds a network of another training ({recorded}), asked for is "
             f"{settings}; choose another --out"
         )
     with keeping_random_state(torch.device("cpu")):

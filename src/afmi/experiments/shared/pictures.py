@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from afmi.pictures.images import read_image
 __all__ = ["Photo", "choose_photos", "side_by_side"]
 
 TRIED = 20
-"""Pictures of a class, and classes that may stand in, that are tried at most."""
+"""The most pictures of a class, and the most replacement classes, that are tried."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ def choose_photos(
 ) -> list[Photo]:
     """Choose the pictures of a figure, and say which they are.
 
-    With files given, these, for the classes asked for or else predicted. Otherwise, out of a
-    folder of labelled pictures, one for each class wanted: the first by name that the network
-    gets right, of the first 20, or else the very first. Where the network or the folder has no
-    such class, the next one stands in of which the network gets a picture right.
+    Files that were given are taken, for the classes asked for or else predicted. Otherwise one
+    picture for each class wanted comes out of a folder of labelled pictures: of the first 20 by
+    name, the first that the network classifies correctly, or else the very first. A class that the
+    network or the folder lacks is replaced by the next one with a correctly classified picture.
 
     Args:
         request: the files or the folder; ``limit`` shortens the list.
-        model: that explains, and that is to get the pictures right.
+        model: explains the pictures, and should classify them correctly.
         wanted: labels of the paper's classes, such as ``"dogsled"``.
         targets: what the user calls the classes to explain; None: the request's.
 
@@ -72,26 +72,26 @@ def choose_photos(
                 f"expected one --target for all pictures or one for each of {len(files)}, got "
                 f"{len(targets)}"
             )
-        found = [
+        photos = [
             Photo(file, file.stem, str(file), _predicted(model, file)) for file in map(Path, files)
         ]
     else:
-        found = _out_of_folder(request, model, wanted)
+        photos = _out_of_folder(request, model, wanted)
     if targets:
-        several = targets if len(targets) == len(found) else [targets[0]] * len(found)
-        found = [
-            Photo(photo.image, photo.name, photo.source, find_class(model, target))
-            for photo, target in zip(found, several, strict=True)
+        several = targets if len(targets) == len(photos) else [targets[0]] * len(photos)
+        photos = [
+            replace(photo, target=find_class(model, target))
+            for photo, target in zip(photos, several, strict=True)
         ]
-    for photo in found:
+    for photo in photos:
         request.report(f"picture {photo.source}")
-    return found
+    return photos
 
 
 def side_by_side(model: Classifier, left: Photo, right: Photo) -> Photo:
     """Put two photographs side by side in one image, as an image of two classes.
 
-    Each keeps its own scale, for a network that was trained on whole objects misses shrunk ones.
+    Each keeps its scale, because a network trained on whole objects misses shrunk ones.
     A network that takes images of one size only gets half of each photograph's width.
 
     Args:
@@ -105,7 +105,7 @@ def side_by_side(model: Classifier, left: Photo, right: Photo) -> Photo:
         classify(model, whole)
     except (RuntimeError, AfmiError):
         width = pair[0].shape[3]
-        whole = torch.cat([seen[..., width // 4 : width // 4 + width // 2] for seen in pair], 3)
+        whole = torch.cat([image[..., width // 4 : width // 4 + width // 2] for image in pair], 3)
     name, source = f"{left.name}+{right.name}", f"{left.source} | {right.source}"
     return Photo(whole, name, source, left.target)
 
@@ -120,15 +120,15 @@ def _out_of_folder(request: Request, model: Classifier, wanted: Sequence[str]) -
     images = open_images(folder, model)
     root = folder if folder.is_dir() else folder.parent
     present = sorted(set(images.labels))
-    own = {label: index for label in wanted if (index := _index(model, label)) in present}
-    spare = [index for index in present if index not in own.values()]
+    known = {label: index for label in wanted if (index := _index(model, label)) in present}
+    spare = [index for index in present if index not in known.values()]
     photos = []
     for label in wanted[: request.limit]:
-        chosen = [own[label]] if label in own else spare
+        chosen = [known[label]] if label in known else spare
         photo = _first_right(model, images, root, chosen)
         if photo is None:
             break
-        if label not in own:
+        if label not in known:
             spare.remove(photo.target)
             request.report(
                 f"{str(folder)!r} has no {label!r}, so {class_label(model, photo.target)!r} "
@@ -150,7 +150,7 @@ def _index(model: Classifier, label: str) -> int | None:
 def _first_right(
     model: Classifier, images: LabelledImages, folder: Path, classes: Sequence[int]
 ) -> Photo | None:
-    """Return the first picture of these classes that the network gets right, or else the first.
+    """Return the first picture of these classes that is classified correctly, or else the first.
 
     Returns:
         None where there is no class.

@@ -14,13 +14,15 @@ from torch import Tensor
 
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation import LabelledImages
-from afmi.evaluation.folder import Store, identity_of
+from afmi.evaluation.folder import ResultsFolder
+from afmi.evaluation.identity import identity_of
 from afmi.files import write_files
 from afmi.methods import AFMI
 from afmi.methods.base import classify
 from afmi.metrics import FMIPrototypes
 from afmi.metrics.fmi_prototypes import shuffled
 from afmi.network.classifier import Classifier
+from afmi.pictures.batches import neighbours
 from afmi.progress import track
 
 __all__ = ["Agreement", "measure_agreement"]
@@ -80,7 +82,7 @@ def measure_agreement(
     """Average each class's FMI over the training pictures, and classify the others by it.
 
     FMI vectors are computed in parts of 512 pictures, each kept as soon as it is done: the same
-    call goes on where the last one stopped.
+    call resumes where the last one stopped.
 
     Args:
         method: gives FMI; its model is the network.
@@ -96,31 +98,31 @@ def measure_agreement(
     model = method.model
     assert isinstance(model, Classifier)
     classes = len(model.labels)
-    store = Store.open(
+    store = ResultsFolder.begin(
         folder,
         run=identity_of(model, validation, {}, batch)
         | {"training": training.fingerprint, "method": repr(method), "layer": str(method.layer)},
         images=(validation.keys, [int(label) for label in validation.labels]),
-        about={},
+        about={"metrics": {}},
     )
     total: FMIPrototypes | None = None
     unreadable = 0
-    for part in _parts(method, training, store.folder / "training", batch):
+    for part in _parts(method, training, store.path / "training", batch):
         unreadable += int(part["unreadable"])
         if part["importance"].shape[1]:
             some = FMIPrototypes.of(part["importance"], part["labels"], classes)
             total = some if total is None else total + some
     validated = control = 0
-    found_classes: list[Tensor] = []
+    predicted_classes: list[Tensor] = []
     true_classes: list[Tensor] = []
-    for number, part in enumerate(_parts(method, validation, store.folder / "validation", batch)):
+    for number, part in enumerate(_parts(method, validation, store.path / "validation", batch)):
         unreadable += int(part["unreadable"])
         right = part["predicted"] == part["labels"]
         validated += len(right)
         if total is None or not bool(right.any()):
             continue
         importance, labels = part["importance"][right], part["labels"][right]
-        found_classes.append(total.classify(importance))
+        predicted_classes.append(total.classify(importance))
         true_classes.append(labels)
         keys = torch.arange(len(right))[right][:, None] + number * _PART
         control += int(total.agreement(shuffled(importance, keys=keys), labels).sum())
@@ -129,8 +131,8 @@ def measure_agreement(
             f"expected pictures that {model.name} predicts correctly, got none of {validated}; "
             "choose its own data, or another network"
         )
-    found, true = torch.cat(found_classes), torch.cat(true_classes)
-    others = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
+    predicted, true = torch.cat(predicted_classes), torch.cat(true_classes)
+    exchanged = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
     _, layer = method.resolved_layer(validation.first())
     return Agreement(
         model.name,
@@ -139,9 +141,9 @@ def measure_agreement(
         int(total.counts.sum()),
         validated,
         len(true),
-        int((found == true).sum()),
+        int((predicted == true).sum()),
         control,
-        int((found[others] == true).sum()),
+        int((predicted[exchanged] == true).sum()),
         unreadable,
     )
 
@@ -158,8 +160,7 @@ def _parts(
             buffer = io.BytesIO()
             arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in part.items()}
             np.savez(buffer, **arrays)
-            content = buffer.getvalue()
-            write_files({path: lambda file, content=content: file.write(content)})
+            write_files({path: buffer.getvalue()})
         with np.load(path) as kept:
             yield {name: torch.from_numpy(kept[name]) for name in kept.files}
 
@@ -167,31 +168,23 @@ def _parts(
 def _computed(
     method: AFMI, images: LabelledImages, start: int, stop: int, batch: int
 ) -> dict[str, Tensor]:
-    importance: list[Tensor] = []
-    labels: list[int] = []
-    predicted: list[Tensor] = []
-    waiting: list[Tensor] = []
+    importance, labels, predicted = [], [], []
     unreadable = 0
 
-    def flush() -> None:
-        if waiting:
-            inputs = torch.cat(waiting)
-            own = torch.tensor(labels[-len(waiting) :], device=inputs.device)
-            importance.append(method.feature_map_importance(inputs, own).float().cpu())
-            predicted.append(classify(method.model, inputs).argmax(1).cpu())
-            waiting.clear()
+    def readable() -> Iterator[tuple[Tensor, int]]:
+        nonlocal unreadable
+        for index in range(start, stop):
+            try:
+                yield images.read(index), int(images.labels[index])
+            except AfmiError:
+                unreadable += 1
 
-    for index in range(start, stop):
-        try:
-            picture = images.read(index)
-        except AfmiError:
-            unreadable += 1
-            continue
-        if waiting and (len(waiting) == batch or waiting[0].shape != picture.shape):
-            flush()
-        waiting.append(picture)
-        labels.append(int(images.labels[index]))
-    flush()
+    for pairs in neighbours(readable(), batch, lambda pair: pair[0].shape):
+        inputs = torch.cat([picture for picture, _ in pairs])
+        classes = torch.tensor([label for _, label in pairs], device=inputs.device)
+        importance.append(method.feature_map_importance(inputs, classes).float().cpu())
+        predicted.append(classify(method.model, inputs).argmax(1).cpu())
+        labels += classes.tolist()
     return {
         "importance": torch.cat(importance) if importance else torch.zeros(0, 0),
         "labels": torch.tensor(labels, dtype=torch.int64),

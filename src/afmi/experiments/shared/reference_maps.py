@@ -25,9 +25,9 @@ from afmi.methods import Attribution, Method
 from afmi.methods.base import classify
 from afmi.metrics import Case, ReferenceReliability
 from afmi.network.classifier import Classifier
-from afmi.pictures import plots
-from afmi.pictures.images import to_image
+from afmi.pictures import figures
 from afmi.pictures.references import Black, Random, Reference, White
+from afmi.pictures.transforms import to_image
 from afmi.progress import duration
 
 __all__ = ["FINDING", "METHODS", "reference_figure"]
@@ -69,27 +69,29 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
     photos = choose_photos(request, model, classes)
     # One map for each reference, and those of the others once more for the numbers.
     runs = (2 * len(REFERENCES) - 1) * len(photos)
-    foretold = estimate(model, photos[0].image, list(methods.values()))
+    estimated = estimate(model, photos[0].image, list(methods.values()))
     request.report(
         f"{model.name}: {counted(len(methods), 'method')} on {counted(len(photos), 'picture')} "
-        f"against {len(REFERENCES)} references, about {duration(runs * foretold.total)} on this "
+        f"against {len(REFERENCES)} references, about {duration(runs * estimated.total)} on this "
         "machine"
     )
     panels, rows, records = [], [], []
     for photo in photos:
-        maps: list[plots.Panel] = []
-        inserted = [plots.Panel(None)]
+        maps: list[figures.Panel] = []
+        inserted = [figures.Panel(None)]
         for label, method in methods.items():
-            found = _explained(experiment, request, label, method, photo)
-            numbers = _agreement(model, method, photo, found[0])
+            explanations = _explained(experiment, request, label, method, photo)
+            numbers = _agreement(model, method, photo, explanations[0])
             rows += numbers
-            records += [one.to_dict() for one in found]
+            records += [one.to_dict() for one in explanations]
             if not maps:
-                maps.append(plots.Panel(to_image(found[0].image), *heading(found[0])))
-            maps += _panels(found, numbers)
-            inserted += [plots.Panel(one.insertion(INSERTED)) for one in found]
+                maps.append(
+                    figures.Panel(to_image(explanations[0].image), *heading(explanations[0]))
+                )
+            maps += _panels(explanations, numbers)
+            inserted += [figures.Panel(one.insertion(INSERTED)) for one in explanations]
         panels += [maps, inserted]
-    figure = plots.grid(
+    figure = figures.grid(
         panels,
         row_titles=["map", f"{INSERTED:.0%}"] * len(photos),
         column_titles=[
@@ -115,14 +117,14 @@ def _explained(
     experiment: Experiment, request: Request, label: str, method: Method, photo: Photo
 ) -> list[Explanation]:
     """Return the picture's explanation against each reference; each is saved at once."""
-    found = []
+    explanations = []
     for reference in REFERENCES:
         one = explain(None, photo.image, photo.target, method=method, reference=reference)
         one = dataclasses.replace(one, method=label, source=photo.source)
         one.save(request.out / experiment.name, f"{photo.name}-{reference}")
         request.report(f"{photo.name}  {one.label}  {label}  {reference}")
-        found.append(one)
-    return found
+        explanations.append(one)
+    return explanations
 
 
 def _agreement(
@@ -131,9 +133,8 @@ def _agreement(
     """Return a row for every two references."""
     inputs = prepare(model, photo.image)
     targets = torch.tensor([photo.target], device=inputs.device)
-    own: Any = method
     case = Case(
-        dataclasses.replace(own, reference=REFERENCES[0]),
+        dataclasses.replace(method, reference=REFERENCES[0]),
         inputs,
         targets,
         Attribution(black.map[None, None].to(inputs), targets),
@@ -154,12 +155,14 @@ def _agreement(
     ]
 
 
-def _panels(found: Sequence[Explanation], numbers: Sequence[dict[str, Any]]) -> list[plots.Panel]:
-    """Return overlays; behind the first reference each tells how far it agrees with the first."""
-    panels = [plots.Panel(found[0].overlay())]
-    for one, row in zip(found[1:], numbers, strict=False):
-        told = f"ρ {_short(row['rank correlation'])}, SSIM {_short(row['SSIM'])}"
-        panels.append(plots.Panel(one.overlay(), subtitle=told))
+def _panels(
+    explanations: Sequence[Explanation], numbers: Sequence[dict[str, Any]]
+) -> list[figures.Panel]:
+    """Return overlays; all but the first with their agreement with the first."""
+    panels = [figures.Panel(explanations[0].overlay())]
+    for one, row in zip(explanations[1:], numbers, strict=False):
+        subtitle = f"ρ {_short(row['rank correlation'])}, SSIM {_short(row['SSIM'])}"
+        panels.append(figures.Panel(one.overlay(), subtitle=subtitle))
     return panels
 
 

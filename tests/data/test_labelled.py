@@ -14,7 +14,8 @@ from networks import MNISTNet
 from PIL import Image
 from torch import Tensor, nn
 
-from afmi.data.sources import LabelledImages, imagenet_wnids, open_images
+from afmi.data.classes import imagenet_wnids
+from afmi.data.labelled import LabelledImages, open_images
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.network.classifier import Classifier
 

@@ -1,0 +1,149 @@
+"""Labelled pictures in files: a folder per class, ImageNet ids in names, a CSV file, ImageNet."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from afmi.data.classes import WNID
+from afmi.data.listing import Files, Listing, listed
+from afmi.errors import ImageError, UsageError
+from afmi.pictures.finding import IMAGE_SUFFIXES, find_images
+
+__all__ = ["open_csv", "open_folder", "open_imagenet"]
+
+_SPLITS = ("val", "validation", "test", "train")  # the first that is there is taken
+
+
+def open_folder(folder: Path, name: str) -> Listing:
+    base, other = _split(folder)
+    if base != folder:
+        name += f" ({base.name}{f', not {other}' if other else ''})"
+    labels: dict[str, str | None] = {}  # each picture's class folder, or else its wnid
+    in_folders = False
+    for path in find_images(base):
+        parts = path.relative_to(base).parts
+        in_folders |= len(parts) > 1
+        wnid = WNID.search(parts[-1])
+        label = parts[0] if len(parts) > 1 else wnid[0] if wnid else None
+        labels[path.relative_to(folder).as_posix()] = label
+    unlabelled = sorted(key for key, label in labels.items() if label is None)
+    if unlabelled and not in_folders:
+        raise ImageError(
+            f"{len(unlabelled)} of {len(labels)} pictures in {name} have no label: neither do they "
+            f"lie in a folder per class, nor do their names hold an ImageNet id such as n01440764 "
+            f"({listed(map(repr, unlabelled))}); sort them into folders, or list them in a CSV file"
+        )
+    keys = sorted(key for key, label in labels.items() if label is not None)
+    noun = "class folder" if in_folders else "ImageNet id"
+    return _files(name, folder, keys, [labels[key] or "" for key in keys], noun)
+
+
+def _split(folder: Path) -> tuple[Path, str]:
+    """Return where the class folders are, and which other half of the data was left out."""
+    subfolders = sorted(entry for entry in _entries(folder) if entry.is_dir())
+    splits = [split for split in _SPLITS if folder / split in subfolders]
+    if not splits:
+        return folder, ""
+    for subfolder in subfolders:
+        if subfolder.name not in _SPLITS and any(map(_is_picture, _entries(subfolder))):
+            return folder, ""  # a class's, so the others are too
+    return folder / splits[0], " or ".join(splits[1:])
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ImageError(
+            f"the folder {str(folder)!r} cannot be listed: {error.strerror}; "
+            "change its rights, or leave it out"
+        ) from error
+
+
+def _is_picture(path: Path) -> bool:
+    return path.name.lower().endswith(IMAGE_SUFFIXES) and path.is_file()
+
+
+def _files(name: str, root: Path, keys: Iterable[str], labels: Sequence[str], noun: str) -> Listing:
+    keys = tuple(keys)
+    sizes = tuple(_size(root / key) for key in keys)
+    return Listing(name, Files(root), keys, tuple(labels), noun, sizes)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        return -1
+
+
+def open_csv(path: Path, name: str) -> Listing:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise UsageError(
+            f"{name!r} is a picture; expected a folder of pictures, or a CSV file that lists them "
+            "with their labels"
+        )
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = _csv_rows(file, name)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{name!r} cannot be read as a CSV file ({reason}); expected text in UTF-8 with the "
+            "columns image and label"
+        ) from error
+    if not rows:
+        raise UsageError(f"{name!r} lists no pictures; add a line with image and label for each")
+    keys = [PurePath(image).as_posix() for image, _ in rows]
+    opened = _files(name, path.parent, keys, [label for _, label in rows], "label")
+    if max(opened.sizes) < 0:
+        raise ImageError(
+            f"none of the {len(keys)} files listed in {name!r} exists, such as "
+            f"{opened.source.where(keys[0])}; expected paths relative to the CSV file's folder"
+        )
+    return opened
+
+
+def _csv_rows(file: Any, name: str) -> list[tuple[str, str]]:
+    """Return image and label of each line of an open CSV file."""
+    first = file.readline()
+    file.seek(0)
+    separator = next((sign for sign in ",;\t" if sign in first), ",")
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    header = [cell.strip().casefold() for cell in next(reader, [])]
+    if header.count("image") != 1 or header.count("label") != 1:
+        columns = ", ".join(map(repr, header)) or "nothing"
+        raise UsageError(
+            f"expected the columns 'image' and 'label' in the first line of {name!r}, got "
+            f"{columns[:200]}; name the columns so"
+        )
+    image, label = header.index("image"), header.index("label")
+    rows = []
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header) or not cells[image].strip() or not cells[label].strip():
+            raise UsageError(
+                f"line {reader.line_num} of {name!r} does not have an image and a label in "
+                f"{len(header)} columns: {separator.join(cells)[:80]!r}; mend it, with "
+                "quotation marks around what holds a separator"
+            )
+        rows.append((cells[image].strip(), cells[label].strip()))
+    return rows
+
+
+def open_imagenet(folder: Path, name: str) -> Listing:
+    val = folder / "val"
+    if not val.is_dir() or not any(WNID.fullmatch(e.name) and e.is_dir() for e in _entries(val)):
+        raise ImageError(
+            f"no validation pictures of ImageNet in {str(folder)!r}; expected one folder for each "
+            "class in it, such as val/n01440764: make them out of ImageNet's archives with "
+            f"torchvision.datasets.ImageNet({str(folder)!r}, split='val')"
+        )
+    opened = open_folder(val, name)
+    keys = tuple(f"val/{key}" for key in opened.keys)
+    return replace(opened, source=Files(folder), keys=keys)

@@ -1,0 +1,364 @@
+"""Labelled pictures for an evaluation: listed at once, read one at a time when their turn comes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from afmi.api import prepare
+from afmi.data.classes import Classes
+from afmi.data.folders import open_csv, open_folder, open_imagenet
+from afmi.data.items import open_items, open_mnist, open_mnist_train
+from afmi.data.listing import Files, Items, Listing, listed
+from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
+from afmi.methods.base import classify
+from afmi.network.classifier import Classifier
+from afmi.pictures.images import read_image
+
+__all__ = ["LabelledImages", "open_images"]
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns RGB into grey
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Pictures with their classes; none is in memory before `read` is called.
+
+    Can be pickled, with the model in it, where the model and the data set can.
+
+    Attributes:
+        name: what was opened, for reports.
+        keys: one unique id per picture: its path relative to the folder or CSV file, with "/"
+            between folders, or a position such as ``"test/17"``.
+        labels: for each picture, the index of its class among the model's.
+        sizes: for each picture, the bytes of its file: -1 where there is none, 0 where the
+            picture comes from a data set.
+        model: what the pictures are prepared for.
+        source: where the pictures come from.
+        fingerprint: hex digest (BLAKE2b) of keys, labels and sizes. Neither the place of the
+            folder nor the contents of the pictures go into it: a picture replaced by another of
+            equal length goes unnoticed, as does any other picture at the same position of a data
+            set.
+
+    Raises:
+        UsageError: two pictures have one key.
+    """
+
+    name: str
+    keys: tuple[str, ...] = field(repr=False)
+    labels: tuple[int, ...] = field(repr=False)
+    sizes: tuple[int, ...] = field(repr=False)
+    model: nn.Module = field(repr=False, compare=False)
+    source: Files | Items = field(repr=False, compare=False)
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        repeated = sorted(key for key, times in Counter(self.keys).items() if times > 1)
+        if repeated:
+            raise UsageError(
+                f"expected each picture once in {self.name}, but {listed(map(repr, repeated))} "
+                f"{'comes' if len(repeated) == 1 else 'come'} several times; leave all but one out"
+            )
+        digest = hashlib.blake2b(digest_size=16)
+        for entry in zip(self.keys, self.labels, self.sizes, strict=True):
+            # repr ends where it ends, so no two lists of entries run into the same bytes.
+            digest.update(repr(entry).encode("utf-8", "backslashreplace"))
+        object.__setattr__(self, "fingerprint", digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def read(self, index: int) -> Tensor:
+        """Return a picture as the model is to see it.
+
+        Files and PIL images are resized and cropped as by `Classifier.prepare`; tensors keep
+        their size. Colour becomes grey for a model of one channel, and grey is repeated for a
+        model of three.
+
+        Args:
+            index: which picture, from 0.
+
+        Returns:
+            The picture (1, C, H, W) in [0, 1], on the model's device.
+
+        Raises:
+            ImageError: it cannot be read; the message names the file.
+        """
+        key = self.keys[index]
+        picture = self.source.picture(key)
+        try:
+            return _prepared(self.model, picture)
+        except ImageError as error:
+            where = self.source.where(key)
+            if where in str(error):
+                raise
+            raise ImageError(f"{where} cannot be read: {error}") from error
+        except AfmiError as error:
+            where = self.source.where(key)
+            raise ImageError(f"{where} cannot be prepared for the network: {error}") from error
+
+    def limited(self, count: int) -> LabelledImages:
+        """Return some of the pictures, as many of each class as may be.
+
+        The classes take turns, in the order of their indices, each with its next picture; those
+        that have none left are passed over. Nothing is random.
+
+        Args:
+            count: how many pictures, from 1. More than there are: all.
+
+        Returns:
+            The pictures chosen, in the order that they have here.
+
+        Raises:
+            UsageError: the count is no whole number from 1.
+        """
+        _check_limit(count)
+        if count >= len(self):
+            return self
+        turn: dict[int, int] = {}
+        turns: list[tuple[int, int, int]] = []
+        for position, label in enumerate(self.labels):
+            turn[label] = turn.get(label, -1) + 1
+            turns.append((turn[label], label, position))
+        chosen = sorted(position for _, _, position in sorted(turns)[:count])
+        return self.only(chosen)
+
+    def first(self) -> Tensor:
+        """Return the first picture that can be read, (1, C, H, W).
+
+        Raises:
+            AfmiError: none can.
+        """
+        reason = ""
+        for index in range(len(self)):
+            try:
+                return self.read(index)
+            except AfmiError as error:
+                reason = reason or str(error)
+        raise AfmiError(f"none of the {len(self)} pictures can be read; the first: {reason}")
+
+    def only(self, positions: Sequence[int]) -> LabelledImages:
+        """Return the pictures at these positions, in their order."""
+        return replace(
+            self,
+            name=f"{self.name}, {len(positions)} of {len(self)} pictures",
+            keys=tuple(self.keys[i] for i in positions),
+            labels=tuple(self.labels[i] for i in positions),
+            sizes=tuple(self.sizes[i] for i in positions),
+        )
+
+
+def open_images(
+    data: str | os.PathLike[str] | Any, model: nn.Module, *, limit: int | None = None
+) -> LabelledImages:
+    """Find labelled pictures and the class of each among the model's.
+
+    A class is named by its label (but for case and punctuation, or by one of the synonyms between
+    a label's commas), by its index, or by its ImageNet id ("wnid": n and eight digits). A wnid is
+    an index for a model of 1000 classes, unless the model's labels show another order than
+    ImageNet's; otherwise it stands for the label that torchvision gives it. A number is
+    an index, unless the model's labels are numbers themselves and in another order.
+
+    Args:
+        data: one of:
+
+            - a folder with one folder per class, with pictures at any depth. If no class folders
+              lie in it but one called val, validation, test or train, the first of these is
+              taken. Pictures beside the class folders are left out, as by torchvision;
+            - a folder of pictures with wnids in their names, such as ``n01440764_10026.JPEG``;
+            - a CSV file, UTF-8, with the columns ``image`` (a path, relative to the CSV file) and
+              ``label``, separated by commas, semicolons or tabs;
+            - ``"mnist:DIR"`` or ``"mnist-train:DIR"``: MNIST's test or training pictures, where
+              torchvision keeps them (``DIR/MNIST/raw``); nothing is downloaded;
+            - ``"imagenet:DIR"``: ImageNet's validation pictures in ``DIR/val/<wnid>``;
+            - a data set of PyTorch, or any other object with a length whose items are pairs of
+              picture and class index. The picture is a PIL image, or a tensor (C, H, W) in
+              [0, 1] that the model sees as it is. Without ``targets`` it is read once for its
+              labels.
+
+            Hidden files and folders, linked folders, and files without an image suffix are left
+            out; files are sorted by their path.
+        model: a `Classifier`, or another ``nn.Module`` that takes images in [0, 1]. Without
+            labels, the first picture goes through it, to count the classes.
+        limit: take this many pictures only; see `LabelledImages.limited`.
+
+    Returns:
+        The pictures. CSV files may name files that do not exist: reading these raises.
+
+    Raises:
+        ImageError: there are no such pictures, or they carry no labels.
+        TargetError: a label is no class of the model, or fits several.
+        UsageError: the limit, the CSV file or the kind of data cannot be used, or a picture
+            comes twice.
+        ModelError: the model is no ``nn.Module``, or not for these pictures.
+
+    Example:
+        >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
+        >>> pairs = [(torch.zeros(3, 4, 4), 1), (torch.ones(3, 4, 4), 0)]
+        >>> images = open_images(pairs, model)
+        >>> images.keys, images.labels, images.read(1).shape
+        (('item/0', 'item/1'), (1, 0), torch.Size([1, 3, 4, 4]))
+    """
+    if limit is not None:
+        _check_limit(limit)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected a model that is an nn.Module, got {type(model).__name__}; "
+            "use afmi.load_model(name) or afmi.Classifier(network)"
+        )
+    opened = _open(data)
+    if isinstance(opened.source, Items):
+        _try_first(opened, model)
+    labels = tuple(getattr(model, "labels", ()))
+    classes = Classes(labels, len(labels) or _count_classes(opened, model))
+    if opened.classes not in (None, classes.count):
+        raise ModelError(
+            f"{opened.name} has {opened.classes} classes, but the model tells {classes.count} "
+            "apart; use a model that was trained on these pictures"
+        )
+    if opened.class_names:
+        _check_order(opened, classes)
+    images = LabelledImages(
+        opened.name, opened.keys, _indices(opened, classes), opened.sizes, model, opened.source
+    )
+    return images if limit is None else images.limited(limit)
+
+
+_NAMED: dict[str, Callable[[Path, str], Listing]] = {
+    "mnist": open_mnist,
+    "mnist-train": open_mnist_train,
+    "imagenet": open_imagenet,
+}
+
+
+def _open(data: Any) -> Listing:
+    if isinstance(data, (str, os.PathLike)):
+        text = os.fspath(data)
+        prefix, colon, rest = text.partition(":")
+        if colon and prefix.lower() in _NAMED:
+            return _NAMED[prefix.lower()](_absolute(rest, prefix), text)
+        path = _absolute(text, "data")
+        if path.is_dir():
+            return open_folder(path, text)
+        if path.is_file():
+            return open_csv(path, text)
+        known = ", ".join(f"{name}:DIR" for name in _NAMED)
+        raise ImageError(
+            f"there is no {text!r}; expected a folder, a CSV file, or one of {known}: "
+            "check the path"
+        )
+    takes_items = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if not takes_items or isinstance(data, (Mapping, Tensor, bytes)):
+        raise UsageError(
+            f"expected a folder, a CSV file or a data set with a length, got "
+            f"{type(data).__name__}; items must be pairs of picture and class index"
+        )
+    return open_items(data)
+
+
+def _absolute(text: str, what: str) -> Path:
+    if not text:
+        raise UsageError(f"expected a path as {what}, got nothing; name a folder")
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def _try_first(opened: Listing, model: nn.Module) -> None:
+    """Raise what is wrong with all pictures of a data set, such as their shape, at once."""
+    try:
+        picture = opened.source.picture(opened.keys[0])
+        _prepared(model, picture)
+    except ImageError:
+        return  # a problem of this picture alone
+
+
+def _check_order(opened: Listing, classes: Classes) -> None:
+    """Raise when a data set numbers classes in another way than the model, by their names."""
+    for index, name in enumerate(opened.class_names):
+        if name.strip().isdecimal():
+            continue
+        try:
+            position = classes.find(name)
+        except TargetError:
+            continue
+        if position != index:
+            raise TargetError(
+                f"class {index} of the {opened.name} is {name!r}, which is the model's class "
+                f"{position}; pass its folder instead, or a target_transform that gives the "
+                "model's indices"
+            )
+
+
+def _indices(opened: Listing, classes: Classes) -> tuple[int, ...]:
+    """Return the class of each picture; raise one error for all that have none."""
+    indices: dict[str | int, int] = {}
+    reasons: list[str] = []
+    names = sorted(set(opened.labels), key=lambda name: (isinstance(name, str), name))
+    for name in names:
+        try:
+            indices[name] = classes.find(name)
+        except TargetError as error:
+            reasons.append(f"{name!r} ({error})")
+    if reasons:
+        which = f"{opened.noun}s in {opened.name}"
+        match = "matches" if len(reasons) == 1 else "match"
+        raise TargetError(
+            f"{len(reasons)} of {len(names)} {which} {match} none of the model's {classes.count} "
+            f"classes: {listed(reasons)}; name classes by label, index or ImageNet id, and leave "
+            "out what the model does not know"
+        )
+    return tuple(indices[name] for name in opened.labels)
+
+
+def _count_classes(opened: Listing, model: nn.Module) -> int:
+    """Return how many classes a model without labels tells apart, by one forward pass."""
+    reason = ""
+    for key in opened.keys:
+        try:
+            image = _prepared(model, opened.source.picture(key))
+        except ImageError as error:
+            reason = reason or str(error)
+            continue
+        return classify(model, image).shape[1]
+    raise ImageError(f"none of the {len(opened.keys)} pictures of {opened.name} is fit: {reason}")
+
+
+def _prepared(model: nn.Module, picture: Any) -> Tensor:
+    """Return a picture as the model is to see it, in as many channels as it takes."""
+    channels = _channels(model)
+    if not isinstance(picture, Tensor) and channels == 1:
+        # Grey before it is resized; of the three equal channels that come out, one is kept.
+        grey: Image.Image = read_image(picture).convert("L")
+        return prepare(model, grey)[:, :1]
+    image = prepare(model, picture)
+    if image.shape[1] == channels:
+        return image
+    if image.shape[1] == 1:
+        return image.expand(-1, channels, -1, -1).contiguous()
+    if channels == 1 and image.shape[1] == 3:
+        luma = torch.tensor(_LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
+        return (image * luma).sum(1, keepdim=True)
+    raise ShapeError(
+        f"the model takes {channels} channels, but the picture has {image.shape[1]}; "
+        "pass a data set of tensors that fit"
+    )
+
+
+def _channels(model: nn.Module) -> int:
+    if isinstance(model, Classifier):
+        return model.mean.shape[0]
+    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return 1 if convolution is not None and convolution.in_channels == 1 else 3
+
+
+def _check_limit(limit: object) -> None:
+    if type(limit) is not int or limit < 1:
+        raise UsageError(f"expected a whole number of pictures from 1 as limit, got {limit!r}")
