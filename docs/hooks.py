@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Enough for a picture, at a fraction of the cost; everything else is the method's default.
 DRAFT = {"masks": 600, "iterations": 120, "samples": 300, "areas": (0.1, 0.2), "steps": 30}
 FEWER = {"SmoothGrad": {"samples": 50}, "PredictionDifference": {"samples": 2, "stride": 8}}
+CREDIT = "Photograph: Stéfan van der Walt (CC0), changed."
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -73,7 +74,7 @@ def _picture(model: Any, cls: type, settings: dict[str, Any]) -> tuple[bytes | N
     with_settings = ", ".join(f"{key}={value}" for key, value in settings.items())
     how = f"with {with_settings}, for the picture's sake" if settings else "with its defaults"
     name = cls.__name__
-    return buffer.getvalue(), f"![{cls.name} of a cat]({name}.png)\n\n*Drawn {how}.*"
+    return buffer.getvalue(), f"![{cls.name} of a cat]({name}.png)\n\n*Drawn {how}. {CREDIT}*"
 
 
 def _methods() -> str:

@@ -85,6 +85,8 @@ def test_the_tour(model, tmp_path, monkeypatch, scikit_learn):
     text = " ".join(page.text)
     for word in ("A-FMI", "Grad-CAM", "Gradient", "Residual", "How to read", "afmi explain"):
         assert word in text
+    assert text.count("Photograph: ") == len(names)
+    assert text.count("Daniel Buechele (CC BY 2.0)") == 2 * scikit_learn
     assert page.addresses
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert all(picture["alt"] for picture in page.pictures)

@@ -110,12 +110,44 @@ def test_links_of_the_readme_work_on_any_page() -> None:
     assert all((ROOT / path).exists() for path in inside)
 
 
+def _workflow(name: str) -> dict:
+    return yaml.safe_load(_read(f".github/workflows/{name}.yml"))
+
+
+def test_workflows_run_the_tests_as_make_does() -> None:
+    recipe = re.search(r"^test:.*\n\t@\$\(PY\) (.*) \$\(ARGS\)$", _read("Makefile"), re.MULTILINE)
+    workers = re.search(r"^WORKERS \?= (\d+)$", _read("Makefile"), re.MULTILINE)
+    assert recipe and workers
+    commands = [step.get("run") for step in _workflow("check")["jobs"]["test"]["steps"]]
+    assert f"python {recipe[1].replace('$(WORKERS)', workers[1])}" in commands
+
+
+def test_only_a_tested_release_is_published() -> None:
+    jobs = _workflow("release")["jobs"]
+    assert jobs["check"]["uses"] == "./.github/workflows/check.yml"
+    assert set(jobs["publish"]["needs"]) == {"check", "build"}
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    for name in ("check", "release"):
+        assert _workflow(name)["permissions"] == {"contents": "read"}
+
+
+def test_the_model_card_is_that_of_the_network() -> None:
+    from afmi.models import photos
+
+    card, network = _read("docs/model-card.md"), photos.PhotoVGG()
+    assert f"exclusive classes: {', '.join(photos.LABELS)} |" in card
+    assert f"{sum(p.numel() for p in network.parameters()) / 1e6:.1f} million parameters" in card
+    size = (ROOT / "src/afmi/models/photo_vgg.safetensors").stat().st_size
+    assert f"{size / 1e6:.1f} MB" in card
+
+
 def test_classifiers_and_workflows_name_the_tested_pythons() -> None:
     start = "Programming Language :: Python :: 3."
     listed = [c for c in _project()["project"]["classifiers"] if c.startswith(start)]
     assert tuple(c.rpartition(" ")[2] for c in listed) == PYTHONS
-    workflow = yaml.safe_load(_read(".github/workflows/check.yml"))
-    assert tuple(workflow["jobs"]["test"]["strategy"]["matrix"]["python"]) == PYTHONS
+    matrix = _workflow("check")["jobs"]["test"]["strategy"]["matrix"]
+    assert tuple(matrix["python"]) == PYTHONS
+    assert {os.partition("-")[0] for os in matrix["os"]} == {"ubuntu", "macos", "windows"}
     urls = _project()["project"]["urls"].values()
     assert all(url.startswith(REPOSITORY) for url in urls)
 
@@ -129,8 +161,8 @@ def test_forms_and_workflows_can_be_read(path: Path) -> None:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert content
     for job in content.get("jobs", {}).values():
-        assert "timeout-minutes" in job
-        for step in job["steps"]:
+        assert "timeout-minutes" in job or "uses" in job
+        for step in job.get("steps", ()):
             command = step.get("run", "")
             assert set(re.findall(r"^make ([a-z]+)", command, re.MULTILINE)) <= _targets()
 
@@ -142,10 +174,20 @@ def test_the_citation_names_this_version() -> None:
 def test_the_architecture_is_as_drawn() -> None:
     text, source = _read("docs/architecture.md"), ROOT / "src" / "afmi"
     drawing = text.partition("```text")[2].partition("```")[0]
-    drawn = set(re.findall(r"(?<![\w/])(\w+(?:/(?!\w)|\.py))", drawing)) - {"afmi/"}
+    names = re.findall(r"(?<![\w/])(\w+(?:/(?!\w)|\.py))", drawing)
+    drawn = set(names) - {"afmi/"}
     there = {f"{p.name}/" for p in source.iterdir() if (p / "__init__.py").exists()}
     there |= {p.name for p in source.glob("*.py") if not p.name.startswith("_")}
     assert drawn - {"pixels/", "regions/", "feature_maps/", "rules/"} == there
+    # From top to bottom as the contract of imports has it.
+    layers = _project()["tool"]["importlinter"]["contracts"][0]["layers"]
+    floors = {
+        name.strip(" ()"): floor for floor, row in enumerate(layers) for name in row.split("|")
+    }
+    order = [
+        floors[stem] for stem in (n.rstrip("/").removesuffix(".py") for n in names if n in there)
+    ]
+    assert order == sorted(order)
     for path in re.findall(r"`([\w/]+/\w*(?:\.py)?)`", text):
         assert (source / path).exists(), path
 

@@ -33,6 +33,14 @@ METHODS: tuple[type[Method], ...] = (AFMI, GradCAM, Gradient)
 KEPT = 0.25
 """Share of the pixels that the insertion views keep."""
 
+CAT, TEMPLE, ROCKET, COINS = (
+    "Stéfan van der Walt (CC0)",
+    "Daniel Buechele (CC BY 2.0)",
+    "SpaceX (public domain)",
+    "Brooklyn Museum (no known copyright restrictions)",
+)
+"""Whose photographs these are; NOTICE says more."""
+
 NEXT = (
     "afmi explain PHOTO.jpg",
     "afmi explain PHOTO.jpg --target cat --method grad-cam",
@@ -67,6 +75,7 @@ class _Stop:
     heading: str
     story: str
     photograph: Image.Image
+    credit: str
     classes: tuple[str | None, ...] = (None,)
 
 
@@ -148,6 +157,7 @@ def _stops() -> list[_Stop]:
             "Chelsea, from scikit-image. The network is right; the question is whether for the "
             "right reason: does it look at the cat?",
             cat,
+            CAT,
         )
     ]
     if temple is not None:
@@ -155,23 +165,23 @@ def _stops() -> list[_Stop]:
             _Stop(
                 "temple",
                 "A temple",
-                "By Daniel Buechele (CC BY 2.0, changed), from scikit-learn. The network was never "
-                "taught temples; of the eleven things it knows, a church is the nearest. The maps "
-                "show which part looks like one.",
+                "From scikit-learn. The network was never taught temples; of the eleven things "
+                "it knows, a church is the nearest. The maps show which part looks like one.",
                 temple,
+                TEMPLE,
             )
         )
     # Where scikit-learn is not installed, the tower of the launch pad stands in for the temple.
-    other, where = (rocket, 0.3) if temple is None else (temple, 0.42)
-    credit = "" if temple is None else " (the temple by Daniel Buechele, CC BY 2.0, changed)"
+    other, where, credit = (rocket, 0.3, ROCKET) if temple is None else (temple, 0.42, TEMPLE)
     stops.append(
         _Stop(
             "two",
             "Two things in one picture",
-            f"Two of the photographs side by side{credit}. Each is explained twice, once for each "
-            "class: a method that answers the question asked must point at the one half for "
-            "“church” and at the other for “cat”.",
+            "Two of the photographs side by side. Each is explained twice, once for each class: "
+            "a method that answers the question asked must point at the one half for “church” "
+            "and at the other for “cat”.",
             _side_by_side(_upright(other, where), _upright(cat, 0.6)),
+            f"{credit}, {CAT}",
             ("church", "cat"),
         )
     )
@@ -182,6 +192,7 @@ def _stops() -> list[_Stop]:
             "Ancient coins, from scikit-image. The network has no class for coins, yet must choose "
             "one of its own. The maps show what it went by.",
             coins,
+            COINS,
         )
     )
     stops.append(
@@ -190,6 +201,7 @@ def _stops() -> list[_Stop]:
             "Another mistake",
             "A rocket on its launch pad, from scikit-image. There is no class for rockets either.",
             rocket,
+            ROCKET,
         )
     )
     return stops
@@ -248,7 +260,8 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
         row_titles=row_titles,
         column_titles=["Photograph", *(method.name for method in METHODS)],
         note="Warm colours: evidence for the class; cool: against it. Percentages: the "
-        "network's probability of the class, for the whole picture and for the pixels shown.",
+        "network's probability of the class, for the whole picture and for the pixels shown. "
+        f"{_credit(stop)}",
         side=400,
     )
 
@@ -353,7 +366,11 @@ def _section(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Section:
             "red for, blue against" if bool((record.map < 0).any()) else "brighter is more",
         )
         rows.append(TileRow([signed, *kept]))
-    return Section(stop.heading, [stop.story], rows=rows)
+    return Section(stop.heading, [stop.story, _credit(stop)], rows=rows)
+
+
+def _credit(stop: _Stop) -> str:
+    return f"Photograph: {stop.credit}, changed."
 
 
 def _numbers(stops: Sequence[_Stop], found: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
