@@ -101,12 +101,12 @@ def _metrics() -> str:
 
     better = {True: "higher", False: "lower", None: "–"}
     return _table(
-        ("metric", "what its headline says", "better", "measured unless told otherwise", "paper"),
+        ("metric", "what its headline says", "better", "measured by default", "paper"),
         [
             (
                 f"[{cls.name}][{cls.__module__}.{name}]",
-                f"{cls.measures} (`{cls.headline}`)",
-                better[cls.higher_is_better],
+                f"{cls.columns[0].measures} (`{cls.columns[0].source}`)",
+                better[cls.columns[0].higher_is_better],
                 "yes" if cls.standard else "–",
                 cls.paper,
             )

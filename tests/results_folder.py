@@ -12,22 +12,16 @@ import pyarrow as pa
 from PIL import Image
 from pyarrow import parquet
 
+from afmi.metrics import Completeness, Cost, GridPointing, Insertion
+
 Row = tuple[int, str, float, str | None]
 
 PERCENTS = tuple(range(5, 101, 5))
 FACTS = {
-    "insertion": {
-        "name": "Insertion",
-        "measures": "how often the network knows the class from the top pixels alone",
-        "headline": "accuracy_auc",
-        "higher_is_better": True,
-    },
-    "grid_pointing": {
-        "name": "Grid pointing",
-        "measures": "the share of the map's positive mass on the object asked for",
-        "headline": "own_share",
-        "higher_is_better": True,
-    },
+    "insertion": Insertion().facts().as_dict(),
+    "completeness": Completeness().facts().as_dict(),
+    "cost": Cost().facts().as_dict(),
+    "grid_pointing": GridPointing().facts().as_dict(),
 }
 _FAMILIES = {
     "feature map": ("A-FMI", "A-FMI (averaged=false)", "Grad-CAM", "Grad-CAM++", "CAM"),

@@ -124,8 +124,8 @@ def test_all_text_on_a_page_is_escaped():
 
 def test_numbers_are_set_to_the_right():
     text = render_page(Page("", "", [Section("", table=Table(["a", "b"], [["x", "−3%"]]))]))
-    assert re.search("<td>x</td><td class=number>−3%</td>", text)
-    assert "<th>a</th><th class=number>b</th>" in text
+    assert re.search('<td>x</td><td class="number">−3%</td>', text)
+    assert '<th>a</th><th class="number">b</th>' in text
 
 
 def test_a_page_needs_no_network_or_script():

@@ -56,9 +56,10 @@ def test_lines_and_then_the_report(afmi, command, tmp_path):
     rows = report.stdout.splitlines()
     assert {rows[1].split()[0], rows[2].split()[0]} == {"A-FMI", "Gradient"}
     assert rows[1].endswith("9/9") and rows[3].startswith("CAM left out: ")
-    told = json.loads(afmi("report", out, "--json").stdout)
+    record = json.loads(afmi("report", out, "--json").stdout)
     areas = Results.open(out).values("A-FMI")["insertion/accuracy_auc"]
-    accuracy = {m["method"]: m["accuracy_auc"]["value"] for m in told["methods"]}
+    key = "insertion/accuracy_auc"
+    accuracy = {m["method"]: m["averages"][key]["value"] for m in record["methods"]}
     assert accuracy["A-FMI"] == pytest.approx(areas.mean())
     assert f"A-FMI:  Accuracy-AUC {areas.mean():.4f}" in lines[0]
 

@@ -35,7 +35,7 @@ def test_metrics_lists_the_catalogue(afmi):
     cells = {row.split("  ")[0]: [cell for cell in row.split("  ") if cell] for row in rows}
     assert [cell.strip() for cell in cells["Insertion"]] == [
         "Insertion",
-        METRICS["Insertion"].measures,
+        METRICS["Insertion"].columns[0].measures,
         "higher",
         "yes",
         METRICS["Insertion"].paper,
@@ -48,6 +48,7 @@ def test_metrics_as_json_have_their_parameters(afmi):
     assert list(records) == list(METRICS)
     assert records["Insertion"]["parameters"] == ["fractions", "canvas", "batch_size"]
     assert records["Insertion"]["better"] == "higher"
+    assert records["GridPointing"]["columns"] == ["own_share"]
     assert [name for name, r in records.items() if r["standard"]] == [
         "Insertion",
         "Completeness",

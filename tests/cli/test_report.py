@@ -46,14 +46,15 @@ def test_json_holds_the_numbers(afmi, tmp_path):
     folder, out = make_results(tmp_path / "results"), tmp_path / "out"
     result = afmi("report", folder, "--json", "--out", out, "--methods", "a-fmi, Gradient")
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert [m["method"] for m in told["methods"]] == ["A-FMI", "Gradient"]
-    accuracy = told["methods"][0]["accuracy_auc"]
+    record = json.loads(result.stdout)
+    assert [m["method"] for m in record["methods"]] == ["A-FMI", "Gradient"]
+    assert record["leading"] == "insertion/accuracy_auc"
+    accuracy = record["methods"][0]["averages"]["insertion/accuracy_auc"]
     assert accuracy["low"] < accuracy["value"] < accuracy["high"]
     assert (accuracy["count"], accuracy["missing"]) == (40, 0)
-    assert told["methods"][1]["completeness_median_residual"] is None
-    assert told["finished"] is True
-    assert told["files"]["page"] == str(out / "report.html")
+    assert record["methods"][1]["averages"]["completeness/median_residual"] is None
+    assert record["finished"] is True
+    assert record["files"]["page"] == str(out / "report.html")
 
 
 def test_an_unfinished_evaluation_is_reported_with_a_warning(afmi, tmp_path):

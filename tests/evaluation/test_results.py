@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from results_folder import curve_rows, make_results, write_folder, write_piece
 
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation.results import Results
+from afmi.metrics import Insertion
 
 NAN = float("nan")
 
@@ -85,10 +88,18 @@ def test_examples_are_found(tmp_path):
     assert results.photograph(2).is_file()
 
 
-def test_metrics_are_as_the_manifest_describes_them(folder):
-    insertion = Results.open(folder).metrics["insertion"]
-    assert insertion.name == "Insertion"
-    assert (insertion.headline, insertion.higher_is_better) == ("accuracy_auc", True)
+def test_metrics_are_as_the_manifest_declares_them(folder):
+    metrics = Results.open(folder).metrics
+    assert metrics["insertion"] == Insertion().facts()
+    assert metrics["insertion"].headline.higher_is_better is True
+
+
+def test_a_manifest_without_metrics_is_damaged(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["metrics"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AfmiError, match="is damaged"):
+        Results.open(folder)
 
 
 def test_what_is_no_evaluation_is_refused(tmp_path):

@@ -305,7 +305,7 @@ def test_every_metric(photos: Path, tmp_path: Path) -> None:
         for name, kind in METRICS.items():
             values = [key for key in found.values if key.startswith(f"{results_key(name)}/")]
             assert bool(values) == (name not in promises), (label, name)
-            assert not values or f"{results_key(name)}/{kind.headline}" in values
+            assert not values or f"{results_key(name)}/{kind.columns[0].source}" in values
 
 
 def test_network_that_can_have_none_of_the_methods(

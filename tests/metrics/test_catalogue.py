@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.modules import module as torch_module
 from afmi.errors import UsageError
 from afmi.methods import Method
 from afmi.metrics import CATALOGUE, Case, FMIPrototypes, Metric, metric_named
+from afmi.metrics.columns import MetricFacts, point
 
 # So few masks and steps may show nothing of an image.
 pytestmark = pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
@@ -35,6 +37,16 @@ def case(of: Method, count: int = 3, seed: int = 0) -> Case:
     return case_of(of, x, targets, companions=companions_for(x))
 
 
+def made_of(metric: Metric) -> set[str]:
+    """Return the values that a metric's columns are made of."""
+    facts = metric.facts()
+    names = {column.per for column in facts.columns} | {column.among for column in facts.columns}
+    for column in facts.columns:
+        curve = column.kind != "scalar"
+        names |= {point(column.source, f) for f in facts.fractions} if curve else {column.source}
+    return names - {""}
+
+
 @pytest.mark.parametrize(("name", "of"), EVERY)
 def test_values(name: str, of: str) -> None:
     metric = CATALOGUE[name]()
@@ -46,7 +58,7 @@ def test_values(name: str, of: str) -> None:
         assert not value.isinf().any()
         assert not value.requires_grad
     if found:
-        assert metric.headline in found
+        assert made_of(metric) <= set(found)
         assert all(part and part == part.strip() for key in found for part in key.split("@"))
 
 
@@ -133,10 +145,18 @@ def test_goes_through_the_network_as_often_as_it_foretells(name: str, of: str) -
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_description(name: str) -> None:
     kind = CATALOGUE[name]
-    for text in (kind.name, kind.measures, kind.headline, kind.paper, kind.__doc__):
+    for text in (kind.name, kind.paper, kind.__doc__):
         assert text
+    names = [column.name for column in kind.columns]
+    assert names and len(set(names)) == len(names)
+    assert kind.columns[0].kind != "curve"
+    for column in kind.columns:
+        assert column.title and column.measures
+        assert column.higher_is_better in (True, False, None)
+        assert column.area in ("", *names)
+    facts = kind().facts()
+    assert MetricFacts.from_dict(json.loads(json.dumps(facts.as_dict()))) == facts
     assert "Cost:" in (kind.__doc__ or "")
-    assert kind.higher_is_better in (True, False, None)
     assert kind() == kind()
     assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
     with pytest.raises(AttributeError):

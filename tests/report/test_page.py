@@ -11,7 +11,7 @@ from PIL import Image
 from afmi.report.page import Cell, Chart, Page, Section, Table, Tile, TileRow, render_page
 
 EVIL = "<b onclick='x'>\"&"
-SAFE = "&lt;b onclick=&#x27;x&#x27;&gt;&quot;&amp;"
+SAFE = "&lt;b onclick=&#39;x&#39;&gt;&#34;&amp;"
 
 
 def _rendered(*sections: Section, **page: object) -> str:
@@ -32,7 +32,7 @@ def test_a_cell_shows_its_note_and_tone():
     table = Table(["a", Cell("b", "unit")], [["x", Cell("0.5", "0.4–0.6", "good", strong=True)]])
     text = _rendered(Section("s", table=table))
     assert '<td class="number good"><b>0.5</b><small>0.4–0.6</small></td>' in text
-    assert "<th class=number>b<small>unit</small></th>" in text
+    assert '<th class="number">b<small>unit</small></th>' in text
 
 
 def test_contents_lead_to_the_sections():

@@ -13,8 +13,12 @@ from results_folder import ALL, SIX, curve_rows, make_results, write_folder, wri
 
 from afmi.errors import UsageError
 from afmi.evaluation.results import Results
-from afmi.report.results_page import finding, number, times, unfinished, write_report
+from afmi.metrics import Insertion
+from afmi.pictures.references import Mean
+from afmi.report.evaluation_report import write_report
 from afmi.report.summary import summarise
+from afmi.report.words import finding, number, times, unfinished
+from afmi.specs import to_json
 
 NAN = float("nan")
 
@@ -105,38 +109,51 @@ def test_table_1_by_hand(hand_worked):
     assert list(table) == ["A-FMI", "Gradient", "Random"]
     # Areas over PI from 5 %: right throughout 0.95; from 55 % 0.475; at 100 % alone 0.025.
     best, control = table["A-FMI"], table["Random"]
-    assert float(best["accuracy_auc"]) == pytest.approx((0.95 + 0.475) / 3)
-    assert float(best["accuracy_auc_of_correct"]) == pytest.approx((0.95 + 0.475) / 2)
-    assert (best["accuracy_auc_images"], best["accuracy_auc_of_correct_images"]) == ("3", "2")
-    assert float(best["accuracy_auc_low"]) == pytest.approx(0.0)
-    assert float(best["accuracy_auc_high"]) == pytest.approx(0.95)
-    assert float(control["accuracy_auc"]) == pytest.approx((0.025 + 0.075) / 3)
+    assert float(best["insertion/accuracy_auc"]) == pytest.approx((0.95 + 0.475) / 3)
+    assert float(best["insertion/accuracy_auc_of_correct"]) == pytest.approx((0.95 + 0.475) / 2)
+    assert (
+        best["insertion/accuracy_auc_images"],
+        best["insertion/accuracy_auc_of_correct_images"],
+    ) == ("3", "2")
+    assert float(best["insertion/accuracy_auc_low"]) == pytest.approx(0.0)
+    assert float(best["insertion/accuracy_auc_high"]) == pytest.approx(0.95)
+    assert float(control["insertion/accuracy_auc"]) == pytest.approx((0.025 + 0.075) / 3)
     # p̂ / p is flat but for its last segment, which ends at 1: 0.9 r + 0.025 (r + 1).
     areas = [0.9 * r + 0.025 * (r + 1) for r in (0.5, 1.0, 400.0)]
-    assert float(best["softmax_auc_mean"]) == pytest.approx(sum(areas) / 3)
-    assert float(best["softmax_auc_median"]) == pytest.approx(areas[1])
+    assert float(best["insertion/softmax_auc_mean"]) == pytest.approx(sum(areas) / 3)
+    assert float(best["insertion/softmax_auc_median"]) == pytest.approx(areas[1])
     # Areas under p̂ itself, over the probabilities of the whole pictures.
     above = sum(0.9 * 0.4 + 0.025 * (0.4 + p) for p in (0.8, 0.4, 0.001))
-    assert float(best["softmax_auc_ratio_of_means"]) == pytest.approx(above / 1.201)
-    assert float(best["completeness_median_residual"]) == pytest.approx(0.2)
-    assert table["Gradient"]["completeness_median_residual"] == ""
+    assert float(best["insertion/softmax_auc_ratio_of_means"]) == pytest.approx(above / 1.201)
+    assert float(best["completeness/median_residual"]) == pytest.approx(0.2)
+    assert table["Gradient"]["completeness/median_residual"] == ""
     assert float(best["grid_pointing/own_share"]) == pytest.approx((0.25 + 0.5 + 1) / 3)
-    assert float(best["times_fastest"]) == pytest.approx(2.5)
-    assert (table["Gradient"]["times_fastest"], control["times_fastest"]) == ("1.0", "")
+    assert float(best["cost/seconds_times_lowest"]) == pytest.approx(2.5)
+    assert (
+        table["Gradient"]["cost/seconds_times_lowest"],
+        control["cost/seconds_times_lowest"],
+    ) == ("1.0", "")
     assert (best["images"], best["done"], best["failed"]) == ("4", "4", "1")
     assert (best["published"], table["Gradient"]["published"]) == ("0.5908", "")
 
 
 def test_curves_by_hand(hand_worked):
-    rows = [r for r in _rows(write_report(hand_worked)["curves"]) if r["method"] == "A-FMI"]
-    assert [float(row["percent"]) for row in rows] == list(range(5, 101, 5))
-    accuracy = [float(row["accuracy"]) for row in rows]
-    assert accuracy == pytest.approx([1 / 3] * 10 + [2 / 3] * 10)
-    assert {row["images"] for row in rows} == {"3"}
-    assert float(rows[0]["softmax_ratio_mean"]) == pytest.approx((0.5 + 1 + 400) / 3)
-    assert float(rows[0]["softmax_ratio_median"]) == pytest.approx(1)
-    assert float(rows[0]["softmax_ratio_of_means"]) == pytest.approx(1.2 / 1.201)
-    assert float(rows[-1]["softmax_ratio_mean"]) == pytest.approx(1)
+    curves: dict[str, list[dict[str, str]]] = {}
+    for row in _rows(write_report(hand_worked)["curves"]):
+        if row["method"] == "A-FMI":
+            curves.setdefault(row["curve"].removeprefix("insertion/"), []).append(row)
+    for rows in curves.values():
+        assert [float(row["percent"]) for row in rows] == list(range(5, 101, 5))
+    values = {name: [float(row["value"]) for row in rows] for name, rows in curves.items()}
+    assert values["accuracy"] == pytest.approx([1 / 3] * 10 + [2 / 3] * 10)
+    assert {row["images"] for row in curves["accuracy"]} == {"3"}
+    assert values["softmax_ratio_mean"][0] == pytest.approx((0.5 + 1 + 400) / 3)
+    assert values["softmax_ratio_median"][0] == pytest.approx(1)
+    assert values["softmax_ratio_of_means"][0] == pytest.approx(1.2 / 1.201)
+    assert values["softmax_ratio_mean"][-1] == pytest.approx(1)
+    # Medians and ratios of means have no intervals.
+    assert all(row["low"] for name in ("accuracy", "softmax_ratio_mean") for row in curves[name])
+    assert not any(row["low"] for row in curves["softmax_ratio_median"])
 
 
 def test_pairs_by_hand(hand_worked):
@@ -207,7 +224,7 @@ def test_a_page_stands_alone_and_is_sound(tmp_path, methods):
     assert not re.search(r"#0102\d\d", text)
     assert page.images == 1 + 2 * len(methods)
     charts = re.findall(r'aria-label="([^"]*)"', text)
-    assert len(charts) == 4
+    assert len(charts) == 5  # the intervals, and each curve of insertion
     assert all(label in chart for chart in charts for label in methods)
 
 
@@ -258,21 +275,21 @@ def test_pictures_whose_probability_vanishes_are_left_out_of_ratios(tmp_path):
         rows += curve_rows(1, _from(100), [0.5] * 19 + [0.0])
     write_piece(folder, "A-FMI", 0, rows)
     (method,) = summarise(Results.open(folder)).methods
-    assert method.softmax_mean is not None
-    assert (method.softmax_mean.value, method.softmax_mean.missing) == (pytest.approx(0.95), 1)
-    assert method.curves is not None
-    assert method.curves.ratio_mean[0].value == 1.0
-    assert method.curves.ratio_mean[0].missing == 1
+    mean = method.averages["insertion/softmax_auc_mean"]
+    assert (mean.value, mean.missing) == (pytest.approx(0.95), 1)
+    first = method.curves["insertion/softmax_ratio_mean"].estimates[0]
+    assert (first.value, first.missing) == (1.0, 1)
     # Both pictures count here: 0.5 and 0.5 over 0.5 and 0.
-    assert method.curves.ratio_of_means[0] == 2.0
+    assert method.curves["insertion/softmax_ratio_of_means"].heights[0] == 2.0
 
 
 def test_another_canvas_than_black_is_told(tmp_path):
-    run = {"metrics": {"insertion": {"class": "Insertion", "canvas": "Mean()"}}, "batch_size": 8}
-    folder = write_folder(tmp_path / "r", {"A-FMI": {}}, ["a"], [0], run=run)
+    run = {"metrics": {"insertion": to_json(Insertion(canvas=Mean()))}, "batch_size": 8}
+    metrics = {"insertion": Insertion(canvas=Mean()).facts().as_dict()}
+    folder = write_folder(tmp_path / "r", {"A-FMI": {}}, ["a"], [0], run=run, metrics=metrics)
     write_piece(folder, "A-FMI", 0, curve_rows(0, _from(5), [0.5] * 20))
     text = " ".join(_Reader(write_report(folder)["page"].read_text(encoding="utf-8")).text)
-    assert text.count("the rest from the canvas Mean()") == 2
+    assert text.count("the rest from the canvas mean.") == 2
     assert "the rest black" not in text
     # A manifest without names, versions or labels still makes a page.
     assert "How faithful are explanations of a network?" in text

@@ -25,8 +25,8 @@ _BETTER = {True: "higher", False: "lower", None: None}
 def metrics(json_wanted: bool) -> None:
     """List the metrics that `afmi evaluate` measures.
 
-    Each is told by what its headline says of a method's maps and by whether more of it is better.
-    Those marked as standard are measured unless --metrics says otherwise.
+    Shows what each one's headline says of a method's maps, and whether higher is better. Those
+    marked as standard are measured by default.
 
     Any spelling of a name works for --metrics: Grid pointing, grid-pointing, GridPointing.
 
@@ -58,13 +58,15 @@ def metrics(json_wanted: bool) -> None:
 
 
 def _record(cls: type[Metric]) -> dict[str, Any]:
+    headline = cls.columns[0]
     return {
         "name": cls.name,
         "class": cls.__name__,
-        "measures": cls.measures,
-        "headline": cls.headline,
-        "better": _BETTER[cls.higher_is_better],
+        "measures": headline.measures,
+        "headline": headline.source,
+        "better": _BETTER[headline.higher_is_better],
         "standard": cls.standard,
         "paper": cls.paper,
+        "columns": [column.name for column in cls.columns],
         "parameters": [field.name for field in fields(cls)],
     }

@@ -13,23 +13,9 @@ from afmi.cli.terminal import print_table
 from afmi.files import as_json
 
 if TYPE_CHECKING:
-    from afmi.report.statistics import Estimate
-    from afmi.report.summary import MethodSummary, Summary
+    from afmi.report.summary import Summary
 
 __all__ = ["report"]
-
-_COLUMNS = (
-    "method",
-    "Accuracy-AUC",
-    "95 % interval",
-    "Softmax-AUC",
-    "median",
-    "ratio of means",
-    "residual",
-    "s/picture",
-    "times",
-    "done",
-)
 
 
 @click.command(short_help="Sum up an evaluation: a page, and tables.")
@@ -62,8 +48,9 @@ def report(results: Path, out: Path | None, methods: str | None, json_wanted: bo
     is nothing to report, or it cannot be written.
     """
     from afmi.evaluation.results import Results
-    from afmi.report.results_page import finding, unfinished, write_summary
+    from afmi.report.evaluation_report import write_summary
     from afmi.report.summary import summarise
+    from afmi.report.words import finding, unfinished
 
     names = None if methods is None else [n for part in methods.split(",") if (n := part.strip())]
     opened = Results.open(results)
@@ -77,7 +64,8 @@ def report(results: Path, out: Path | None, methods: str | None, json_wanted: bo
     if json_wanted:
         click.echo(as_json(_record(summary, files), indent=2))
         return
-    print_table(_COLUMNS, [_row(summary, method) for method in summary.methods])
+    headings, *rows = _table(summary)
+    print_table(headings, rows)
     for label, reason in opened.refused.items():
         click.echo(f"{label} left out: {reason}")
     click.echo(finding(summary))
@@ -85,40 +73,41 @@ def report(results: Path, out: Path | None, methods: str | None, json_wanted: bo
         click.echo(f"→ {path}")
 
 
-def _row(summary: Summary, method: MethodSummary) -> list[str]:
-    from afmi.report.results_page import UNKNOWN, number, times
+def _table(summary: Summary) -> list[list[str]]:
+    """Return the columns of Table 1, the headings first."""
+    from afmi.report.words import UNKNOWN, amount, number, times
 
-    def value(estimate: Estimate | None, digits: int = 3) -> str:
-        return UNKNOWN if estimate is None else number(estimate.value, digits)
-
-    accuracy = method.accuracy
-    ends = [UNKNOWN] if accuracy is None else [number(accuracy.low), number(accuracy.high)]
-    failed = f", {method.failed} failed" if method.failed else ""
-    return [
-        method.label,
-        value(accuracy),
-        UNKNOWN if UNKNOWN in ends else " to ".join(ends),
-        value(method.softmax_mean),
-        value(method.softmax_median),
-        value(method.softmax_ratio),
-        value(method.completeness),
-        value(method.seconds, 4),
-        times(summary.times(method)),
-        f"{method.done}/{method.images}{failed}",
-    ]
+    headings, rows = ["method"], [[method.label] for method in summary.methods]
+    title = ""
+    for key, column in summary.main.items():
+        # Of one title with several averages, the others go by the average.
+        headings.append(column.title if column.title != title else column.subtitle)
+        title = column.title
+        for row, method in zip(rows, summary.methods, strict=True):
+            estimate = method.known(key)
+            row.append(UNKNOWN if estimate is None else amount(column, estimate.value))
+            if key == summary.leading:
+                ends = [] if estimate is None else [number(estimate.low), number(estimate.high)]
+                row.append(UNKNOWN if UNKNOWN in ends or not ends else " to ".join(ends))
+            if column.multiples:
+                row.append(times(summary.multiple(method, key)))
+        headings += ["95 % interval"] if key == summary.leading else []
+        headings += ["times"] if column.multiples else []
+    for row, method in zip(rows, summary.methods, strict=True):
+        failed = f", {method.failed} failed" if method.failed else ""
+        row.append(f"{method.done}/{method.images}{failed}")
+    return [[*headings, "done"], *rows]
 
 
 def _record(summary: Summary, files: dict[str, Path]) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from afmi.report.results_page import finding
-
-    def estimate(found: Estimate | None) -> dict[str, Any] | None:
-        return None if found is None else asdict(found)
+    from afmi.report.words import finding
 
     return {
         "finding": finding(summary),
         "finished": summary.finished,
+        "leading": summary.leading,
         "methods": [
             {
                 "method": m.label,
@@ -126,14 +115,10 @@ def _record(summary: Summary, files: dict[str, Path]) -> dict[str, Any]:
                 "images": m.images,
                 "done": m.done,
                 "failed": m.failed,
-                "accuracy_auc": estimate(m.accuracy),
-                "accuracy_auc_of_correct": estimate(m.accuracy_correct),
-                "softmax_auc_mean": estimate(m.softmax_mean),
-                "softmax_auc_median": estimate(m.softmax_median),
-                "softmax_auc_ratio_of_means": estimate(m.softmax_ratio),
-                "completeness_median_residual": estimate(m.completeness),
-                "seconds": estimate(m.seconds),
-                "others": {key: estimate(found) for key, found in m.others.items()},
+                "averages": {
+                    key: asdict(m.averages[key]) if key in m.averages else None
+                    for key in (*summary.main, *summary.others)
+                },
             }
             for m in summary.methods
         ],

@@ -107,21 +107,21 @@ def run_demo(
     model = model or load_model("photos")
     _explain(model, Image.new("RGB", (160, 160), "grey"), 0, AFMI)  # the first run sets things up
     stops = _stops()
-    found: list[list[list[_Finding]]] = []
+    tour: list[list[list[_Finding]]] = []
     for stop in stops:
-        found.append(
+        tour.append(
             [[_explain(model, stop.photograph, c, m) for m in METHODS] for c in stop.classes]
         )
-        for findings in found[-1]:
+        for findings in tour[-1]:
             record = findings[0].explanation
             report(f"{stop.heading}: {record.label}, {record.probability:.0%}")
     drawings = {
         out / f"{stop.name}.png": _figure(stop, classes)
-        for stop, classes in zip(stops, found, strict=True)
+        for stop, classes in zip(stops, tour, strict=True)
     }
-    flat = [finding for classes in found for findings in classes for finding in findings]
+    flat = [finding for classes in tour for findings in classes for finding in findings]
     page = out / "index.html"
-    text = render_page(_page(model, stops, found, time.perf_counter() - started))
+    text = render_page(_page(model, stops, tour, time.perf_counter() - started))
     writers = {
         path: lambda file, figure=figure: figures.figure_png(figure, file)
         for path, figure in drawings.items()
@@ -235,8 +235,8 @@ def _explain(
     started = time.perf_counter()
     explanation = explain(model, prepared, target, method=method)
     seconds = time.perf_counter() - started
-    seen = to_tensor(explanation.insertion(KEPT))[None].to(prepared)
-    kept = classify(model, seen).double().softmax(1)[0, explanation.target]
+    shown = to_tensor(explanation.insertion(KEPT))[None].to(prepared)
+    kept = classify(model, shown).double().softmax(1)[0, explanation.target]
     return _Finding(explanation, seconds, float(kept))
 
 
@@ -245,7 +245,9 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
     rows, row_titles = [], []
     for findings in classes:
         record = findings[0].explanation
-        seen = figures.Panel(to_image(record.image), f"{record.label}, {record.probability:.0%}")
+        photograph = figures.Panel(
+            to_image(record.image), f"{record.label}, {record.probability:.0%}"
+        )
         overlays = [figures.Panel(f.explanation.overlay()) for f in findings]
         inserted = [
             figures.Panel(f.explanation.insertion(KEPT), f"{record.label}, {f.kept:.0%}")
@@ -253,7 +255,7 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
         ]
         scale = display_range(record.map)
         signed = figures.Panel(record.heatmap(), f"{record.method}’s map", scale=scale)
-        rows += [[seen, *overlays], [signed, *inserted]]
+        rows += [[photograph, *overlays], [signed, *inserted]]
         row_titles += ["evidence", f"map, top {KEPT:.0%}"]
     return figures.grid(
         rows,
@@ -269,20 +271,20 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
 def _page(
     model: Classifier,
     stops: Sequence[_Stop],
-    found: Sequence[Sequence[Sequence[_Finding]]],
+    tour: Sequence[Sequence[Sequence[_Finding]]],
     seconds: float,
 ) -> Page:
     sections = [_how_to_read()]
-    sections += [_section(stop, classes) for stop, classes in zip(stops, found, strict=True)]
-    sections += [_numbers(stops, found), _what_next()]
-    side = found[0][0][0].explanation.image.shape[-1]
+    sections += [_section(stop, classes) for stop, classes in zip(stops, tour, strict=True)]
+    sections += [_numbers(stops, tour), _what_next()]
+    side = tour[0][0][0].explanation.image.shape[-1]
     return Page(
         "What made the network say that?",
         f"A small network that tells {len(model.labels)} things apart looked at a few "
         "photographs. For each of its answers, three methods show which parts of the picture it "
         f"rests on. All of it was worked out on this computer, in {seconds:.0f} seconds.",
         sections,
-        f"Made by afmi {found[0][0][0].explanation.versions['afmi']} with the network "
+        f"Made by afmi {tour[0][0][0].explanation.versions['afmi']} with the network "
         f"“{model.name}”, which sees pictures of {side} × {side} pixels and knows: "
         f"{', '.join(model.labels)}. The photographs come with scikit-image and scikit-learn.",
     )
@@ -294,52 +296,8 @@ def _how_to_read() -> Section:
     return Section(
         "How to read the pictures",
         rows=[TileRow([Tile(legend, "", "← against the answer · no difference · for it →")])],
-        terms=[
-            (
-                "Colours",
-                "Where a photograph glows warm, that place raised the network’s score for the "
-                "answer; the brighter, the more. Where it glows cool (blue), that place spoke "
-                "against it. Where it is plain grey, it made next to no difference.",
-            ),
-            (
-                "Percentages",
-                "How probable the network holds the answer to be, among the things it knows. It "
-                "must choose one of them, even when none fits.",
-            ),
-            (
-                f"Top {KEPT:.0%}",
-                f"Only the {KEPT:.0%} of the pixels that the method ranks highest, the rest "
-                "painted black. The percentage is what the network then says of the same answer. "
-                "If it stays high, the method found what the network needs.",
-            ),
-            (
-                "A-FMI",
-                "Compares the photograph with a black one, and shares out the change of the score "
-                "among the places of the picture. Evidence against shows too.",
-            ),
-            (
-                "Grad-CAM",
-                "Shows where the network’s features that push the score up are active. Evidence "
-                "against is left out.",
-            ),
-            (
-                "Gradient",
-                "Shows which single pixels would sway the score most if they changed a little. "
-                "Often grainy: it says how touchy the network is, not what it rests on.",
-            ),
-            (
-                "Residual",
-                "What A-FMI’s map leaves unexplained. Its values should add up to the change of "
-                "the score; 0% means they do, −20% that a fifth is missing, +20% that there is a "
-                "fifth too much. A-FMI averages over places, which leaves such a rest in networks "
-                "like this one, with several layers between the features and the answer.",
-            ),
-            (
-                "Beware",
-                "The maps show what this network used. They do not say that its answer is right, "
-                "nor that the thing shown is the cause in the real world.",
-            ),
-        ],
+        prose="demo_guide.html",
+        facts={"kept": f"{KEPT:.0%}"},
     )
 
 
@@ -349,9 +307,9 @@ def _section(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Section:
         record = findings[0].explanation
         answer = f"“{record.label}”, {record.probability:.0%}"
         question = f"Why {answer}?" if stop.classes == (None,) else f"What speaks for {answer}?"
-        seen = Tile(to_image(record.image), "Photograph", "as the network sees it")
+        photograph = Tile(to_image(record.image), "Photograph", "as the network sees it")
         overlays = [Tile(f.explanation.overlay(), f.explanation.method) for f in findings]
-        rows.append(TileRow([seen, *overlays], question))
+        rows.append(TileRow([photograph, *overlays], question))
         kept = [
             Tile(
                 f.explanation.insertion(KEPT),
@@ -373,9 +331,9 @@ def _credit(stop: _Stop) -> str:
     return f"Photograph: {stop.credit}, changed."
 
 
-def _numbers(stops: Sequence[_Stop], found: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
+def _numbers(stops: Sequence[_Stop], tour: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
     rows = []
-    for stop, classes in zip(stops, found, strict=True):
+    for stop, classes in zip(stops, tour, strict=True):
         for findings in classes:
             for finding in findings:
                 record = finding.explanation

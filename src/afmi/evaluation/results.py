@@ -14,8 +14,9 @@ import pyarrow as pa
 
 from afmi.errors import AfmiError, UsageError, near_matches
 from afmi.evaluation.folder import ResultsFolder
+from afmi.metrics.columns import MetricFacts
 
-__all__ = ["Images", "Measurements", "MetricFacts", "Results"]
+__all__ = ["Images", "Measurements", "Results"]
 
 _ERROR = "error"
 
@@ -52,23 +53,6 @@ class Measurements:
     values: dict[str, np.ndarray]
     errors: dict[int, str]
     done: np.ndarray
-
-
-@dataclass(frozen=True)
-class MetricFacts:
-    """What a report has to know of a metric.
-
-    Attributes:
-        name: what tables call it.
-        measures: what its headline says, in one sentence.
-        headline: the value by which methods are ranked.
-        higher_is_better: of the headline; None where neither is.
-    """
-
-    name: str
-    measures: str
-    headline: str
-    higher_is_better: bool | None
 
 
 @dataclass(frozen=True)
@@ -213,16 +197,14 @@ class Results:
 
     @cached_property
     def metrics(self) -> dict[str, MetricFacts]:
-        """What is known of each metric, by the first part of its values' names."""
-        return {
-            key: MetricFacts(
-                str(facts["name"]),
-                str(facts["measures"]),
-                str(facts["headline"]),
-                facts["higher_is_better"],
-            )
-            for key, facts in self.manifest["metrics"].items()
-        }
+        """What each metric declares of its values, by the first part of their names."""
+        recorded = self.manifest["metrics"]
+        return {key: MetricFacts.from_dict(record) for key, record in recorded.items()}
+
+    def metric_label(self, key: str) -> str:
+        """Return what tables call a metric, with the parameters that set it apart."""
+        _, bracket, parameters = key.partition("(")
+        return self.metrics[key].name + (f" ({parameters}" if bracket else "")
 
     def example(self, number: int, method: str, kind: str) -> Path:
         """Return where an example's ``map`` or ``insertion`` lies, if it was drawn."""

@@ -116,15 +116,7 @@ def evaluate(
         images=(images.keys, [int(label) for label in images.labels]),
         about={
             # As the report needs them, which then does without PyTorch.
-            "metrics": {
-                key: {
-                    "name": metric.name,
-                    "measures": metric.measures,
-                    "headline": metric.headline,
-                    "higher_is_better": metric.higher_is_better,
-                }
-                for key, metric in wanted.items()
-            },
+            "metrics": {key: metric.facts().as_dict() for key, metric in wanted.items()},
             "machine": _machine(model),
             "command": command,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

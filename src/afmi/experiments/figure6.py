@@ -23,5 +23,5 @@ class Figure6(Experiment):
     data = "ImageNet"
 
     def _run(self, request: Request) -> Result:
-        found = measured(self, request)
-        return curves_figure(self, request, found, [accuracy_panel(one) for one in found])
+        networks = measured(self, request)
+        return curves_figure(self, request, networks, [accuracy_panel(one) for one in networks])

@@ -29,9 +29,9 @@ class Figure9(Experiment):
     data = "ImageNet"
 
     def _run(self, request: Request) -> Result:
-        found = measured(self, request)
-        first, *others = found
+        networks = measured(self, request)
+        first, *others = networks
         panels = [softmax_panel(first)]
         for one in others:
             panels += [accuracy_panel(one), softmax_panel(one)]
-        return curves_figure(self, request, found, panels)
+        return curves_figure(self, request, networks, panels)

@@ -28,7 +28,7 @@ class Table1(Experiment):
     data = "ImageNet"
 
     def _run(self, request: Request) -> Result:
-        found = measured(self, request)
-        rows = [row for one in found for row in one.rows()]
+        networks = measured(self, request)
+        rows = [row for one in networks for row in one.rows()]
         table = write_csv(request.out / f"{self.name}.csv", rows)
-        return Result((table, *(one.page for one in found)), tuple(rows))
+        return Result((table, *(one.page for one in networks)), tuple(rows))

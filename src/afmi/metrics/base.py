@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from afmi.methods.base import Attribution, BlankMapWarning, Method
 from afmi.methods.work import Work
+from afmi.metrics.columns import Column, MetricFacts
 
 __all__ = ["Case", "Metric", "blank_maps_allowed"]
 
@@ -29,7 +30,7 @@ class Case:
         logits: of the images, (N, K).
         seconds: that the explanation of one of these images took.
         peak_bytes: memory that the explanation of the batch needed beyond what was in use before
-            it; NaN where it cannot be told.
+            it; NaN where it is unknown.
         companions: for each image others of other classes, (N, M, C, H, W), as many as the metric
             asks for; None where it asks for none.
     """
@@ -59,22 +60,20 @@ class Metric(ABC):
     """Measure something of a method's maps, image by image.
 
     A subclass is a frozen dataclass whose fields are the protocol's parameters, with the paper's
-    values; it is found by existing: `afmi.metrics` lists every subclass in its folder. Averages
-    over images are the report's business, so that their uncertainty can be told.
+    values; `afmi.metrics` lists every subclass in its folder. It declares how its values are
+    averaged and shown; the report averages them, with their uncertainty.
     """
 
     name: ClassVar[str]
     """What tables call it."""
-    measures: ClassVar[str]
-    """What its headline says, in one sentence."""
-    headline: ClassVar[str]
-    """The value of `measure` by which methods are ranked."""
-    higher_is_better: ClassVar[bool | None]
-    """Of the headline; None where neither is."""
+    columns: ClassVar[tuple[Column, ...]]
+    """What tables, charts and CSV files show of its values; methods are ranked by the first."""
     paper: ClassVar[str]
     """Authors, title, venue and year."""
     standard: ClassVar[bool] = False
-    """Whether an evaluation measures it unless told otherwise."""
+    """Whether an evaluation measures it by default."""
+    ranks: ClassVar[bool] = False
+    """Whether methods are ranked by its first column in preference to other metrics'."""
     companions: ClassVar[int] = 0
     """How many images of other classes it needs beside each image."""
 
@@ -89,6 +88,22 @@ class Metric(ABC):
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return how often one image of (N, C, H, W) goes through the network for the metric."""
         return Work()
+
+    @property
+    def about(self) -> str:
+        """What a reader of the report has to know besides the columns."""
+        return ""
+
+    def facts(self) -> MetricFacts:
+        """Return what a report has to know of the metric; curves lie over its ``fractions``."""
+        return MetricFacts(
+            name=self.name,
+            about=self.about,
+            standard=self.standard,
+            ranks=self.ranks,
+            fractions=tuple(getattr(self, "fractions", ())),
+            columns=self.columns,
+        )
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 from afmi.methods.base import Method
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.metrics.columns import Column
 from afmi.pictures.maps import rank_correlation
 
 __all__ = ["ClassDiscriminability"]
@@ -31,16 +32,29 @@ class ClassDiscriminability(Metric):
         >>> from afmi.methods import InputXGradient
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.attribution(images)
-        >>> case = Case(method, images, found.target, found, model(images))
+        >>> attribution = method.attribution(images)
+        >>> case = Case(method, images, attribution.target, attribution, model(images))
         >>> sorted(ClassDiscriminability().measure(case))
         ['rank_correlation@least', 'rank_correlation@second']
     """
 
     name = "Class discriminability"
-    measures = "how alike the pixels are ranked for the most probable other class"
-    headline = "rank_correlation@second"
-    higher_is_better = False
+    columns = (
+        Column(
+            "rank_correlation_second",
+            "Same as second class",
+            "how alike the pixels are ranked for the most probable other class",
+            higher_is_better=False,
+            value="rank_correlation@second",
+        ),
+        Column(
+            "rank_correlation_least",
+            "Same as least class",
+            "how alike the pixels are ranked for the least probable class",
+            higher_is_better=False,
+            value="rank_correlation@least",
+        ),
+    )
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     def measure(self, case: Case) -> dict[str, Tensor]:
@@ -52,9 +66,9 @@ class ClassDiscriminability(Metric):
         if case.logits.shape[1] < 2:
             nothing = torch.full((case.inputs.shape[0],), torch.nan, dtype=torch.float64)
             return {name: nothing.clone() for name in names}
-        own = case.targets.to(case.logits.device)[:, None]
-        second = case.logits.scatter(1, own, -torch.inf).argmax(1)
-        least = case.logits.scatter(1, own, torch.inf).argmin(1)
+        explained = case.targets.to(case.logits.device)[:, None]
+        second = case.logits.scatter(1, explained, -torch.inf).argmax(1)
+        least = case.logits.scatter(1, explained, torch.inf).argmin(1)
         with blank_maps_allowed():
             others = case.method.attribute_classes(case.inputs, torch.stack([second, least]))
         return {

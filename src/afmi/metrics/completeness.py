@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.metrics.base import Case, Metric
+from afmi.metrics.columns import Column
 
 __all__ = ["Completeness"]
 
@@ -27,16 +28,24 @@ class Completeness(Metric):
         >>> from afmi.methods import Attribution, IntegratedGradients
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> method, image = IntegratedGradients(model, steps=1), torch.rand(1, 3, 2, 2)
-        >>> found = method.attribution(image, target=1)
-        >>> case = Case(method, image, found.target, found, model(image))
+        >>> attribution = method.attribution(image, target=1)
+        >>> case = Case(method, image, attribution.target, attribution, model(image))
         >>> bool(Completeness().measure(case)["residual"] < 1e-3)
         True
     """
 
     name = "Completeness"
-    measures = "how far the map is from summing to the change of the class score, relative to it"
-    headline = "residual"
-    higher_is_better = False
+    columns = (
+        Column(
+            "median_residual",
+            "Residual",
+            "how far the map is from summing to the change of the class score, relative to it: "
+            "|Σ map − Δy| / |Δy|; 0 is exact, and methods that promise no such sum have none",
+            higher_is_better=False,
+            value="residual",
+            aggregate="median size",
+        ),
+    )
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
     standard = True
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.metrics.base import Case, Metric
+from afmi.metrics.columns import Column
 
 __all__ = ["Cost"]
 
@@ -27,16 +28,37 @@ class Cost(Metric):
         >>> from afmi.methods import Random
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> method, images = Random(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.attribution(images)
-        >>> case = Case(method, images, found.target, found, found.logits, 0.25, 3 * 2**20)
+        >>> attribution = method.attribution(images)
+        >>> case = Case(
+        ...     method, images, attribution.target, attribution, attribution.logits,
+        ...     seconds=0.25, peak_bytes=3 * 2**20,
+        ... )
         >>> {name: value.tolist() for name, value in Cost().measure(case).items()}
         {'seconds': [0.25, 0.25], 'peak_mib': [3.0, 3.0]}
     """
 
     name = "Cost"
-    measures = "seconds that the explanation of an image takes"
-    headline = "seconds"
-    higher_is_better = False
+    columns = (
+        Column(
+            "seconds",
+            "Seconds",
+            "seconds that the explanation of an image takes",
+            higher_is_better=False,
+            # Not the mean: the first image of a run also pays for what is made once.
+            aggregate="median",
+            note="per picture",
+            unit="s",
+            multiples=True,
+        ),
+        Column(
+            "peak_mib",
+            "Memory",
+            "memory that the explanation of a batch needs beyond what was in use before it",
+            higher_is_better=False,
+            aggregate="median",
+            unit="MiB",
+        ),
+    )
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
     standard = True
 

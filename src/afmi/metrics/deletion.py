@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from afmi.metrics.masking import MaskedMetric
+from afmi.metrics.masking import MaskedMetric, masking_columns
 
 __all__ = ["Deletion"]
 
@@ -40,9 +40,12 @@ class Deletion(MaskedMetric):
     """
 
     name = "Deletion"
-    measures = "how long the network still knows the class while the top pixels go"
-    headline = "accuracy_auc"
-    higher_is_better = False
+    columns = masking_columns(
+        "how long the network still recognises the class while the top pixels are removed: the "
+        "share of the images classified as labelled, as the area under its curve",
+        higher_is_better=False,
+        over="PI: share of the pixels removed",
+    )
     paper = "Petsiuk, Das & Saenko, RISE: Randomized Input Sampling for Explanation, BMVC 2018"
 
     @property

@@ -33,10 +33,11 @@ class FMIPrototypes:
     Example:
         >>> importance = torch.tensor([[1.0, 0.0], [3.0, 0.2], [0.0, 2.0]])
         >>> classes = torch.tensor([0, 0, 1])
-        >>> found = FMIPrototypes.of(importance, classes, n_classes=2)
-        >>> found.prototypes.tolist()
+        >>> prototypes = FMIPrototypes.of(importance, classes, n_classes=2)
+        >>> prototypes.prototypes.tolist()
         [[2.0, 0.1...], [0.0, 2.0]]
-        >>> found.agreement(torch.tensor([[1.0, 0.5], [0.9, 0.8]]), torch.tensor([0, 1])).tolist()
+        >>> others = torch.tensor([[1.0, 0.5], [0.9, 0.8]])
+        >>> prototypes.agreement(others, torch.tensor([0, 1])).tolist()
         [True, False]
     """
 

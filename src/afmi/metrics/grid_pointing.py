@@ -11,6 +11,7 @@ from afmi.errors import ModelError, ShapeError, UsageError
 from afmi.methods.base import LayerMethod, Method, classify, image_generator
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.metrics.columns import Column
 
 __all__ = ["GridPointing"]
 
@@ -42,9 +43,9 @@ class GridPointing(Metric):
         ...     torch.nn.Conv2d(3, 2, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
         ... )
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 4, 4)
-        >>> found = method.attribution(images)
+        >>> attribution = method.attribution(images)
         >>> case = Case(
-        ...     method, images, found.target, found, model(images),
+        ...     method, images, attribution.target, attribution, model(images),
         ...     companions=torch.rand(2, 3, 3, 4, 4),
         ... )
         >>> GridPointing().measure(case)["own_share"].shape
@@ -52,9 +53,14 @@ class GridPointing(Metric):
     """
 
     name = "Grid pointing"
-    measures = "share of the map's positive mass on the own image, of four tiled (chance: 0.25)"
-    headline = "own_share"
-    higher_is_better = True
+    columns = (
+        Column(
+            "own_share",
+            "Own share",
+            "share of the map's positive mass on its own image, of four tiled (chance: 0.25)",
+            higher_is_better=True,
+        ),
+    )
     paper = "Böhle et al., Convolutional Dynamic Alignment Networks, CVPR 2021"
     companions = _CELLS - 1
 
@@ -80,9 +86,9 @@ class GridPointing(Metric):
         mass = maps.to("cpu", torch.float64).clamp_min(0)[:, 0]
         height, width = case.inputs.shape[-2:]
         cells = mass.unflatten(2, (2, width)).unflatten(1, (2, height)).sum((2, 4)).flatten(1)
-        own = cells.gather(1, quadrants[:, None])[:, 0]
+        share = cells.gather(1, quadrants[:, None])[:, 0]
         # 0/0 is NaN.
-        return {"own_share": own / cells.sum(1)}
+        return {"own_share": share / cells.sum(1)}
 
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the passes on a canvas, each counted as four of an image."""

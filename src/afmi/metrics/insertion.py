@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from afmi.metrics.masking import MaskedMetric
+from afmi.metrics.masking import MaskedMetric, masking_columns
 
 __all__ = ["Insertion"]
 
@@ -48,11 +48,15 @@ class Insertion(MaskedMetric):
     """
 
     name = "Insertion"
-    measures = "how often the network knows the class from the top pixels alone, over all shares"
-    headline = "accuracy_auc"
-    higher_is_better = True
+    columns = masking_columns(
+        "how often the network recognises the class from the top pixels alone: the share of the "
+        "images classified as labelled, as the area under its curve",
+        higher_is_better=True,
+        over="PI: share of the pixels kept",
+    )
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
     standard = True
+    ranks = True
 
     @property
     def keep_top(self) -> bool:

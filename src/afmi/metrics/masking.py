@@ -1,4 +1,4 @@
-"""What insertion and deletion share: pictures of which the map's top pixels are kept or removed."""
+"""What insertion and deletion share: images whose top pixels by the map are kept or removed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,12 @@ from afmi.gradients.passes import BatchRunner, probabilities
 from afmi.methods.base import Method, classify
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric
+from afmi.metrics.columns import Column, percent, point
 from afmi.network.guards import evaluation_mode
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference
 
-__all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masked_curves"]
+__all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masked_curves", "masking_columns"]
 
 FRACTIONS = tuple(percent / 100 for percent in range(5, 101, 5))
 """PI of the paper's Appendix A.3: 5 %, 10 %, …, 100 %."""
@@ -28,7 +30,7 @@ FRACTIONS = tuple(percent / 100 for percent in range(5, 101, 5))
 
 @dataclass(frozen=True)
 class Curves:
-    """How a network classifies pictures of which ever more pixels are kept (or removed).
+    """How a network classifies images as more and more of their pixels are kept (or removed).
 
     The areas are trapezoids over ``fractions`` as they are. The paper's begin at 5 %, and nothing
     is added before them, so an area there is at most 0.95.
@@ -111,18 +113,86 @@ class Curves:
 
     def values(self) -> dict[str, Tensor]:
         """Return the numbers of each picture by name, float64 (N,)."""
-        found = {"accuracy_auc": self.accuracy_areas, "softmax_ratio_auc": self.softmax_areas}
+        values = {"accuracy_auc": self.accuracy_areas, "softmax_ratio_auc": self.softmax_areas}
         for i, fraction in enumerate(self.fractions.tolist()):
-            found[f"correct@{100 * fraction:.4g}%"] = self.correct[:, i].double()
-            found[f"probability@{100 * fraction:.4g}%"] = self.probability[:, i]
-        found["original_correct"] = self.original_correct.double()
-        found["original_probability"] = self.original_probability
-        return found
+            values[point("correct", fraction)] = self.correct[:, i].double()
+            values[point("probability", fraction)] = self.probability[:, i]
+        values["original_correct"] = self.original_correct.double()
+        values["original_probability"] = self.original_probability
+        return values
+
+
+def masking_columns(measures: str, *, higher_is_better: bool, over: str) -> tuple[Column, ...]:
+    """Return the columns of a metric whose values are `Curves.values`.
+
+    Args:
+        measures: what the first column, Accuracy-AUC, says.
+        higher_is_better: of all columns.
+        over: what PI is.
+    """
+    column = partial(Column, higher_is_better=higher_is_better, over=over)
+    softmax = partial(column, title="Softmax-AUC", value="softmax_ratio_auc")
+    ratio = partial(
+        column, kind="curve", value="probability", per="original_probability", measures="p̂ / p"
+    )
+    return (
+        column("accuracy_auc", "Accuracy-AUC", measures),
+        column(
+            "accuracy_auc_of_correct",
+            "Correct ones",
+            "Accuracy-AUC over only those images that the network gets right as a whole: an "
+            "explanation of a mistake cannot help the network",
+            value="accuracy_auc",
+            among="original_correct",
+            note="Accuracy-AUC",
+        ),
+        softmax(
+            "softmax_auc_mean",
+            measures="the area under p̂ / p of each image, where p̂ is the network's probability of "
+            "the class from the pixels left and p that from the whole image; it may exceed 1, "
+            "where the network is surer of the part than of the whole",
+        ),
+        softmax(
+            "softmax_auc_median",
+            measures="the mean is the published measure, but a few images with a tiny p can "
+            "dominate it, for p̂ / p is then in the hundreds; the median cannot be dominated",
+            aggregate="median",
+        ),
+        softmax(
+            "softmax_auc_ratio_of_means",
+            measures="nor can the ratio of means, mean p̂ over mean p",
+            kind="area",
+            value="probability",
+            aggregate="ratio of means",
+            per="original_probability",
+        ),
+        column(
+            "accuracy",
+            "Accuracy",
+            "share of the images classified as labelled",
+            kind="curve",
+            value="correct",
+            area="accuracy_auc",
+        ),
+        ratio("softmax_ratio_mean", "Softmax ratio", area="softmax_auc_mean"),
+        ratio(
+            "softmax_ratio_median",
+            "Softmax ratio",
+            aggregate="median",
+            area="softmax_auc_median",
+        ),
+        ratio(
+            "softmax_ratio_of_means",
+            "Softmax ratio",
+            aggregate="ratio of means",
+            area="softmax_auc_ratio_of_means",
+        ),
+    )
 
 
 @dataclass(frozen=True)
 class MaskedMetric(Metric):
-    """What insertion and deletion have in common but for which pixels stay."""
+    """Insertion and deletion, but for which pixels stay."""
 
     fractions: Sequence[float] = FRACTIONS
     canvas: Reference = field(default_factory=Black)
@@ -141,6 +211,23 @@ class MaskedMetric(Metric):
     @abstractmethod
     def keep_top(self) -> bool:
         """Whether the top of the map is kept, or removed."""
+
+    @property
+    def about(self) -> str:
+        """See `Metric`; names the canvas, and the largest area that these fractions allow."""
+        low, high = percent(self.fractions[0]), percent(self.fractions[-1])
+        canvas = "black" if self.canvas == Black() else f"from the canvas {self.canvas}"
+        shown = "Those ranked first are" if self.keep_top else "All but those ranked first are"
+        good = "from few pixels" if self.keep_top else "no longer once few pixels are gone"
+        return (
+            f"The pixels are ranked by a method’s map, highest first. {shown} shown to the "
+            f"network, the rest {canvas}. A good explanation lets the network recognise the class "
+            f"{good}. PI, the share of the pixels, goes from {low:g} % to {high:g} % in "
+            f"{len(self.fractions)} steps. Pixels of equal value are ranked in reading order (from "
+            f"the top left, row by row), for every method alike. Areas are trapezoids over PI and "
+            f"begin at {low:g} %, so the highest possible value is {(high - low) / 100:g}, not 1, "
+            "where the network is right at every step."
+        )
 
     def curves(
         self,
@@ -181,8 +268,8 @@ class MaskedMetric(Metric):
 
         PI is written in percent, such as ``correct@5%``.
         """
-        found = self.curves(case.model, case.inputs, case.targets, case.maps, logits=case.logits)
-        return found.values()
+        curves = self.curves(case.model, case.inputs, case.targets, case.maps, logits=case.logits)
+        return curves.values()
 
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the forwards for one image: those of masked pictures, at most."""
@@ -278,8 +365,8 @@ def masked_curves(
             # Image by image, whose own pixels need no copies then.
             pictures = images.new_empty(stop - start, *images.shape[1:])
             for n, those in itertools.groupby(range(start, stop), lambda job: jobs[job][0]):
-                own = list(those)
-                part = slice(own[0] - start, own[-1] - start + 1)
+                jobs_of_image = list(those)
+                part = slice(jobs_of_image[0] - start, jobs_of_image[-1] - start + 1)
                 torch.where(rank[n] < limits[part], within[n], beyond[n], out=pictures[part])
             results.update(zip(jobs[start:stop], runner.logits(pictures), strict=True))
 

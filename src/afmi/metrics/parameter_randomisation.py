@@ -17,6 +17,7 @@ from afmi.errors import CompletenessWarning, ModelError, UsageError
 from afmi.methods.base import Method, classify
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.metrics.columns import Column
 from afmi.network.guards import watching_modules
 from afmi.pictures.maps import rank_correlation
 
@@ -57,16 +58,21 @@ class ParameterRandomisation(Metric):
         >>> from afmi.methods import InputXGradient
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
         >>> method, images = InputXGradient(model), torch.rand(2, 3, 2, 2)
-        >>> found = method.attribution(images)
-        >>> case = Case(method, images, found.target, found, model(images))
+        >>> attribution = method.attribution(images)
+        >>> case = Case(method, images, attribution.target, attribution, model(images))
         >>> list(ParameterRandomisation(depths=(1,)).measure(case))
         ['similarity', 'rank_correlation@all', 'absolute_rank_correlation@all']
     """
 
     name = "Parameter randomisation"
-    measures = "how alike the pixels are ranked when the network's parameters are random"
-    headline = "similarity"
-    higher_is_better = False
+    columns = (
+        Column(
+            "similarity",
+            "Similarity",
+            "how alike the pixels are ranked when the network's parameters are random",
+            higher_is_better=False,
+        ),
+    )
     paper = "Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018"
 
     depths: Sequence[float] = (0, 0.5, 1)
@@ -146,7 +152,7 @@ def _from_the_logits_down(model: nn.Module, image: Tensor) -> list[str]:
             inside = [ends[modules[name]]] if modules[name] in ends else []
         return min(inside)
 
-    owners = [name for name, module in modules.items() if any(True for _ in _own(module))]
+    owners = [name for name, module in modules.items() if any(True for _ in _parameters(module))]
     if not owners:
         raise ModelError(
             f"expected a network with parameters, got {type(model).__name__} without any; leave "
@@ -156,9 +162,9 @@ def _from_the_logits_down(model: nn.Module, image: Tensor) -> list[str]:
     return sorted(owners, key=place)[::-1]
 
 
-def _own(module: nn.Module) -> list[tuple[str, Tensor]]:
-    own = module.named_parameters(recurse=False)
-    return [(name, parameter) for name, parameter in own if parameter.is_floating_point()]
+def _parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
+    parameters = module.named_parameters(recurse=False)
+    return [(name, parameter) for name, parameter in parameters if parameter.is_floating_point()]
 
 
 @torch.no_grad()
@@ -168,7 +174,7 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
         # To weight 1, bias 0, mean 0, variance 1; nothing is drawn.
         module.reset_parameters()
         return
-    for name, parameter in _own(module):
+    for name, parameter in _parameters(module):
         if parameter.dim() > 1:
             # Drawn on the CPU in float32, so that every device and dtype gets the same numbers.
             fan_in = parameter.numel() / parameter.shape[0]

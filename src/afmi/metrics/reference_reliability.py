@@ -14,6 +14,7 @@ from afmi.errors import UsageError
 from afmi.methods.base import Method
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
+from afmi.metrics.columns import Column
 from afmi.pictures.maps import rank_correlation
 from afmi.pictures.references import Black, Random, Reference, White
 from afmi.specs import text
@@ -44,17 +45,28 @@ class ReferenceReliability(Metric):
         >>> from afmi.methods import IntegratedGradients
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 2))
         >>> method, images = IntegratedGradients(model, steps=1), torch.rand(2, 3, 6, 6)
-        >>> found = method.attribution(images)
-        >>> case = Case(method, images, found.target, found, found.logits)
+        >>> attribution = method.attribution(images)
+        >>> case = Case(method, images, attribution.target, attribution, attribution.logits)
         >>> metric = ReferenceReliability(references=(Black(), White()))
         >>> sorted(metric.measure(case))
         ['rank_correlation', 'rank_correlation@black-white', 'ssim', 'ssim@black-white']
     """
 
     name = "Reference reliability"
-    measures = "how alike the pixels are ranked against different reference images"
-    headline = "rank_correlation"
-    higher_is_better = True
+    columns = (
+        Column(
+            "rank_correlation",
+            "Rank correlation",
+            "how alike the pixels are ranked against different reference images",
+            higher_is_better=True,
+        ),
+        Column(
+            "ssim",
+            "SSIM",
+            "structural similarity of the maps against different reference images",
+            higher_is_better=True,
+        ),
+    )
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     references: tuple[Reference, ...] = (Black(), White(), Random())
@@ -99,9 +111,12 @@ class ReferenceReliability(Metric):
         """Return the method with each reference; the method itself where the reference is its."""
         # That the field is there was checked; no type says so.
         changeable: Any = method
-        own = changeable.reference
+        current = changeable.reference
         return [
-            (reference, method if reference == own else replace(changeable, reference=reference))
+            (
+                reference,
+                method if reference == current else replace(changeable, reference=reference),
+            )
             for reference in self.references
         ]
 
@@ -119,10 +134,10 @@ def _ssim(first: Tensor, second: Tensor) -> Tensor:
     for i, (one, other) in enumerate(zip(_stretched(first), _stretched(second), strict=True)):
         if window >= 3 and bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
             # With other options it returns a tuple, and its types do not tell which.
-            found: Any = structural_similarity(
+            similarity: Any = structural_similarity(
                 one.numpy(), other.numpy(), data_range=1.0, win_size=window
             )
-            values[i] = float(found)
+            values[i] = float(similarity)
     return values
 
 

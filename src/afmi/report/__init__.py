@@ -1,5 +1,5 @@
-"""What came of an evaluation: summaries, tables, charts and pages."""
+"""Report an evaluation: summaries, tables, charts and pages."""
 
-from afmi.report.results_page import write_report
+from afmi.report.evaluation_report import write_report
 
 __all__ = ["write_report"]

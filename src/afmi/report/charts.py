@@ -1,8 +1,8 @@
 """Draw an evaluation's figures as SVG: sharp at any size, legible on light pages and dark ones.
 
-Lines are told apart by colours that colour-blind readers can tell apart too, and beyond seven by
-dashes. The text is drawn as outlines, so that it looks the same everywhere. Nothing here touches
-pyplot or any other state of the process.
+Lines differ by colours that colour-blind readers can distinguish, and beyond seven by dashes. Text
+stays text, in the page's own font, so that it can be searched, copied and read out. Nothing here
+touches pyplot.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -25,14 +25,48 @@ __all__ = ["MOST_LINES", "Interval", "Line", "draw_intervals", "draw_lines", "sv
 MOST_LINES = 7
 """How many lines share a panel; where there are more, each family has its own."""
 
-# Stand-ins, which become the page's own colours: so one drawing fits light and dark.
+# Placeholders for the page's own colours, so that one drawing fits light and dark.
 _INK, _SOFT, _RULE, _FAINT = "#010203", "#010204", "#010205", "#010206"
 _SERIES = tuple(f"#0102{10 + i}" for i in range(MOST_LINES))
 _PAGE = {_INK: "--ink", _SOFT: "--soft", _RULE: "--line", _FAINT: "--faint"}
 _PAGE |= {color: f"--series-{i}" for i, color in enumerate(_SERIES)}
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.2, 1.5)))
 _FAMILIES = ("feature map", "region", "pixel", "control")
-_FONT = "DejaVu Sans"  # the one that matplotlib ships
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",  # the one that matplotlib ships, by which texts are placed
+    "font.size": 9,
+    "text.color": _INK,
+    "text.parse_math": False,
+    "axes.edgecolor": _SOFT,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.labelcolor": _SOFT,
+    "axes.labelpad": 3,
+    "axes.labelsize": 9,
+    "axes.linewidth": 0.8,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "grid.color": _RULE,
+    "grid.linewidth": 0.8,
+    **{
+        f"{axis}tick.{name}": value
+        for axis in "xy"
+        for name, value in (
+            ("color", _SOFT),
+            ("labelsize", 9),
+            ("major.size", 3),
+            ("major.width", 0.8),
+        )
+    },
+    "legend.borderaxespad": 0,
+    "legend.frameon": False,
+    "legend.loc": "upper left",
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +78,7 @@ class Line:
         family: its family; methods of one share a panel where there are many.
         x: (P,), in percent.
         y: (P,).
-        area: under it, for the legend; None: no area is told.
+        area: under it, for the legend; None for none.
         style: number of its colour and dashes, the same in every drawing of the method.
     """
 
@@ -66,92 +100,70 @@ class Interval:
     finished: bool = True
 
 
-def draw_lines(lines: Sequence[Line], ylabel: str, *, ylim: tuple[float, float]) -> Figure:
-    """Draw curves over PI, in one panel, or one for each family where there are many lines.
+@matplotlib.rc_context(_STYLE)
+def draw_lines(
+    lines: Sequence[Line], xlabel: str, ylabel: str, *, ylim: tuple[float, float]
+) -> Figure:
+    """Draw curves over a share, in one panel, or one for each family where there are many lines.
 
     Args:
         lines: one or more, in the order of the legend.
+        xlabel: what the share is.
         ylabel: what the height is.
         ylim: what is shown of the heights; what lies above is cut off.
     """
     together = len(lines) <= MOST_LINES
-    families = [f for f in _FAMILIES if any(line.family == f for line in lines)]
-    families += sorted({line.family for line in lines} - set(families))
-    panels = (
-        [("", list(lines))]
-        if together
-        else [(family, [line for line in lines if line.family == family]) for family in families]
-    )
+    panels = [
+        (_capital(family), [line for line in lines if line.family == family])
+        for family in _families(lines)
+    ]
+    if together:
+        panels = [("", list(lines))]
     columns = 1 if together else 2
     rows = -(-len(panels) // columns)
-    deep = max(-(-len(own) // 2) for _, own in panels)
+    deep = max(-(-len(shown) // 2) for _, shown in panels)
     width, plot, legend = (8.2, 3.9, 0.0) if together else (10.4, 2.9, 0.19 * deep)
     high = plot + legend + (0.6 if together else 0.95)
     figure = Figure(figsize=(width, rows * high), facecolor="none")
-    FigureCanvasSVG(figure)
-    for index, (family, own) in enumerate(panels):
+    for index, (title, shown) in enumerate(panels):
         row, column = divmod(index, columns)
         left = 0.62 + column * width / columns
         across = width / columns - 0.62 - (2.75 if together else 0.15)
         bottom = (rows - row - 1) * high + legend + 0.52
         axes = figure.add_axes(
-            (
-                left / width,
-                bottom / (rows * high),
-                across / width,
-                plot / (rows * high),
-            )
+            (left / width, bottom / (rows * high), across / width, plot / (rows * high))
         )
-        _style(axes)
-        for line in lines if not together else ():
-            if line.family != family:
+        for line in lines:
+            if title and _capital(line.family) != title:
                 axes.plot(line.x, line.y, color=_FAINT, linewidth=0.8, zorder=1)
-        handles = [
+        for line in shown:
             axes.plot(
                 line.x,
                 line.y,
+                label=_short(line.label)
+                if line.area is None
+                else f"{line.area:.3f}  {_short(line.label)}",
                 color=_SERIES[line.style % MOST_LINES],
                 linestyle=_DASHES[line.style // MOST_LINES % len(_DASHES)],
                 linewidth=1.8,
                 zorder=3,
                 solid_capstyle="round",
-            )[0]
-            for line in own
-        ]
-        axes.set_xlim(0, 100.5)
-        axes.set_ylim(*ylim)
-        axes.set_xticks(range(0, 101, 20))
-        axes.set_xlabel("PI: share of the pixels kept (%)", labelpad=3)
-        if column == 0:
-            axes.set_ylabel(ylabel)
-        if family:
-            axes.set_title(_capital(family), loc="left", fontweight="bold", pad=6)
-        names = [
-            line.label if line.area is None else f"{line.area:.3f}  {_short(line.label)}"
-            for line in own
-        ]
-        place: dict[str, Any] = (
-            {"loc": "upper left", "bbox_to_anchor": (1.02, 1.02)}
-            if together
-            else {"loc": "upper left", "bbox_to_anchor": (-0.02, -0.46 / plot), "ncols": 2}
-        )
-        drawn = axes.legend(
-            handles,
-            names,
-            frameon=False,
+            )
+        axes.set(xlim=(0, 100.5), ylim=ylim, xticks=range(0, 101, 20), xlabel=f"{xlabel} (%)")
+        axes.set_ylabel("" if column else ylabel)
+        axes.set_title(title)
+        axes.legend(
             handlelength=2.4,
-            borderaxespad=0,
             labelspacing=0.5 if together else 0.35,
             columnspacing=1.2,
-            prop={"family": _FONT, "size": 9 if together else 8.5},
-            **place,
+            fontsize=9 if together else 8.5,
+            bbox_to_anchor=(1.02, 1.02) if together else (-0.02, -0.46 / plot),
+            ncols=columns,
         )
-        for text in drawn.get_texts():
-            text.set_color(_INK)
-        _letters(axes, drawn.get_texts())
     return figure
 
 
+@matplotlib.rc_context(_STYLE)
 def draw_intervals(intervals: Sequence[Interval], xlabel: str) -> Figure:
     """Draw averages with their 95 % intervals, one below the other; hollow: not finished.
 
@@ -163,28 +175,25 @@ def draw_intervals(intervals: Sequence[Interval], xlabel: str) -> Figure:
     width, top, bottom, each = 8.2, 0.1, 0.85, 0.27
     height = top + bottom + each * count
     figure = Figure(figsize=(width, height), facecolor="none")
-    FigureCanvasSVG(figure)
     left, right = 0.35 + 0.085 * max(len(_short(i.label)) for i in intervals), 0.8
     axes = figure.add_axes(
         (left / width, bottom / height, (width - left - right) / width, each * count / height)
     )
-    _style(axes)
-    known = [f for f in _FAMILIES if any(i.family == f for i in intervals)]
-    known += sorted({i.family for i in intervals} - set(known))
+    families = _families(intervals)
+    colors = {family: _SERIES[i % MOST_LINES] for i, family in enumerate(families)}
     for place, interval in enumerate(intervals):
-        color = _SERIES[known.index(interval.family) % MOST_LINES]
-        estimate = interval.estimate
+        estimate, color = interval.estimate, colors[interval.family]
         if np.isfinite(estimate.low):
-            axes.plot(
-                [estimate.low, estimate.high], [place] * 2, color=color, linewidth=2.2, zorder=3
-            )
+            ends = [estimate.low, estimate.high]
+            axes.plot(ends, [place] * 2, color=color, linewidth=2.2, zorder=3)
+        face = color if interval.finished else "none"
         axes.plot(
             [estimate.value],
             [place],
             "o",
             color=color,
             markersize=6,
-            markerfacecolor=color if interval.finished else "none",
+            markerfacecolor=face,
             zorder=4,
         )
         axes.annotate(
@@ -194,36 +203,24 @@ def draw_intervals(intervals: Sequence[Interval], xlabel: str) -> Figure:
             xytext=(8, 0),
             textcoords="offset points",
             va="center",
-            color=_INK,
         )
-    axes.set_ylim(count - 0.4, -0.6)
+    axes.set(ylim=(count - 0.4, -0.6), xlabel=xlabel)
     axes.set_yticks(range(count), [_short(i.label) for i in intervals])
-    for text in axes.get_yticklabels():
-        text.set_color(_INK)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(xlabel, labelpad=3)
-    named = [family for family in known if family]
-    if named:
-        points = [
-            axes.plot([], [], "o", color=_SERIES[known.index(f) % MOST_LINES])[0] for f in named
-        ]
-        drawn = axes.legend(
-            points,
+    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    if named := [family for family in families if family]:
+        axes.legend(
+            [axes.plot([], [], "o", color=colors[family])[0] for family in named],
             [_capital(family) for family in named],
-            frameon=False,
-            loc="upper left",
             bbox_to_anchor=(-0.02, -0.5 / (each * count)),
-            borderaxespad=0,
             ncols=4,
             handletextpad=0.1,
-            prop={"family": _FONT, "size": 8.5},
+            fontsize=8.5,
+            labelcolor=_SOFT,
         )
-        for text in drawn.get_texts():
-            text.set_color(_SOFT)
-    _letters(axes, axes.texts)
     return figure
 
 
+@matplotlib.rc_context(_STYLE)
 def svg_text(figure: Figure, name: str) -> str:
     """Return a figure as SVG that can stand within a page of HTML.
 
@@ -250,6 +247,7 @@ def svg_text(figure: Figure, name: str) -> str:
     text = re.sub(r"url\(#([^)]+)\)", renamed("url(#{})"), text)
     for color, variable in _PAGE.items():
         text = text.replace(color, f"var({variable})")
+    text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
     return re.sub(r"\n\s*\n+", "\n", text)
 
 
@@ -263,33 +261,10 @@ def _bare_head(text: str) -> str:
     )
 
 
-def _style(axes: Axes) -> None:
-    axes.set_facecolor("none")
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_SOFT)
-        spine.set_linewidth(0.8)
-    axes.grid(True, color=_RULE, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_SOFT, labelsize=9, length=3, width=0.8)
-    axes.title.set_color(_INK)
-
-
-def _letters(axes: Axes, more: Sequence[Any]) -> None:
-    """Give every text the font that matplotlib ships; nothing in it is a formula."""
-    labels = (axes.xaxis.label, axes.yaxis.label)
-    for text in labels:
-        text.set_color(_SOFT)
-        text.set_fontsize(9)
-    title = axes.get_title(loc="left")
-    if title:
-        axes.set_title(title, loc="left", color=_INK, fontsize=10, fontweight="bold", pad=6)
-    every = [*labels, *axes.get_xticklabels(), *axes.get_yticklabels(), *more]
-    for text in every:
-        text.set_fontfamily(_FONT)
-        text.set_parse_math(False)
-        if text in more:
-            text.set_fontsize(min(text.get_fontsize(), 9))
+def _families(drawn: Sequence[Line] | Sequence[Interval]) -> list[str]:
+    """Return the families drawn, in their order."""
+    present = {one.family for one in drawn}
+    return [f for f in _FAMILIES if f in present] + sorted(present - set(_FAMILIES))
 
 
 def _short(label: str, limit: int = 34) -> str:

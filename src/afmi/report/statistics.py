@@ -2,7 +2,7 @@
 
 All intervals are percentile bootstraps (Efron, *Bootstrap methods: another look at the jackknife*,
 Annals of Statistics 1979): the pictures are drawn again with replacement, as many as there are,
-many times; the interval holds the middle share of the averages found so. Numbers that are not
+many times; the interval holds the middle share of these averages. Numbers that are not
 finite are left out, and counted. The same seed gives the same interval.
 """
 
@@ -111,7 +111,7 @@ def means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> l
     groups: dict[bytes, list[int]] = {}
     for column in range(values.shape[1]):
         groups.setdefault(finite[:, column].tobytes(), []).append(column)
-    found: dict[int, Estimate] = {}
+    estimates: dict[int, Estimate] = {}
     for columns in groups.values():
         kept = values[:, columns][finite[:, columns[0]]]
         count = len(kept)
@@ -125,8 +125,8 @@ def means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> l
             len(columns),
         )
         for column, c, a, b in zip(columns, center, low, high, strict=True):
-            found[column] = Estimate(float(c), float(a), float(b), count, len(values) - count)
-    return [found[column] for column in range(values.shape[1])]
+            estimates[column] = Estimate(float(c), float(a), float(b), count, len(values) - count)
+    return [estimates[column] for column in range(values.shape[1])]
 
 
 def median(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
@@ -254,7 +254,7 @@ def _interval(
     """Return both ends of the interval of each column; ``statistic``: counts (b, n) → (b, k)."""
     if count < 2:  # one picture says nothing of how pictures differ
         return np.full(columns, np.nan), np.full(columns, np.nan)
-    found = np.concatenate([statistic(drawn) for drawn in _draws(count, seed, resamples)])
+    averages = np.concatenate([statistic(drawn) for drawn in _draws(count, seed, resamples)])
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, [tail, 1 - tail], axis=0)
+    low, high = np.quantile(averages, [tail, 1 - tail], axis=0)
     return low, high

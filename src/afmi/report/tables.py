@@ -13,15 +13,7 @@ from afmi.report.summary import Summary
 
 __all__ = ["csv_text", "curve_rows", "pair_rows", "table_rows"]
 
-_TABLE = (
-    "accuracy_auc",
-    "accuracy_auc_of_correct",
-    "softmax_auc_mean",
-    "softmax_auc_median",
-    "softmax_auc_ratio_of_means",
-    "completeness_median_residual",
-    "seconds",
-)
+_ENDS = ("", "_low", "_high", "_images")
 
 
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:
@@ -39,73 +31,46 @@ def csv_text(rows: Sequence[Sequence[Any]]) -> str:
 
 def _four(estimate: Estimate | None) -> list[Any]:
     if estimate is None:
-        return ["", "", "", ""]
+        return [""] * 4
     return [estimate.value, estimate.low, estimate.high, estimate.count]
 
 
 def table_rows(summary: Summary, beside: Mapping[str, float]) -> list[list[Any]]:
-    """Return Table 1: a row for each method, each average with its interval and count."""
-    others = summary.other_metrics
-    names = [*_TABLE, *(f"{key}/{facts.headline}" for key, facts in others.items())]
-    heads = [f"{name}{end}" for name in names for end in ("", "_low", "_high", "_images")]
+    """Return a row for each method: each declared average with its interval and count."""
+    columns = {**summary.main, **summary.others}
+    multiples = [key for key, column in columns.items() if column.multiples]
     rows: list[list[Any]] = [
-        ["method", "family", "images", "done", "failed", "published", *heads, "times_fastest"]
+        [
+            *("method", "family", "images", "done", "failed", "published"),
+            *(f"{key}{end}" for key in columns for end in _ENDS),
+            *(f"{key}_times_lowest" for key in multiples),
+        ]
     ]
     for m in summary.methods:
-        estimates = [
-            m.accuracy,
-            m.accuracy_correct,
-            m.softmax_mean,
-            m.softmax_median,
-            m.softmax_ratio,
-            m.completeness,
-            m.seconds,
-            *(m.others.get(key) for key in others),
-        ]
         rows.append(
             [
-                m.label,
-                m.family,
-                m.images,
-                m.done,
-                m.failed,
-                beside.get(m.label, ""),
-                *(cell for estimate in estimates for cell in _four(estimate)),
-                summary.times(m),
+                *(m.label, m.family, m.images, m.done, m.failed, beside.get(m.label, "")),
+                *(cell for key in columns for cell in _four(m.averages.get(key))),
+                *(summary.multiple(m, key) for key in multiples),
             ]
         )
     return rows
 
 
 def curve_rows(summary: Summary) -> list[list[Any]]:
-    """Return every point of the curves of insertion."""
-    rows: list[list[Any]] = [
-        [
-            "method",
-            "percent",
-            *("accuracy", "accuracy_low", "accuracy_high", "images"),
-            *("softmax_ratio_mean", "softmax_ratio_mean_low", "softmax_ratio_mean_high"),
-            *("softmax_ratio_median", "softmax_ratio_of_means"),
-        ]
-    ]
+    """Return every point of every curve, a row each."""
+    rows: list[list[Any]] = [["method", "curve", "percent", "value", "low", "high", "images"]]
     for method in summary.methods:
-        curves = method.curves
-        if curves is None:
-            continue
-        for i, percent in enumerate(curves.percents.tolist()):
-            ratios = ["", "", "", "", ""]
-            if curves.ratio_mean:
-                ratios = [
-                    *_four(curves.ratio_mean[i])[:3],
-                    float(curves.ratio_median[i]),
-                    float(curves.ratio_of_means[i]),
-                ]
-            rows.append([method.label, percent, *_four(curves.accuracy[i]), *ratios])
+        for key, curve in method.curves.items():
+            rows += [
+                [method.label, key, percent, *_four(estimate)]
+                for percent, estimate in zip(curve.percents.tolist(), curve.estimates, strict=True)
+            ]
     return rows
 
 
 def pair_rows(summary: Summary) -> list[list[Any]]:
-    """Return how each method compares with each that comes after it."""
+    """Return by how much each method is better than each that comes after it."""
     rows: list[list[Any]] = [
         ["first", "second", "difference", "low", "high", "images", "wins", "ties", "losses"]
     ]

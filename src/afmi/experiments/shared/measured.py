@@ -18,7 +18,8 @@ from afmi.network.classifier import Classifier
 from afmi.pictures import figures
 from afmi.progress import report as report_progress
 from afmi.report import write_report
-from afmi.report.summary import Curves, Summary, summarise
+from afmi.report.statistics import Estimate
+from afmi.report.summary import Summary, summarise
 from afmi.specs import key_of
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
 
 INSERTED = ("Random", *METHODS)
 """The methods of Table 1."""
+_UNKNOWN = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,21 @@ class Measured:
                 "network": self.model.name,
                 "method": m.label,
                 "images": m.done - m.failed,
-                "Accuracy-AUC": m.accuracy.value if m.accuracy else math.nan,
-                "low": m.accuracy.low if m.accuracy else math.nan,
-                "high": m.accuracy.high if m.accuracy else math.nan,
+                "Accuracy-AUC": accuracy.value,
+                "low": accuracy.low,
+                "high": accuracy.high,
                 "paper": published.get(m.label),
-                "Softmax-AUC": m.softmax_mean.value if m.softmax_mean else math.nan,
-                "s/image": m.seconds.value if m.seconds else math.nan,
+                "Softmax-AUC": m.averages.get("insertion/softmax_auc_mean", _UNKNOWN).value,
+                "s/image": m.averages.get("cost/seconds", _UNKNOWN).value,
                 "paper, s/image": SECONDS.get(m.label) if published else None,
             }
             for m in self.summary.methods
+            for accuracy in [m.averages.get("insertion/accuracy_auc", _UNKNOWN)]
         ]
 
 
 def measured(experiment: Experiment, request: Request) -> list[Measured]:
-    """Evaluate insertion on each network; results in the same folder are gone on with.
+    """Evaluate insertion on each network; an evaluation that was interrupted resumes.
 
     Args:
         experiment: names the networks and methods of the paper.
@@ -80,35 +83,30 @@ def measured(experiment: Experiment, request: Request) -> list[Measured]:
         ModelError: when a network cannot be had.
     """
     assert request.imagenet is not None
-    found = []
+    measurements = []
     for model in networks(experiment, request):
         folder = request.out / "insertion" / key_of(model.name)
-        teller = _Teller(request, model)
+
+        def progress(piece: Piece, done: float, total: float, name: str = model.name) -> None:
+            report_progress(f"{name}: {piece.label}", int(done), int(total))
+
+        def refusal(label: str, reason: str, name: str = model.name) -> None:
+            request.report(f"{name}: {label} left out: {reason}")
+
         evaluate(
             model,
             request.imagenet,
             folder,
             methods=request.methods or list(experiment.methods),
             limit=request.limit or IMAGES,
-            on_begin=teller.begin,
+            on_begin=progress,
             on_method=lambda label, _, name=model.name: request.report(f"{name}: {label} done"),
-            on_refusal=teller.refusal,
+            on_refusal=refusal,
         )
         published = ACCURACY_AUC.get(model.name)
         files = write_report(folder, beside=published)
-        found.append(Measured(model, summarise(Results.open(folder)), files["page"]))
-    return found
-
-
-class _Teller:
-    def __init__(self, request: Request, model: Classifier) -> None:
-        self._request, self._name = request, model.name
-
-    def begin(self, piece: Piece, done: float, total: float) -> None:
-        report_progress(f"{self._name}: {piece.label}", int(done), int(total))
-
-    def refusal(self, label: str, reason: str) -> None:
-        self._request.report(f"{self._name}: {label} left out: {reason}")
+        measurements.append(Measured(model, summarise(Results.open(folder)), files["page"]))
+    return measurements
 
 
 @dataclass(frozen=True)
@@ -122,29 +120,22 @@ class Panel:
 
 def accuracy_panel(one: Measured) -> Panel:
     """Return the accuracy curves of one network."""
-    lines = [
-        (m.label, c.percents, np.array([estimate.value for estimate in c.accuracy]))
-        for m, c in _curves(one)
-    ]
-    return Panel(one.model.name, "Accuracy", lines)
+    return _panel(one, "Accuracy", "insertion/accuracy")
 
 
 def softmax_panel(one: Measured) -> Panel:
     """Return the curves of one network's mean softmax ratio."""
-    lines = [
-        (m.label, c.percents, np.array([estimate.value for estimate in c.ratio_mean]))
-        for m, c in _curves(one)
-        if c.ratio_mean
-    ]
-    return Panel(one.model.name, "Softmax ratio", lines)
+    return _panel(one, "Softmax ratio", "insertion/softmax_ratio_mean")
 
 
-def _curves(one: Measured) -> list[tuple[Any, Curves]]:
-    return [(m, m.curves) for m in one.summary.methods if m.curves is not None]
+def _panel(one: Measured, ylabel: str, key: str) -> Panel:
+    curves = [(m.label, m.curves[key]) for m in one.summary.methods if key in m.curves]
+    lines = [(label, curve.percents, curve.heights) for label, curve in curves]
+    return Panel(one.model.name, ylabel, lines)
 
 
 def curves_figure(
-    experiment: Experiment, request: Request, found: Sequence[Measured], panels: Sequence[Panel]
+    experiment: Experiment, request: Request, networks: Sequence[Measured], panels: Sequence[Panel]
 ) -> Result:
     """Draw panels side by side, and write them, their points and the areas beside the paper's.
 
@@ -180,7 +171,7 @@ def curves_figure(
         for label, x, y in p.lines
         for percent, value in zip(x.tolist(), y.tolist(), strict=True)
     ]
-    rows = [row for one in found for row in one.rows()]
+    rows = [row for one in networks for row in one.rows()]
     files = (
         figures.save_png(figure, request.out / f"{experiment.name}.png"),
         write_csv(request.out / f"{experiment.name}.csv", rows),

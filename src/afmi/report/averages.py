@@ -1,0 +1,157 @@
+"""Aggregate a method's values over the images, as the columns of the metrics declare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from afmi.metrics.columns import Column, percent, point
+from afmi.report import statistics
+from afmi.report.statistics import Estimate
+
+__all__ = ["Curve", "Measured", "aggregated", "curve_of"]
+
+_UNKNOWN = float("nan")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A column at each of the metric's fractions.
+
+    Attributes:
+        percents: the fractions, in percent, rising, (P,).
+        estimates: P of them; medians and ratios of means have no intervals.
+    """
+
+    percents: np.ndarray
+    estimates: tuple[Estimate, ...]
+
+    @property
+    def heights(self) -> np.ndarray:
+        """The averages, (P,)."""
+        return np.array([estimate.value for estimate in self.estimates])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one metric measured of one method.
+
+    Attributes:
+        prefix: of the names of its values, such as ``insertion/``.
+        fractions: the shares at which its curves have points.
+        values: all that was measured of the method, by name, (n,) each, NaN where missing.
+    """
+
+    prefix: str
+    fractions: Sequence[float]
+    values: Mapping[str, np.ndarray]
+
+    @property
+    def percents(self) -> np.ndarray:
+        """The fractions in percent, (P,)."""
+        return np.array([percent(fraction) for fraction in self.fractions])
+
+    def scalar(self, name: str) -> np.ndarray | None:
+        """Return a value of each image, (n,)."""
+        return self.values.get(self.prefix + name)
+
+    def curve(self, name: str) -> np.ndarray | None:
+        """Return a curve's values of each image, (n, P)."""
+        points = [self.scalar(point(name, fraction)) for fraction in self.fractions]
+        known = [values for values in points if values is not None]
+        return np.stack(known, axis=1) if known and len(known) == len(points) else None
+
+    def images(self, column: Column) -> np.ndarray | None:
+        """Return the column's numbers before they are divided: (n,), or (n, P) of a curve."""
+        if column.kind == "scalar":
+            numbers = self.scalar(column.source)
+        else:
+            numbers = self.curve(column.source)
+        if numbers is not None and column.kind == "area":
+            widths = np.diff(self.percents / 100)
+            numbers = (widths * (numbers[:, 1:] + numbers[:, :-1]) / 2).sum(axis=1)
+        if numbers is not None and column.among:
+            chosen = self.scalar(column.among)
+            if chosen is None:
+                return None
+            numbers = np.where(
+                (chosen == 1).reshape(-1, *[1] * (numbers.ndim - 1)), numbers, np.nan
+            )
+        return numbers
+
+    def per_image(self, column: Column) -> np.ndarray | None:
+        """Return the column's number of each image, or its curve; None where it has none."""
+        numbers = self.images(column)
+        if numbers is None or column.aggregate == "ratio of means":
+            return None
+        if column.per:
+            below = self.scalar(column.per)
+            if below is None:
+                return None
+            with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is left out
+                numbers = (numbers.T / below).T
+        return np.abs(numbers) if column.aggregate == "median size" else numbers
+
+
+def aggregated(
+    columns: Mapping[str, Column], measured: Mapping[str, Measured], seed: int
+) -> dict[str, Estimate]:
+    """Return the average of every column that was measured, curves left out.
+
+    Args:
+        columns: by their keys.
+        measured: what belongs to each of these keys.
+        seed: of the bootstrap.
+    """
+    estimates: dict[str, Estimate] = {}
+    means: dict[str, np.ndarray] = {}
+    for key, column in columns.items():
+        if column.aggregate == "ratio of means":
+            above, below = measured[key].images(column), measured[key].scalar(column.per)
+            if above is not None and below is not None:
+                estimates[key] = statistics.ratio_of_means(above, below, seed=seed)
+            continue
+        numbers = measured[key].per_image(column)
+        if numbers is None:
+            continue
+        if column.aggregate == "mean":
+            means[key] = numbers
+        else:
+            estimates[key] = statistics.median(numbers, seed=seed)
+    if means:  # all at once, which takes little longer than one
+        stacked = np.stack(list(means.values()), axis=1)
+        estimates |= zip(means, statistics.means(stacked, seed=seed), strict=True)
+    return {key: estimates[key] for key in columns if key in estimates}
+
+
+def curve_of(column: Column, measured: Measured, seed: int) -> Curve | None:
+    """Return a column's curve; None where it was not measured."""
+    if column.aggregate == "ratio of means":
+        above, below = measured.images(column), measured.scalar(column.per)
+        if above is None or below is None:
+            return None
+        return Curve(measured.percents, _ratios(above, below))
+    numbers = measured.per_image(column)
+    if numbers is None:
+        return None
+    if column.aggregate == "mean":
+        return Curve(measured.percents, tuple(statistics.means(numbers, seed=seed)))
+    finite = numbers[np.isfinite(numbers).all(axis=1)]
+    heights = np.median(finite, axis=0) if len(finite) else np.full(numbers.shape[1], _UNKNOWN)
+    return Curve(measured.percents, _plain(heights, len(finite), len(numbers)))
+
+
+def _ratios(above: np.ndarray, below: np.ndarray) -> tuple[Estimate, ...]:
+    both = np.isfinite(above).all(axis=1) & np.isfinite(below)
+    mean = below[both].mean() if both.any() else 0.0
+    heights = above[both].mean(axis=0) / mean if mean else np.full(above.shape[1], _UNKNOWN)
+    return _plain(heights, int(both.sum()), len(above))
+
+
+def _plain(heights: np.ndarray, count: int, total: int) -> tuple[Estimate, ...]:
+    """Return estimates without intervals, whose bootstrap at every point would take minutes."""
+    return tuple(
+        Estimate(float(height), _UNKNOWN, _UNKNOWN, count, total - count) for height in heights
+    )
