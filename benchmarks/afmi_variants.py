@@ -22,10 +22,9 @@ from torch import Tensor
 from afmi.evaluation import LabelledImages, open_images
 from afmi.gradients import modified_gradient
 from afmi.methods import GradCAM
-from afmi.methods.base import classify
 from afmi.metrics import Insertion, chosen_metrics
 from afmi.models import load_model
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import resolve_layer
 from afmi.pictures.maps import upsample
@@ -37,34 +36,34 @@ from afmi.specs import parse
 REFERENCES = ("black", "white", "random", "mean", "blurred", "black+white+random")
 
 
-def averaged(multipliers: Tensor, change: Tensor) -> Tensor:
+def averaged(gradients: Tensor, change: Tensor) -> Tensor:
     """Eq. 6–7: FMI is the mean over all positions."""
-    return (multipliers.mean((2, 3), keepdim=True) * change).sum(1, keepdim=True)
+    return (gradients.mean((2, 3), keepdim=True) * change).sum(1, keepdim=True)
 
 
-def exact(multipliers: Tensor, change: Tensor) -> Tensor:
+def exact(gradients: Tensor, change: Tensor) -> Tensor:
     """Each position keeps its own modified gradient."""
-    return (multipliers * change).sum(1, keepdim=True)
+    return (gradients * change).sum(1, keepdim=True)
 
 
 def local(size: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Average over ``size`` × ``size`` neighbours; the border is repeated outwards."""
 
-    def variant(multipliers: Tensor, change: Tensor) -> Tensor:
-        padded = F.pad(multipliers, [size // 2] * 4, mode="replicate")
+    def variant(gradients: Tensor, change: Tensor) -> Tensor:
+        padded = F.pad(gradients, [size // 2] * 4, mode="replicate")
         return exact(F.avg_pool2d(padded, size, 1), change)
 
     return variant
 
 
-def positive_terms(multipliers: Tensor, change: Tensor) -> Tensor:
+def positive_terms(gradients: Tensor, change: Tensor) -> Tensor:
     """The exact sum without its negative terms."""
-    return (multipliers * change).clamp_min(0).sum(1, keepdim=True)
+    return (gradients * change).clamp_min(0).sum(1, keepdim=True)
 
 
-def positive_importance(multipliers: Tensor, change: Tensor) -> Tensor:
+def positive_importance(gradients: Tensor, change: Tensor) -> Tensor:
     """Only maps whose FMI is positive."""
-    importance = multipliers.mean((2, 3), keepdim=True).clamp_min(0)
+    importance = gradients.mean((2, 3), keepdim=True).clamp_min(0)
     return (importance * change).sum(1, keepdim=True)
 
 
@@ -87,7 +86,7 @@ def variants(
             place = resolve_layer(model, layer, images)
             run = modified_gradient(model, images, layer=place, reference=reference)
             parts = [
-                (run.multipliers(targets[None], r)[0], run.change(r))
+                (run.gradients(targets[None], r)[0], run.change(r))
                 for r in range(len(run.references))
             ]
         for form, variant in forms.items():

@@ -52,8 +52,8 @@ def _error(
     """Return the error of our multipliers, class tokens counted in."""
     gradient = modified_gradient(model, x, layer=place, reference=reference)
     targets = torch.tensor([[target]])
-    multipliers, carried = gradient.parted(targets)
-    explained = (multipliers * gradient.change()).flatten(2).sum(2) + carried
+    gradients, extra = gradient.split(targets)
+    explained = (gradients * gradient.change()).flatten(2).sum(2) + extra
     change = gradient.output_change(targets)
     return f"{abs(float((explained - change) / change)):.0e}"
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from afmi.methods import Method
-from afmi.methods.base import classify
 from afmi.metrics import Case
+from afmi.network.classifier import classify
 
 
 def case_of(

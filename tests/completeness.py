@@ -109,8 +109,8 @@ def errors(
     gradient = modified_gradient(model, inputs, layer=place, reference=reference)
     targets = gradient.run.logits.argmax(1)[None]
     change = gradient.output_change(targets)
-    multipliers, carried = gradient.parted(targets)
-    explained = (multipliers * gradient.change()).flatten(2).sum(2) + carried
+    gradients, extra = gradient.split(targets)
+    explained = (gradients * gradient.change()).flatten(2).sum(2) + extra
     logits = torch.cat([gradient.run.logits, gradient.references[0].logits]).abs().max()
     error = (explained - change).abs()
     return Errors(

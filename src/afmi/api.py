@@ -27,8 +27,7 @@ from afmi.errors import (
 )
 from afmi.explanation import Explanation, explanation_of
 from afmi.methods import Method
-from afmi.methods.base import classify
-from afmi.network.classifier import Classifier, find_class
+from afmi.network.classifier import Classifier, classify, find_class
 from afmi.pictures.batches import neighbours
 from afmi.pictures.finding import Unreadable
 from afmi.pictures.images import ImageSource, read_image

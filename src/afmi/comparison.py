@@ -18,7 +18,7 @@ from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.explanation import Explanation
 from afmi.gradients import forward_pass
 from afmi.methods import MethodsLike, chosen_methods
-from afmi.methods.base import classify
+from afmi.network.classifier import classify
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
 from afmi.pictures.transforms import to_image

@@ -37,7 +37,7 @@ def matrix(function: Function, x: Tensor, reference: Tensor) -> Tensor:
         Vector(function), _image(x), layer=None, reference=Image(_image(reference))
     )
     targets = torch.arange(gradient.run.logits.shape[1])[:, None]
-    return gradient.multipliers(targets).flatten(1)
+    return gradient.gradients(targets).flatten(1)
 
 
 def _image(x: Tensor) -> Tensor:

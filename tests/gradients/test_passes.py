@@ -8,8 +8,9 @@ from networks import build, images
 from torch import nn
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import BatchRunner, probabilities
+from afmi.gradients.passes import BatchRunner
 from afmi.methods import Gradient
+from afmi.network.outputs import probabilities
 
 # As a GPU says it, and as a CPU does.
 OUT_OF_MEMORY = [

@@ -84,7 +84,7 @@ def test_fully_connected(name: str) -> None:
     gradient = modified_gradient(net, x, layer=None, reference=Image(reference))
     expected = by_paths(net, name, x.flatten().tolist(), reference.flatten().tolist())
     for c in range(WIDTHS[-1]):
-        found = gradient.multipliers(torch.tensor([[c]])).flatten().tolist()
+        found = gradient.gradients(torch.tensor([[c]])).flatten().tolist()
         assert found == pytest.approx(expected[c], rel=1e-12, abs=1e-12)
 
 
@@ -164,7 +164,7 @@ def test_max_pooling_by_brute_force(
         expected[carrier] += weights[i * out + j] * multiplier
 
     gradient = modified_gradient(model, x, layer=None, reference=Image(reference))
-    found = gradient.multipliers(torch.tensor([[0]]))[0, 0, 0]
+    found = gradient.gradients(torch.tensor([[0]]))[0, 0, 0]
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -177,7 +177,7 @@ def test_products_take_the_mean_of_the_other_operand() -> None:
     generator = torch.Generator().manual_seed(4)
     x, reference = torch.randn(2, 1, 2, 2, 3, generator=generator, dtype=torch.float64)
     gradient = modified_gradient(Product(), x, layer=None, reference=Image(reference))
-    found = gradient.multipliers(torch.tensor([[0]]))[0, 0].tolist()
+    found = gradient.gradients(torch.tensor([[0]]))[0, 0].tolist()
     for i, j in product(range(2), range(3)):
         for channel in range(2):
             other = (x[0, 1 - channel, i, j] + reference[0, 1 - channel, i, j]) / 2
@@ -199,5 +199,5 @@ def test_matrix_products_equal_their_sum_of_products() -> None:
         for k in range(3):
             expected[0, i, k] += middle[1][j][k]
             expected[1, j, k] += middle[0][i][k]
-        found = gradient.multipliers(torch.tensor([[2 * i + j]]))[0, 0]
+        found = gradient.gradients(torch.tensor([[2 * i + j]]))[0, 0]
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -67,13 +67,13 @@ def test_a_rule_of_ten_lines_sums_to_delta(call: Callable[[Tensor], Tensor]) -> 
     )
     targets = torch.tensor([[0, 1, 0], [1, 1, 1]])
     for reference, value in enumerate((0.0, 1.0)):
-        slopes = gradient.multipliers(targets, reference)
+        slopes = gradient.gradients(targets, reference)
         explained = (slopes * (images - value)).flatten(2).sum(2)
         before = network(torch.full_like(images[:1], value))
         change = (network(images) - before).gather(1, targets.T).T
         torch.testing.assert_close(explained, change, rtol=1e-12, atol=1e-12)
         # One class at a time, and with the factors' memory given up, the same.
-        alone = gradient.multipliers(targets[:1], reference, last=reference == 1)
+        alone = gradient.gradients(targets[:1], reference, last=reference == 1)
         torch.testing.assert_close(alone, slopes[:1], rtol=1e-12, atol=1e-12)
 
 
@@ -85,9 +85,7 @@ def test_a_rule_gets_operands_as_they_were_before_an_in_place_call() -> None:
     overwriting.load_state_dict(new.state_dict())
     targets = torch.tensor([[0, 1]])
     slopes = [
-        engine.modified_gradient(network, images, layer=None, reference=White()).multipliers(
-            targets
-        )
+        engine.modified_gradient(network, images, layer=None, reference=White()).gradients(targets)
         for network in (new, overwriting)
     ]
     assert torch.equal(*slopes)

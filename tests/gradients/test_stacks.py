@@ -398,7 +398,7 @@ def test_large_maps_go_piece_by_piece(
 
 def attributed(network: nn.Module, images: Tensor, reference: Reference) -> Tensor:
     run = engine.modified_gradient(network, images, layer=None, reference=reference)
-    return run.multipliers(torch.zeros(1, len(images), dtype=torch.int64), last=True)
+    return run.gradients(torch.zeros(1, len(images), dtype=torch.int64), last=True)
 
 
 UNSUPPORTED: dict[str, Function] = {

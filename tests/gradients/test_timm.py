@@ -74,9 +74,9 @@ SMALL = {
 # Between their streams of tokens or their stages' maps no one layer holds all that the logits see,
 # or no module gives it: a named limitation.
 WITHOUT_LAYER = {
-    "crossvit": "through which all goes",
-    "efficientvim": "given by no module",
-    "tnt": "given by no module",
+    "crossvit": "dominate its logits",
+    "efficientvim": "returned by no module",
+    "tnt": "returned by no module",
 }
 # With random weights so deep or so steep that float32 leaves few digits of the logits themselves:
 # in float64 they sum to delta as the others do.

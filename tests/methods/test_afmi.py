@@ -59,7 +59,7 @@ def test_sum_of_the_map_at_the_layers_size() -> None:
         model, x, layer=resolve_layer(model, "features.5", x), reference=Black()
     )
     targets = torch.tensor([[0, 1, 2]])
-    maps = (gradient.multipliers(targets)[0] * gradient.change()).sum(1)
+    maps = (gradient.gradients(targets)[0] * gradient.change()).sum(1)
     with torch.no_grad():
         change = model(x) - model(torch.zeros_like(x))
     torch.testing.assert_close(maps.sum((1, 2)), change.gather(1, targets.T)[:, 0])
@@ -86,7 +86,7 @@ def test_importance_weights_the_change_of_the_maps(network: str) -> None:
     importance = method.feature_map_importance(x, 2)
     gradient = modified_gradient(model, x, layer=method.resolved_layer(x), reference=Black())
     assert importance.shape == gradient.run.features.shape[:2]
-    multipliers = gradient.multipliers(torch.full((1, 3), 2))[0]
+    multipliers = gradient.gradients(torch.full((1, 3), 2))[0]
     torch.testing.assert_close(importance, multipliers.mean((2, 3)))
     maps = (importance[:, :, None, None] * gradient.change()).sum(1, keepdim=True)
     torch.testing.assert_close(method.attribute(x, 2), upsample(maps, (20, 20)))
@@ -182,7 +182,7 @@ def test_multipliers_equal_captums(name: str, layer: str) -> None:
     place = resolve_layer(network, layer, x)
     gradient = modified_gradient(network, x, layer=place, reference=Black())
     for target in (0, 3):
-        found = gradient.multipliers(torch.full((1, 2), target))[0]
+        found = gradient.gradients(torch.full((1, 2), target))[0]
         expected = captums(network, place[0], x, reference, target)
         scale = expected.abs().max()
         if layer == "features.19":  # before the last pooling

@@ -10,8 +10,8 @@ from pixel_networks import assert_like_any_method, plain
 from torch import nn
 
 from afmi.errors import UsageError
-from afmi.methods.base import image_generator
 from afmi.methods.pixels.gradient_shap import GradientSHAP
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Black, Blurred, Image
 
 

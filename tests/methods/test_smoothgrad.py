@@ -9,12 +9,13 @@ from pixel_networks import assert_like_any_method
 from torch import nn
 
 from afmi.errors import UsageError
-from afmi.methods.base import Method, image_generator
+from afmi.methods.base import Method
 from afmi.methods.pixels.deeplift import DeepLIFT
 from afmi.methods.pixels.gradient import Gradient
 from afmi.methods.pixels.guided_backprop import GuidedBackprop
 from afmi.methods.pixels.input_x_gradient import InputXGradient
 from afmi.methods.pixels.smoothgrad import SmoothGrad
+from afmi.network.randomness import image_generator
 
 
 def test_linear_network_has_nothing_to_smooth() -> None:

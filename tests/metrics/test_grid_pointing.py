@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, ShapeError, UsageError
 from afmi.methods import AFMI, CAM, GradCAM, Gradient, InputXGradient, Method
-from afmi.methods.base import Attribution, classify
+from afmi.methods.base import Attribution
 from afmi.methods.work import Work
 from afmi.metrics import GridPointing
+from afmi.network.classifier import classify
 from afmi.targets import Target
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from afmi.errors import ModelError, UsageError
 from afmi.methods import AFMI, GradCAM, Gradient, InputXGradient, Random, SmoothGrad
-from afmi.methods.base import classify
 from afmi.metrics import ParameterRandomisation
 from afmi.metrics.parameter_randomisation import _from_the_logits_down, _randomise
+from afmi.network.classifier import classify
 
 
 def test_names_of_the_values() -> None:

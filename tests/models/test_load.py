@@ -455,7 +455,7 @@ def test_label_files_that_are_none(content: str, tmp_path: Path) -> None:
 def test_missing_label_files_and_labels_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         load_model(TINY, weights=None, labels="no_such_labels.txt")
-    with pytest.raises(ModelError, match="1000 classes apart, but 2 labels came"):
+    with pytest.raises(ModelError, match="1000 classes apart, but got 2 labels"):
         load_model(TINY, weights=None, labels=["a", "b"])
 
 

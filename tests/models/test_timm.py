@@ -17,7 +17,7 @@ from torch import nn
 
 from afmi.errors import ModelError
 from afmi.models import describe_models, load_model
-from afmi.models.timm import view_of
+from afmi.models.timm import preprocessing_of
 from afmi.network.classifier import Classifier, find_class
 
 RESNET = "timm:resnet10t"  # the smallest that has the classes of ImageNet
@@ -44,15 +44,15 @@ def test_pictures_are_prepared_as_timm_does(name: str, photograph: Image.Image) 
     config = timm.get_pretrained_cfg(name)
     assert config is not None
     seen = resolve_data_config(pretrained_cfg=config.to_dict())
-    view = view_of(seen)
-    assert not view.unknown
+    preprocessing = preprocessing_of(seen)
+    assert not preprocessing.unknown
     model = Classifier(
         nn.Identity(),
-        mean=view.mean,
-        std=view.std,
-        resize=view.resize,
-        crop=view.crop,
-        interpolation=view.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        resize=preprocessing.resize,
+        crop=preprocessing.crop,
+        interpolation=preprocessing.interpolation,
     )
     ours = (model.prepare(photograph) - model.mean) / model.std
     theirs: Any = create_transform(**seen, is_training=False)
@@ -113,7 +113,7 @@ def test_weights_of_a_file(suffix: str, tmp_path: Path) -> None:
     assert load_model(RESNET, weights=file, labels=[*"abcdefg"]).labels == tuple("abcdefg")
     with pytest.raises(ModelError, match="tells 7 classes apart, but the network 9"):
         load_model(RESNET, weights=file, num_classes=9)
-    with pytest.raises(ModelError, match="tells 7 classes apart, but 2 labels came"):
+    with pytest.raises(ModelError, match="tells 7 classes apart, but got 2 labels"):
         load_model(RESNET, weights=file, labels=["a", "b"])
     with pytest.raises(ModelError, match="does not fit the network VisionTransformer"):
         load_model(VIT, weights=file, img_size=32, depth=1)

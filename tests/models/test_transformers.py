@@ -19,7 +19,7 @@ from torch import nn
 from afmi.errors import ModelError
 from afmi.methods import AFMI
 from afmi.models import describe_models, load_model
-from afmi.models.preparation import at_size, view_of
+from afmi.models.image_processors import at_size, preprocessing_of
 from afmi.models.transformers import BlueFirst
 from afmi.network.classifier import Classifier
 
@@ -79,15 +79,15 @@ def test_pictures_are_prepared_as_the_processor_does(
     kind: Any = getattr(transformers, f"{family}ImageProcessorPil")
     processor = kind(**options)
     settings = processor.to_dict()
-    view = view_of(kind.__name__, settings)
-    assert not view.unknown
+    preprocessing = preprocessing_of(kind.__name__, settings)
+    assert not preprocessing.unknown
     model = Classifier(
         nn.Identity(),
-        mean=view.mean,
-        std=view.std,
-        resize=view.resize,
-        crop=view.crop,
-        interpolation=view.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        resize=preprocessing.resize,
+        crop=preprocessing.crop,
+        interpolation=preprocessing.interpolation,
     )
     ours = ((model.prepare(photograph) - model.mean) / model.std)[0]
     ours = ours.flip(0) if settings.get("do_flip_channel_order") else ours
@@ -103,10 +103,10 @@ def test_pictures_are_prepared_as_the_processor_does(
 
 def test_sizes_that_cannot_be_had_are_named() -> None:
     settings = {"do_resize": True, "size": {"longest_edge": 200}}
-    view = view_of("OtherImageProcessor", settings)
-    assert view.unknown == ("resize", "crop")
-    assert "'longest_edge': 200" in view.why
-    assert at_size(view, 64).unknown == ("resize", "crop")
+    preprocessing = preprocessing_of("OtherImageProcessor", settings)
+    assert preprocessing.unknown == ("resize", "crop")
+    assert "'longest_edge': 200" in preprocessing.why
+    assert at_size(preprocessing, 64).unknown == ("resize", "crop")
 
 
 def test_a_folder_brings_its_preparation_and_labels(
@@ -319,7 +319,9 @@ def test_without_a_network_the_cache_serves(
     torch.testing.assert_close(model.network(images(1, 32)).logits, network(images(1, 32)).logits)
     assert not huggingface_hub.constants.HF_HUB_OFFLINE
     if not processor:
-        with pytest.raises(ModelError, match=r"how hf:someone/birds sees .*; pass mean=, std="):
+        with pytest.raises(
+            ModelError, match=r"the preprocessing of hf:someone/birds .*; pass mean=, std="
+        ):
             load_model("hf:someone/birds")
 
 

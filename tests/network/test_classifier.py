@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError
-from afmi.network.classifier import Classifier, class_label, find_class, logits_of
+from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.network.outputs import logits_of
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

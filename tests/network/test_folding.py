@@ -1,4 +1,4 @@
-"""Simplified networks give the same numbers, by fewer operations, and are left as they were."""
+"""Folded networks give the same numbers, by fewer operations, and are left as they were."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from afmi.gradients.passes import BatchRunner
-from afmi.network.folding import Simplification, simplification_of
+from afmi.network.folding import FoldedExecution, folded_execution, run_folded
 
 
 class Norms(TorchFunctionMode):
@@ -35,9 +35,10 @@ def norms_run(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
     return counted.count, output
 
 
-def simplified(simplification: Simplification, model: nn.Module, images: Tensor) -> Tensor:
-    simplification.prepare(model, images)
-    with simplification.taking():
+def folded_run(folded: FoldedExecution, model: nn.Module, images: Tensor) -> Tensor:
+    """Run the network once, folded, without another attempt."""
+    folded.prepare(model, images)
+    with folded.intercepting():
         return model(images)
 
 
@@ -48,11 +49,11 @@ def test_torchvision(name: str, left: int) -> None:
     model = torchvision_classifier(name, 64).double()
     images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    simplification = simplification_of(model)
-    simplification.prepare(model, images)
+    folded = folded_execution(model)
+    folded.prepare(model, images)
     with torch.no_grad():
         expected = model(images)
-    count, found = norms_run(lambda: simplified(simplification, model, images))
+    count, found = norms_run(lambda: folded_run(folded, model, images))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
     assert count == left
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -104,30 +105,30 @@ def _asked(net: Net, x: Tensor) -> Tensor:
 def test_only_what_is_a_pair_is_folded(name: str) -> None:
     forward, left = FORWARDS[name]
     model = Net(forward)
-    simplification = simplification_of(model)
+    folded = folded_execution(model)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    simplification.prepare(model, images)
+    folded.prepare(model, images)
     with torch.no_grad():
         expected = model(images)
     for _ in range(2):
-        count, found = norms_run(lambda: simplified(simplification, model, images))
+        count, found = norms_run(lambda: folded_run(folded, model, images))
         torch.testing.assert_close(found, expected)
         assert count == left
 
 
 def test_new_weights_in_old_places() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
-    simplification = simplification_of(model)
+    folded = folded_execution(model)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        before = simplified(simplification, model, images)
+        before = folded_run(folded, model, images)
         model.conv.weight.mul_(2)
         model.norm.running_mean.add_(1)
-        new = simplification_of(model)
-        count, found = norms_run(lambda: simplified(new, model, images))
+        new = folded_execution(model)
+        count, found = norms_run(lambda: folded_run(new, model, images))
         torch.testing.assert_close(found, model(images))
         assert count == 0
-        assert torch.equal(simplified(simplification, model, images), before)
+        assert torch.equal(folded_run(folded, model, images), before)
 
 
 @pytest.mark.parametrize(
@@ -135,17 +136,17 @@ def test_new_weights_in_old_places() -> None:
 )
 def test_a_network_that_goes_another_way_later(way: str) -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
-    simplification = simplification_of(model)
+    folded = folded_execution(model)
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
     runs: list[Tensor] = []
 
-    def attempt() -> Tensor:
+    def attempt(folded: FoldedExecution) -> Tensor:
         own = images.clone()
         runs.append(own)
-        return simplified(simplification, model, own)
+        return folded_run(folded, model, own)
 
     with torch.no_grad():
-        simplification.surely(attempt)
+        run_folded(model, attempt, images, folded)
         model.own = {
             "used besides": lambda n, x: n.norm(y := n.conv(x)) + y,
             "not normed": lambda n, x: n.conv(x) * 2,
@@ -154,7 +155,7 @@ def test_a_network_that_goes_another_way_later(way: str) -> None:
             "normed twice": lambda n, x: n.norm(y := n.conv(x)) + n.norm(y),
         }[way]
         for expected in (3, 4):
-            torch.testing.assert_close(simplification.surely(attempt), model(images))
+            torch.testing.assert_close(run_folded(model, attempt, images, folded), model(images))
             assert len(runs) == expected
 
 
@@ -162,35 +163,35 @@ def test_training_statistics_are_left_alone() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
     model.norm.train()
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    simplification = simplification_of(model)
-    simplification.prepare(model, images)
+    folded = folded_execution(model)
+    folded.prepare(model, images)
     for _ in range(2):
-        assert norms_run(lambda: simplified(simplification, model, images))[0] == 1
+        assert norms_run(lambda: folded_run(folded, model, images))[0] == 1
 
 
 def test_compiled_networks_are_left_to_their_compiler() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)))
     images = torch.rand(1, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
-        expected = simplified(simplification_of(model), model, images)
+        expected = folded_run(folded_execution(model), model, images)
         model.compile(backend="eager")
-        now = simplification_of(model)
-        assert isinstance(now.taking(), nullcontext)
-        torch.testing.assert_close(simplified(now, model, images), expected)
+        now = folded_execution(model)
+        assert isinstance(now.intercepting(), nullcontext)
+        torch.testing.assert_close(folded_run(now, model, images), expected)
 
 
 def test_it_is_found_once_and_kept_for_the_weights_as_they_are() -> None:
     model = Net(lambda n, x: n.norm(n.conv(x)).mean((2, 3)))
     images = torch.rand(2, 3, 8, 8, dtype=torch.float64)
-    kept = simplification_of(model)
-    assert simplification_of(model) is kept
+    kept = folded_execution(model)
+    assert folded_execution(model) is kept
     first = BatchRunner(model, images).logits(images)
     count, again = norms_run(lambda: BatchRunner(model, images).logits(images))
     assert count == 0
     assert torch.equal(first, again)  # to the bit, though the first run had to find all this out
     with torch.no_grad():
         model.norm.running_var.data.mul_(2)  # which no version counts
-    assert simplification_of(model) is not kept
+    assert folded_execution(model) is not kept
     count, found = norms_run(lambda: BatchRunner(model, images).logits(images))
     assert count == 0
     torch.testing.assert_close(found, model(images).detach())

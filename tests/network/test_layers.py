@@ -205,7 +205,7 @@ def test_a_stage_that_no_module_gives_is_refused_with_a_proposal() -> None:
             x = F.relu(self.conv(x))
             return self.fc((x * self.gate(x).sigmoid()).mean((2, 3)))
 
-    with pytest.raises(LayerError, match=r"given by no module .* such as 'gate'"):
+    with pytest.raises(LayerError, match=r"returned by no module.* such as 'gate'"):
         find_layer(Gated(), images())
 
 

@@ -18,7 +18,8 @@ from torchvision.models.vision_transformer import VisionTransformer
 from afmi.errors import LayerError
 from afmi.gradients import modified_gradient
 from afmi.methods import AFMI, GradCAM
-from afmi.network.layers import Arrangement, Layer, find_layer, resolve_layer
+from afmi.network.layers import Layer, find_layer, resolve_layer
+from afmi.network.tokens import TokenLayout
 from afmi.pictures.references import Black, Blurred, Random, Reference, Several
 
 
@@ -138,12 +139,12 @@ WITH_CLASS_TOKEN = (
     *("vit", "class token", "registers"),
     *("tokens first", "class token last", "distilled"),
 )
-ARRANGEMENTS = {
-    "tokens first": Arrangement((8, 4), 1, 0, "tnk"),
-    "class token last": Arrangement((8, 4), 0, 1),
-    "distilled": Arrangement((8, 4), 1, 1),
-    "channels first": Arrangement((8, 4), 0, 0, "nkt"),
-    "attending head": Arrangement((8, 4)),
+LAYOUTS = {
+    "tokens first": TokenLayout((8, 4), 1, 0, "tnk"),
+    "class token last": TokenLayout((8, 4), 0, 1),
+    "distilled": TokenLayout((8, 4), 1, 1),
+    "channels first": TokenLayout((8, 4), 0, 0, "nkt"),
+    "attending head": TokenLayout((8, 4)),
 }
 
 
@@ -177,10 +178,10 @@ def test_the_last_stage_is_found_and_sums_to_delta(name: str) -> None:
     gradient = modified_gradient(model, x, layer=place, reference=Black())
     assert gradient.run.features.dim() == 4
     targets = torch.tensor([[0, 1], [4, 2]])
-    multipliers, carried = gradient.parted(targets)
-    explained = (multipliers * gradient.change()).flatten(2).sum(2) + carried
+    gradients, extra = gradient.split(targets)
+    explained = (gradients * gradient.change()).flatten(2).sum(2) + extra
     torch.testing.assert_close(explained, gradient.output_change(targets), rtol=1e-11, atol=1e-12)
-    assert bool((carried != 0).all()) == (name in WITH_CLASS_TOKEN)
+    assert bool((extra != 0).all()) == (name in WITH_CLASS_TOKEN)
 
 
 @pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")  # Grad-CAM's, below 0
@@ -198,9 +199,9 @@ def test_afmi_and_grad_cam_explain_them(name: str) -> None:
     assert GradCAM(model).attribute(x).shape == (2, 1, 32, 32)
 
 
-@pytest.mark.parametrize("name", ARRANGEMENTS)
-def test_unusual_arrangements_are_seen(name: str) -> None:
-    assert find_layer(build(name), pictures()).arrangement == ARRANGEMENTS[name]
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_unusual_token_layouts_are_seen(name: str) -> None:
+    assert find_layer(build(name), pictures()).token_layout == LAYOUTS[name]
 
 
 def test_streams_that_meet_in_the_logits_only_have_no_last_stage() -> None:
@@ -212,38 +213,38 @@ def test_streams_that_meet_in_the_logits_only_have_no_last_stage() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.one(x) + self.two(x)
 
-    with pytest.raises(LayerError, match="through which all goes"):
+    with pytest.raises(LayerError, match="dominate its logits"):
         find_layer(Streams().double().eval(), pictures())
 
 
 def test_tokens_lie_row_by_row_behind_the_class_token() -> None:
     tokens = torch.arange(2 * 8 * 3).reshape(2, 8, 3)
-    how = Arrangement((2, 3), prefix=2)
+    how = TokenLayout((2, 3), prefix=2)
     maps = how.maps(tokens)
     assert maps.shape == (2, 3, 2, 3)
     for n, k, i, j in (
         (n, k, i, j) for n in (0, 1) for k in range(3) for i in (0, 1) for j in range(3)
     ):
         assert maps[n, k, i, j] == tokens[n, 2 + 3 * i + j, k]
-    assert torch.equal(how.others(tokens), tokens[:, :2])
+    assert torch.equal(how.extra_tokens(tokens), tokens[:, :2])
     for order, turned in (("tnk", tokens.transpose(0, 1)), ("nkt", tokens.mT)):
-        turned_how = Arrangement((2, 3), 1, 1, order)
+        turned_how = TokenLayout((2, 3), 1, 1, order)
         assert turned_how.fits(turned)
         assert torch.equal(turned_how.maps(turned)[:, :, 0, 0], tokens[:, 1])
-        assert torch.equal(turned_how.others(turned), tokens[:, [0, 7]])
+        assert torch.equal(turned_how.extra_tokens(turned), tokens[:, [0, 7]])
     last = torch.arange(2 * 4 * 5 * 3).reshape(2, 4, 5, 3)
-    assert torch.equal(Arrangement().maps(last), last.permute(0, 3, 1, 2))
-    assert Arrangement().others(last).numel() == 0
+    assert torch.equal(TokenLayout().maps(last), last.permute(0, 3, 1, 2))
+    assert TokenLayout().extra_tokens(last).numel() == 0
 
 
 def test_named_layers_are_turned_too() -> None:
     x = pictures()
     for name, layer, how in (
-        ("vit", "encoder.layers.encoder_layer_0", Arrangement((4, 4), 1)),
-        ("swin", "features.1", Arrangement()),
-        ("swin", "features.3", Arrangement()),
-        ("pooled", "encoder.layers.0", Arrangement((8, 8))),
-        ("channels first", "norm+relu", Arrangement((8, 4), 0, 0, "nkt")),
+        ("vit", "encoder.layers.encoder_layer_0", TokenLayout((4, 4), 1)),
+        ("swin", "features.1", TokenLayout()),
+        ("swin", "features.3", TokenLayout()),
+        ("pooled", "encoder.layers.0", TokenLayout((8, 8))),
+        ("channels first", "norm+relu", TokenLayout((8, 4), 0, 0, "nkt")),
         ("convnext", "features.1", None),
     ):
         model = build(name)
@@ -272,7 +273,7 @@ def test_modules_inside_a_fused_layer_are_reached(name: str) -> None:
 
 def test_tokens_that_stand_for_no_places_are_refused() -> None:
     model, x = build("class token"), pictures()
-    layer = Layer("encoder.layers.1", None, Arrangement((7, 7), 1))
+    layer = Layer("encoder.layers.1", None, TokenLayout((7, 7), 1))
     with pytest.raises(LayerError, match=r"must give feature maps .* but gives \(., 65, 8\)"):
         AFMI(model, layer=layer).attribute(x)
     with pytest.raises(LayerError, match=r"but gives \(., 5\)"):

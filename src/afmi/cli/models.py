@@ -118,7 +118,7 @@ def _layers(name: str) -> list[dict[str, Any]]:
     from torch import Tensor, nn
 
     from afmi.errors import LayerError
-    from afmi.network.guards import evaluation_mode, watching_modules
+    from afmi.network.guards import evaluation_mode, watching_all_modules
     from afmi.network.layers import resolve_layer
 
     model = _built(name)
@@ -132,7 +132,7 @@ def _layers(name: str) -> list[dict[str, Any]]:
         if module in names and isinstance(output, Tensor) and output.dim() == 4:
             found[module] = list(output.shape[1:])
 
-    with torch.no_grad(), evaluation_mode(model), watching_modules(note):
+    with torch.no_grad(), evaluation_mode(model), watching_all_modules(note):
         model(image)
     try:
         layer = resolve_layer(model, None, image)[1]

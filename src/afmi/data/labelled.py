@@ -20,8 +20,7 @@ from afmi.data.folders import open_csv, open_folder, open_imagenet
 from afmi.data.items import open_items, open_mnist, open_mnist_train
 from afmi.data.listing import Files, Items, Listing, listed
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
-from afmi.methods.base import classify
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.pictures.images import read_image
 
 __all__ = ["LabelledImages", "open_images"]

@@ -18,9 +18,8 @@ from afmi.api import explain
 from afmi.explanation import Explanation
 from afmi.files import write_files
 from afmi.methods import AFMI, GradCAM, Gradient, Method
-from afmi.methods.base import classify
 from afmi.models import load_model
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.pictures import figures, plots
 from afmi.pictures.images import read_image
 from afmi.pictures.maps import display_range

@@ -18,9 +18,9 @@ from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.evaluation.folder import Row
 from afmi.evaluation.meter import measured
 from afmi.methods import Method
-from afmi.methods.base import classify
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
+from afmi.network.classifier import classify
 from afmi.pictures import plots
 from afmi.pictures.batches import neighbours
 from afmi.pictures.transforms import to_image

@@ -14,8 +14,7 @@ from afmi.experiments.shared.base import Experiment, Request, Result, networks, 
 from afmi.experiments.shared.figures import methods_of
 from afmi.experiments.shared.insertions import Row, compared, save_insertions
 from afmi.experiments.shared.pictures import Photo, choose_photos, side_by_side
-from afmi.methods.base import classify
-from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.network.classifier import Classifier, class_label, classify, find_class
 from afmi.pictures.maps import rank_correlation
 
 __all__ = ["Figure4"]

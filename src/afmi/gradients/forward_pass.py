@@ -13,17 +13,18 @@ from afmi.errors import LayerError, ModelError, ShapeError
 from afmi.gradients.interception import ORDINARY, UNSEEN, Interception, Rules, maps_of
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.classifier import logits_of
-from afmi.network.folding import Simplification
+from afmi.network.folding import FoldedExecution, run_folded
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
+    all_modules,
     evaluation_mode,
-    every_module,
-    uncompiled,
     watching_module,
+    without_compilation,
     without_fused_attention,
 )
-from afmi.network.layers import Arrangement, Layer
+from afmi.network.layers import Layer
+from afmi.network.outputs import logits_of
+from afmi.network.tokens import TokenLayout
 
 __all__ = ["ForwardPass", "forward_pass"]
 
@@ -34,17 +35,17 @@ class ForwardPass:
 
     Attributes:
         features: feature maps A (N, K, h, w), or the inputs themselves, detached.
-        others: tokens (N, P, K) beside those of the maps, such as a class token, detached.
+        extra_tokens: tokens (N, P, K) beside those of the maps, such as a class token, detached.
         logits: (N, C), detached.
     """
 
     features: Tensor
-    others: Tensor
+    extra_tokens: Tensor
     logits: Tensor
     _interception: Interception
     _graph_logits: Tensor
     _leaf: Tensor
-    _arrangement: Arrangement | None
+    _token_layout: TokenLayout | None
 
     def gradient(self, target: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
@@ -65,7 +66,7 @@ class ForwardPass:
             reference: which of the run's references the rules use.
             last: as in `gradient`.
         """
-        return self._parted(self._pull_back(cotangent, reference, last=last))[0]
+        return self._split(self._pull_back(cotangent, reference, last=last))[0]
 
     def _pull_back(
         self, cotangent: Tensor, reference: int, *, last: bool, batched: bool = False
@@ -84,8 +85,8 @@ class ForwardPass:
             raise ModelError(UNSEEN)
         return gradient
 
-    def _parted(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _parted(gradient, self._arrangement)
+    def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return _split(gradient, self._token_layout)
 
     def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -98,12 +99,12 @@ class ForwardPass:
         Returns:
             (T, *features.shape).
         """
-        return self.parted_gradients(targets, reference, last=last)[0]
+        return self.split_gradients(targets, reference, last=last)[0]
 
-    def parted_gradients(
+    def split_gradients(
         self, targets: Tensor, reference: int = 0, *, last: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return the gradients by the feature maps and by the other tokens.
+        """Return the gradients by the feature maps and by the extra tokens.
 
         Args:
             targets: classes, int64 (T, N).
@@ -111,19 +112,19 @@ class ForwardPass:
             last: as in `gradient`.
 
         Returns:
-            (T, *features.shape) and (T, *others.shape).
+            (T, *features.shape) and (T, *extra_tokens.shape).
         """
         cotangents = _one_hot(targets, self.logits)
         if targets.shape[0] == 1:
-            return self._parted(self._pull_back(cotangents[0], reference, last=last)[None])
-        return self._parted(self._pull_back(cotangents, reference, last=last, batched=True))
+            return self._split(self._pull_back(cotangents[0], reference, last=last)[None])
+        return self._split(self._pull_back(cotangents, reference, last=last, batched=True))
 
 
-def _parted(tensor: Tensor, arrangement: Arrangement | None) -> tuple[Tensor, Tensor]:
+def _split(tensor: Tensor, token_layout: TokenLayout | None) -> tuple[Tensor, Tensor]:
     """Return the feature maps in a layer's output, and the tokens beside them."""
-    if arrangement is None:
+    if token_layout is None:
         return tensor, tensor[..., :0, 0, :]
-    return arrangement.maps(tensor), arrangement.others(tensor)
+    return token_layout.maps(tensor), token_layout.extra_tokens(tensor)
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ def _inferred(model: nn.Module) -> bool:
     """Tell whether a weight was made in inference mode, which autograd refuses."""
     return any(
         tensor is not None and tensor.is_inference()
-        for module in every_module(model)
+        for module in all_modules(model)
         for owned in (module._parameters, module._buffers)
         for tensor in owned.values()
     )
@@ -150,7 +151,7 @@ def forward_pass(
     recording: Tape | None = None,
     tapes: list[Tape] | None = None,
     fast: bool | None = None,
-    simplification: Simplification | None = None,
+    folded: FoldedExecution | None = None,
 ) -> ForwardPass:
     """Run the network on images and keep what the gradients from a layer on need.
 
@@ -162,8 +163,8 @@ def forward_pass(
         recording: a tape to fill, where this is the reference's run.
         tapes: the references' tapes, where rules need them.
         fast: the images' memory layout; see `afmi.network.channels_last.in_fast_layout`.
-        simplification: by which operations the network runs, where the gradients are by the
-            inputs; None: by its own.
+        folded: the network's folded execution, where the gradients are by the inputs; None: the
+            network runs its own operations.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
@@ -173,9 +174,9 @@ def forward_pass(
     def run(own: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        return _run(model, own, layer, rules, recording, tapes or [], simplification)
+        return _run(model, own, layer, rules, recording, tapes or [], folded)
 
-    def attempt() -> ForwardPass:
+    def attempt(_: FoldedExecution | None) -> ForwardPass:
         return in_fast_layout(model, run, inputs.detach(), fast=fast)
 
     with (
@@ -183,12 +184,11 @@ def forward_pass(
         torch.set_grad_enabled(False),
         evaluation_mode(model),
         without_fused_attention(),
-        uncompiled(),
+        without_compilation(),
     ):
-        if simplification is None:
-            return attempt()
-        simplification.prepare(model, inputs.detach())
-        return simplification.surely(attempt)
+        if folded is None:
+            return attempt(None)
+        return run_folded(model, attempt, inputs.detach(), folded)
 
 
 def _run(
@@ -198,7 +198,7 @@ def _run(
     rules: Rules,
     recording: Tape | None,
     tapes: list[Tape],
-    simplification: Simplification | None,
+    folded: FoldedExecution | None,
 ) -> ForwardPass:
     readers = [TapeReader(tape) for tape in tapes]
     state = Interception(rules, recording, readers)
@@ -229,9 +229,9 @@ def _run(
             own = state.begin(own)
             if not plain:
                 interception.enter_context(state)
-            if simplification is not None:
+            if folded is not None:
                 # On top, so that rules see what the network runs by; they pool in their own way.
-                interception.enter_context(simplification.taking(pools=plain))
+                interception.enter_context(folded.intercepting(pools=plain))
         else:
             interception.enter_context(watching_module(layer[0], capture))
         graph_logits = logits_of(model(own))
@@ -250,16 +250,16 @@ def _run(
         raise ShapeError(
             f"expected logits for {own.shape[0]} images, got {graph_logits.shape[0]} rows"
         )
-    arrangement = None if layer is None else layer[1].arrangement
-    features, others = _parted(state.leaf.detach(), arrangement)
+    token_layout = None if layer is None else layer[1].token_layout
+    features, extra_tokens = _split(state.leaf.detach(), token_layout)
     return ForwardPass(
         features=features,
-        others=others,
+        extra_tokens=extra_tokens,
         logits=graph_logits.detach(),
         _interception=state,
         _graph_logits=graph_logits,
         _leaf=state.leaf,
-        _arrangement=arrangement,
+        _token_layout=token_layout,
     )
 
 

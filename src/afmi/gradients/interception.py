@@ -20,7 +20,7 @@ from afmi.errors import LayerError, ModelError, OperationError
 from afmi.gradients.operation import Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.network.layers import Layer
-from afmi.network.operations import operation_name
+from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
 
 __all__ = ["ORDINARY", "UNSEEN", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
 
@@ -144,10 +144,10 @@ class Interception(TorchFunctionMode):
             return self._decided(func(*args, **kwargs))
         if kind == _OF_VALUES or not torch.is_grad_enabled():
             output = func(*args, **kwargs)
-            if not _ignores_values(name):
+            if not ignores_values(name):
                 self._mark_values(output)
             return output
-        if kind & _OF_VALUES and self.rules.complete and not _ignores_values(name):
+        if kind & _OF_VALUES and self.rules.complete and not ignores_values(name):
             raise OperationError(
                 f"{name!r} brings the feature maps together with values taken from them where "
                 "autograd does not follow, such as a mask from a comparison, an index or a "
@@ -254,7 +254,7 @@ class Interception(TorchFunctionMode):
         if isinstance(output, Tensor):
             if output.requires_grad:
                 setattr(output, _MARK, self)
-            elif not _ignores_values(name) and name not in _LIKE_ANOTHER:
+            elif not ignores_values(name) and name not in operations_with(Trait.LIKE_OTHER):
                 setattr(output, _VALUES, self)
         elif isinstance(output, (tuple, list)):
             for item in output:
@@ -272,7 +272,7 @@ class Interception(TorchFunctionMode):
         raise OperationError(
             f"a tensor reached the network's next operation from {maker}, which PyTorch does not "
             "let be intercepted (a compiled or scripted part, or an autograd.Function of the "
-            "network's own); use the plain form of that part, such as the uncompiled model"
+            "network's own); use the plain form of that part, such as the without_compilation model"
         )
 
     def check_logits(self, logits: Tensor) -> None:
@@ -285,7 +285,7 @@ class Interception(TorchFunctionMode):
 
 def maps_of(layer: Layer, output: object) -> Tensor:
     """Return a layer's output, where it has the shape that the layer is said to give."""
-    how = layer.arrangement
+    how = layer.token_layout
     if isinstance(output, Tensor) and (how.fits(output) if how else output.dim() == 4):
         return output
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -293,15 +293,6 @@ def maps_of(layer: Layer, output: object) -> Tensor:
         f"layer {layer} must give feature maps (N, K, h, w), but gives {came}; choose a "
         "convolutional layer, or one whose tokens are those of places"
     )
-
-
-# What gives the first operand in another's form.
-_LIKE_ANOTHER = frozenset({"type_as", "view_as", "reshape_as", "expand_as"})
-
-
-def _ignores_values(name: str) -> bool:
-    """Tell whether an operation looks only at its operand's shape and dtype: zeros_like, …"""
-    return name.endswith("_like") or name.startswith("new_")
 
 
 def _depends(output: Any) -> bool:

@@ -18,7 +18,7 @@ from afmi.gradients.rules import MODIFIED_GRADIENT
 from afmi.gradients.tape import Tape
 from afmi.network.channels_last import is_fast
 from afmi.network.fingerprint import Fingerprint, fingerprint
-from afmi.network.folding import Simplification, simplification_of
+from afmi.network.folding import FoldedExecution, folded_execution
 from afmi.network.layers import Layer
 from afmi.pictures.references import Reference
 
@@ -35,13 +35,13 @@ class ReferenceRun:
     Attributes:
         tape: what each nonlinear operation behind the layer saw and gave.
         features: feature maps Ā (1 or N, K, h, w).
-        others: tokens (1 or N, P, K) that stand for no place, such as a class token.
+        extra_tokens: tokens (1 or N, P, K) that stand for no place, such as a class token.
         logits: (1 or N, C).
     """
 
     tape: Tape
     features: Tensor
-    others: Tensor
+    extra_tokens: Tensor
     logits: Tensor
 
 
@@ -57,33 +57,33 @@ class ModifiedGradient:
     run: ForwardPass
     references: tuple[ReferenceRun, ...]
 
-    def multipliers(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
+    def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂_σ y_c/∂A (Eq. 4), (T, N, K, h, w).
 
         Args:
             targets: classes, int64 (T, N).
             reference: index into ``references``.
-            last: whether no other multipliers will be asked for, so that the run can be freed.
+            last: whether no other gradients will be asked for, so that the run can be freed.
         """
-        return self.parted(targets, reference, last=last)[0]
+        return self.split(targets, reference, last=last)[0]
 
-    def parted(
+    def split(
         self, targets: Tensor, reference: int = 0, *, last: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Return the multipliers, and what the layer's other tokens carry of the logit's change.
+        """Return the gradients, and what the extra tokens contribute to the logit's change.
 
         Args:
             targets: classes, int64 (T, N).
             reference: index into ``references``.
-            last: as in `multipliers`.
+            last: as in `gradients`.
 
         Returns:
-            ∂_σ y_c/∂A (T, N, K, h, w), and Σ multiplier·Δ over class and register tokens (T, N),
+            ∂_σ y_c/∂A (T, N, K, h, w), and Σ gradient·Δ over class and register tokens (T, N),
             which is 0 where the layer has none.
         """
-        multipliers, of_others = self.run.parted_gradients(targets, reference, last=last)
-        change = self.run.others - self.references[reference].others
-        return multipliers, (of_others * change).flatten(2).sum(2)
+        gradients, of_extra_tokens = self.run.split_gradients(targets, reference, last=last)
+        change = self.run.extra_tokens - self.references[reference].extra_tokens
+        return gradients, (of_extra_tokens * change).flatten(2).sum(2)
 
     def change(self, reference: int = 0) -> Tensor:
         """Return A − Ā (N, K, h, w)."""
@@ -95,10 +95,10 @@ class ModifiedGradient:
         return self.run.logits.gather(1, targets.T).T - logits.gather(1, targets.T).T
 
     def check(self, explained: Tensor, targets: Tensor, reference: int = 0) -> None:
-        """Warn when Σ multiplier·(A − Ā) misses y_c(x) − y_c(x̄) by more than rounding.
+        """Warn when Σ gradient·(A − Ā) misses y_c(x) − y_c(x̄) by more than rounding.
 
         Args:
-            explained: Σ multiplier·(A − Ā), (T, N).
+            explained: Σ gradient·(A − Ā), (T, N).
             targets: classes, int64 (T, N).
             reference: index into ``references``.
         """
@@ -160,7 +160,7 @@ def _record(
     rules: Rules,
     *,
     fast: bool,
-    simplification: Simplification | None,
+    folded: FoldedExecution | None,
 ) -> ReferenceRun:
     tape = Tape()
     done = forward_pass(
@@ -170,9 +170,9 @@ def _record(
         rules=rules,
         recording=tape,
         fast=fast,
-        simplification=simplification,
+        folded=folded,
     )
-    return ReferenceRun(tape, done.features, done.others, done.logits)
+    return ReferenceRun(tape, done.features, done.extra_tokens, done.logits)
 
 
 def _reference_runs(
@@ -184,12 +184,12 @@ def _reference_runs(
     *,
     per_image: bool,
     weights: Fingerprint,
-    simplification: Simplification | None,
+    folded: FoldedExecution | None,
 ) -> list[ReferenceRun]:
     fast = is_fast(model, inputs)  # as the images, so that the tape lies as their numbers do
 
     def record(images: Tensor) -> ReferenceRun:
-        return _record(model, images, layer, rules, fast=fast, simplification=simplification)
+        return _record(model, images, layer, rules, fast=fast, folded=folded)
 
     if reference.per_image:
         return [record(reference(inputs))]
@@ -229,9 +229,9 @@ def modified_gradient(
         reference: what the images are compared with.
         rules: a rule for each operation behind the layer.
     """
-    # Up to a layer, simpler operations gain less than it takes to look at every one.
-    simplification = simplification_of(model) if layer is None else None
-    weights = simplification.weights if simplification else fingerprint(model, closely=False)
+    # Up to a layer, folding saves less time than intercepting every operation takes.
+    folded = folded_execution(model) if layer is None else None
+    weights = folded.weights if folded else fingerprint(model, closely=False)
 
     def against(*, per_image: bool) -> ModifiedGradient:
         runs = _reference_runs(
@@ -242,7 +242,7 @@ def modified_gradient(
             rules,
             per_image=per_image,
             weights=weights,
-            simplification=simplification,
+            folded=folded,
         )
         run = forward_pass(
             model,
@@ -250,7 +250,7 @@ def modified_gradient(
             layer=layer,
             rules=rules,
             tapes=[run.tape for run in runs],
-            simplification=simplification,
+            folded=folded,
         )
         return ModifiedGradient(run, tuple(runs))
 

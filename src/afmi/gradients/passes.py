@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from afmi.errors import UsageError
 from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.classifier import logits_of
-from afmi.network.folding import simplification_of
+from afmi.network.folding import FoldedExecution, folded_execution, run_folded
 from afmi.network.memory import in_parts
+from afmi.network.outputs import logits_of
 
-__all__ = ["BatchRunner", "check_batch_size", "probabilities"]
+__all__ = ["BatchRunner", "check_batch_size"]
 
 _CPU_PIXELS = 8 * 224 * 224
 _DEVICE_PIXELS = 64 * 224 * 224
@@ -47,7 +47,7 @@ class BatchRunner:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
-        self._simplification = simplification_of(model)
+        self._folded = folded_execution(model)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
@@ -57,18 +57,15 @@ class BatchRunner:
         """Return logits (N, K) of images (N, C, H, W)."""
 
         def run(start: int, stop: int) -> tuple[Tensor]:
-            some = images[start:stop]
+            def logits(folded: FoldedExecution) -> Tensor:
+                def classified(x: Tensor) -> Tensor:
+                    with folded.intercepting():
+                        return logits_of(self.model(x))
 
-            def classified(x: Tensor) -> Tensor:
-                with self._simplification.taking():
-                    return logits_of(self.model(x))
+                return in_fast_layout(self.model, classified, images[start:stop])
 
-            def attempt() -> Tensor:
-                return in_fast_layout(self.model, classified, some)
+            return (run_folded(self.model, logits, images, self._folded),)
 
-            return (self._simplification.surely(attempt),)
-
-        self._simplification.prepare(self.model, images)
         return self._halving(run, len(images))[0]
 
     def gradients(
@@ -84,8 +81,7 @@ class BatchRunner:
 
         def run(start: int, stop: int) -> tuple[Tensor, Tensor]:
             some = images[start:stop]
-            simpler = self._simplification
-            done = forward_pass(self.model, some, layer=None, simplification=simpler)
+            done = forward_pass(self.model, some, layer=None, folded=self._folded)
             return done.logits, done.pull_back(slope(done.logits, start, stop), last=True)
 
         logits, gradients = self._halving(run, len(images))
@@ -106,8 +102,3 @@ class BatchRunner:
         if len(parts) == 1:
             return parts[0]
         return tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Return softmax probabilities of logits (N, K), in double precision on the CPU."""
-    return torch.softmax(logits.to("cpu", torch.float64), 1)

@@ -20,6 +20,7 @@ from afmi.gradients.rules.elementwise import Chord
 from afmi.gradients.rules.linear import RULES as LINEAR
 from afmi.gradients.rules.linear import keep
 from afmi.gradients.rules.pooling import MaxPool
+from afmi.network.operations import Trait, operations_with
 
 __all__ = [
     "elementwise_chords",
@@ -29,19 +30,6 @@ __all__ = [
     "ordinary_rules",
     "positive_part",
 ]
-
-_PRODUCTS = ("mul", "div", "rdiv", "matmul", "bmm", "mm", "baddbmm", "addmm", "linear", "einsum")
-
-_MIXING = (
-    *("softmax", "log_softmax", "scaled_dot_product_attention", "multi_head_attention_forward"),
-    *("layer_norm", "group_norm", "instance_norm", "rms_norm", "local_response_norm", "normalize"),
-    *("var", "std", "norm", "vector_norm", "linalg_vector_norm", "amax", "amin", "logsumexp"),
-)
-
-_COMPARISONS = (
-    *("gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal"),
-    *("sign", "heaviside"),
-)
 
 
 def elementwise_chords() -> dict[str, Chord]:
@@ -67,9 +55,9 @@ def ordinary_rules() -> dict[str, Handler]:
     activations, as a rectifier written ``x * (x > 0)`` does, raises: its rectifiers are hidden.
     """
     return {
-        **dict.fromkeys(_COMPARISONS, _hidden_activation),
-        **dict.fromkeys(_MIXING, keep),
-        **dict.fromkeys(_PRODUCTS, keep),
+        **dict.fromkeys(operations_with(Trait.COMPARISON), _hidden_activation),
+        **dict.fromkeys(operations_with(Trait.MIXING), keep),
+        **dict.fromkeys(operations_with(Trait.PRODUCT), keep),
         **max_pooling_rules(),
         **linear_rules(),
     }

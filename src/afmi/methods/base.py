@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -15,11 +14,10 @@ from torch import Tensor, nn
 
 from afmi.errors import AfmiError, ModelError, ShapeError, UsageError
 from afmi.methods.work import Work
-from afmi.network.channels_last import in_fast_layout
-from afmi.network.classifier import logits_of
-from afmi.network.guards import evaluation_mode, keeping_random_state
+from afmi.network.guards import evaluation_mode
 from afmi.network.layers import Layer, resolve_layer
 from afmi.network.memory import in_parts
+from afmi.network.randomness import keeping_random_state
 from afmi.pictures.maps import upsample
 from afmi.targets import Target, TargetLike, class_rows, class_target
 
@@ -28,8 +26,6 @@ __all__ = [
     "BlankMapWarning",
     "LayerMethod",
     "Method",
-    "classify",
-    "image_generator",
     "relative_residual",
 ]
 
@@ -284,19 +280,3 @@ def relative_residual(maps: Tensor, change: Tensor) -> Tensor:
         (…); not finite where the score did not change.
     """
     return (maps.sum((-3, -2, -1)) - change) / change.abs()
-
-
-def classify(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return logits (N, C) of images (N, C, H, W), without gradients."""
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        return in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
-
-
-def image_generator(seed: int, image: Tensor) -> torch.Generator:
-    """Return a CPU generator that depends on the seed and on the image's pixels.
-
-    So an image gets the same numbers alone and in any batch, and other images get others.
-    """
-    pixels = image.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()
-    digest = hashlib.blake2b(pixels, digest_size=8, key=seed.to_bytes(8, "little", signed=True))
-    return torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)

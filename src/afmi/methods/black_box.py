@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.base import Attribution, Method, classify, relative_residual
+from afmi.methods.base import Attribution, Method, relative_residual
+from afmi.network.classifier import classify
 from afmi.targets import Target
 
 __all__ = ["BlackBoxMethod"]

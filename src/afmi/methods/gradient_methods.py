@@ -74,7 +74,7 @@ def changes_from_references(
     maps, changes = [], []
     count = len(run.references)
     for r in range(count):
-        gradient, extra_tokens = run.parted(classes, r, last=r == count - 1)
+        gradient, extra_tokens = run.split(classes, r, last=r == count - 1)
         delta = run.change(r)
         change = (gradient * delta).sum(2, keepdim=True)
         run.check(change.sum((2, 3, 4)) + extra_tokens, classes, r)

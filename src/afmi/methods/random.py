@@ -7,8 +7,10 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from afmi.methods.base import Attribution, Method, classify, image_generator
+from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
+from afmi.network.classifier import classify
+from afmi.network.randomness import image_generator
 from afmi.targets import Target
 
 __all__ = ["Random"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import ShapeError, TargetError, UsageError
-from afmi.methods.base import image_generator
+from afmi.network.randomness import image_generator
 
 __all__ = ["FMIPrototypes", "shuffled"]
 

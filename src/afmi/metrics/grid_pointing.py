@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from afmi.errors import ModelError, ShapeError, UsageError
-from afmi.methods.base import LayerMethod, Method, classify, image_generator
+from afmi.methods.base import LayerMethod, Method
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
+from afmi.network.classifier import classify
+from afmi.network.randomness import image_generator
 
 __all__ = ["GridPointing"]
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
-from afmi.gradients.passes import BatchRunner, probabilities
-from afmi.methods.base import Method, classify
+from afmi.gradients.passes import BatchRunner
+from afmi.methods.base import Method
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric
 from afmi.metrics.columns import Column, percent, point
+from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
+from afmi.network.outputs import probabilities
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from afmi.errors import CompletenessWarning, ModelError, UsageError
-from afmi.methods.base import Method, classify
+from afmi.methods.base import Method
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
-from afmi.network.guards import watching_modules
+from afmi.network.classifier import classify
+from afmi.network.guards import watching_all_modules
 from afmi.pictures.maps import rank_correlation
 
 __all__ = ["ParameterRandomisation"]
@@ -138,7 +139,7 @@ def _from_the_logits_down(model: nn.Module, image: Tensor) -> list[str]:
     def note(module: nn.Module, _output: object) -> None:
         ends[module] = next(step)
 
-    with watching_modules(note):
+    with watching_all_modules(note):
         classify(model, image)
     modules = dict(model.named_modules())
 

@@ -1,4 +1,4 @@
-"""What the sources of networks share: how pictures are seen, calling builders, loading weights."""
+"""What the sources of networks share: preprocessing, calling builders, loading weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, first_line
-from afmi.models.weights import class_count, fit_names, load_weights, reshaped, told_classes
+from afmi.models.weights import class_count, classes_in_file, fit_names, load_weights, reshaped
 
 __all__ = [
     "ModelEntry",
-    "View",
+    "Preprocessing",
+    "build_error",
+    "build_with_weights",
     "call",
+    "error_text",
     "extra",
-    "path_of",
     "quiet",
-    "raised",
-    "told",
+    "weights_path",
     "with_classes",
-    "with_weights",
 ]
 
 
@@ -53,14 +53,14 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
-class View:
-    """How a network wants to see pictures, and what its classes are called.
+class Preprocessing:
+    """How images are prepared for a network, and what its classes are called.
 
     Attributes:
         mean, std, labels, resize, crop, interpolation: a `Classifier`'s.
         classes: how many classes the network tells apart; None: not known.
-        unknown: which of the above the caller must give, because what the model asks for
-            cannot be had or done; ``why`` says so.
+        unknown: which of the above the caller must give, because the model's own cannot be
+            read or reproduced; ``why`` says so.
     """
 
     mean: Sequence[float] = (0.0, 0.0, 0.0)
@@ -91,7 +91,7 @@ def extra(package: str) -> ModuleType:
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Keep libraries from telling the user what only their developers can use."""
+    """Silence warnings and logs of libraries that concern their developers only."""
     before = {name: logging.getLogger(name).level for name in loggers}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -105,25 +105,25 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 
 def call(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """Call a builder; what it raises is told in one line."""
+    """Call a builder; an error of its becomes a `ModelError` of one line."""
     try:
         return function(**options)
     except Exception as error:
-        raise ModelError(raised(name, options, error)) from error
+        raise ModelError(build_error(name, options, error)) from error
 
 
-def raised(name: str, options: Mapping[str, Any], error: Exception) -> str:
-    """Say which call raised what."""
+def build_error(name: str, options: Mapping[str, Any], error: Exception) -> str:
+    """Return the text of an error: which call raised what."""
     passed = ", ".join(f"{key}={value!r}" for key, value in options.items() if key != "weights")
-    return f"building {name} with ({passed}) raised {told(error)}"
+    return f"building {name} with ({passed}) raised {error_text(error)}"
 
 
-def told(error: BaseException | None) -> str:
+def error_text(error: BaseException | None) -> str:
     """Return an error's type and the first line of its text."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def path_of(weights: object) -> Path:
+def weights_path(weights: object) -> Path:
     """Return the path of a file of weights.
 
     Raises:
@@ -136,7 +136,7 @@ def path_of(weights: object) -> Path:
     return Path(weights).expanduser()
 
 
-def with_weights(
+def build_with_weights(
     build: Callable[..., nn.Module],
     state: dict[str, Tensor],
     source: str,
@@ -156,15 +156,15 @@ def with_weights(
     """
     network = build()
     state = fit_names(state, network)
-    count = told_classes(reshaped(state, network).values(), classes(network))
+    count = classes_in_file(reshaped(state, network).values(), classes(network))
     if count is not None and "num_classes" not in options:
         network = build(num_classes=count)
     load_weights(network, state, source)
     return network
 
 
-def with_classes(view: View, network: nn.Module) -> View:
-    """Say how many classes a network tells apart, and drop the labels of others."""
+def with_classes(preprocessing: Preprocessing, network: nn.Module) -> Preprocessing:
+    """Add the network's number of classes, and drop labels that do not fit it."""
     count = class_count(network)
-    labels = view.labels if count == len(view.labels) else ()
-    return replace(view, labels=labels, classes=count)
+    labels = preprocessing.labels if count == len(preprocessing.labels) else ()
+    return replace(preprocessing, labels=labels, classes=count)

@@ -14,14 +14,14 @@ from typing import Any
 from torch import nn
 
 from afmi.errors import ModelError, near_matches
-from afmi.models.building import View, call, path_of, told
+from afmi.models.building import Preprocessing, call, error_text, weights_path
 from afmi.models.weights import fit_names, load_weights, read_weights
 from afmi.network.classifier import Classifier
 
-__all__ = ["build", "changed"]
+__all__ = ["build", "with_settings"]
 
 
-def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, View]:
+def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
     """Call the factory ``package.module:function`` or ``path/to/file.py:function``."""
     home, _, attribute = name.rpartition(":")
     if not home or not attribute:
@@ -30,24 +30,23 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         )
     folder = str(Path(home).parent) if home.endswith(".py") else os.getcwd()
     with _importable(folder):
-        found = _attribute(_module(home), home, attribute)
-        made = found
-        if not isinstance(found, nn.Module):
-            if not callable(found):
+        made = function = _attribute(_module(home), home, attribute)
+        if not isinstance(function, nn.Module):
+            if not callable(function):
                 raise ModelError(
-                    f"{name} is a {type(found).__name__}; expected a function that returns an "
+                    f"{name} is a {type(function).__name__}; expected a function that returns an "
                     "nn.Module"
                 )
-            made = call(name, found, options)
+            made = call(name, function, options)
     if not isinstance(made, nn.Module):
         raise ModelError(
             f"{name} returned a {type(made).__name__}; expected an nn.Module or an afmi.Classifier"
         )
     if weights is not None and weights != "default":
         inner = made.network if isinstance(made, Classifier) else made
-        state = fit_names(read_weights(path_of(weights)), inner)
+        state = fit_names(read_weights(weights_path(weights)), inner)
         load_weights(inner, state, f"the file {str(weights)!r}")
-    return made, View()
+    return made, Preprocessing()
 
 
 @contextmanager
@@ -72,9 +71,9 @@ def _module(home: str) -> object:
                     f"there is no module {error.name!r} here; install it, or start afmi where it "
                     "lies, or name its file: path/to/file.py:function"
                 ) from error
-            raise ModelError(f"importing {home} raised {told(error)}") from error
+            raise ModelError(f"importing {home} raised {error_text(error)}") from error
         except Exception as error:
-            raise ModelError(f"importing {home} raised {told(error)}") from error
+            raise ModelError(f"importing {home} raised {error_text(error)}") from error
     path = Path(home).expanduser().resolve()
     if not path.is_file():
         raise ModelError(f"there is no file {home!r}; expected path/to/file.py:function")
@@ -88,26 +87,26 @@ def _module(home: str) -> object:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise ModelError(f"importing {home} raised {told(error)}") from error
+        raise ModelError(f"importing {home} raised {error_text(error)}") from error
     return module
 
 
 def _attribute(module: object, home: str, attribute: str) -> Any:
-    found: Any = module
+    value: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [n for n, v in vars(found).items() if not n.startswith("_") and callable(v)]
+        if not hasattr(value, part):
+            public = [n for n, v in vars(value).items() if not n.startswith("_") and callable(v)]
             near = near_matches(part, public)
             raise ModelError(
                 f"{home} has no {part!r}"
                 + (near or f"; it has {', '.join(public[:8]) or 'no functions'}")
             )
-        found = getattr(found, part)
-    return found
+        value = getattr(value, part)
+    return value
 
 
-def changed(model: Classifier, given: dict[str, Any]) -> Classifier:
-    """Return a factory's classifier with what the caller asked to be different."""
+def with_settings(model: Classifier, given: dict[str, Any]) -> Classifier:
+    """Return a factory's classifier with the settings that the caller gave."""
     if not given:
         return model
     if type(model) is not Classifier:
@@ -115,9 +114,9 @@ def changed(model: Classifier, given: dict[str, Any]) -> Classifier:
             f"the factory returns a {type(model).__name__}, which may use {', '.join(given)} in "
             "its own way; set them in the factory"
         )
-    own = {
+    settings = {
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
         **{k: getattr(model, k) for k in ("labels", "resize", "crop", "interpolation")},
     }
-    return Classifier(model.network, name=model.name, layer=model.layer, **{**own, **given})
+    return Classifier(model.network, name=model.name, layer=model.layer, **{**settings, **given})

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from afmi.errors import ModelError, UsageError, first_line, near_matches
-from afmi.models import embedded, factory, timm, torchvision, transformers
-from afmi.models.building import View
+from afmi.models import factory, photos, timm, torchvision, transformers
+from afmi.models.building import Preprocessing
 from afmi.models.weights import WEIGHT_SUFFIXES
 from afmi.network.classifier import Classifier
 from afmi.network.labels import read_labels
@@ -20,7 +20,7 @@ __all__ = ["load_model"]
 
 
 def load_model(
-    name: str = embedded.EMBEDDED,
+    name: str = photos.NAME,
     *,
     weights: str | os.PathLike[str] | Any | None = "default",
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
@@ -57,7 +57,7 @@ def load_model(
         device: ``"cuda:0"``, ``"cpu"``, …; ``"auto"``: a GPU where there is one. None: as built,
             that is, the CPU.
         **options: passed on to torchvision's builder, to ``timm.create_model`` or to the factory;
-            with ``hf:`` what is to be different in the configuration (``num_hidden_layers=2``).
+            with ``hf:`` changes of the configuration (``num_hidden_layers=2``).
 
     Returns:
         In evaluation mode.
@@ -83,22 +83,23 @@ def load_model(
     given = {key: value for key, value in given.items() if value is not None}
     if labels is not None:
         given["labels"] = read_labels(labels)
-    network, view, name = _built(name, weights, options)
+    network, preprocessing, name = _built(name, weights, options)
     if isinstance(network, Classifier):
-        model = factory.changed(network, given)
+        model = factory.with_settings(network, given)
     else:
-        lacking = [key for key in view.unknown if key not in given]
-        if lacking:
-            raise ModelError(f"{view.why}; pass {', '.join(f'{key}=' for key in lacking)}")
-        if view.classes and "labels" in given and len(given["labels"]) != view.classes:
+        missing = [key for key in preprocessing.unknown if key not in given]
+        if missing:
+            raise ModelError(f"{preprocessing.why}; pass {', '.join(f'{key}=' for key in missing)}")
+        classes, count = preprocessing.classes, len(given.get("labels", ()))
+        if classes and "labels" in given and count != classes:
             raise ModelError(
-                f"{name} tells {view.classes} classes apart, but {len(given['labels'])} labels "
-                "came; pass one label per class, in the order of the logits"
+                f"{name} tells {classes} classes apart, but got {count} labels; pass one label per "
+                "class, in the order of the logits"
             )
         model = Classifier(
             network,
             name=name,
-            **{key: given.get(key, getattr(view, key)) for key in _SEEN},
+            **{key: given.get(key, getattr(preprocessing, key)) for key in _SETTINGS},
         )
     if layer is not None:
         size = model.crop or model.resize or 224
@@ -109,16 +110,16 @@ def load_model(
     return model.to(place).eval() if place is not None else model.eval()
 
 
-_SEEN = ("mean", "std", "labels", "resize", "crop", "interpolation")
+_SETTINGS = ("mean", "std", "labels", "resize", "crop", "interpolation")
 
 
 def _built(
     name: str, weights: object, options: dict[str, Any]
-) -> tuple[torch.nn.Module, View, str]:
-    """Return the network, how it sees pictures, and what to call it."""
+) -> tuple[torch.nn.Module, Preprocessing, str]:
+    """Return the network, its preprocessing, and its name."""
     source, _, rest = name.partition(":")
-    if name == embedded.EMBEDDED:
-        return *embedded.build(weights, options), name
+    if name == photos.NAME:
+        return *photos.build(weights, options), name
     if source == timm.PREFIX:
         return *timm.build(rest, weights, options), name.lower()
     if source == transformers.PREFIX:
@@ -127,7 +128,7 @@ def _built(
         return *factory.build(name, weights, options), name.rpartition(":")[2]
     if name.lower() in (known := torchvision.names()):
         return *torchvision.build(name.lower(), weights, options), name.lower()
-    hint = near_matches(name, [embedded.EMBEDDED, *known])
+    hint = near_matches(name, [photos.NAME, *known])
     if name.lower().endswith(WEIGHT_SUFFIXES):
         hint = "; a file of weights goes with the network that it is for: weights=…"
     raise ModelError(

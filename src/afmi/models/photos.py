@@ -1,4 +1,4 @@
-"""The embedded demo network: a small VGG-like classifier of photographs into eleven classes.
+"""The network that comes with the package: a small VGG that knows eleven kinds of photographs.
 
 It keeps what makes VGG interesting to explain. A stack of convolutions ends in a feature map
 with a last ReLU before the last max pool, and *three* fully connected layers follow, so the
@@ -7,9 +7,26 @@ gradient at that feature map has to pass two more ReLUs: the case in which gradi
 
 from __future__ import annotations
 
+import importlib.resources
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
-__all__ = ["INPUT_SIZE", "LABELS", "MEAN", "STD", "PhotoVGG"]
+from afmi.models.building import (
+    ModelEntry,
+    Preprocessing,
+    build_with_weights,
+    call,
+    weights_path,
+    with_classes,
+)
+from afmi.models.weights import read_weights
+
+__all__ = ["INPUT_SIZE", "LABELS", "MEAN", "NAME", "STD", "PhotoVGG", "build", "entry"]
+
+NAME = "photos"
+"""What `load_model` calls it."""
 
 LABELS: tuple[str, ...] = (
     "English springer",
@@ -32,6 +49,9 @@ INPUT_SIZE: int = 128
 MEAN: tuple[float, float, float] = (0.485, 0.456, 0.406)
 STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 """Per-channel statistics (RGB, pixels in 0..1) that inputs are normalised with."""
+
+_WEIGHTS = "photo_vgg.safetensors"
+_RESIZE = 144  # the short side of the photographs that it was trained on
 
 _STEM = 24
 _BLOCKS: tuple[tuple[int, ...], ...] = ((48,), (80, 80), (144, 144), (256, 256))
@@ -82,3 +102,30 @@ class PhotoVGG(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores (logits), shape (N, classes), of normalised images (N, 3, H, W)."""
         return self.classifier(self.avgpool(self.features(x)).flatten(1))
+
+
+def entry() -> ModelEntry:
+    """Return what is known of the network, building it without its weights."""
+    with torch.device("meta"):
+        millions = sum(p.numel() for p in PhotoVGG().parameters()) / 1e6
+    return ModelEntry(NAME, millions, None, INPUT_SIZE, _WEIGHTS)
+
+
+def build(weights: object, options: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
+    """Return the network with its own weights, a file's or random ones."""
+
+    def network(**more: Any) -> nn.Module:
+        return call(NAME, PhotoVGG, {**options, **more})
+
+    preprocessing = Preprocessing(MEAN, STD, LABELS, _RESIZE, INPUT_SIZE)
+    if weights is None:
+        built = network()
+        return built, with_classes(preprocessing, built)
+    if weights == "default":
+        folder = importlib.resources.files(__package__ or "afmi.models")
+        with importlib.resources.as_file(folder / _WEIGHTS) as path:
+            state, source = read_weights(path), f"the file {path.name!r}"
+    else:
+        state, source = read_weights(weights_path(weights)), f"the file {str(weights)!r}"
+    built = build_with_weights(network, state, source, options)
+    return built, with_classes(preprocessing, built)

@@ -1,4 +1,4 @@
-"""timm's classifiers, ``timm:resnet18.a1_in1k``, seen as timm's own evaluation sees pictures."""
+"""timm's classifiers, ``timm:resnet18.a1_in1k``, prepared as in timm's own evaluation."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from afmi.errors import ModelError, near_matches
 from afmi.models import torchvision
 from afmi.models.building import (
     ModelEntry,
-    View,
+    Preprocessing,
+    build_error,
+    build_with_weights,
     call,
     extra,
-    path_of,
     quiet,
-    raised,
-    with_weights,
+    weights_path,
 )
 from afmi.models.hub import fetching
 from afmi.models.weights import read_weights
 
-__all__ = ["PREFIX", "build", "entries", "view_of"]
+__all__ = ["PREFIX", "build", "entries", "preprocessing_of"]
 
 PREFIX = "timm"
 
@@ -47,7 +47,7 @@ def _entry(name: str, config: Any) -> ModelEntry:
     return ModelEntry(f"{PREFIX}:{name}", None, None, size, weights or None)
 
 
-def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, View]:
+def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
     """Return the network that timm gives a name, with its weights, a file's or random ones.
 
     Args:
@@ -79,15 +79,15 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
     elif weights == "default":
         network = _pretrained(timm, name, options)
     else:
-        path = path_of(weights)
+        path = weights_path(weights)
         source = f"the file {str(path)!r}"
-        network = with_weights(made, read_weights(path), source, options, _classes)
+        network = build_with_weights(made, read_weights(path), source, options, _classes)
     if not _classes(network):
         raise ModelError(
             f"{PREFIX}:{name} gives features and tells no classes apart; for weights of yours that "
             "do, pass num_classes= too"
         )
-    return network, _view(timm, network, options)
+    return network, _preprocessing(timm, network, options)
 
 
 def _classes(network: nn.Module) -> int:
@@ -114,47 +114,47 @@ def _pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
         except OSError:
             raise
         except Exception as error:
-            raise ModelError(raised(title, options, error)) from error
+            raise ModelError(build_error(title, options, error)) from error
 
 
-def _view(timm: Any, network: Any, options: Mapping[str, Any]) -> View:
+def _preprocessing(timm: Any, network: Any, options: Mapping[str, Any]) -> Preprocessing:
     size = options.get("img_size")
     given = {} if size is None else {"input_size": (3, *_pair(size))}
-    seen = timm.data.resolve_data_config(given, pretrained_cfg=network.pretrained_cfg)
-    view = replace(view_of(seen), classes=_classes(network))
-    if view.classes != network.pretrained_cfg.get("num_classes"):
-        return view
+    config = timm.data.resolve_data_config(given, pretrained_cfg=network.pretrained_cfg)
+    preprocessing = replace(preprocessing_of(config), classes=_classes(network))
+    if preprocessing.classes != network.pretrained_cfg.get("num_classes"):
+        return preprocessing
     subset = timm.data.infer_imagenet_subset(network)
-    if view.classes == 1000:
-        return replace(view, labels=torchvision.imagenet_labels())
+    if preprocessing.classes == 1000:
+        return replace(preprocessing, labels=torchvision.imagenet_labels())
     if subset is not None:
-        return replace(view, labels=timm.data.ImageNetInfo(subset).label_descriptions())
-    return view
+        return replace(preprocessing, labels=timm.data.ImageNetInfo(subset).label_descriptions())
+    return preprocessing
 
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def view_of(seen: Mapping[str, Any]) -> View:
-    """Return how pictures are seen by timm's data configuration, as ``resolve_data_config`` gives.
+def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing of a data configuration of timm's (``resolve_data_config``).
 
     Args:
-        seen: with input_size, crop_pct, crop_mode, interpolation, mean and std.
+        config: with input_size, crop_pct, crop_mode, interpolation, mean and std.
     """
-    size = tuple(seen["input_size"][1:])
-    height, width = (math.floor(side / seen["crop_pct"]) for side in size)
-    view = View(
-        tuple(seen["mean"]),
-        tuple(seen["std"]),
-        resize=height if seen["crop_mode"] == "center" else (height, width),
+    size = tuple(config["input_size"][1:])
+    height, width = (math.floor(side / config["crop_pct"]) for side in size)
+    preprocessing = Preprocessing(
+        tuple(config["mean"]),
+        tuple(config["std"]),
+        resize=height if config["crop_mode"] == "center" else (height, width),
         crop=size[0] if size[0] == size[1] else size,
-        interpolation=Image.Resampling[seen["interpolation"].upper()],
+        interpolation=Image.Resampling[config["interpolation"].upper()],
     )
-    if seen["crop_mode"] == "squash" or (seen["crop_mode"] == "center" and height == width):
-        return view
+    if config["crop_mode"] == "squash" or (config["crop_mode"] == "center" and height == width):
+        return preprocessing
     why = (
-        f"afmi cannot prepare pictures as this model asks for (crop mode {seen['crop_mode']!r} to "
-        f"{size[0]} x {size[1]})"
+        "afmi cannot prepare pictures as this model asks for "
+        f"(crop mode {config['crop_mode']!r} to {size[0]} x {size[1]})"
     )
-    return replace(view, unknown=("resize", "crop"), why=why)
+    return replace(preprocessing, unknown=("resize", "crop"), why=why)

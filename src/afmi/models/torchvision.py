@@ -18,7 +18,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, first_line, near_matches
-from afmi.models.building import ModelEntry, View, call, path_of, raised, with_classes, with_weights
+from afmi.models.building import (
+    ModelEntry,
+    Preprocessing,
+    build_error,
+    build_with_weights,
+    call,
+    weights_path,
+    with_classes,
+)
 from afmi.models.weights import WEIGHT_SUFFIXES, read_weights
 
 __all__ = ["build", "entries", "imagenet_labels", "names"]
@@ -49,7 +57,7 @@ def _entry(name: str) -> ModelEntry:
     weights = _zoo().get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     count = weights.meta.get("num_params")
     top1 = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    size = _view(weights).crop
+    size = _preprocessing(weights).crop
     return ModelEntry(
         name,
         count / 1e6 if count else None,
@@ -59,7 +67,7 @@ def _entry(name: str) -> ModelEntry:
     )
 
 
-def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, View]:
+def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
     """Return the network of a name in `names`, with torchvision's weights, a file's or random."""
     known = _zoo().get_model_weights(name)
     builder = _zoo().get_model_builder(name)
@@ -78,7 +86,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         quiet.pop("init_weights", None)
         network = _downloaded(name, builder, chosen, {**quiet, **options})
     else:
-        path = path_of(weights)
+        path = weights_path(weights)
         state = _current_names(name, read_weights(path))
         chosen = next((w for w in known if Path(_file_name(w.url)).stem == path.stem), None)
         size = _vit_size(state) if name.startswith("vit_") else None
@@ -86,13 +94,13 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
             options = {"image_size": size, **options}
         if quiet:  # torchvision's weights, and so what is trained on from them, expect this
             options = {"transform_input": True, **options}
-        network = with_weights(made, state, f"the file {str(path)!r}", options)
-        view = _view(chosen or known.DEFAULT)  # type: ignore[attr-defined]
-        if size is not None and view.crop != size:
-            view = replace(view, crop=size, resize=size)
-        return network, with_classes(view, network)
-    view = _view(chosen or known.DEFAULT)  # type: ignore[attr-defined]
-    return network, with_classes(view, network)
+        network = build_with_weights(made, state, f"the file {str(path)!r}", options)
+        preprocessing = _preprocessing(chosen or known.DEFAULT)  # type: ignore[attr-defined]
+        if size is not None and preprocessing.crop != size:
+            preprocessing = replace(preprocessing, crop=size, resize=size)
+        return network, with_classes(preprocessing, network)
+    preprocessing = _preprocessing(chosen or known.DEFAULT)  # type: ignore[attr-defined]
+    return network, with_classes(preprocessing, network)
 
 
 def _known_weights(name: str, known: Any, weights: object) -> Any:
@@ -133,16 +141,16 @@ def _downloaded(name: str, builder: Any, chosen: Any, options: dict[str, Any]) -
             f"download it again; or {otherwise}"
         ) from error
     except Exception as error:
-        raise ModelError(raised(name, options, error)) from error
+        raise ModelError(build_error(name, options, error)) from error
 
 
 def _file_name(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-def _view(weights: Any) -> View:
+def _preprocessing(weights: Any) -> Preprocessing:
     preset = weights.transforms()
-    return View(
+    return Preprocessing(
         tuple(preset.mean),
         tuple(preset.std),
         tuple(weights.meta["categories"]),

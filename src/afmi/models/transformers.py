@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, first_line, near_matches
-from afmi.models import preparation, timm
-from afmi.models.building import ModelEntry, View, extra, path_of, quiet, raised
+from afmi.models import image_processors, timm
+from afmi.models.building import ModelEntry, Preprocessing, build_error, extra, quiet, weights_path
 from afmi.models.hub import fetching
-from afmi.models.weights import fit_names, read_weights, refuse_misfits, told_classes
+from afmi.models.weights import classes_in_file, fit_names, read_weights, refuse_misfits
 
 __all__ = ["PREFIX", "BlueFirst", "build", "entries"]
 
@@ -43,13 +43,15 @@ def entries() -> list[ModelEntry]:
         return [ModelEntry(f"{PREFIX}:{name}", None, None, None, None) for name in sorted(_types())]
 
 
-def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, View, str]:
-    """Return an image classifier, how it sees pictures, and its name with the prefix.
+def build(
+    name: str, weights: object, options: dict[str, Any]
+) -> tuple[nn.Module, Preprocessing, str]:
+    """Return an image classifier, its preprocessing, and its name with the prefix.
 
     Args:
         name: a folder that save_pretrained wrote, a repository on the Hub, or a type of network.
         weights: "default": the folder's or repository's; None: random; or a file.
-        options: what is to be different in the configuration.
+        options: changes of the configuration.
 
     Raises:
         ModelError: transformers is not installed, there is no such model, or it does not fit.
@@ -58,10 +60,10 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         source = _Source(library, name, _kind(name), options)
         config = source.config()
         network = source.network(config, weights)
-        view, blue_first = source.view(network.config)
+        preprocessing, blue_first = source.preprocessing(network.config)
     if "image_size" in options:
-        view = preparation.at_size(view, options["image_size"])
-    return BlueFirst(network) if blue_first else network, view, source.title
+        preprocessing = image_processors.at_size(preprocessing, options["image_size"])
+    return BlueFirst(network) if blue_first else network, preprocessing, source.title
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def _kind(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a network comes from, and what the caller wants to be different about it."""
+    """Where a network comes from, and the caller's changes of its configuration."""
 
     library: Any
     name: str
@@ -136,7 +138,7 @@ class _Source:
         except OSError:
             raise
         except Exception as error:
-            raise ModelError(raised(self.title, self.options, error)) from error
+            raise ModelError(build_error(self.title, self.options, error)) from error
 
     @property
     def _place(self) -> str:
@@ -151,7 +153,7 @@ class _Source:
             try:
                 config = plain if unused else classes(**self.options)
             except Exception as error:
-                raise ModelError(raised(self.title, self.options, error)) from error
+                raise ModelError(build_error(self.title, self.options, error)) from error
         else:
             with self._reading("the configuration"):
                 config, unused = self._call(
@@ -177,7 +179,7 @@ class _Source:
         if weights is None:
             network = self._random(config)
         elif weights != "default":
-            network = self._from_file(config, path_of(weights))
+            network = self._from_file(config, weights_path(weights))
         elif self.kind == "type":
             raise ModelError(
                 f"{self.title} is a type of network and has no weights of its own; pass "
@@ -201,8 +203,8 @@ class _Source:
         state = fit_names(read_weights(path), network)
         # The library knows the names that the weights of its networks have in files, old and new.
         loaded, differences = self._filled(type(network), None, config, state_dict=dict(state))
-        shapes = [(came, own) for _, came, own in differences["mismatched_keys"]]
-        count = told_classes(shapes, config.num_labels)
+        shapes = [(stored, expected) for _, stored, expected in differences["mismatched_keys"]]
+        count = classes_in_file(shapes, config.num_labels)
         if count is not None and "num_labels" not in self.options:
             config.num_labels = count
             loaded, differences = self._filled(type(network), None, config, state_dict=dict(state))
@@ -220,29 +222,33 @@ class _Source:
             **more,
         )
 
-    def view(self, config: Any) -> tuple[View, bool]:
-        """Return how pictures are seen, and whether blue comes first."""
+    def preprocessing(self, config: Any) -> tuple[Preprocessing, bool]:
+        """Return the preprocessing, and whether blue comes first."""
         with self._reading("the preparation") as reachable:
-            own = self._own_processor(config)
-        view, settings = preparation.DEFAULT, {}
-        processor = own or _usual_processor(self.library, config)
+            saved = self._saved_processor(config)
+        preprocessing, settings = image_processors.DEFAULT, {}
+        processor = saved or _usual_processor(self.library, config)
         if hasattr(processor, "data_config"):  # a network of timm's in this library's clothes
-            view = timm.view_of(processor.data_config)
+            preprocessing = timm.preprocessing_of(processor.data_config)
         elif processor is not None:
             settings = processor.to_dict()
-            view = preparation.view_of(type(processor).__name__, settings)
-        if own is None and getattr(config, "image_size", None):
-            view = preparation.at_size(view, config.image_size)
-        if own is None and not reachable:
-            why = f"how {self.title} sees pictures cannot be read: no answer from the Hub"
-            view = replace(view, unknown=("mean", "std", "resize", "crop"), why=why)
+            preprocessing = image_processors.preprocessing_of(type(processor).__name__, settings)
+        if saved is None and getattr(config, "image_size", None):
+            preprocessing = image_processors.at_size(preprocessing, config.image_size)
+        if saved is None and not reachable:
+            why = f"the preprocessing of {self.title} cannot be read: no answer from the Hub"
+            preprocessing = replace(
+                preprocessing, unknown=("mean", "std", "resize", "crop"), why=why
+            )
         given = config.id2label or {}
         names = [str(given.get(index, f"LABEL_{index}")) for index in range(config.num_labels)]
         generic = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-        view = replace(view, labels=() if generic else tuple(names), classes=config.num_labels)
-        return view, bool(settings.get("do_flip_channel_order"))
+        preprocessing = replace(
+            preprocessing, labels=() if generic else tuple(names), classes=config.num_labels
+        )
+        return preprocessing, bool(settings.get("do_flip_channel_order"))
 
-    def _own_processor(self, config: Any) -> Any:
+    def _saved_processor(self, config: Any) -> Any:
         """Return the image processor that was saved with the model, or None."""
         if self.kind == "type":
             return None
@@ -273,5 +279,8 @@ def _refuse(differences: Mapping[str, Any], source: str, network: nn.Module) -> 
         network,
         missing=sorted(differences["missing_keys"]),
         unexpected=sorted(differences["unexpected_keys"]),
-        shapes={name: (came, own) for name, came, own in sorted(differences["mismatched_keys"])},
+        shapes={
+            name: (stored, expected)
+            for name, stored, expected in sorted(differences["mismatched_keys"])
+        },
     )

@@ -12,17 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from afmi.errors import ModelError
+from afmi.errors import ModelError, first_line
 
 __all__ = [
     "WEIGHT_SUFFIXES",
     "class_count",
+    "classes_in_file",
     "fit_names",
     "load_weights",
     "read_weights",
     "refuse_misfits",
     "reshaped",
-    "told_classes",
 ]
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -62,7 +62,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             return load_file(file, device="cpu")
         except (SafetensorError, OSError, ValueError) as error:
-            raise ModelError(f"{_damaged(file)} ({_first_line(error)})") from error
+            raise ModelError(f"{_damaged(file)} ({first_line(error)})") from error
     if head[:2] not in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         raise ModelError(
             f"{str(file)!r} is {_what(head)}; expected weights in a .safetensors, .pth or .pt file"
@@ -81,7 +81,7 @@ def _unpickle(file: Path) -> object:
                 "save the weights alone, with torch.save(model.state_dict(), file) or as "
                 ".safetensors, or name a factory that builds the network"
             ) from error
-        raise ModelError(f"{_damaged(file)} ({_first_line(error)})") from error
+        raise ModelError(f"{_damaged(file)} ({first_line(error)})") from error
 
 
 def _state_dict(loaded: object, file: Path) -> dict[str, Tensor]:
@@ -91,12 +91,12 @@ def _state_dict(loaded: object, file: Path) -> dict[str, Tensor]:
         for key in _NESTED:
             if isinstance(loaded.get(key), Mapping):
                 return _state_dict(loaded[key], file)
-        came = "a dictionary with " + (", ".join(map(repr, list(loaded)[:5])) or "nothing in it")
+        content = "a dictionary with " + (", ".join(map(repr, list(loaded)[:5])) or "nothing in it")
     else:
-        came = f"a {type(loaded).__name__}"
+        content = f"a {type(loaded).__name__}"
     raise ModelError(
-        f"{str(file)!r} holds {came}; expected tensors by name, as model.state_dict() gives them, "
-        f"alone or under one of {', '.join(map(repr, _NESTED[:3]))}"
+        f"{str(file)!r} holds {content}; expected tensors by name, as model.state_dict() gives "
+        f"them, alone or under one of {', '.join(map(repr, _NESTED[:3]))}"
     )
 
 
@@ -112,11 +112,6 @@ def _what(head: bytes) -> str:
 
 def _damaged(file: Path) -> str:
     return f"the weights {str(file)!r} are cut short or damaged; get the file again"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
 
 
 def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -150,16 +145,16 @@ def class_count(network: nn.Module) -> int | None:
 def reshaped(
     state: Mapping[str, Tensor], network: nn.Module
 ) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """Return the shapes, in a file and in a network, of the weights that have other ones there."""
-    own = network.state_dict()
-    shapes = {name: (state[name].shape, own[name].shape) for name in own if name in state}
+    """Return the shapes, in a file and in a network, of the weights whose shapes differ."""
+    expected = network.state_dict()
+    shapes = {name: (state[name].shape, expected[name].shape) for name in expected if name in state}
     return {name: pair for name, pair in shapes.items() if pair[0] != pair[1]}
 
 
-def told_classes(
+def classes_in_file(
     shapes: Iterable[tuple[Sequence[int], Sequence[int]]], classes: int | None
 ) -> int | None:
-    """Return how many classes a file of weights tells apart, where the network tells others apart.
+    """Return the number of classes in a file of weights, where the network's number differs.
 
     Args:
         shapes: those of weights, in the file and in the network, that differ, as `reshaped` finds.
@@ -169,9 +164,12 @@ def told_classes(
         None where no head differs, or the file's heads do not agree.
     """
     rows = {
-        came[0]
-        for came, own in shapes
-        if came and own and own[0] == classes and tuple(came[1:]) == tuple(own[1:])
+        stored[0]
+        for stored, expected in shapes
+        if stored
+        and expected
+        and expected[0] == classes
+        and tuple(stored[1:]) == tuple(expected[1:])
     }
     return rows.pop() if len(rows) == 1 else None
 
@@ -187,15 +185,15 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     Raises:
         ModelError: a weight is missing, left over or of another shape.
     """
-    own = network.state_dict()
+    expected = network.state_dict()
     # Checkpoints from before PyTorch 0.4.1 do not count batches; nothing here reads the count.
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    unexpected = [k for k in state if k not in own]
+    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in expected]
     shapes = reshaped(state, network)
     if not (missing or unexpected or shapes):
         fitting = OrderedDict(state)
         # Some networks (MNASNet) ask for the version of their layout, which few files carry.
-        fitting._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+        fitting._metadata = getattr(expected, "_metadata", {})  # type: ignore[attr-defined]
         network.load_state_dict(fitting, strict=False)
         return
     refuse_misfits(source, network, missing, unexpected, shapes)
@@ -222,12 +220,12 @@ def refuse_misfits(
     """
     if not (missing or unexpected or shapes):
         return
-    own = network.state_dict()
-    head = list(own)[-2:]
+    expected = network.state_dict()
+    head = list(expected)[-2:]
     if not (missing or unexpected) and set(shapes) <= set(head):
-        came, classes = (shape[0] for shape in shapes[max(shapes, key=head.index)])
+        stored, classes = (shape[0] for shape in shapes[max(shapes, key=head.index)])
         raise ModelError(
-            f"{source} tells {came} classes apart, but the network {classes}; build the network "
+            f"{source} tells {stored} classes apart, but the network {classes}; build the network "
             "with as many classes as the file has"
         )
     parts = [
@@ -240,10 +238,10 @@ def refuse_misfits(
         if names
     ]
     raise ModelError(
-        f"{source} does not fit the network {type(network).__name__}, which has {len(own)} "
+        f"{source} does not fit the network {type(network).__name__}, which has {len(expected)} "
         f"weights: {'; '.join(parts)}; is it the weights of another architecture?"
     )
 
 
-def _shapes(came: torch.Size, expected: torch.Size) -> str:
-    return f"{'×'.join(map(str, came))} for {'×'.join(map(str, expected))}"
+def _shapes(stored: torch.Size, expected: torch.Size) -> str:
+    return f"{'×'.join(map(str, stored))} for {'×'.join(map(str, expected))}"

@@ -1,4 +1,4 @@
-"""Run a network on the memory layout that its convolutions are fastest on."""
+"""Run a network on the memory layout on which its convolutions are fastest."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from afmi.network.guards import every_module
+from afmi.network.guards import all_modules
 from afmi.network.memory import is_out_of_memory
 
 __all__ = ["in_fast_layout", "is_fast", "pooled"]
 
 T = TypeVar("T")
 
-# Images of this many pixels in all gain nothing by another layout, …
+# Batches of at most this many pixels gain nothing by another layout, …
 _FEW_PIXELS = 224 * 224
-# … but in networks of MobileNet's kind these few do.
+# … except in networks like MobileNet, where the limit is lower.
 _FEW_PIXELS_DEPTHWISE = 112 * 112
 
-# Max pooling gains from turning maps around where there are as many channels and numbers as these.
+# Max pooling gains from the other layout from this many channels and numbers up.
 _VECTOR = 8
 _LARGE_MAPS = 16_384
 
-# Networks that need the usual layout: one that takes a ``view`` of its maps cannot have another.
-_usual: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# Networks that need the usual layout, such as those that take a ``view`` of their maps.
+_contiguous_only: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def is_fast(model: nn.Module, images: Tensor) -> bool:
-    """Tell whether the network gets images (N, C, H, W) with each pixel's channels side by side.
+    """Tell whether the network is to get images (N, C, H, W) in channels-last layout.
 
     On a CPU in float32 convolutions then take as little as half the time (SqueezeNet), for the
     same numbers to rounding.
     """
-    if images.device.type != "cpu" or images.dtype != torch.float32 or model in _usual:
+    if images.device.type != "cpu" or images.dtype != torch.float32 or model in _contiguous_only:
         return False
     pixels = images[:, 0].numel()
     return pixels > _FEW_PIXELS or (pixels > _FEW_PIXELS_DEPTHWISE and _is_depthwise(model))
@@ -45,12 +45,12 @@ _depthwise: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictiona
 
 
 def _is_depthwise(model: nn.Module) -> bool:
-    """Tell whether the network has convolutions of one channel each and batch norms, as MobileNet.
+    """Tell whether the network has depthwise convolutions and batch norms, as MobileNet has.
 
-    ConvNeXt has the former only, and turns its maps around itself.
+    ConvNeXt has the former only, and permutes its maps itself.
     """
     if model not in _depthwise:
-        modules = every_module(model)
+        modules = all_modules(model)
         _depthwise[model] = any(isinstance(module, nn.BatchNorm2d) for module in modules) and any(
             isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels
             for module in modules
@@ -61,9 +61,9 @@ def _is_depthwise(model: nn.Module) -> bool:
 def in_fast_layout(
     model: nn.Module, run: Callable[[Tensor], T], images: Tensor, *, fast: bool | None = None
 ) -> T:
-    """Return ``run(copy of the images)``, with the copy laid out so that the network is fast.
+    """Return ``run(copy of the images)``, the copy in the layout on which the network is fast.
 
-    A network that complains of that layout gets the usual one, from then on.
+    A network that raises on that layout gets the usual one from then on.
 
     Args:
         model: the network.
@@ -78,16 +78,16 @@ def in_fast_layout(
             if is_out_of_memory(error):
                 raise
         result = run(images.clone(memory_format=torch.contiguous_format))
-        _usual.add(model)
+        _contiguous_only.add(model)
         return result
     return run(images.clone(memory_format=torch.contiguous_format))
 
 
 def pooled(pool: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-    """Return ``pool(x)``, its maps laid out so that max pooling is fast, its results as x is.
+    """Return ``pool(x)``, computed in the layout on which max pooling is fast, laid out as x is.
 
-    On a CPU PyTorch pools maps in the usual layout one number at a time; turning them around and
-    back takes a fifth of that.
+    On a CPU PyTorch pools maps in the usual layout one number at a time; pooling in channels-last
+    layout takes a fifth of that, conversions included.
 
     Args:
         pool: max pooling that gives the maxima, and perhaps their positions.
@@ -96,5 +96,5 @@ def pooled(pool: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Ten
     slow = x.device.type == "cpu" and x.dim() == 4 and x.is_contiguous()
     if not slow or x.shape[1] < _VECTOR or x.numel() < _LARGE_MAPS:
         return pool(x)
-    turned = pool(x.contiguous(memory_format=torch.channels_last))
-    return tuple(tensor.contiguous() for tensor in turned)
+    pooled_maps = pool(x.contiguous(memory_format=torch.channels_last))
+    return tuple(tensor.contiguous() for tensor in pooled_maps)

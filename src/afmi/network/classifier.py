@@ -1,4 +1,4 @@
-"""Classifier: a network together with what it needs to see a picture as the user does."""
+"""Classifier: a network with its normalisation, labels and preprocessing."""
 
 from __future__ import annotations
 
@@ -10,45 +10,26 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
+from afmi.network.channels_last import in_fast_layout
+from afmi.network.guards import evaluation_mode
+from afmi.network.outputs import logits_of
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
-__all__ = ["Classifier", "class_label", "find_class", "logits_of"]
-
-
-def logits_of(output: object) -> Tensor:
-    """Return the logits (N, C) in what a network returned: a tensor, or an object with ``.logits``.
-
-    Raises:
-        ModelError: when there are no logits of that shape.
-    """
-    logits = output
-    if isinstance(output, dict) and "logits" in output:
-        logits = output["logits"]
-    elif hasattr(output, "logits"):
-        logits = output.logits  # type: ignore[attr-defined]
-    elif isinstance(output, (tuple, list)) and output:
-        logits = output[0]
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
-        came = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output)
-        raise ModelError(
-            f"the network must return class logits (N, C), but returned {came}; "
-            "wrap it in an nn.Module whose forward returns the logits"
-        )
-    return logits
+__all__ = ["Classifier", "class_label", "classify", "find_class"]
 
 
 class Classifier(nn.Module):
     """Wrap a network so that it takes images in [0, 1] and returns logits.
 
     The normalisation happens inside, so black is black: references, masks and insertion all live
-    in pixel space, where a network's own zero would be the mean grey of its training data.
+    in pixel space, where the zero of a bare network would be the mean grey of its training data.
 
     Args:
         network: maps normalised images (N, 3, H, W) to logits (N, C), or to an object with
             ``.logits``. Kept as it is; its mode is not changed.
         mean: the mean that the network's training subtracted, one number per channel, in [0, 1].
         std: the standard deviation that it divided by, per channel.
-        labels: one name per class, in the order of the logits. Empty: classes go by index.
+        labels: one name per class, in the order of the logits. Empty: classes have no names.
         resize: what the short side of a picture is resized to before the crop, in pixels (or
             (height, width) exactly). None: pictures keep their size.
         crop: side of the central square that the network sees, in pixels. None: no crop.
@@ -122,8 +103,14 @@ class Classifier(nn.Module):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Resize and crop a picture as the network's training did: (1, 3, H, W) in [0, 1]."""
-        seen = resize_and_crop(image, self.resize, self.crop, self.interpolation)
-        return to_tensor(seen)[None].to(self.mean)
+        cropped = resize_and_crop(image, self.resize, self.crop, self.interpolation)
+        return to_tensor(cropped)[None].to(self.mean)
+
+
+def classify(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return logits (N, C) of images (N, C, H, W), without gradients."""
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        return in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
 
 
 def class_label(model: nn.Module, index: int) -> str:
@@ -160,20 +147,20 @@ def find_class(model: nn.Module, wanted: str | int) -> int:
         raise TargetError(f"this model has no labels, so class {text!r} must be given by its index")
     plain = _plain(text)
     names = [_plain(label) for label in labels]
-    found = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
-    if not found and plain:
-        found = [i for i, name in enumerate(names) if name == plain]
-    if not found and plain:
+    matches = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
+    if not matches and plain:
+        matches = [i for i, name in enumerate(names) if name == plain]
+    if not matches and plain:
         synonyms = [[_plain(part) for part in label.split(",")] for label in labels]
-        found = [i for i, parts in enumerate(synonyms) if plain in parts]
-    if not found and plain:
-        found = [i for i, name in enumerate(names) if f" {plain} " in f" {name} "]
-    if not found and plain:
-        found = [i for i, name in enumerate(names) if plain in name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        listed = ", ".join(f"{labels[i]!r} ({i})" for i in found[:8])
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        matches = [i for i, parts in enumerate(synonyms) if plain in parts]
+    if not matches and plain:
+        matches = [i for i, name in enumerate(names) if f" {plain} " in f" {name} "]
+    if not matches and plain:
+        matches = [i for i, name in enumerate(names) if plain in name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        listed = ", ".join(f"{labels[i]!r} ({i})" for i in matches[:8])
+        more = f" and {len(matches) - 8} more" if len(matches) > 8 else ""
         raise TargetError(f"label {text!r} fits several classes: {listed}{more}; give the index")
     raise TargetError(f"no class is called {text!r}{near_matches(text, labels)}")

@@ -1,4 +1,4 @@
-"""Notice that a network's weights are no longer what they were."""
+"""Notice that a network's weights have changed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import weakref
 import torch
 from torch import Tensor, nn
 
-from afmi.network.guards import every_module
+from afmi.network.guards import all_modules
 
 __all__ = ["Fingerprint", "fingerprint"]
 
 Fingerprint = tuple[object, ...]
-"""Where the weights are, then what tells their numbers."""
+"""The weights' addresses, then versions and samples of their values."""
 
 _SAMPLES = 8
 """Numbers of each weight that are compared to notice a change."""
@@ -20,41 +20,42 @@ _SAMPLES = 8
 
 @torch.no_grad()
 def fingerprint(model: nn.Module, *, closely: bool) -> Fingerprint:
-    """Identify the weights as they are now, so that training on makes cached runs stale.
+    """Identify the weights as they are now, so that further training makes cached runs stale.
 
     PyTorch counts a tensor's changes, but not those made through ``.data`` (as averaged weights
-    often are) or in inference mode, so a few numbers of the weights are compared besides. The
-    first of the parts tells where they are.
+    often are) or in inference mode, so samples of the weights are compared as well. The first of
+    the parts holds their addresses.
 
     Args:
         model: the network.
-        closely: whether biases and buffers are compared, too, where a change of them alone
-            would be noticed by nothing else.
+        closely: whether biases and buffers are sampled, too, where nothing else would notice a
+            change of them alone.
 
     Returns:
-        What is equal as long as the weights are, but for changes of numbers that are not looked at.
+        A value that stays equal as long as the weights do, but for silent changes of numbers that
+        are not sampled.
     """
     places: list[int] = []
     versions: list[int] = []
     tensors: list[Tensor] = []
-    for module in every_module(model):
+    for module in all_modules(model):
         places.append(id(module))
-        for owned in (module._parameters, module._buffers):
-            for tensor in owned.values():
+        for tensors_by_name in (module._parameters, module._buffers):
+            for tensor in tensors_by_name.values():
                 if tensor is not None:
                     places.append(tensor.data_ptr())
                     versions.append(-1 if tensor.is_inference() else tensor._version)
                     tensors.append(tensor)
-    where = tuple(places)
+    addresses = tuple(places)
     kept = _sampled[closely].get(model)
-    if kept is None or kept[0] != where:
-        kept = _sampled[closely][model] = (where, _samples(tensors, closely=closely))
+    if kept is None or kept[0] != addresses:
+        kept = _sampled[closely][model] = (addresses, _samples(tensors, closely=closely))
     numbers = (torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for views in kept[1])
-    return (where, tuple(versions), *numbers)
+    return (addresses, tuple(versions), *numbers)
 
 
-# Views of the numbers that are compared. They keep the memory that they look at, so an address
-# stands for a dtype and a device too.
+# Views of the sampled numbers. They keep their memory alive, so an address stands for a dtype and
+# a device too.
 _Sampled = weakref.WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], list[list[Tensor]]]]
 _sampled: dict[bool, _Sampled] = {closely: weakref.WeakKeyDictionary() for closely in (False, True)}
 
@@ -64,8 +65,8 @@ def _samples(tensors: list[Tensor], *, closely: bool) -> list[list[Tensor]]:
     views: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         count = tensor.numel()
-        seen = closely or tensor.dim() > 1 or tensor.is_inference()
-        if count and seen and tensor.is_contiguous() and tensor.is_floating_point():
+        sampled = closely or tensor.dim() > 1 or tensor.is_inference()
+        if count and sampled and tensor.is_contiguous() and tensor.is_floating_point():
             size, step = min(count, _SAMPLES), max(count // _SAMPLES, 1)
             view = torch.as_strided(tensor.detach(), (size,), (step,))
             views.setdefault((tensor.dtype, tensor.device), []).append(view)

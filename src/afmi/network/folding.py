@@ -1,4 +1,4 @@
-"""Run a network by fewer and faster operations that give the same numbers to rounding.
+"""Folded execution: fewer and faster operations that give the same numbers to rounding.
 
 A convolution and the batch norm behind it are one convolution with other weights; and max pooling
 of maps in the usual layout is slow on a CPU.
@@ -21,83 +21,101 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.network.channels_last import pooled
 from afmi.network.fingerprint import Fingerprint, fingerprint
-from afmi.network.guards import every_module
+from afmi.network.guards import all_modules
 from afmi.network.operations import operation_name
 
-__all__ = ["OtherWay", "Simplification", "simplification_of"]
+__all__ = ["FoldedExecution", "folded_execution", "run_folded"]
 
 T = TypeVar("T")
 
 
-class Simplification:
-    """Runs a network with its batch norms folded into the convolutions before them.
+def run_folded(
+    model: nn.Module,
+    function: Callable[[FoldedExecution], T],
+    images: Tensor,
+    folded: FoldedExecution | None = None,
+) -> T:
+    """Return ``function(folded)``, whose run of the network folds batch norms into convolutions.
 
-    The network itself is not changed, and its weights must stay as they are. Only logits and
-    gradients by the images are to be taken from the runs.
+    Where the run uses a folded convolution's output otherwise than by its batch norm, the function
+    is called again, and the network runs its own operations, from then on.
+
+    Args:
+        model: in evaluation mode. It is not changed.
+        function: makes what its run needs, and runs the network within
+            `FoldedExecution.intercepting`. Only logits and gradients by the images are to be taken
+            from the run.
+        images: (N, C, H, W); the first of them is run to plan what to fold, where that is not
+            known yet.
+        folded: for the network's weights as they are now; None: see `folded_execution`.
+    """
+    folded = folded_execution(model) if folded is None else folded
+    folded.prepare(model, images)
+    try:
+        return function(folded)
+    except FoldingMismatch:
+        folded.abandon()
+        return function(folded)
+
+
+class FoldedExecution:
+    """Runs a network with its batch norms folded into the convolutions before them.
 
     Args:
         model: in evaluation mode.
-        weights: its fingerprint, by which `simplification_of` knows whether this still fits.
+        weights: its fingerprint, which tells whether the folded weights are still right.
     """
 
     def __init__(self, model: nn.Module, weights: Fingerprint) -> None:
         self.weights = weights
         # A compiled network is left to its compiler.
-        self._shortcuts = _Shortcuts() if _is_compiled(model) else None
+        self._plan = _Plan() if _is_compiled(model) else None
 
-    def with_new_weights(self, weights: Fingerprint) -> Simplification:
+    def with_new_weights(self, weights: Fingerprint) -> FoldedExecution:
         """Return the same for the network's weights as they are now, in their old places."""
         new = copy(self)
         new.weights = weights
-        if self._shortcuts is not None:
-            pairs = {at: pair.folded() for at, pair in self._shortcuts.pairs.items()}
-            new._shortcuts = replace(self._shortcuts, pairs=pairs)
+        if self._plan is not None:
+            pairs = {at: pair.folded() for at, pair in self._plan.pairs.items()}
+            new._plan = replace(self._plan, pairs=pairs)
         return new
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, images: Tensor) -> None:
-        """Find what there is to do by a run of the first image, where that is not known yet."""
-        if self._shortcuts is not None:
+        """Plan what to fold by a run of the first image, where that is not known yet."""
+        if self._plan is not None:
             return
         try:
-            with _Finding() as found:
+            with _Planner() as planner:
                 model(images[:1].clone(memory_format=torch.contiguous_format))
         except Exception:
-            return  # the run that follows will tell of it
-        self._shortcuts = found.shortcuts()
+            return  # the run that follows raises it again
+        self._plan = planner.plan()
 
-    def taking(self, *, pools: bool = True) -> AbstractContextManager[object]:
-        """Do what was found, in one run of the network within this context.
+    def abandon(self) -> None:
+        """Run the network's own operations from now on."""
+        self._plan = _Plan()
+
+    def intercepting(self, *, pools: bool = True) -> AbstractContextManager[object]:
+        """Return a context in which one run of the network is folded.
 
         Args:
-            pools: whether to look after max pooling, too.
+            pools: whether max pooling is made faster, too.
 
         Raises:
-            OtherWay: when the run goes another way than the first; see `surely`.
+            FoldingMismatch: when the run differs from the one that was planned by.
         """
-        some = self._shortcuts is not None and (self._shortcuts.pairs or self._shortcuts.pools)
-        return _Taking(self._shortcuts, pools=pools) if self._shortcuts and some else nullcontext()
-
-    def surely(self, attempt: Callable[[], T]) -> T:
-        """Return ``attempt()``, by the network's own operations where its ways differ.
-
-        Args:
-            attempt: makes what its run needs, and runs the network within `taking`.
-        """
-        try:
-            return attempt()
-        except OtherWay:
-            self._shortcuts = _Shortcuts()
-            return attempt()
+        plan = self._plan
+        return _Folding(plan, pools=pools) if plan and (plan.pairs or plan.pools) else nullcontext()
 
 
-_kept: weakref.WeakKeyDictionary[nn.Module, Simplification] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[nn.Module, FoldedExecution] = weakref.WeakKeyDictionary()
 
 
-def simplification_of(model: nn.Module) -> Simplification:
-    """Return a simplification for the weights as they are now, the same while they stay so.
+def folded_execution(model: nn.Module) -> FoldedExecution:
+    """Return the folded execution for the weights as they are now, the same while they stay so.
 
-    It is kept as long as the network, with a copy of the weights that it folds.
+    It is kept as long as the network, with a folded copy of its convolutions' weights.
 
     Args:
         model: in evaluation mode.
@@ -105,7 +123,7 @@ def simplification_of(model: nn.Module) -> Simplification:
     kept = _kept.get(model)
     weights = fingerprint(model, closely=True)
     if kept is None or kept.weights[0] != weights[0] or _is_compiled(model):
-        kept = _kept[model] = Simplification(model, weights)
+        kept = _kept[model] = FoldedExecution(model, weights)
     elif kept.weights != weights:
         kept = _kept[model] = kept.with_new_weights(weights)
     return kept
@@ -114,11 +132,11 @@ def simplification_of(model: nn.Module) -> Simplification:
 def _is_compiled(model: nn.Module) -> bool:
     return any(
         "_orig_mod" in module._modules or module._compiled_call_impl is not None
-        for module in every_module(model)
+        for module in all_modules(model)
     )
 
 
-class OtherWay(Exception):  # noqa: N818 (never seen outside)
+class FoldingMismatch(Exception):  # noqa: N818 (caught by `run_folded`)
     """A run used a folded convolution's output otherwise than by its batch norm."""
 
 
@@ -127,13 +145,13 @@ class _Pair:
     """A convolution and the batch norm behind it.
 
     Attributes:
-        of: the convolution's own parameters, without its input.
-        norm: the batch norm's.
-        weight: both in one, (K, C, h, w); None: not made yet.
+        convolution: the arguments of the convolution, without its input.
+        norm: those of the batch norm.
+        weight: of both in one, (K, C, h, w); None: not computed yet.
         bias: (K,), likewise.
     """
 
-    of: dict[str, Any]
+    convolution: dict[str, Any]
     norm: dict[str, Any]
     weight: Tensor | None = None
     bias: Tensor | None = None
@@ -141,26 +159,26 @@ class _Pair:
     @torch.no_grad()
     def folded(self) -> _Pair:
         """Make γ (W x + b − μ) / √(σ² + ε) + β one convolution."""
-        norm, weight = self.norm, self.of["weight"]
+        norm, weight = self.norm, self.convolution["weight"]
         wide = torch.float32 if weight.device.type == "mps" else torch.float64  # has no float64
 
-        def of(name: str, otherwise: float) -> Any:
-            return otherwise if norm.get(name) is None else norm[name].to(wide)
+        def given(name: str, default: float) -> Any:
+            return default if norm.get(name) is None else norm[name].to(wide)
 
-        scale = of("weight", 1.0) * (of("running_var", 1.0) + norm.get("eps", 1e-5)).rsqrt()
-        bias = 0.0 if self.of.get("bias") is None else self.of["bias"].to(wide)
-        bias = (bias - of("running_mean", 0.0)) * scale + of("bias", 0.0)
+        scale = given("weight", 1.0) * (given("running_var", 1.0) + norm.get("eps", 1e-5)).rsqrt()
+        bias = 0.0 if self.convolution.get("bias") is None else self.convolution["bias"].to(wide)
+        bias = (bias - given("running_mean", 0.0)) * scale + given("bias", 0.0)
         scaled = weight.to(wide) * scale.view(-1, 1, 1, 1)
         return replace(self, weight=scaled.to(weight.dtype), bias=bias.to(weight.dtype))
 
 
 @dataclass(frozen=True)
-class _Shortcuts:
-    """What can be done faster in a run.
+class _Plan:
+    """What can run faster.
 
     Attributes:
-        pairs: convolutions and batch norms, by the address of the former's weights: these may
-            come detached. A pair keeps them, so that nothing else gets their address.
+        pairs: convolutions and batch norms, by the address of the former's weights, since these
+            may come detached. A pair keeps them alive, so that nothing else gets their address.
         pools: whether there is max pooling on a CPU.
     """
 
@@ -187,15 +205,15 @@ _MADE = "_afmi_convolution"
 
 @dataclass
 class _Convolution:
-    """One convolution of the first run, the batch norm behind it, and how many used its output."""
+    """One convolution of the first run, the batch norm behind it, and its output's users."""
 
     call: dict[str, Any]
     norm: dict[str, Any] | None = None
     users: int = 0
 
 
-class _Finding(TorchFunctionMode):
-    """Lists the convolutions, with what took their output, and looks out for max pooling."""
+class _Planner(TorchFunctionMode):
+    """Lists the convolutions and the users of their outputs, and notices max pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +244,7 @@ class _Finding(TorchFunctionMode):
             self._pools = True
         return output
 
-    def shortcuts(self) -> _Shortcuts:
+    def plan(self) -> _Plan:
         """Return the convolutions that only a batch norm follows, and whether there are pools."""
         runs = Counter(made.call["weight"].data_ptr() for made in self._convolutions)
         pairs = {
@@ -237,7 +255,7 @@ class _Finding(TorchFunctionMode):
             and made.call["weight"].dtype in (torch.float32, torch.float64)
             and made.users == runs[made.call["weight"].data_ptr()] == 1
         }
-        return _Shortcuts(pairs, self._pools)
+        return _Plan(pairs, self._pools)
 
 
 def _without_input(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -246,20 +264,20 @@ def _without_input(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gives_tensors(output: Any) -> bool:
-    """Tell a use of tensors from a question about their form."""
+    """Tell an operation on tensors from a query of their shape or dtype."""
     return isinstance(output, Tensor) or (
         isinstance(output, (tuple, list)) and any(isinstance(item, Tensor) for item in output)
     )
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (tuple, list)):
-            found += _tensors(value)
-    return found
+            tensors += _tensors(value)
+    return tensors
 
 
 _FOLDED = "_afmi_folded"
@@ -267,19 +285,19 @@ _FOLDED = "_afmi_folded"
 
 @dataclass
 class _Output:
-    """What a folded convolution gave, on the view of it that the network has.
+    """A folded convolution's output, attached to the view of it that the network gets.
 
     Attributes:
-        output: with the batch norm.
-        pair: the two.
-        normed: whether the batch norm has run.
+        output: batch norm included.
+        pair: the convolution and the batch norm.
+        normed: whether the network has called the batch norm.
     """
 
     output: Tensor
     pair: _Pair
     normed: bool = False
 
-    def goes_to(self, norm: dict[str, Any]) -> bool:
+    def expects(self, norm: dict[str, Any]) -> bool:
         """Tell whether this batch norm is the one that was folded."""
         mean: Tensor | None = norm.get("running_mean")
         folded = self.pair.norm
@@ -288,23 +306,23 @@ class _Output:
         return same and not self.normed and not norm.get("training", False)
 
 
-class _Taking(TorchFunctionMode):
-    """Takes each pair's weights for its convolution, and passes its batch norm over.
+class _Folding(TorchFunctionMode):
+    """Runs each convolution with its pair's weights, and skips the batch norm.
 
-    The network gets a view of the convolution's output, by which any other use of it is noticed.
+    The network gets a view of the convolution's output, which betrays any other use of it.
     """
 
-    def __init__(self, shortcuts: _Shortcuts, *, pools: bool) -> None:
+    def __init__(self, plan: _Plan, *, pools: bool) -> None:
         super().__init__()
-        self._pairs = shortcuts.pairs
+        self._pairs = plan.pairs
         self._pools = pools
-        # Folded convolutions whose batch norms are still to come.
+        # Folded convolutions whose batch norms have not been called yet.
         self._open = 0
 
     def __exit__(self, kind: Any, *rest: Any) -> Any:
         super().__exit__(kind, *rest)
         if kind is None and self._open:
-            raise OtherWay
+            raise FoldingMismatch
 
     def __torch_function__(
         self,
@@ -319,7 +337,7 @@ class _Taking(TorchFunctionMode):
             for tensor in _tensors((*args, *kwargs.values()))
             if hasattr(tensor, _FOLDED)
         ]
-        if folded and func is F.batch_norm and folded[0].goes_to(_parameters(func, args, kwargs)):
+        if folded and func is F.batch_norm and folded[0].expects(_parameters(func, args, kwargs)):
             self._open -= 1
             folded[0].normed = True
             return folded[0].output
@@ -342,5 +360,5 @@ class _Taking(TorchFunctionMode):
             return (maxima, *indices) if indices else maxima
         output = func(*args, **kwargs)
         if folded and _gives_tensors(output):
-            raise OtherWay
+            raise FoldingMismatch
         return output

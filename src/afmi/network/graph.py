@@ -1,4 +1,4 @@
-"""One forward pass as a graph: what was made of what, and where channels and places lie in it."""
+"""One forward pass as a graph: which tensor came from which, and where channels and places are."""
 
 from __future__ import annotations
 
@@ -11,119 +11,45 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from afmi.network.classifier import logits_of
 from afmi.network.guards import (
     evaluation_mode,
-    uncompiled,
-    watching_modules,
+    watching_all_modules,
+    without_compilation,
     without_fused_attention,
 )
-from afmi.network.operations import operation_name
+from afmi.network.operations import Trait, operation_name, operations_with
+from afmi.network.outputs import logits_of
 
-__all__ = ["Arrangement", "Call", "Dataflow", "Step", "first_tensor"]
+__all__ = ["Call", "Dataflow", "Step", "first_tensor"]
 
 _IMAGE = -1
-_MOST_OTHERS = 16
-"""Tokens more than this beside those of places are no class and register tokens."""
 
-_CHANNELS_FIRST = ("conv", "batch_norm", "group_norm", "instance_norm", "pool", "interpolate",
-                   "pixel_shuffle", "pixel_unshuffle", "local_response_norm")  # fmt: skip
-_CHANNELS_LAST = frozenset({"linear", "layer_norm", "rms_norm", "multi_head_attention_forward"})
-_RESHAPING = frozenset({"reshape", "view", "flatten", "unflatten", "squeeze", "unsqueeze"})
-_WEIGHTED = frozenset(
-    {
-        "addmm",
-        "bilinear",
-        "conv1d",
-        "conv2d",
-        "conv_transpose2d",
-        "einsum",
-        "linear",
-        "matmul",
-        "mm",
-    }
-)
-_CHOOSING = frozenset({"getitem", "select", "narrow", "unbind", "split", "index_select"})
-# What keeps the shape of tokens (N, T, K) and yet does not treat each by itself.
-_MIXING = frozenset(
-    {
-        *("scaled_dot_product_attention", "multi_head_attention_forward", "matmul", "bmm"),
-        *("einsum", "softmax", "conv1d", "cumsum", "roll", "flip", "cat", "gather", "lstm", "gru"),
-        *("transpose", "permute", "reshape", "view", "index_select"),
-    }
-)
-
-
-# What attention does in each of its heads, where a dimension is no longer that of the channels.
-_HEADS = frozenset({"scaled_dot_product_attention", "matmul", "bmm", "softmax", "einsum"})
+_CHANNELS_FIRST = operations_with(Trait.CHANNELS_FIRST)
+_CHANNELS_LAST = operations_with(Trait.CHANNELS_LAST)
+_RESHAPING = operations_with(Trait.RESHAPE)
+_WEIGHTED = operations_with(Trait.WEIGHTED)
+_MIXING = operations_with(Trait.TOKEN_MIXING)
+_HEADS = operations_with(Trait.ATTENTION)
 
 
 def first_tensor(output: object) -> Tensor | None:
-    """Return the tensor that a module gave, or the first of several."""
+    """Return the tensor that a module returned, or the first of several."""
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
 
 
-@dataclass(frozen=True)
-class Arrangement:
-    """How an output that is not (N, K, h, w) itself holds feature maps.
-
-    Attributes:
-        places: (h, w), where the output is tokens, row by row; None: it is (N, h, w, K).
-        prefix: how many tokens stand before those of places and for none: class and registers.
-        suffix: how many stand behind them.
-        order: of the tokens' dimensions: images (n), tokens (t), channels (k).
-    """
-
-    places: tuple[int, int] | None = None
-    prefix: int = 0
-    suffix: int = 0
-    order: str = "ntk"
-
-    def fits(self, output: Tensor) -> bool:
-        """Tell whether an output has the shape that is expected."""
-        if self.places is None:
-            return output.dim() == 4
-        tokens = self.prefix + self.places[0] * self.places[1] + self.suffix
-        return output.dim() == 3 and output.shape[self.order.index("t")] == tokens
-
-    def maps(self, output: Tensor) -> Tensor:
-        """Return feature maps (…, K, h, w)."""
-        if self.places is None:
-            return output.movedim(-1, -3)
-        tokens = self._ordered(output)
-        count = self.places[0] * self.places[1]
-        tokens = tokens.narrow(-2, self.prefix, count).unflatten(-2, self.places)
-        return tokens.movedim(-1, -3)
-
-    def others(self, output: Tensor) -> Tensor:
-        """Return the tokens (…, P, K) that stand for no place."""
-        if self.places is None:
-            return output[..., :0, 0, :]
-        tokens = self._ordered(output)
-        behind = self.prefix + self.places[0] * self.places[1]
-        if not self.suffix:
-            return tokens[..., : self.prefix, :]
-        return torch.cat([tokens[..., : self.prefix, :], tokens[..., behind:, :]], -2)
-
-    def _ordered(self, output: Tensor) -> Tensor:
-        """Return tokens (…, N, T, K)."""
-        from_end = [self.order.index(axis) - 3 for axis in "ntk"]
-        return output.movedim(from_end, (-3, -2, -1))
-
-
 @dataclass(eq=False)
 class Step:
-    """One operation that gave a tensor of numbers.
+    """One operation whose output is a floating-point tensor.
 
     Attributes:
         name: its canonical name.
         position: its place in the list of all.
         inputs, outputs: its tensors.
         sources: the positions of the steps that made the inputs; −1: the image.
-        axes: what its other arguments say, where it turns dimensions.
-        first: whether its first argument is a tensor, and not a list of them.
+        axes: its other arguments, which tell how it moves dimensions.
+        first: whether its first argument is a tensor and not a list of tensors.
     """
 
     name: str
@@ -141,12 +67,12 @@ class Step:
 
     @property
     def subject(self) -> Tensor | None:
-        """What it is applied to, where that is one tensor."""
+        """The tensor that it is applied to; None where it takes a list."""
         return self.inputs[0] if self.inputs and self.first else None
 
     @property
     def weighs(self) -> bool:
-        """Tell whether it is an operation that weights take part in."""
+        """Tell whether the operation applies weights."""
         return self.name in _WEIGHTED
 
     @property
@@ -164,10 +90,10 @@ class Call:
     """One module's call.
 
     Attributes:
-        module: which.
-        output: the tensor that it gave, or the first of several.
-        end: how many steps were done when it ended.
-        made_by: the position of the step that gave the output its values, if one did.
+        module: the module.
+        output: the tensor that it returned, or the first of several.
+        end: the number of steps done when it returned.
+        made_by: the position of the step that computed the output, if one did.
     """
 
     module: nn.Module
@@ -190,8 +116,8 @@ class Dataflow:
     """The steps of one image's forward pass, and what follows from their order.
 
     Attributes:
-        steps: all operations that gave numbers, in order.
-        calls: all module calls that gave a tensor, in the order in which they ended.
+        steps: all operations with floating-point outputs, in order.
+        calls: all module calls that returned a tensor, in the order in which they returned.
         image: the size (H, W) of the image.
         classes: the number of logits.
     """
@@ -206,16 +132,16 @@ class Dataflow:
 
     @classmethod
     def of(cls, model: nn.Module, image: Tensor) -> Dataflow:
-        """Run one image (1, C, H, W) and return what ran."""
+        """Run one image (1, C, H, W) and return the steps of its forward pass."""
         image = image.detach().clone()
         known = {id(t) for m in (model.parameters(), model.buffers()) for t in m}
         probe = _Probe(image, known)
         with (
             evaluation_mode(model),
             without_fused_attention(),
-            uncompiled(),
+            without_compilation(),
             torch.no_grad(),
-            watching_modules(probe.on_module),
+            watching_all_modules(probe.on_module),
             probe,
         ):
             logits = logits_of(model(image))
@@ -225,7 +151,7 @@ class Dataflow:
         return flow
 
     def _follow(self, last: int) -> None:
-        """Find the steps on the way from the image to the logits, and who uses what."""
+        """Determine the steps on the way from the image to the logits, and the users of each."""
         reached = {_IMAGE}
         for step in self.steps:
             if reached.intersection(step.sources):
@@ -244,36 +170,37 @@ class Dataflow:
         end = len(self.steps) if end is None else end
         return [self.steps[p] for p in self._path if start <= p < end]
 
-    def cuts(self) -> list[Step]:
-        """Return the steps through whose one output all goes that the logits are made of."""
-        found, furthest = [], max(self._users.get(_IMAGE, [0]))
+    def dominators(self) -> list[Step]:
+        """Return the steps that dominate the logits: every path from the image meets them."""
+        dominators, furthest = [], max(self._users.get(_IMAGE, [0]))
         for position in self._path:
             step = self.steps[position]
             if furthest <= position and len(step.outputs) == 1:
-                found.append(step)
+                dominators.append(step)
             furthest = max(furthest, *self._users.get(position, [0]))
-        return found
+        return dominators
 
     def _label(self) -> None:
-        """Find out which dimension of each tensor holds the channels."""
-        channels = self._channels
+        """Determine which dimension of each tensor holds the channels."""
         for step in self.steps:
-            output = step.output
-            x = step.inputs[0] if step.inputs else None
-            if any(part in step.name for part in _CHANNELS_FIRST):
-                for tensor in (t for t in (x, output) if t is not None and t.dim() > 1):
-                    channels.setdefault(id(tensor), 1)
-            elif step.name in _CHANNELS_LAST and (step.name == "linear" or id(x) not in channels):
-                for tensor in (t for t in (x, output) if t is not None):
-                    channels.setdefault(id(tensor), tensor.dim() - 1)
+            ends = (*step.inputs[:1], step.output)
+            bare = step.name == "linear" or self.channels(ends[0]) is None
+            if step.name in _CHANNELS_FIRST:
+                self._note({id(tensor): 1 for tensor in ends if tensor.dim() > 1})
+            elif step.name in _CHANNELS_LAST and bare:
+                self._note({id(tensor): tensor.dim() - 1 for tensor in ends})
             elif step.name not in _HEADS:
                 self._inherit(step)
-        for step in reversed(self.steps):  # what comes later tells, too
-            axis = channels.get(id(step.output))
-            if axis is not None:
-                for x in step.inputs:
-                    if x.shape == step.output.shape and step.name not in _MIXING:
-                        channels.setdefault(id(x), axis)
+        for step in reversed(self.steps):  # later steps tell about earlier ones, too
+            axis = self.channels(step.output)
+            if axis is not None and step.name not in _MIXING:
+                same = [x for x in step.inputs if x.shape == step.output.shape]
+                self._note(dict.fromkeys(map(id, same), axis))
+
+    def _note(self, channels: dict[int, int]) -> None:
+        """Keep the dimension of the channels, by a tensor's id, where none is known yet."""
+        for key, axis in channels.items():
+            self._channels.setdefault(key, axis)
 
     def _inherit(self, step: Step) -> None:
         for x in step.inputs:
@@ -281,9 +208,9 @@ class Dataflow:
             if axis is None:
                 continue
             for output in step.outputs:
-                found = _moved(step, x, axis, output)
-                if found is not None:
-                    self._channels.setdefault(id(output), found)
+                moved = _moved(step, x, axis, output)
+                if moved is not None:
+                    self._channels.setdefault(id(output), moved)
             return
 
     def channels(self, tensor: Tensor) -> int | None:
@@ -298,103 +225,13 @@ class Dataflow:
         height, width = tensor.shape[1:3] if channels == 3 else tensor.shape[2:4]
         return (height, width) if height * width > 1 else None
 
-    def holds_maps(self, tensor: Tensor, end: int) -> tuple[bool, Arrangement | None]:
-        """Return whether a tensor holds feature maps of more than one place, and how.
-
-        Args:
-            tensor: given by a step before ``end``.
-            end: only grids that were seen before this step are those of tokens.
-        """
-        if tensor.dim() == 4 and self.grid(tensor) is not None:
-            return True, Arrangement() if self.channels(tensor) == 3 else None
-        tokens = self._tokens(tensor, end - 1)
-        return tokens is not None, tokens
-
-    def _tokens(self, tensor: Tensor, position: int) -> Arrangement | None:
-        if tensor.dim() != 3 or 1 not in tensor.shape:
-            return None
-        channel = self._channels.get(id(tensor), 2)
-        batch = next((a for a in range(3) if a != channel and tensor.shape[a] == 1), None)
-        if batch is None or tensor.shape[channel] == 1:
-            return None
-        token = 3 - channel - batch
-        count = tensor.shape[token]
-        places = self._places(count, position)
-        if places is None:
-            return None
-        prefix = self._prefix(tensor, token, math.prod(places), position)
-        order = "".join({batch: "n", token: "t", channel: "k"}[axis] for axis in range(3))
-        return Arrangement(places, prefix, count - prefix - math.prod(places), order)
-
-    def _places(self, count: int, position: int) -> tuple[int, int] | None:
-        """Return the grid of so many tokens: one that was seen, or one of the image's shape."""
-        best: tuple[int, tuple[int, int]] | None = None
-        convolved = False
-        for step in reversed(self.path(end=position + 1)):
-            convolved = convolved or step.name == "conv2d"
-            grid = self.grid(step.output)
-            if grid is not None:
-                others = count - math.prod(grid)
-                if 0 <= others <= _MOST_OTHERS and (best is None or others < best[0]):
-                    best = others, grid
-        if best is not None:
-            return best[1]
-        height, width = self.image
-        for places in range(count, max(count - _MOST_OTHERS, 4) - 1, -1):
-            h = round(math.sqrt(places * height / width))
-            w = places // max(h, 1)
-            fits = convolved or (height % max(h, 1) == 0 and width % max(w, 1) == 0)
-            if h and h * w == places and abs(h * width - w * height) < max(height, width) and fits:
-                return h, w
-        return None
-
-    def _prefix(self, tensor: Tensor, token: int, places: int, position: int) -> int:
-        """Return how many tokens stand before those of places."""
-        count = tensor.shape[token]
-        if count == places:
-            return 0
-        for step in reversed(self.steps[: position + 1]):
-            if step.name != "cat" or step.output.dim() != 3 or step.output.shape[token] != count:
-                continue
-            before = 0
-            for x in step.inputs:
-                if x.shape[token] >= places:  # registers may have come before, with the places
-                    return before
-                before += x.shape[token]
-        return count - places
-
-    def places_count(self, step: Step, how: Arrangement) -> bool:
-        """Tell whether the logits depend on tokens of places, and not on class tokens only."""
-        others = how.prefix + how.suffix
-        if not others or how.places is None:
-            return True
-        axis, places = how.order.index("t"), math.prod(how.places)
-        waiting, seen = [step.position], {step.position}
-        while waiting:
-            for user in self._users.get(waiting.pop(), []):
-                reader = self.steps[user]
-                if reader.name in _CHOOSING and self._leaves_places(reader, axis, others):
-                    continue
-                joined = reader.name in _CHOOSING or reader.name == "cat"
-                kept = reader.output.dim() == 3 and reader.output.shape[axis] in (
-                    (places, places + others) if joined else (step.output.shape[axis],)
-                )
-                if not kept or (reader.name in _MIXING and not joined):
-                    return True
-                if user not in seen:
-                    seen.add(user)
-                    waiting.append(user)
-        return False
-
-    def _leaves_places(self, reader: Step, axis: int, others: int) -> bool:
-        """Tell whether a choice among tokens takes none of those of places."""
-        users = [self.steps[p] for p in self._users.get(reader.position, [])]
-        used = [o for o in reader.outputs if any(o is x for user in users for x in user.inputs)]
-        return all(o.dim() < 3 or o.shape[axis] <= others for o in used)
+    def users(self, step: Step) -> list[Step]:
+        """Return the steps on the way to the logits that take what a step gave."""
+        return [self.steps[position] for position in self._users.get(step.position, [])]
 
 
 def _moved(step: Step, x: Tensor, axis: int, output: Tensor) -> int | None:
-    """Return where an operation moved a dimension to."""
+    """Return the dimension to which an operation moved one of its input's."""
     if step.name == "permute":
         given = step.axes[0] if len(step.axes) == 1 else step.axes
         order = [int(a) % x.dim() for a in given]
@@ -432,7 +269,7 @@ class _Probe(TorchFunctionMode):
         outputs = tuple(_tensors([args[0] if name == "setitem" else output]))
         if outputs:
             position = len(self.steps)
-            # What was made out of sight came from the step before, as far as one can tell.
+            # A tensor made out of sight is taken to come from the step before.
             sources = [
                 self.made.get(id(x), position - 1)
                 for x in inputs

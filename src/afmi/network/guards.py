@@ -1,4 +1,4 @@
-"""Run a network in evaluation mode and leave it, and the random state, as they were found."""
+"""Run a network in evaluation mode, watch its modules, and leave it as it was."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 __all__ = [
+    "all_modules",
     "evaluation_mode",
-    "every_module",
-    "keeping_random_state",
-    "module_of",
-    "uncompiled",
+    "watching_all_modules",
     "watching_module",
-    "watching_modules",
+    "without_compilation",
     "without_fused_attention",
 ]
 
@@ -30,19 +28,14 @@ _lock = threading.Lock()
 _held: dict[int, tuple[int, bool]] = {}
 
 
-def module_of(model: Callable[[Tensor], object]) -> nn.Module | None:
-    """Return the model when it is an ``nn.Module``; a plain callable has no modules to guard."""
-    return model if isinstance(model, nn.Module) else None
-
-
-def every_module(model: nn.Module) -> list[nn.Module]:
-    """Return what ``model.modules()`` gives, in another order and a tenth of its time."""
-    found = {model}
+def all_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of ``model.modules()``, in another order and a tenth of the time."""
+    visited = {model}
     modules = [model]
-    for module in modules:  # which grows meanwhile
+    for module in modules:  # grows meanwhile
         for child in module._modules.values():
-            if child is not None and child not in found:
-                found.add(child)
+            if child is not None and child not in visited:
+                visited.add(child)
                 modules.append(child)
     return modules
 
@@ -50,7 +43,7 @@ def every_module(model: nn.Module) -> list[nn.Module]:
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Hold all modules in evaluation mode; the last thread to leave restores their modes."""
-    modules = every_module(model)
+    modules = all_modules(model)
     with _lock:
         # Where nobody trains and nobody else holds anything, there is nothing to restore.
         if not _held and not any(module.training for module in modules):
@@ -73,14 +66,6 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                     module.training = True
 
 
-@contextmanager
-def keeping_random_state(device: torch.device) -> Iterator[None]:
-    """Restore PyTorch's global random state, of the CPU and of ``device``, on leaving."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices, device_type="cuda"):
-        yield
-
-
 _fused_before: list[bool] = []
 
 
@@ -88,7 +73,7 @@ _fused_before: list[bool] = []
 def without_fused_attention() -> Iterator[None]:
     """Let PyTorch's transformer layers run their modules one by one; the last thread restores.
 
-    In evaluation mode they take a fused way, in which no module inside them runs.
+    In evaluation mode they run a fused kernel otherwise, and none of the modules inside them.
     """
     with _lock:
         _fused_before.append(torch.backends.mha.get_fastpath_enabled())
@@ -106,7 +91,7 @@ def without_fused_attention() -> Iterator[None]:
 def watching_module(module: nn.Module, callback: Callable[[object], object]) -> Iterator[None]:
     """Call ``callback(output)`` after each run of one module by this thread.
 
-    What the callback returns, unless None, takes the output's place. The hook is gone on leaving;
+    What the callback returns, unless None, replaces the output. The hook is removed on leaving;
     unlike PyTorch's process-wide one it costs the other modules nothing.
     """
     thread = threading.get_ident()
@@ -122,15 +107,15 @@ def watching_module(module: nn.Module, callback: Callable[[object], object]) -> 
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
-    """Let networks that ``torch.compile`` has compiled run operation by operation, as written."""
-    # Not imported: it takes seconds, and what is compiled has imported it.
+def without_compilation() -> Iterator[None]:
+    """Run networks compiled by ``torch.compile`` operation by operation, as written."""
+    # Not imported here: that takes seconds, and whoever compiled has imported it.
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None or not hasattr(torch.compiler, "set_stance"):
         yield
         return
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # Of process-wide hooks that would run twice; those of `watching_modules` may.
+        # It warns of process-wide hooks that would run twice; those of `watching_all_modules` may.
         warnings.filterwarnings("ignore", "Using `torch.compile")
         yield
 
@@ -157,12 +142,12 @@ def _on_module_output(module: nn.Module, _args: object, output: object) -> objec
 
 
 @contextmanager
-def watching_modules(callback: ModuleCallback) -> Iterator[None]:
+def watching_all_modules(callback: ModuleCallback) -> Iterator[None]:
     """Call ``callback(module, output)`` after each module that this thread runs.
 
-    What the callback returns, unless None, takes the output's place. PyTorch's process-wide
-    hook carries it, so no hook is ever put on the user's network, and other threads' runs of
-    the same network are not seen.
+    What the callback returns, unless None, replaces the output. It rests on PyTorch's
+    process-wide hook, so the user's network gets no hook, and other threads' runs of the same
+    network are ignored.
     """
     global _watching_threads, _handle
     with _lock:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from afmi.errors import LayerError, near_matches
 from afmi.network.classifier import Classifier
-from afmi.network.graph import Arrangement, Call, Dataflow, Step
+from afmi.network.graph import Call, Dataflow, Step
+from afmi.network.operations import Trait, operations_with
+from afmi.network.tokens import TokenLayout, depends_on_places, map_layout
 
-__all__ = ["Arrangement", "Layer", "find_layer", "layer_names", "resolve_layer"]
+__all__ = ["Layer", "find_layer", "layer_names", "resolve_layer"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class Layer:
 
     Attributes:
         name: dotted name of the module whose output is meant, as ``named_modules`` gives it.
-        then: operation that is applied to that output before it is taken, for activations that
-            are function calls and no modules (DenseNet's last ReLU); None: the output itself.
-        arrangement: where the output is tokens or has the channels last; None: (N, K, h, w).
+        then: operation on that output whose result is the layer, for activations that are
+            function calls and not modules (DenseNet's last ReLU); None: the output itself.
+        token_layout: set where the output is tokens or has the channels last; None: (N, K, h, w).
     """
 
     name: str
     then: str | None = None
-    arrangement: Arrangement | None = None
+    token_layout: TokenLayout | None = None
 
     def __str__(self) -> str:
         return self.name if self.then is None else f"{self.name}+{self.then}"
@@ -68,7 +70,7 @@ def resolve_layer(
     if isinstance(layer, nn.Module):
         for name, module in network.named_modules():
             if module is layer:
-                return module, _arranged(model, Layer(name), inputs)
+                return module, _with_layout(model, Layer(name), inputs)
         raise LayerError(
             f"the layer given ({type(layer).__name__}) is not part of this network; "
             "pass one of its own modules or a dotted name"
@@ -84,46 +86,45 @@ def resolve_layer(
             f"no layer is called {layer.name!r}"
             + (near or f"; the network has {', '.join(known[:8])}{', …' if len(known) > 8 else ''}")
         )
-    return modules[layer.name], _arranged(model, layer, inputs)
+    return modules[layer.name], _with_layout(model, layer, inputs)
 
 
-# The stage depends on the images' size too: small ones may leave the last stage one position.
-_found: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, Layer]] = weakref.WeakKeyDictionary()
+# The stage depends on the images' size too: small ones may leave the last stage one place.
+_stages: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, Layer]] = weakref.WeakKeyDictionary()
 
-# How named layers hold maps, by the images' size and the layer's name.
-_arrangements: weakref.WeakKeyDictionary[
-    nn.Module, dict[tuple[torch.Size, str], Arrangement | None]
-] = weakref.WeakKeyDictionary()
+# The token layouts of named layers, by the images' size and the layer's name.
+_layouts: weakref.WeakKeyDictionary[nn.Module, dict[tuple[torch.Size, str], TokenLayout | None]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _arranged(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
-    """Return the layer with the arrangement of its output, for which one image may be run.
+def _with_layout(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
+    """Return the layer with the token layout of its output, for which one image may be run.
 
-    Only networks of many linear layers, as all have whose tokens or channels come last, are
-    looked at.
+    Only networks with several linear layers are examined, as all have whose channels come last.
     """
     network = _network(model)
     linear = sum(isinstance(module, nn.Linear) for module in network.modules())
-    if layer.arrangement is not None or linear < _FEWEST_LINEAR:
+    if layer.token_layout is not None or linear < _FEWEST_LINEAR:
         return layer
-    known = _arrangements.setdefault(model, {})
+    known = _layouts.setdefault(model, {})
     key = inputs.shape[1:], str(layer)
     if key not in known:
         flow = Dataflow.of(model, inputs[:1])
-        known[key] = _arrangement(flow, network.get_submodule(layer.name), layer.then)
-    return replace(layer, arrangement=known[key])
+        known[key] = _layout_of(flow, network.get_submodule(layer.name), layer.then)
+    return replace(layer, token_layout=known[key])
 
 
-def _arrangement(flow: Dataflow, module: nn.Module, then: str | None) -> Arrangement | None:
+def _layout_of(flow: Dataflow, module: nn.Module, then: str | None) -> TokenLayout | None:
     """Return how a module's output, or that of an operation on it, holds maps."""
     for call in flow.calls:
         if call.module is not module:
             continue
         if then is None:
-            return flow.holds_maps(call.output, call.end)[1]
+            return map_layout(flow, call.output, call.end)[1]
         for step in flow.steps[call.end :]:
             if step.name == then and step.subject is call.output:
-                return flow.holds_maps(step.output, step.position + 1)[1]
+                return map_layout(flow, step.output, step.position + 1)[1]
     return None
 
 
@@ -131,51 +132,28 @@ _FEWEST_LINEAR = 4
 """A block of a transformer has as many; VGG's head has three."""
 
 
-# Operations behind the last stage that still give maps: pooling it, or passing it on unchanged.
-_POOLING = frozenset(
-    {
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "avg_pool2d",
-        "fractional_max_pool2d",
-        "interpolate",
-        "lp_pool2d",
-        "max_pool2d",
-    }
-)
-_PASSING = frozenset(
-    {
-        "alpha_dropout",
-        "dropout",
-        "dropout2d",
-        "feature_alpha_dropout",
-        "feature_dropout",
-    }
-)
-# Operations that turn, cut or copy what a module gave: the module itself is the better name.
-_TURNING = frozenset(
-    {
-        *("permute", "transpose", "movedim", "reshape", "view", "flatten", "unflatten"),
-        *("getitem", "narrow", "squeeze", "unsqueeze", "contiguous", "clone", "to", "float"),
-    }
-)
+# Operations behind the last stage that still give maps: pooling, or dropout, which changes none.
+_POOLING = operations_with(Trait.AVERAGE_POOL, Trait.MAX_POOL, Trait.NONLINEAR_POOL, Trait.RESAMPLE)
+_PASSING = operations_with(Trait.DROPOUT)
+# Operations that turn, cut or copy a module's output: the module itself is the better name.
+_TURNING = operations_with(Trait.RESHAPE, Trait.TRANSPOSE, Trait.CHOOSE, Trait.COPY)
 
 
 def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     """Return the last convolutional stage: its output, after its activation.
 
-    In a transformer, whose tokens stand for places, the last tokens on which the logits depend.
+    In a transformer, whose tokens stand for places: the last tokens on which the logits depend.
 
-    One image is run. Of the tensors through which everything passes that the logits are made of,
-    so that nothing goes around the layer, the last one is taken that holds feature maps with more
-    than one place; pooling, and a convolution that itself makes the class scores (SqueezeNet),
-    are passed over. So VGG gives its last ReLU, ResNet `layer4`, DenseNet `features+relu`. The
-    answer is kept for the model and the images' size.
+    One image is run. Among the tensors that dominate the logits (every path from the image leads
+    through them, so nothing bypasses the layer), the last is taken that holds feature maps with
+    more than one place. Pooling, and a convolution that itself computes the class scores
+    (SqueezeNet), are skipped. So VGG gives its last ReLU, ResNet `layer4`, DenseNet
+    `features+relu`. The answer is cached for the model and the images' size.
 
     Raises:
-        LayerError: when there is no such tensor, or no module gives it; name a layer then.
+        LayerError: when there is no such tensor, or no module returns it; name a layer then.
     """
-    known = _found.setdefault(model, {})
+    known = _stages.setdefault(model, {})
     if inputs.shape[1:] in known:
         return known[inputs.shape[1:]]
     layer = _locate(_network(model), Dataflow.of(model, inputs[:1]))
@@ -188,20 +166,19 @@ _MORE_BEHIND = 8
 
 
 def _locate(network: nn.Module, flow: Dataflow) -> Layer:
-    end = _behind(flow)
+    end = _head_position(flow)
     missed: Step | None = None  # the last stage's output, where no module gives it
-    for step in reversed(flow.cuts()):
-        if step.position >= end or step.name in _POOLING:
+    for step in reversed(flow.dominators()):
+        passing = step.name in _PASSING and missed is None
+        if step.position >= end or step.name in _POOLING or passing:
             continue
-        if step.name in _PASSING and missed is None:
-            continue
-        holds, how = flow.holds_maps(step.output, step.position + 1)
-        if not holds or (how is not None and step.name == "linear"):
+        holds, layout = map_layout(flow, step.output, step.position + 1)
+        if not holds or (layout is not None and step.name == "linear"):
             continue  # a bare projection of tokens, such as an attending head's keys and values
-        if how is not None and not flow.places_count(step, how):
+        if layout is not None and not depends_on_places(flow, step, layout):
             continue
         # A class token's last block is left whole; nothing else is left out.
-        classes = how is not None and how.prefix + how.suffix > 0
+        classes = layout is not None and layout.extra > 0
         if missed is not None and not classes:
             between = flow.path(step.position + 1, missed.position + 1)
             if any(s.weighs_places for s in between):
@@ -210,33 +187,38 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
         behind = sum(s.weighs_places for s in flow.path(step.position + 1))
         if before == 0 or behind > before + _MORE_BEHIND:
             break
-        layer = _named(network, flow, step, how)
+        layer = _named(network, flow, step, layout)
         if layer is not None:
             return layer
         if step.name not in _TURNING:
             missed = missed or step
+    raise _no_stage(network, flow, missed)
+
+
+def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerError:
+    """Return the error to raise where no module returns the last stage's output (``missed``)."""
     if missed is None:
-        raise LayerError(
-            "this network has no last convolutional stage that could be found: no feature maps "
-            "(N, K, h, w) or tokens of places through which all goes that its logits are made of; "
-            "pass layer= with the dotted name of a module that gives such maps"
+        return LayerError(
+            "found no last convolutional stage in this network: no feature maps (N, K, h, w) or "
+            "tokens of places dominate its logits, so that every path from the image leads through "
+            "them; pass layer= with the dotted name of a module that gives feature maps"
         )
     nearest = [
         name
         for name, call in _single_calls(network, flow)
-        if call.end <= missed.position and flow.holds_maps(call.output, call.end)[0]
+        if call.end <= missed.position and map_layout(flow, call.output, call.end)[0]
     ]
-    raise LayerError(
-        f"the last stage's output (after {missed.name}) is given by no module of this network; "
+    return LayerError(
+        f"the output of the last stage (after {missed.name}) is returned by no module; "
         "pass layer= with the dotted name of a module that gives feature maps (N, K, h, w)"
         + (f", such as {nearest[-1]!r}" if nearest else "")
     )
 
 
-def _behind(flow: Dataflow) -> int:
-    """Return the position of a last operation that makes scores of each place; none: the end.
+def _head_position(flow: Dataflow) -> int:
+    """Return the position of a last operation that scores each place; the end if there is none.
 
-    The stage is what it sees. An only convolution is the stage all the same.
+    The stage is its input. A network's only convolution is the stage all the same.
     """
     steps = flow.path()
     weighing = [s for s in steps if s.weighs_places]
@@ -250,37 +232,40 @@ def _behind(flow: Dataflow) -> int:
 
 
 def _single_calls(network: nn.Module, flow: Dataflow) -> list[tuple[str, Call]]:
-    """Return the calls of modules that run once, with their names; others cannot be told apart."""
+    """Return the calls of modules that run once, with their names; only these are unambiguous."""
     names = {module: name for name, module in network.named_modules() if name}
     runs = Counter(call.module for call in flow.calls)
     return [(names[c.module], c) for c in flow.calls if c.module in names and runs[c.module] == 1]
 
 
-def _named(network: nn.Module, flow: Dataflow, step: Step, how: Arrangement | None) -> Layer | None:
-    """Return the module that gave what a step gave, or that and the step; None: no module did."""
+def _named(
+    network: nn.Module, flow: Dataflow, step: Step, layout: TokenLayout | None
+) -> Layer | None:
+    """Return the layer whose output a step made: a module, or one and the step; None: neither."""
     calls = _single_calls(network, flow)
-    # In-place operations give back the tensor they were given, so who wrote last counts.
-    gave = [c for c in calls if c[1].output is step.output and c[1].made_by == step.position]
-    if gave:
-        return Layer(_outermost(gave), None, how)
+    # In-place operations return their operand, so the last writer counts.
+    returned = [c for c in calls if c[1].output is step.output and c[1].made_by == step.position]
+    if returned:
+        return Layer(_outermost(returned), None, layout)
     # An activation called as a function, on a module's output.
     x = step.subject
     if x is None or step.name in _TURNING:
         return None
-    gave = [c for c in calls if c[1].output is x and c[1].made_by == step.sources[0]]
-    gave = [c for c in gave if c[1].end == gave[-1][1].end]
-    if not gave or any(
-        s.name == step.name and s.subject is x for s in flow.steps[gave[0][1].end : step.position]
-    ):
+    returned = [c for c in calls if c[1].output is x and c[1].made_by == step.sources[0]]
+    returned = [c for c in returned if c[1].end == returned[-1][1].end]
+    if not returned:
         return None
-    return Layer(_outermost(gave), step.name, how)
+    later = flow.steps[returned[0][1].end : step.position]
+    if any(s.name == step.name and s.subject is x for s in later):
+        return None
+    return Layer(_outermost(returned), step.name, layout)
 
 
 def _outermost(calls: list[tuple[str, Call]]) -> str:
     """Return the outermost module that ended with the first of these calls.
 
-    Parents end with their last child, and the outermost is the stage: `layer4` and not
-    `layer4.2`. Identity modules that come next end there too, but hold nothing.
+    Parents return together with their last child, and the outermost is the stage: `layer4` and
+    not `layer4.2`. Identity modules that follow return at the same step, but contain nothing.
     """
     first, end = calls[0][0], calls[0][1].end
     around = [name for name, c in calls if c.end == end and f"{first}.".startswith(f"{name}.")]

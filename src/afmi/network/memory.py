@@ -1,4 +1,4 @@
-"""What to do when a batch of images does not fit into memory."""
+"""Halve batches of images that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[T], int]:
-    """Run over ``count`` images in batches, which are halved where memory does not do for one.
+    """Run over ``count`` images in batches, halving those that do not fit into memory.
 
     Args:
         run: called with the start and the stop of each batch, in order.
@@ -27,7 +27,7 @@ def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[
         size: the most images in a batch.
 
     Returns:
-        What the runs gave, and the size of batches that did fit.
+        The results of the runs, and the size of batches that fit.
 
     Raises:
         RuntimeError: one image alone does not fit.
@@ -44,8 +44,8 @@ def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[
             if stop - start == 1 or not is_out_of_memory(error):
                 raise
             size = (stop - start) // 2
-        # Only now are the failed run's tensors gone, with its error. What PyTorch keeps of them
-        # for later is in pieces of the wrong size.
+        # Only now are the failed run's tensors freed, with its error. The blocks that PyTorch's
+        # allocator keeps of them have the wrong size.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return parts, size

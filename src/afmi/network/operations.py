@@ -1,20 +1,21 @@
-"""Names for PyTorch's operations: one name for the function, the method and the in-place form.
+"""PyTorch's operations: one name for each, and the traits by which the rest of afmi sorts them.
 
 ``F.relu``, ``torch.relu``, ``Tensor.relu`` and ``Tensor.relu_`` are all ``relu``. Rules and
-layers are written against these names.
+layers are written against these names, and take their sets of names from the traits here.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from enum import Enum, auto
 from functools import cache, lru_cache
 from types import FunctionType
 from typing import Any
 
 import torch.nn.functional as F
 
-__all__ = ["is_inplace", "operation_name"]
+__all__ = ["TRAITS", "Trait", "ignores_values", "is_inplace", "operation_name", "operations_with"]
 
 # Spellings that the general rule for names (below) would not bring together.
 _ALIASES = {
@@ -109,3 +110,163 @@ def is_inplace(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     if position is not None:
         return len(args) > position and bool(args[position])
     return _writes_in_place(function)
+
+
+def ignores_values(name: str) -> bool:
+    """Tell whether an operation looks only at its operand's shape and dtype: zeros_like, …"""
+    return name.endswith("_like") or name.startswith("new_")
+
+
+class Trait(Enum):
+    """What an operation does; one operation may have several traits."""
+
+    SUM = auto()
+    """Linear in all operands together: sums, means, differences."""
+    JOIN = auto()
+    """Puts several tensors into one."""
+    RESHAPE = auto()
+    """Keeps the numbers and their order, and changes the dimensions."""
+    EXPAND = auto()
+    """Repeats numbers along new or longer dimensions, or views them through windows."""
+    TRANSPOSE = auto()
+    """Reorders dimensions."""
+    CHOOSE = auto()
+    """Takes whole slices of a tensor."""
+    SCATTER = auto()
+    """Takes, masks or writes single numbers."""
+    REARRANGE = auto()
+    """Moves numbers to other places, or repeats them there."""
+    RESAMPLE = auto()
+    """Changes the size of maps by interpolation."""
+    AVERAGE_POOL = auto()
+    MAX_POOL = auto()
+    NONLINEAR_POOL = auto()
+    """Pooling that is neither an average nor a maximum with a rule of its own."""
+    COPY = auto()
+    """Gives the same numbers, perhaps in another dtype or place."""
+    CREATE = auto()
+    """Gives constants in the form of its operand."""
+    LIKE_OTHER = auto()
+    """Gives its first operand in the form of the second, whose values do not matter."""
+    CONVOLUTION = auto()
+    LINEAR_IN_FIRST = auto()
+    """Linear in the first operand, as long as the others are constant."""
+    WEIGHTED = auto()
+    """Applies weights. Batched products are left out: they multiply activations (attention)."""
+    DROPOUT = auto()
+    PRODUCT = auto()
+    """Bilinear, or a quotient."""
+    ATTENTION = auto()
+    """Runs in each of attention's heads, where no dimension is that of all channels."""
+    TOKEN_MIXING = auto()
+    """May keep the shape of tokens (N, T, K), yet does not treat each token by itself."""
+    MIXING = auto()
+    """Nonlinear in several numbers together: normalisations, softmax, norms, products of all."""
+    CHANNELS_FIRST = auto()
+    """Takes (N, K, …)."""
+    CHANNELS_LAST = auto()
+    """Takes (…, K)."""
+    COMPARISON = auto()
+    ELEMENTWISE = auto()
+    """A nonlinear function of each number."""
+    RECTIFIER = auto()
+    """Elementwise, with a side on which the input passes."""
+    UNDEFINED_AT_ZERO = auto()
+    """Elementwise, without a finite value or slope at 0, or with a variable exponent."""
+    EXTREME = auto()
+    """Maximum or minimum, of one tensor or of two."""
+    COMPOSITE = auto()
+    """Contains nonlinear functions of its own, such as gates."""
+    NORMALISATION = auto()
+    """Affine once its statistics are stored."""
+
+
+_CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
+_AVERAGE_POOLS = """
+    avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"""
+_MAX_POOLS = """
+    max_pool1d max_pool2d max_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"""
+_OTHER_POOLS = "lp_pool1d lp_pool2d lp_pool3d fractional_max_pool2d fractional_max_pool3d"
+_RECTIFIERS = """
+    relu relu6 leaky_relu prelu rrelu elu selu celu threshold silu mish gelu hardswish softplus
+    hardtanh clamp clamp_min clamp_max"""
+_POLES = "log log2 log10 rsqrt reciprocal pow float_power"
+
+_OPERATIONS: dict[Trait, str] = {
+    Trait.SUM: """
+        add sub rsub neg positive sum nansum mean cumsum diff trace real lerp""",
+    Trait.JOIN: "cat stack hstack vstack dstack where broadcast_tensors",
+    Trait.RESHAPE: """
+        reshape view view_as reshape_as flatten unflatten ravel squeeze unsqueeze
+        atleast_1d atleast_2d atleast_3d""",
+    Trait.EXPAND: "expand expand_as broadcast_to as_strided unfold fold",
+    Trait.TRANSPOSE: "permute transpose movedim",
+    Trait.CHOOSE: """
+        getitem select narrow chunk split split_with_sizes tensor_split unbind unsafe_chunk
+        unsafe_split index_select""",
+    Trait.SCATTER: """
+        setitem gather take_along_dim diagonal tril triu masked_fill index_add scatter_add
+        index_copy masked_scatter""",
+    Trait.REARRANGE: """
+        flip rot90 roll tile repeat repeat_interleave pixel_shuffle pixel_unshuffle
+        channel_shuffle pad constant_pad_nd""",
+    Trait.RESAMPLE: "interpolate upsample",
+    Trait.AVERAGE_POOL: _AVERAGE_POOLS,
+    Trait.MAX_POOL: _MAX_POOLS,
+    Trait.NONLINEAR_POOL: _OTHER_POOLS,
+    Trait.COPY: """
+        contiguous clone alias identity copy to type type_as float double half bfloat16 cpu cuda
+        detach data requires_grad""",
+    Trait.CREATE: """
+        zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full""",
+    Trait.LIKE_OTHER: "type_as view_as reshape_as expand_as",
+    Trait.CONVOLUTION: _CONVOLUTIONS,
+    Trait.LINEAR_IN_FIRST: f"grid_sample {_CONVOLUTIONS}",
+    Trait.WEIGHTED: f"{_CONVOLUTIONS} linear bilinear addmm einsum matmul mm",
+    Trait.DROPOUT: """
+        dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout
+        feature_alpha_dropout""",
+    Trait.PRODUCT: """
+        mul div rdiv matmul bmm mm linear einsum addmm baddbmm addmv addbmm addcmul
+        tensordot inner outer ger mv dot vdot kron""",
+    Trait.ATTENTION: "scaled_dot_product_attention matmul bmm baddbmm softmax einsum",
+    Trait.TOKEN_MIXING: """
+        scaled_dot_product_attention multi_head_attention_forward matmul bmm baddbmm einsum softmax
+        conv1d conv_transpose1d cumsum cumprod roll flip cat gather take_along_dim lstm gru
+        transpose permute movedim reshape view view_as reshape_as index_select""",
+    Trait.MIXING: """
+        softmax log_softmax softmin logsumexp scaled_dot_product_attention
+        multi_head_attention_forward layer_norm group_norm instance_norm rms_norm
+        local_response_norm normalize var std var_mean std_mean norm vector_norm
+        linalg_vector_norm linalg_norm cosine_similarity amax amin prod cumprod""",
+    Trait.CHANNELS_FIRST: f"""
+        {_CONVOLUTIONS} {_AVERAGE_POOLS} {_MAX_POOLS} {_OTHER_POOLS} max_unpool1d max_unpool2d
+        max_unpool3d batch_norm group_norm instance_norm local_response_norm interpolate upsample
+        pixel_shuffle pixel_unshuffle""",
+    Trait.CHANNELS_LAST: "linear layer_norm rms_norm multi_head_attention_forward",
+    Trait.COMPARISON: """
+        gt ge lt le greater greater_equal less less_equal sign heaviside""",
+    Trait.ELEMENTWISE: f"""
+        {_RECTIFIERS} {_POLES} tanh tanhshrink softsign softshrink sigmoid logsigmoid log_sigmoid
+        hardsigmoid erf sin cos exp expm1 log1p sqrt square abs rpow""",
+    Trait.RECTIFIER: _RECTIFIERS,
+    Trait.UNDEFINED_AT_ZERO: _POLES,
+    Trait.EXTREME: "amax max maximum fmax amin min minimum fmin",
+    Trait.COMPOSITE: "glu lstm gru addcdiv",
+    Trait.NORMALISATION: "batch_norm",
+}
+
+
+@cache
+def operations_with(*traits: Trait) -> frozenset[str]:
+    """Return the names of the operations that have any of these traits."""
+    return frozenset(name for trait in traits for name in _OPERATIONS[trait].split())
+
+
+TRAITS: dict[str, frozenset[Trait]] = {
+    name: frozenset(trait for trait in Trait if name in operations_with(trait))
+    for name in sorted(operations_with(*Trait))
+}
+"""The traits of every operation that afmi knows, by its name."""

@@ -16,7 +16,7 @@ from afmi.data.items import mnist
 from afmi.errors import UsageError
 from afmi.files import write_files
 from afmi.network.classifier import Classifier
-from afmi.network.guards import keeping_random_state
+from afmi.network.randomness import keeping_random_state
 from afmi.progress import track
 
 __all__ = ["MNISTNet", "build", "digits", "train"]

@@ -13,8 +13,7 @@ from afmi.api import prepare
 from afmi.errors import AfmiError, ImageError, TargetError, UsageError
 from afmi.evaluation import LabelledImages, open_images
 from afmi.experiments.shared.base import Request
-from afmi.methods.base import classify
-from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.network.classifier import Classifier, class_label, classify, find_class
 from afmi.pictures.images import read_image
 
 __all__ = ["Photo", "choose_photos", "side_by_side"]

@@ -18,10 +18,9 @@ from afmi.evaluation.folder import ResultsFolder
 from afmi.evaluation.identity import identity_of
 from afmi.files import write_files
 from afmi.methods import AFMI
-from afmi.methods.base import classify
 from afmi.metrics import FMIPrototypes
 from afmi.metrics.fmi_prototypes import shuffled
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.pictures.batches import neighbours
 from afmi.progress import track
 

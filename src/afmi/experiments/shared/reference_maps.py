@@ -22,9 +22,8 @@ from afmi.experiments.shared.figures import heading, methods_of, saved
 from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import INSERTED, Explanation
 from afmi.methods import Attribution, Method
-from afmi.methods.base import classify
 from afmi.metrics import Case, ReferenceReliability
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
 from afmi.pictures import figures
 from afmi.pictures.references import Black, Random, Reference, White
 from afmi.pictures.transforms import to_image

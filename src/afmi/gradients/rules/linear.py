@@ -9,6 +9,7 @@ from torch import Tensor
 from afmi.errors import OperationError
 from afmi.gradients.interception import Handler, Interception
 from afmi.gradients.operation import Operation
+from afmi.network.operations import Trait, operations_with
 
 __all__ = ["RULES", "keep", "keep_first"]
 
@@ -59,51 +60,16 @@ def lerp(interception: Interception, operation: Operation) -> Any:
     return operation()
 
 
-# fmt: off
-_ANY_OPERAND = (
-    # sums
-    "add", "sub", "rsub", "neg", "positive", "sum", "nansum", "mean", "cumsum", "diff",
-    "trace", "real",
-    # joining
-    "cat", "stack", "hstack", "vstack", "dstack", "where", "broadcast_tensors",
-    # shape
-    "reshape", "view", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze",
-    "unsqueeze", "expand", "expand_as", "broadcast_to", "permute", "transpose", "movedim",
-    "atleast_1d", "atleast_2d", "atleast_3d", "as_strided", "unfold", "fold",
-    # selecting
-    "getitem", "setitem", "select", "narrow", "chunk", "split", "split_with_sizes",
-    "tensor_split", "unbind", "unsafe_chunk", "unsafe_split", "index_select", "gather",
-    "take_along_dim", "diagonal", "tril", "triu", "masked_fill", "index_add", "scatter_add",
-    "index_copy", "masked_scatter",
-    # moving
-    "flip", "rot90", "roll", "tile", "repeat", "repeat_interleave", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "pad", "constant_pad_nd",
-    # averaging
-    "interpolate", "upsample", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-    # copying
-    "contiguous", "clone", "alias", "identity", "copy", "to", "type", "type_as", "float",
-    "double", "half", "bfloat16", "cpu", "cuda", "detach", "data", "requires_grad",
-    # constants
-    "zeros_like", "ones_like", "empty_like", "full_like", "new_zeros", "new_ones",
-    "new_empty", "new_full",
+_LINEAR = operations_with(
+    *(Trait.SUM, Trait.JOIN, Trait.RESHAPE, Trait.EXPAND, Trait.TRANSPOSE, Trait.CHOOSE),
+    *(Trait.SCATTER, Trait.REARRANGE, Trait.RESAMPLE, Trait.AVERAGE_POOL, Trait.COPY),
+    Trait.CREATE,
 )
-
-_FIRST_OPERAND = (
-    "grid_sample",
-    "conv1d", "conv2d", "conv3d",
-    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-)
-
-_DROPOUTS = (
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout",
-)
-# fmt: on
 
 RULES: dict[str, Handler] = {
-    **dict.fromkeys(_ANY_OPERAND, keep),
-    **dict.fromkeys(_FIRST_OPERAND, keep_first),
-    **dict.fromkeys(_DROPOUTS, dropout),
+    **dict.fromkeys(_LINEAR, keep),
+    **dict.fromkeys(operations_with(Trait.LINEAR_IN_FIRST), keep_first),
+    **dict.fromkeys(operations_with(Trait.DROPOUT), dropout),
     "batch_norm": batch_norm,
     "lerp": lerp,
 }

@@ -82,7 +82,7 @@ class AFMI(LayerMethod):
             run, _ = self._run(images)
             classes = wanted.of(run.run.logits)[None]
             importance = [
-                run.multipliers(classes, r)[0].mean((-2, -1)) for r in range(len(run.references))
+                run.gradients(classes, r)[0].mean((-2, -1)) for r in range(len(run.references))
             ]
             return torch.stack(importance).mean(0)
 

@@ -12,6 +12,7 @@ from afmi.errors import LayerError, OperationError
 from afmi.gradients import Interception, Operation, Rules, forward_pass
 from afmi.gradients.rule_sets import linear_rules
 from afmi.methods.base import Attribution, LayerMethod
+from afmi.network.operations import Trait, operations_with
 from afmi.targets import Target
 
 __all__ = ["CAM"]
@@ -74,18 +75,19 @@ class CAM(LayerMethod):
         return Attribution(maps, classes, run.logits, layer=layer[1])
 
 
-_PRODUCTS = ("mul", "div", "matmul", "bmm", "mm", "linear", "addmm", "einsum")
+_DIVISOR = {"div": 1, "rdiv": 0}
+"""Where the divisor stands among the operands."""
 
 
 def _affine_head() -> Rules:
     """Return rules for operations that are linear, or products with a constant."""
-    return Rules({**dict.fromkeys(_PRODUCTS, _times_constant), **linear_rules()})
+    products = operations_with(Trait.PRODUCT)
+    return Rules({**dict.fromkeys(products, _times_constant), **linear_rules()})
 
 
 def _times_constant(state: Interception, operation: Operation) -> Any:
-    values = [*operation.args, *operation.kwargs.values()]
-    dependent = [v for v in values if isinstance(v, Tensor) and v.requires_grad]
-    divides = operation.name == "div" and dependent[0] is not values[0]
-    if len(dependent) > 1 or divides:
+    operands = [*operation.args, *operation.kwargs.values()]
+    dependent = [i for i, v in enumerate(operands) if isinstance(v, Tensor) and v.requires_grad]
+    if len(dependent) > 1 or _DIVISOR.get(operation.name) in dependent:
         raise OperationError(f"{operation.name!r} of the maps with one another, or by them")
     return operation()

@@ -16,15 +16,10 @@ from afmi.gradients.rule_sets import (
     positive_part,
 )
 from afmi.methods.gradient_methods import GradientMethod
+from afmi.network.operations import Trait, operations_with
 from afmi.pictures.maps import channel_maximum
 
 __all__ = ["DeconvNet"]
-
-_RECTIFIERS = (
-    *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "threshold"),
-    *("silu", "mish", "gelu", "hardswish", "softplus"),
-    *("hardtanh", "clamp", "clamp_min", "clamp_max"),
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,7 @@ class DeconvNet(GradientMethod):
 
     def _rules(self) -> Rules:
         squashing = dict.fromkeys(elementwise_chords(), guided)
-        rectifying = dict.fromkeys(_RECTIFIERS, _rectifying)
+        rectifying = dict.fromkeys(operations_with(Trait.RECTIFIER), _rectifying)
         by_name = ordinary_rules() | squashing | rectifying
         return Rules(by_name, purpose="DeconvNet's backward pass")
 

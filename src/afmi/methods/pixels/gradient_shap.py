@@ -10,8 +10,9 @@ from torch import Tensor
 from afmi.errors import UsageError
 from afmi.gradients.integrated import gradients_on_the_way
 from afmi.gradients.passes import BatchRunner, check_batch_size
-from afmi.methods.base import Attribution, Method, image_generator, relative_residual
+from afmi.methods.base import Attribution, Method, relative_residual
 from afmi.methods.work import Work
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Black, Reference, Several, White
 from afmi.targets import Target
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.base import image_generator
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Black, Reference
 from afmi.pictures.superpixels import Segmentation, Slic, superpixels
 from afmi.progress import track

@@ -26,6 +26,7 @@ from afmi.gradients.tape import Entry
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.classifier import Classifier
+from afmi.network.operations import Trait, operations_with
 from afmi.targets import Target
 
 __all__ = ["LRP"]
@@ -33,7 +34,7 @@ __all__ = ["LRP"]
 _SQUASHING = ("sigmoid", "hardsigmoid")
 
 # Functions that have no value at 0, so that no chord starts there.
-_UNDEFINED_AT_ZERO = ("log", "log2", "log10", "rsqrt", "reciprocal", "pow", "float_power")
+_UNDEFINED_AT_ZERO = operations_with(Trait.UNDEFINED_AT_ZERO)
 
 
 @dataclass(frozen=True)
@@ -207,12 +208,11 @@ class _Activation(Rule):
 
 _GATE = "afmi gate"
 
-_RESHAPING = (
-    *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "ravel", "squeeze"),
-    *("unsqueeze", "expand", "expand_as", "broadcast_to", "permute", "transpose", "movedim"),
-    *("clone", "contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16"),
-    "getitem",
-)
+# What gives a gate's own numbers in another form; an index, too, where it takes them all.
+_RESHAPING = operations_with(Trait.RESHAPE, Trait.EXPAND, Trait.TRANSPOSE, Trait.COPY) - {
+    "fold",
+    "unfold",
+} | {"getitem"}
 
 
 def _mark_gate(output: Tensor) -> None:

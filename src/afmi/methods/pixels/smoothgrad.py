@@ -9,8 +9,9 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner, check_batch_size
-from afmi.methods.base import Attribution, Method, image_generator
+from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
+from afmi.network.randomness import image_generator
 from afmi.pictures.maps import channel_maximum
 from afmi.targets import Target
 

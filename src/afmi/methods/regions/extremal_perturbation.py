@@ -10,8 +10,9 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.base import Attribution, Method, classify
+from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
+from afmi.network.classifier import classify
 from afmi.pictures.matrices import CellsToPixels, at_224, interpolation
 from afmi.pictures.references import Blurred
 from afmi.progress import track

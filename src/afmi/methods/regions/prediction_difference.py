@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afmi.errors import UsageError
-from afmi.gradients.passes import BatchRunner, probabilities
-from afmi.methods.base import image_generator
+from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
+from afmi.network.outputs import probabilities
+from afmi.network.randomness import image_generator
 from afmi.pictures.references import Reference
 from afmi.progress import track
 

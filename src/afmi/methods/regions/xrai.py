@@ -16,8 +16,9 @@ from torch import Tensor
 from afmi.errors import UsageError
 from afmi.gradients.integrated import integrated_gradients
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.base import Attribution, Method, classify
+from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
+from afmi.network.classifier import classify
 from afmi.pictures.references import Black, Reference, Several, White
 from afmi.targets import Target
 

@@ -1,4 +1,4 @@
-"""Read how an image processor of transformers prepares pictures, and do the same by a `View`."""
+"""Translate the settings of image processors of transformers into a `Preprocessing`."""
 
 from __future__ import annotations
 
@@ -8,46 +8,48 @@ from typing import Any
 
 from PIL import Image
 
-from afmi.models.building import View
+from afmi.models.building import Preprocessing
 
-__all__ = ["DEFAULT", "at_size", "view_of"]
+__all__ = ["DEFAULT", "at_size", "preprocessing_of"]
 
-DEFAULT = View((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256, crop=224)
-"""How pictures are seen where nothing says how: as ImageNet's, at 224 of 256 pixels."""
+DEFAULT = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), resize=256, crop=224)
+"""Where nothing else is known: ImageNet's statistics, and the central 224 of 256 pixels."""
 
 
-def view_of(kind: str, settings: Mapping[str, Any]) -> View:
-    """Return how an image processor's pictures are seen.
+def preprocessing_of(kind: str, settings: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing of an image processor.
 
     Args:
         kind: name of its class, which says how some of the settings are meant.
-        settings: as its ``to_dict`` gives them. What is missing is off.
+        settings: as its ``to_dict`` returns them. Missing ones are off.
     """
     mean, std = _normalisation(settings)
     resample = settings.get("resample")
     resample = Image.Resampling.BILINEAR if resample is None else Image.Resampling(int(resample))
-    view = View(mean, std, interpolation=resample)
+    preprocessing = Preprocessing(mean, std, interpolation=resample)
     size = dict(settings.get("size") or {}) if settings.get("do_resize") else {}
     short, exact = size.get("shortest_edge"), _pair(size)
     crop = _pair(settings.get("crop_size") or {}) if settings.get("do_center_crop") else None
     part = settings.get("crop_pct")
     if kind.startswith("ConvNext") and short and part:
         # Large pictures are squeezed into the square and not cropped.
-        view = replace(view, crop=short, resize=int(short / part) if short < 384 else (short,) * 2)
+        preprocessing = replace(
+            preprocessing, crop=short, resize=int(short / part) if short < 384 else (short,) * 2
+        )
     elif kind.startswith("PoolFormer") and part and (short or (exact and len({*exact}) == 1)):
-        view = replace(view, resize=int((short or max(exact or ())) / part))
+        preprocessing = replace(preprocessing, resize=int((short or max(exact or ())) / part))
     elif kind.startswith("Levit") and short:
-        view = replace(view, resize=int(256 / 224 * short))
+        preprocessing = replace(preprocessing, resize=int(256 / 224 * short))
     elif settings.get("do_resize"):
         if not exact and (not short or "longest_edge" in size):
             why = f"afmi cannot prepare pictures as the model asks for ({kind} with size {size})"
-            return replace(view, unknown=("resize", "crop"), why=why)
-        view = replace(view, resize=exact or short)
-    return replace(view, crop=_simple(crop)) if crop else view
+            return replace(preprocessing, unknown=("resize", "crop"), why=why)
+        preprocessing = replace(preprocessing, resize=exact or short)
+    return replace(preprocessing, crop=_simple(crop)) if crop else preprocessing
 
 
 def _normalisation(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and deviation, for images in [0, 1], of all that is done to their values."""
+    """Return the mean and standard deviation that all rescaling of images in [0, 1] amounts to."""
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize"):
         mean, std = (tuple(_each(settings[f"image_{key}"])) for key in ("mean", "std"))
@@ -74,26 +76,26 @@ def _simple(pair: tuple[int, int]) -> int | tuple[int, int]:
     return pair[0] if pair[0] == pair[1] else pair
 
 
-def at_size(view: View, size: int | tuple[int, int]) -> View:
-    """Return the view for images of another size, cropped from as much of the picture.
+def at_size(preprocessing: Preprocessing, size: int | tuple[int, int]) -> Preprocessing:
+    """Return the preprocessing for another image size, with the same share of the picture cropped.
 
     Args:
-        view: how pictures are seen.
+        preprocessing: for the old size.
         size: side of the square, or (height, width).
     """
     sides = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-    seen = view.crop or view.resize
-    if view.unknown:
-        return view
-    if seen is None:
-        return replace(view, crop=_simple(sides), resize=sides)
-    before = (seen, seen) if isinstance(seen, int) else seen
+    size_before = preprocessing.crop or preprocessing.resize
+    if preprocessing.unknown:
+        return preprocessing
+    if size_before is None:
+        return replace(preprocessing, crop=_simple(sides), resize=sides)
+    before = (size_before,) * 2 if isinstance(size_before, int) else size_before
     if before == sides:
-        return view
-    resize = view.resize
+        return preprocessing
+    resize = preprocessing.resize
     if isinstance(resize, int) and sides[0] == sides[1]:
         resize = round(resize * sides[0] / before[0])
     elif resize is not None:
         was = (resize, resize) if isinstance(resize, int) else resize
         resize = tuple(round(w * s / b) for w, s, b in zip(was, sides, before, strict=True))
-    return replace(view, crop=_simple(sides), resize=resize)
+    return replace(preprocessing, crop=_simple(sides), resize=resize)

@@ -1,0 +1,37 @@
+"""What a network's outputs mean: which of them are logits, and the probabilities they stand for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from afmi.errors import ModelError
+
+__all__ = ["logits_of", "probabilities"]
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits (N, C) in what a network returned: a tensor, or an object with ``.logits``.
+
+    Raises:
+        ModelError: when there are no logits of that shape.
+    """
+    logits = output
+    if isinstance(output, dict) and "logits" in output:
+        logits = output["logits"]
+    elif hasattr(output, "logits"):
+        logits = output.logits  # type: ignore[attr-defined]
+    elif isinstance(output, (tuple, list)) and output:
+        logits = output[0]
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
+        returned = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output)
+        raise ModelError(
+            f"the network must return class logits (N, C), but returned {returned}; "
+            "wrap it in an nn.Module whose forward returns the logits"
+        )
+    return logits
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Return softmax probabilities of logits (N, K), in double precision on the CPU."""
+    return torch.softmax(logits.to("cpu", torch.float64), 1)
