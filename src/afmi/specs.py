@@ -524,19 +524,12 @@ def _short(value: Any, owner: Any = None) -> str:
     if isinstance(value, str):
         plain = _WORD.fullmatch(value) and value.casefold() not in ("none", "true", "false")
         return value if plain else json.dumps(value, ensure_ascii=False)
-    for base, kind in _kinds.items():
-        if isinstance(value, base):
-            if type(value) is kind.joined:
-                (field,) = dataclasses.fields(value)
-                return "+".join(_short(one) for one in getattr(value, field.name))
-            changed = _changed(value)
-            return f"{_name(type(value))}({', '.join(changed)})" if changed else _name(type(value))
+    if any(isinstance(value, base) for base in _kinds):
+        return _of_named(value)
     if isinstance(value, os.PathLike):
         return _short(os.fspath(value))
     if isinstance(value, nn.Module):
-        inside = owner.model.named_modules() if hasattr(owner, "model") else ()
-        name = next((name for name, module in inside if module is value), None)
-        return name or f"<{type(value).__name__}>"
+        return _of_module(value, owner)
     if isinstance(value, (Tensor, np.ndarray)):
         return _of_array(value)
     if isinstance(value, Sequence):
@@ -546,6 +539,20 @@ def _short(value: Any, owner: Any = None) -> str:
     # A function's own text holds its address, which is another in every run.
     name = getattr(value, "__qualname__", None)
     return f"<{name}>" if name or type(value).__str__ is object.__str__ else str(value)
+
+
+def _of_named(value: Any) -> str:
+    if any(type(value) is kind.joined for kind in _kinds.values()):
+        (field,) = dataclasses.fields(value)
+        return "+".join(_short(one) for one in getattr(value, field.name))
+    changed = _changed(value)
+    return f"{_name(type(value))}({', '.join(changed)})" if changed else _name(type(value))
+
+
+def _of_module(module: nn.Module, owner: Any) -> str:
+    """Return a module's dotted name in the owner's network, where it has one."""
+    inside = owner.model.named_modules() if hasattr(owner, "model") else ()
+    return next((name for name, m in inside if m is module), None) or f"<{type(module).__name__}>"
 
 
 def _of_array(value: Tensor | np.ndarray) -> str:

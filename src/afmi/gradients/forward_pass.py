@@ -200,8 +200,7 @@ def _run(
     tapes: list[Tape],
     folded: FoldedExecution | None,
 ) -> ForwardPass:
-    readers = [TapeReader(tape) for tape in tapes]
-    state = Interception(rules, recording, readers)
+    state = Interception(rules, recording, [TapeReader(tape) for tape in tapes])
     # Without rules, and with nothing to look out for, PyTorch may go its way alone.
     plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
 
@@ -235,22 +234,27 @@ def _run(
         else:
             interception.enter_context(watching_module(layer[0], capture))
         graph_logits = logits_of(model(own))
+    if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
+        _keep_from_odd_strides(graph_logits)
+    return _finished(state, graph_logits, len(own), None if layer is None else layer[1])
+
+
+def _finished(
+    state: Interception, graph_logits: Tensor, images: int, layer: Layer | None
+) -> ForwardPass:
+    """Check a run that ended, and return what gradients need of it."""
     if state.leaf is None:
         assert layer is not None
         raise LayerError(
-            f"layer {layer[1]} was not reached in a forward pass; choose one that the network runs"
-            + ("" if layer[1].then is None else f", followed by the operation {layer[1].then!r}")
+            f"layer {layer} was not reached in a forward pass; choose one that the network runs"
+            + ("" if layer.then is None else f", followed by the operation {layer.then!r}")
         )
     state.check_logits(graph_logits)
-    if own.device.type == "cpu":
-        _keep_from_odd_strides(graph_logits)
-    for reader in readers:
+    for reader in state.readers:
         reader.finish()
-    if graph_logits.shape[0] != own.shape[0]:
-        raise ShapeError(
-            f"expected logits for {own.shape[0]} images, got {graph_logits.shape[0]} rows"
-        )
-    token_layout = None if layer is None else layer[1].token_layout
+    if graph_logits.shape[0] != images:
+        raise ShapeError(f"expected logits for {images} images, got {graph_logits.shape[0]} rows")
+    token_layout = None if layer is None else layer.token_layout
     features, extra_tokens = _split(state.leaf.detach(), token_layout)
     return ForwardPass(
         features=features,

@@ -123,11 +123,7 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.leaf is None:
-            output = func(*args, **kwargs)
-            if self.pending is not None and self._awaited(func, args):
-                layer, self.pending = self.pending[1], None
-                return self.begin(maps_of(layer, output))
-            return output
+            return self._before_the_layer(func, args, kwargs)
         if self._aside or func in _FORM:
             return func(*args, **kwargs)
         args, kind = self._constants(args)
@@ -147,6 +143,25 @@ class Interception(TorchFunctionMode):
             if not ignores_values(name):
                 self._mark_values(output)
             return output
+        output = self._by_rule(Operation(name, func, args, kwargs), kind)
+        self._mark(output, name)
+        if name == "setitem":
+            self._mark(args[0], name)
+        return output
+
+    def _before_the_layer(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Make a call of the trunk, and begin where it gives the awaited maps."""
+        output = func(*args, **kwargs)
+        if self.pending is not None and self._awaited(func, args):
+            layer, self.pending = self.pending[1], None
+            return self.begin(maps_of(layer, output))
+        return output
+
+    def _by_rule(self, operation: Operation, kind: int) -> Any:
+        """Make a call whose operands depend on the maps, by its rule or, without one, as it is."""
+        name = operation.name
         if kind & _OF_VALUES and self.rules.complete and not ignores_values(name):
             raise OperationError(
                 f"{name!r} brings the feature maps together with values taken from them where "
@@ -154,27 +169,23 @@ class Interception(TorchFunctionMode):
                 f"detached copy, so {self.rules.purpose} cannot pass it; write it as one operation "
                 "(relu, clamp, …) and register that where it has no rule"
             )
-        if kwargs and isinstance(kwargs.get("out"), Tensor):
+        if isinstance(operation.kwargs.get("out"), Tensor):
             raise OperationError(
                 f"{name!r} writes into a tensor given as out=, where autograd cannot follow; use "
                 "what it returns"
             )
         rule = self.rules.by_name.get(name)
         if rule is not None:
-            output = rule(self, Operation(name, func, args, kwargs))
-        else:
-            output = func(*args, **kwargs)
-            if self.rules.complete and _depends(output):
-                raise self.no_rule(
-                    f"the operation {name!r}",
-                    f"register one: afmi.gradients.register_elementwise({name!r}) if it "
-                    f"maps each number by itself, register_linear({name!r}) if it is linear in "
-                    f"its operands, or register_path_integral({name!r}) if it is smooth",
-                    name=name,
-                )
-        self._mark(output, name)
-        if name == "setitem":
-            self._mark(args[0], name)
+            return rule(self, operation)
+        output = operation()
+        if self.rules.complete and _depends(output):
+            raise self.no_rule(
+                f"the operation {name!r}",
+                f"register one: afmi.gradients.register_elementwise({name!r}) if it "
+                f"maps each number by itself, register_linear({name!r}) if it is linear in "
+                f"its operands, or register_path_integral({name!r}) if it is smooth",
+                name=name,
+            )
         return output
 
     def no_rule(self, what: str, advice: str = "", *, name: str | None = None) -> OperationError:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from afmi.gradients import Interception, Operation, Rules
+from afmi.gradients import (
+    BackwardState,
+    Factors,
+    Interception,
+    Operation,
+    Rule,
+    Rules,
+    Tensors,
+)
 from afmi.gradients.rule_sets import (
     elementwise_chords,
     guided,
     ordinary_rules,
     positive_part,
 )
+from afmi.gradients.tape import Entry
 from afmi.methods.gradient_methods import GradientMethod
 from afmi.network.operations import Trait, operations_with
 from afmi.pictures.maps import channel_maximum
@@ -69,7 +76,7 @@ class DeconvNet(GradientMethod):
 
     def _rules(self) -> Rules:
         squashing = dict.fromkeys(elementwise_chords(), guided)
-        rectifying = dict.fromkeys(operations_with(Trait.RECTIFIER), _rectifying)
+        rectifying = dict.fromkeys(operations_with(Trait.RECTIFIER), _Rectifying())
         by_name = ordinary_rules() | squashing | rectifying
         return Rules(by_name, purpose="DeconvNet's backward pass")
 
@@ -77,19 +84,18 @@ class DeconvNet(GradientMethod):
         return channel_maximum(gradient)
 
 
-def _rectifying(state: Interception, operation: Operation) -> Any:
+class _Rectifying(Rule):
     """Rectify what comes back, and ignore which units were open on the way forward."""
-    return _Rectifier.apply(operation.operand, operation)
 
+    def operands(self, interception: Interception, operation: Operation) -> list[Tensor]:
+        return [operation.operand]
 
-class _Rectifier(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, operation: Operation) -> Tensor:
-        output = operation()
-        if output is x:
-            ctx.mark_dirty(x)
-        return output
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        return ()
 
-    @staticmethod
-    def backward(ctx: Any, signal: Tensor) -> Any:
-        return positive_part(signal), None
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        return [positive_part(gradient)]
