@@ -283,7 +283,7 @@ class Interception(TorchFunctionMode):
         raise OperationError(
             f"a tensor reached the network's next operation from {maker}, which PyTorch does not "
             "let be intercepted (a compiled or scripted part, or an autograd.Function of the "
-            "network's own); use the plain form of that part, such as the without_compilation model"
+            "network's own); use the plain form of that part, such as the uncompiled model"
         )
 
     def check_logits(self, logits: Tensor) -> None:
@@ -296,12 +296,12 @@ class Interception(TorchFunctionMode):
 
 def maps_of(layer: Layer, output: object) -> Tensor:
     """Return a layer's output, where it has the shape that the layer is said to give."""
-    how = layer.token_layout
-    if isinstance(output, Tensor) and (how.fits(output) if how else output.dim() == 4):
+    layout = layer.token_layout
+    if isinstance(output, Tensor) and (layout.fits(output) if layout else output.dim() == 4):
         return output
-    came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     raise LayerError(
-        f"layer {layer} must give feature maps (N, K, h, w), but gives {came}; choose a "
+        f"layer {layer} must give feature maps (N, K, h, w), but gives {form}; choose a "
         "convolutional layer, or one whose tokens are those of places"
     )
 
