@@ -43,6 +43,11 @@ def test_importing_takes_no_time_and_loads_no_module():
     assert modules == ["afmi._version"]
 
 
+def test_a_report_needs_no_torch():
+    modules = run("import sys, afmi.report\nprint(*sys.modules)").split()
+    assert "numpy" in modules and not {"torch", "torchvision"} & set(modules)
+
+
 @pytest.mark.parametrize("name", HOMES)
 def test_every_name_is_there(name: str) -> None:
     module = importlib.import_module(HOMES[name])

@@ -123,6 +123,8 @@ def test_parameters_in_text(text: str, field: str, expected: object) -> None:
         ("lime:segmentation=<halves>", "only Python can pass segmentation of LIME; a text can"),
         ("grad-cam:layer=<Conv2d>", "only Python can pass layer of Grad-CAM"),
         ("a-fmi:reference=withe", "did you mean 'white'?"),
+        ('a-fmi:reference="x.png', 'expected a text in double quotes, got "x.png; close them'),
+        ('grad-cam:layer="features', 'expected a text in double quotes, got "features'),
         ("insertion:fractions=1+0.5", "expected two or more fractions that rise"),
         ("insertion:canvas=grey", "expected a reference out of black"),
     ],

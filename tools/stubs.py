@@ -57,7 +57,7 @@ def stub(package: str) -> str:
 def _homes(module: ModuleType) -> Mapping[str, str]:
     """Return the module of each name that is loaded when it is first used."""
     if hasattr(module, "CATALOGUE"):
-        return {name: cls.__module__ for name, cls in module.CATALOGUE.items()}
+        return module.CATALOGUE.homes()
     return vars(module)["_HOMES"]
 
 

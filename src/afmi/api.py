@@ -23,7 +23,6 @@ from afmi.errors import (
     ShapeError,
     TargetError,
     UsageError,
-    near_matches,
 )
 from afmi.explanation import Explanation, explanation_of
 from afmi.methods import Method
@@ -301,13 +300,8 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
             f"expected a model that is an nn.Module, got {model!r}; "
             "use afmi.load_model(name) or afmi.Classifier(network)"
         )
-    names = [f.name for f in dataclasses.fields(cls) if f.init and f.name != "model"]
     for name in given:
-        if name not in names:
-            takes = f"it takes {', '.join(names)}" if names else "it takes none"
-            raise UsageError(
-                f"{cls.name} takes no parameter {name!r}{near_matches(name, names) or '; ' + takes}"
-            )
+        specs.check_parameter(cls if isinstance(cls, type) else type(cls), name)
     if isinstance(cls, Method):
         return dataclasses.replace(cls, **given) if given else cls
     return cls(model, **given)  # type: ignore[arg-type]

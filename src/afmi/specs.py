@@ -24,20 +24,22 @@ import math
 import os
 import pkgutil
 import re
+import sys
 from collections import abc
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import MappingProxyType, NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
-from torch import Tensor, nn
 
 from afmi.errors import UsageError, near_matches
 
 __all__ = [
     "Catalogue",
+    "check_parameter",
     "choose",
+    "fold",
     "from_json",
     "key_of",
     "label_of",
@@ -50,6 +52,9 @@ __all__ = [
     "text",
     "to_json",
 ]
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -102,42 +107,48 @@ class Catalogue(Mapping[str, type[T]]):
     importing the others; only what goes by another name, or walks through all, imports all.
 
     Args:
-        base: the abstract class of which they are the complete subclasses.
+        base: returns the abstract class of which they are the complete subclasses.
         package: the package's dotted name.
         order: sorts the classes.
-        names: what else the package offers.
+        homes: the module of each other name that the package offers.
     """
 
     def __init__(
         self,
-        base: type[T],
+        base: Callable[[], type[T]],
         package: str,
         order: Callable[[type[T]], Any],
-        names: Iterable[str] = (),
+        homes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._base = base
         self._package = package
         self._order = order
-        self._names = names
+        self._homes = homes
 
     def attribute(self, name: str) -> Any:
         """Return what the package has by this name; made to be its ``__getattr__``."""
         if name == "__all__":
             return self.names()
+        if name in self._homes:
+            return getattr(importlib.import_module(self._homes[name]), name)
         if name not in self:
             raise AttributeError(f"module {self._package!r} has no attribute {name!r}")
         return self[name]
 
     def names(self) -> list[str]:
         """Return all that the package offers; made to be its ``__dir__``."""
-        return sorted([*self._names, *self])
+        return sorted(["CATALOGUE", *self.homes()])
+
+    def homes(self) -> dict[str, str]:
+        """Return the module of every name that the package loads when it is first used."""
+        return {**self._homes, **{name: cls.__module__ for name, cls in self.items()}}
 
     def in_file(self, name: str) -> type[T] | None:
         """Return the class that a file of this name holds, in any spelling; None: there is none."""
         for module in self._modules():
-            if _fold(module.rpartition(".")[2]) == _fold(name):
+            if fold(module.rpartition(".")[2]) == fold(name):
                 for cls in self._classes(module):
-                    if _fold(cls.__name__) == _fold(name):
+                    if fold(cls.__name__) == fold(name):
                         return cls
         return None
 
@@ -159,11 +170,12 @@ class Catalogue(Mapping[str, type[T]]):
         return [module.name for module in pkgutil.walk_packages(path, self._package + ".")]
 
     def _classes(self, module: str) -> list[type[T]]:
+        base = self._base()
         return [
             value
             for value in vars(importlib.import_module(module)).values()
             if inspect.isclass(value)
-            and issubclass(value, self._base)
+            and issubclass(value, base)
             and not inspect.isabstract(value)
             and value.__module__ == module
         ]
@@ -187,14 +199,15 @@ def named(name: str, catalogue: Mapping[str, type[T]], kind: str) -> type[T]:
     by_key: dict[str, type[T]] = {}
     for class_name, cls in catalogue.items():
         for alias in (*getattr(cls, "aliases", ()), getattr(cls, "name", class_name), class_name):
-            by_key[_fold(str(alias))] = cls
-    if _fold(name) not in by_key:
-        near = near_matches(_fold(name), by_key) or f"; there are {', '.join(catalogue)}"
+            by_key[fold(str(alias))] = cls
+    if fold(name) not in by_key:
+        near = near_matches(fold(name), by_key) or f"; there are {', '.join(catalogue)}"
         raise UsageError(f"no {kind} is called {name!r}{near}")
-    return by_key[_fold(name)]
+    return by_key[fold(name)]
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """Return what tells names apart: their letters and digits, whatever the case."""
     folded = name.casefold().replace("+", "plus").replace("×", "x")
     return "".join(c for c in folded if c.isalnum())
 
@@ -298,9 +311,18 @@ def _title(cls: type) -> str:
     return str(getattr(cls, "name", cls.__name__))
 
 
+def check_parameter(cls: type, name: str) -> None:
+    """Raise a `UsageError` that lists near matches, unless the class takes this parameter."""
+    names = [field.name for field in _fields(cls)]
+    if name not in names:
+        takes = f"; it takes {', '.join(names)}" if names else "; it takes none"
+        raise UsageError(
+            f"{_title(cls)} takes no parameter {name!r}{near_matches(name, names) or takes}"
+        )
+
+
 def _parameters(cls: type, pairs: list[str], context: Mapping[str, Any]) -> dict[str, Any]:
     """Read ``key=value`` texts as what the class's fields take."""
-    names = [field.name for field in _fields(cls)]
     types = get_type_hints(cls)
     given: dict[str, Any] = {}
     for pair in pairs:
@@ -310,11 +332,7 @@ def _parameters(cls: type, pairs: list[str], context: Mapping[str, Any]) -> dict
                 f"expected a parameter of {_title(cls)} as key=value, got {pair!r}; such as "
                 "a-fmi:averaged=false"
             )
-        if key not in names:
-            takes = f"; it takes {', '.join(names)}" if names else "; it takes none"
-            raise UsageError(
-                f"{_title(cls)} takes no parameter {key!r}{near_matches(key, names) or takes}"
-            )
+        check_parameter(cls, key)
         if key in given:
             raise UsageError(f"{key} of {_title(cls)} is given twice; leave one out")
         given[key] = _value(f"{key} of {_title(cls)}", types[key], value, context)
@@ -378,7 +396,12 @@ def _finite(value: str) -> float:
 
 
 def _unquoted(value: str) -> str:
-    return str(json.loads(value)) if value.startswith('"') else value
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError as error:
+        raise UsageError(f"expected a text in double quotes, got {value}; close them") from error
 
 
 _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
@@ -419,6 +442,7 @@ def text(value: Any) -> str:
     """Return the text of an object that can be named: its name and what is not the default.
 
     Example:
+        >>> from torch import nn
         >>> from afmi.methods import AFMI
         >>> from afmi.pictures.references import Random
         >>> text(AFMI(nn.Identity(), reference=Random(samples=2), averaged=False))
@@ -528,9 +552,9 @@ def _short(value: Any, owner: Any = None) -> str:
         return _of_named(value)
     if isinstance(value, os.PathLike):
         return _short(os.fspath(value))
-    if isinstance(value, nn.Module):
+    if _is_module(value):
         return _of_module(value, owner)
-    if isinstance(value, (Tensor, np.ndarray)):
+    if _is_array(value):
         return _of_array(value)
     if isinstance(value, Sequence):
         return "+".join(_short(item, owner) for item in value)
@@ -549,6 +573,19 @@ def _of_named(value: Any) -> str:
     return f"{_name(type(value))}({', '.join(changed)})" if changed else _name(type(value))
 
 
+# PyTorch takes a second to import, and what holds a tensor or a module has imported it.
+
+
+def _is_module(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
+
+
+def _is_array(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
+
+
 def _of_module(module: nn.Module, owner: Any) -> str:
     """Return a module's dotted name in the owner's network, where it has one."""
     inside = owner.model.named_modules() if hasattr(owner, "model") else ()
@@ -556,7 +593,7 @@ def _of_module(module: nn.Module, owner: Any) -> str:
 
 
 def _of_array(value: Tensor | np.ndarray) -> str:
-    array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value
+    array = value if isinstance(value, np.ndarray) else value.detach().cpu().double().numpy()
     if array.size <= _SMALL_TENSOR and array.ndim == 1:
         return "+".join(_short(item) for item in array.tolist())
     digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=8).hexdigest()
@@ -572,7 +609,7 @@ def _json(value: Any, owner: Any = None) -> Any:
         return to_json(value)
     if isinstance(value, np.generic):
         return _json(value.item())
-    if isinstance(value, (Tensor, np.ndarray)):
+    if _is_array(value):
         small = value.ndim == 1 and len(value) <= _SMALL_TENSOR
         return _json(value.tolist()) if small else _of_array(value)
     if isinstance(value, Mapping):

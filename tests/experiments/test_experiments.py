@@ -11,9 +11,10 @@ from afmi.errors import ModelError, UsageError
 from afmi.experiments import CATALOGUE, Request, experiment_named
 from afmi.experiments.shared import base, published
 from afmi.experiments.shared.base import counted, networks, write_csv, write_json
-from afmi.methods import method_named
+from afmi.methods import CATALOGUE as METHODS
 from afmi.models import model_names
 from afmi.progress import duration
+from afmi.specs import named
 
 
 def test_every_figure_is_found_in_order():
@@ -29,7 +30,9 @@ def test_every_figure_is_found_in_order():
 def test_models_and_methods_exist_under_their_names(name):
     experiment = CATALOGUE[name]
     assert experiment.shows and experiment.section and experiment.finding
-    assert [method_named(method).name for method in experiment.methods] == list(experiment.methods)
+    assert [named(method, METHODS, "method").name for method in experiment.methods] == list(
+        experiment.methods
+    )
     known = {*model_names(), "mnist-cnn"}
     assert set(experiment.models) <= known or experiment.data == "MNIST"
 

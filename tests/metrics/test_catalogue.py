@@ -15,8 +15,9 @@ from torch.nn.modules import module as torch_module
 
 from afmi.errors import UsageError
 from afmi.methods import Method
-from afmi.metrics import CATALOGUE, Case, FMIPrototypes, Metric, metric_named
+from afmi.metrics import CATALOGUE, Case, FMIPrototypes, Metric
 from afmi.metrics.columns import MetricFacts, point
+from afmi.specs import named
 
 # So few masks and steps may show nothing of an image.
 pytestmark = pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
@@ -165,17 +166,17 @@ def test_description(name: str) -> None:
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_found_by_name(name: str) -> None:
-    assert metric_named(name) is CATALOGUE[name]
-    assert metric_named(CATALOGUE[name].name) is CATALOGUE[name]
-    assert metric_named(name.lower()) is CATALOGUE[name]
+    assert named(name, CATALOGUE, "metric") is CATALOGUE[name]
+    assert named(CATALOGUE[name].name, CATALOGUE, "metric") is CATALOGUE[name]
+    assert named(name.lower(), CATALOGUE, "metric") is CATALOGUE[name]
 
 
 def test_unknown_names() -> None:
-    assert metric_named("grid-pointing") is CATALOGUE["GridPointing"]
+    assert named("grid-pointing", CATALOGUE, "metric") is CATALOGUE["GridPointing"]
     with pytest.raises(UsageError, match="did you mean 'insertion'"):
-        metric_named("insertoin")
+        named("insertoin", CATALOGUE, "metric")
     with pytest.raises(UsageError, match="there are Insertion"):
-        metric_named("xyzzy")
+        named("xyzzy", CATALOGUE, "metric")
 
 
 def test_prototypes_are_no_metric_of_maps() -> None:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from afmi.errors import AfmiError, UsageError, near_matches
 from afmi.evaluation.folder import ResultsFolder
 from afmi.metrics.columns import MetricFacts
+from afmi.specs import fold
 
 __all__ = ["Images", "Measurements", "Results"]
 
@@ -140,13 +141,13 @@ class Results:
         refused = self.refused
         labels: dict[str, str] = {}
         for label in self.manifest["methods"]:
-            labels.setdefault(_fold(self._key(label)), label)
-            labels[_fold(label)] = label
+            labels.setdefault(fold(self._key(label)), label)
+            labels[fold(label)] = label
         chosen = set()
         for name in names:
-            if _fold(name) not in labels:
+            if fold(name) not in labels:
                 self.facts(name)  # raises, with near matches
-            label = labels.get(_fold(name), name)
+            label = labels.get(fold(name), name)
             if label in refused:
                 raise UsageError(f"{label} was not measured: {refused[label]}")
             chosen.add(label)
@@ -243,8 +244,3 @@ def _images(table: pa.Table) -> Images:
         tuple(table["key"].to_pylist()),
         table["label"].to_numpy().astype(np.int64),
     )
-
-
-def _fold(name: str) -> str:
-    folded = name.casefold().replace("+", "plus").replace("×", "x")
-    return "".join(c for c in folded if c.isalnum())

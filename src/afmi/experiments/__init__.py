@@ -21,7 +21,7 @@ def _order(cls: type[Experiment]) -> tuple[str, int]:
 
 
 CATALOGUE: dict[str, type[Experiment]] = {
-    cls.name: cls for cls in Catalogue(Experiment, __name__, _order).values()
+    cls.name: cls for cls in Catalogue(lambda: Experiment, __name__, _order).values()
 }
 """Every experiment's class by its name."""
 

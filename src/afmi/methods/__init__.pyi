@@ -1,12 +1,10 @@
 # Written by `make format` from __init__.py and the modules that it names.
-from collections.abc import Sequence as Sequence
-
-from torch import nn as nn
-
 from afmi.methods.base import Attribution as Attribution
 from afmi.methods.base import BlankMapWarning as BlankMapWarning
 from afmi.methods.base import LayerMethod as LayerMethod
 from afmi.methods.base import Method as Method
+from afmi.methods.base import MethodsLike as MethodsLike
+from afmi.methods.base import chosen_methods as chosen_methods
 from afmi.methods.feature_maps.afmi import AFMI as AFMI
 from afmi.methods.feature_maps.cam import CAM as CAM
 from afmi.methods.feature_maps.grad_cam import GradCAM as GradCAM
@@ -33,11 +31,6 @@ from afmi.methods.regions.xrai import XRAI as XRAI
 from afmi.specs import Catalogue as Catalogue
 
 CATALOGUE: Catalogue[Method]
-MethodsLike = str | Sequence[str | type[Method] | Method]
-
-def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]: ...
-def method_named(text: str) -> type[Method]: ...
-
 __all__ = [
     "AFMI",
     "CAM",
@@ -67,5 +60,4 @@ __all__ = [
     "Random",
     "SmoothGrad",
     "chosen_methods",
-    "method_named",
 ]

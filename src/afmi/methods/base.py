@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import ClassVar, Literal
@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from afmi import specs
 from afmi.errors import AfmiError, ModelError, ShapeError, UsageError
 from afmi.methods.work import Work
 from afmi.network.guards import evaluation_mode
@@ -26,6 +27,8 @@ __all__ = [
     "BlankMapWarning",
     "LayerMethod",
     "Method",
+    "MethodsLike",
+    "chosen_methods",
     "relative_residual",
 ]
 
@@ -280,3 +283,38 @@ def relative_residual(maps: Tensor, change: Tensor) -> Tensor:
         (…); not finite where the score did not change.
     """
     return (maps.sum((-3, -2, -1)) - change) / change.abs()
+
+
+def _catalogue() -> Mapping[str, type[Method]]:
+    from afmi.methods import CATALOGUE
+
+    return CATALOGUE
+
+
+specs.register(Method, "method", _catalogue)
+
+MethodsLike = str | Sequence[str | type[Method] | Method]
+
+
+def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
+    """Return the methods that were meant, by the label that tells each from the others.
+
+    Args:
+        model: the network to explain.
+        methods: ``"all"``, or specs joined by commas, or a sequence of specs, classes or instances.
+            A spec is a name, perhaps with parameters: ``"a-fmi:averaged=false:reference=white"``;
+            several values of one are joined by "+": ``"xrai:scales=50+100"``. See `afmi.specs`.
+
+    Raises:
+        UsageError: when a method or parameter does not exist, a value does not fit, one instance
+            explains another model, or two that differ have one label.
+
+    Example:
+        >>> list(chosen_methods(nn.Identity(), "grad-cam,a-fmi:averaged=no"))
+        ['Grad-CAM', 'A-FMI (averaged=false)']
+    """
+    chosen = specs.choose(methods, Method, model=model)
+    for label, method in chosen.items():
+        if method.model is not model:
+            raise UsageError(f"the {label} given explains another model; pass the class instead")
+    return chosen

@@ -1,8 +1,8 @@
 # Written by `make format` from __init__.py and the modules that it names.
-from collections.abc import Sequence as Sequence
-
 from afmi.metrics.base import Case as Case
 from afmi.metrics.base import Metric as Metric
+from afmi.metrics.base import MetricsLike as MetricsLike
+from afmi.metrics.base import chosen_metrics as chosen_metrics
 from afmi.metrics.class_discriminability import ClassDiscriminability as ClassDiscriminability
 from afmi.metrics.completeness import Completeness as Completeness
 from afmi.metrics.cost import Cost as Cost
@@ -15,11 +15,6 @@ from afmi.metrics.reference_reliability import ReferenceReliability as Reference
 from afmi.specs import Catalogue as Catalogue
 
 CATALOGUE: Catalogue[Metric]
-MetricsLike = str | Sequence[str | type[Metric] | Metric]
-
-def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]: ...
-def metric_named(text: str) -> type[Metric]: ...
-
 __all__ = [
     "CATALOGUE",
     "Case",
@@ -35,5 +30,4 @@ __all__ = [
     "ParameterRandomisation",
     "ReferenceReliability",
     "chosen_metrics",
-    "metric_named",
 ]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from afmi import specs
 from afmi.methods.base import Attribution, BlankMapWarning, Method
 from afmi.methods.work import Work
 from afmi.metrics.columns import Column, MetricFacts
 
-__all__ = ["Case", "Metric", "blank_maps_allowed"]
+__all__ = ["Case", "Metric", "MetricsLike", "blank_maps_allowed", "chosen_metrics"]
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,34 @@ def blank_maps_allowed() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BlankMapWarning)
         yield
+
+
+def _catalogue() -> Mapping[str, type[Metric]]:
+    from afmi.metrics import CATALOGUE
+
+    return CATALOGUE
+
+
+specs.register(Metric, "metric", _catalogue)
+
+MetricsLike = str | Sequence[str | type[Metric] | Metric]
+
+
+def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]:
+    """Return the metrics that were meant, by the key that begins their rows' names.
+
+    Args:
+        metrics: ``"all"``, specs joined by commas (``"insertion,insertion:canvas=mean"``), or a
+            sequence of specs, classes or instances; None: those that are standard.
+
+    Raises:
+        UsageError: as for `afmi.methods.chosen_methods`.
+
+    Example:
+        >>> list(chosen_metrics("Insertion,insertion:canvas=mean"))
+        ['insertion', 'insertion(canvas=mean)']
+    """
+    if metrics is None:
+        metrics = [cls for cls in _catalogue().values() if cls.standard]
+    chosen = specs.choose(metrics, Metric)
+    return {specs.row_key(metric): metric for metric in chosen.values()}
