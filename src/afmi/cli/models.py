@@ -126,11 +126,11 @@ def _layers(name: str) -> list[dict[str, Any]]:
     size = crop if isinstance(crop, tuple) else (crop, crop)
     image = torch.full((1, model.mean.shape[0], *size), 0.5).to(model.mean)
     names = {module: name for name, module in model.network.named_modules() if name}
-    found: dict[nn.Module, list[int]] = {}
+    shapes: dict[nn.Module, list[int]] = {}
 
     def note(module: nn.Module, output: object) -> None:
         if module in names and isinstance(output, Tensor) and output.dim() == 4:
-            found[module] = list(output.shape[1:])
+            shapes[module] = list(output.shape[1:])
 
     with torch.no_grad(), evaluation_mode(model), watching_all_modules(note):
         model(image)
@@ -139,7 +139,7 @@ def _layers(name: str) -> list[dict[str, Any]]:
     except LayerError:  # such a network's layers are the more worth listing
         layer = None
     records = []
-    for module, shape in found.items():
+    for module, shape in shapes.items():
         record = {"layer": names[module], "module": type(module).__name__, "maps": shape}
         chosen = layer is not None and layer.name == names[module]
         records.append({**record, "chosen": chosen and layer is not None and layer.then is None})

@@ -171,10 +171,10 @@ def forward_pass(
         OperationError: when an operation has no rule and the rules must be complete.
     """
 
-    def run(own: Tensor) -> ForwardPass:
+    def run(images: Tensor) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        return _run(model, own, layer, rules, recording, tapes or [], folded)
+        return _run(model, images, layer, rules, recording, tapes or [], folded)
 
     def attempt(_: FoldedExecution | None) -> ForwardPass:
         return in_fast_layout(model, run, inputs.detach(), fast=fast)
@@ -193,7 +193,7 @@ def forward_pass(
 
 def _run(
     model: nn.Module,
-    own: Tensor,
+    images: Tensor,
     layer: tuple[nn.Module, Layer] | None,
     rules: Rules,
     recording: Tape | None,
@@ -225,7 +225,7 @@ def _run(
     # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
     with torch.set_grad_enabled(False), ExitStack() as interception:
         if layer is None:
-            own = state.begin(own)
+            images = state.begin(images)
             if not plain:
                 interception.enter_context(state)
             if folded is not None:
@@ -233,10 +233,10 @@ def _run(
                 interception.enter_context(folded.intercepting(pools=plain))
         else:
             interception.enter_context(watching_module(layer[0], capture))
-        graph_logits = logits_of(model(own))
+        graph_logits = logits_of(model(images))
     if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
         _keep_from_odd_strides(graph_logits)
-    return _finished(state, graph_logits, len(own), None if layer is None else layer[1])
+    return _finished(state, graph_logits, len(images), None if layer is None else layer[1])
 
 
 def _finished(

@@ -79,7 +79,8 @@ class Rule(ABC):
         self, operation: Operation, operands: Tensors, entries: list[Entry]
     ) -> tuple[tuple[Tensor, ...], list[Factors]]:
         """Make the call, and return what it gave with the factors against each reference."""
-        before = [x.clone() for x in operands] if operation.inplace else operands
+        kept = operation.inplace and entries  # for factors, of which no reference needs none
+        before = [x.clone() for x in operands] if kept else operands
         outputs = self.call(operation)
         return outputs, [self.factors(operation, before, outputs, entry) for entry in entries]
 

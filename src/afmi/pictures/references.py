@@ -168,8 +168,8 @@ class Image(Reference):
                     f"{tuple(self.source.shape)}"
                 )
             # A copy: what the caller does with the tensor later must not change cached runs.
-            own = self.source.detach().clone()
-            object.__setattr__(self, "_tensor", own if own.dim() == 4 else own[None])
+            copy = self.source.detach().clone()
+            object.__setattr__(self, "_tensor", copy if copy.dim() == 4 else copy[None])
 
     def __call__(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[-2:]
