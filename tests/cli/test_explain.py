@@ -136,6 +136,15 @@ def test_several_methods_take_what_they_have(afmi, small, pictures):
     assert records[0]["source"] != records[3]["source"]
 
 
+def test_a_method_in_two_spellings_explains_once(afmi, small, pictures):
+    spelled = ("a-fmi", "A-FMI", "afmi:averaged=yes", "a-fmi:averaged=no")
+    methods = [word for spelling in spelled for word in ("--method", spelling)]
+    result = afmi("explain", pictures / "a.png", *small, "--json", "--layer", "0", *methods)
+    assert result.exit_code == 0, result.stderr
+    averaged = [record["parameters"]["averaged"] for record in _records(result.stdout)]
+    assert averaged == [True, False]
+
+
 def test_own_network_with_its_own_view(afmi, nets, pictures, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("ash\nbeech\noak\nyew\n")

@@ -115,6 +115,7 @@ def explain(
     from afmi.models import load_model
     from afmi.network.classifier import find_class
     from afmi.pictures.finding import find_images
+    from afmi.specs import label_of
 
     paths = find_images(images)
     classifier = load_model(**network, layer=layer)
@@ -122,7 +123,7 @@ def explain(
     run = _Run(
         classifier=classifier,
         paths=paths,
-        methods=[method.of(classifier) for method in chosen],
+        methods=list({label_of(m): m for m in (c.of(classifier) for c in chosen)}.values()),
         options={"classes": indices or None, "top_k": top_k, "batch_size": batch_size},
         out=writable_folder(out),
         json_wanted=json_wanted,
