@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from completeness import errors
 from torch import Tensor, nn
 
-from afmi.errors import ConditioningWarning, OperationError
+from afmi.errors import ConditioningWarning, ModelError
 from afmi.gradients import forward_pass, modified_gradient
 from afmi.pictures.references import Black, Image, Random, Several
 
@@ -314,7 +314,7 @@ def test_attention_that_drops_weights_raises() -> None:
         tokens = v.reshape(-1, 4, 2)
         return F.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=0.1)
 
-    with pytest.raises(OperationError, match="drops attention weights at random"):
+    with pytest.raises(ModelError, match="drops activations at random"):
         matrix(dropping, x, reference)
 
 

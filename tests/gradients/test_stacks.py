@@ -403,7 +403,12 @@ def attributed(network: nn.Module, images: Tensor, reference: Reference) -> Tens
 
 UNSUPPORTED: dict[str, Function] = {
     "sinc": torch.sinc,
-    "conv2d": lambda x: F.conv2d(x, torch.ones(4, 4, 1, 1, dtype=x.dtype), x.mean((0, 2, 3))),
+    "conv2d": lambda x: F.conv2d(  # each image with its own bias
+        x.flatten(0, 1)[None],
+        torch.ones(4 * len(x), 1, 1, 1, dtype=x.dtype),
+        x.mean((2, 3)).flatten(),
+        groups=4 * len(x),
+    ).view_as(x),
     "linalg_norm": lambda x: x / torch.linalg.norm(x, 2, dim=(2, 3), keepdim=True),
     "deform_conv2d": lambda x: torchvision.ops.deform_conv2d(
         x, x.repeat(1, 5, 1, 1)[:, :18], torch.ones(4, 4, 3, 3, dtype=x.dtype), padding=1

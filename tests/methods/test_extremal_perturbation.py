@@ -153,8 +153,9 @@ def test_takes_digits_and_tiny_pictures(size: int) -> None:
 
 def test_costs_what_it_says() -> None:
     model, calls = build("vgg"), []
-    BatchRunner(model, images(1)).logits(images(1))  # finds out how to run it, once
     handle = model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    BatchRunner(model, images(1)).logits(images(1))  # tries the network, once
+    calls.clear()
     ExtremalPerturbation(model, areas=(0.1, 0.2), iterations=3).attribute(images(2), 0)
     handle.remove()
     assert sum(calls) == 2 + 2 * 2 * 3

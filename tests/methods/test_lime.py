@@ -96,7 +96,7 @@ def test_is_its_formula() -> None:
     handle = model.register_forward_pre_hook(lambda _, args: shown.append(args[0].clone()))
     method.attribute(image, 3)
     handle.remove()
-    samples = torch.cat(shown[1:])
+    samples = torch.cat(shown)[-40:]
     corners = [(0, 0), (0, 12), (12, 0), (12, 12)]
     z = torch.stack([(samples[:, :, y, x] == image[0, :, y, x]).all(1) for y, x in corners], 1)
     z = z.double()

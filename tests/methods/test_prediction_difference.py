@@ -131,8 +131,9 @@ def test_the_gaussian_may_come_from_other_images() -> None:
 
 def test_costs_what_it_says() -> None:
     model, calls = build("vgg"), []
-    BatchRunner(model, images(1)).logits(images(1))  # finds out how to run it, once
     handle = model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    BatchRunner(model, images(1)).logits(images(1))  # tries the network, once
+    calls.clear()
     PredictionDifference(model, window=6, stride=7, samples=3).attribute_classes(images(1), [0, 1])
     handle.remove()
     # The class's forward and the whole image's, then 4 × 4 windows of 6 pixels, none left out.

@@ -94,8 +94,9 @@ def test_batch_size_classes_and_neighbours_do_not_matter() -> None:
 
 def test_costs_what_it_says() -> None:
     model, calls = build("vgg"), []
-    BatchRunner(model, images(1)).logits(images(1))  # finds out how to run it, once
     handle = model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    BatchRunner(model, images(1)).logits(images(1))  # tries the network, once
+    calls.clear()
     RISE(model, masks=17, batch_size=8).attribute_classes(images(1), [0, 1, 2])
     handle.remove()
     assert sum(calls) == 18

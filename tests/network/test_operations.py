@@ -23,6 +23,11 @@ SOURCE = Path(afmi.__file__).parent
 HOMES = (SOURCE / "network" / "operations.py", SOURCE / "gradients" / "rules")
 
 
+# Names by which operations get rules. Those that a run is merely watched for, such as `resize`, are
+# common words.
+SORTED = operations_with(*(set(Trait) - {Trait.RANDOM, Trait.READ, Trait.LAYOUT}))
+
+
 def literals(path: Path) -> list[list[str]]:
     """Return the names of operations in each set, list and tuple that a module writes out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -35,7 +40,7 @@ def literals(path: Path) -> list[list[str]]:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Set, ast.List, ast.Tuple)) and id(node) not in exported:
             words = [c.value for c in ast.walk(node) if isinstance(c, ast.Constant)]
-            names.append([word for word in words if isinstance(word, str) and word in TRAITS])
+            names.append([word for word in words if isinstance(word, str) and word in SORTED])
     return names
 
 

@@ -13,7 +13,6 @@ from afmi.errors import LayerError, ModelError, ShapeError
 from afmi.gradients.interception import ORDINARY, UNSEEN, Interception, Rules, maps_of
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.folding import FoldedExecution, run_folded
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
     all_modules,
@@ -22,11 +21,13 @@ from afmi.network.guards import (
     without_compilation,
     without_fused_attention,
 )
-from afmi.network.layers import Layer
+from afmi.network.layers import Layer, LayerChoice, Place, check_place
 from afmi.network.outputs import logits_of
-from afmi.network.tokens import TokenLayout
+from afmi.network.trace import Remembered, Trace, form_of
+from afmi.network.trial import try_once
+from afmi.network.watch import Watch
 
-__all__ = ["ForwardPass", "forward_pass"]
+__all__ = ["ForwardPass", "forward_pass", "layer_pass"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,16 @@ class ForwardPass:
         features: feature maps A (N, K, h, w), or the inputs themselves, detached.
         extra_tokens: tokens (N, P, K) beside those of the maps, such as a class token, detached.
         logits: (N, C), detached.
+        layer: where the feature maps were taken; None: at the inputs.
     """
 
     features: Tensor
     extra_tokens: Tensor
     logits: Tensor
+    layer: Layer | None
     _interception: Interception
     _graph_logits: Tensor
     _leaf: Tensor
-    _token_layout: TokenLayout | None
 
     def gradient(self, target: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
@@ -86,7 +88,7 @@ class ForwardPass:
         return gradient
 
     def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _split(gradient, self._token_layout)
+        return _split(gradient, self.layer)
 
     def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -120,11 +122,11 @@ class ForwardPass:
         return self._split(self._pull_back(cotangents, reference, last=last, batched=True))
 
 
-def _split(tensor: Tensor, token_layout: TokenLayout | None) -> tuple[Tensor, Tensor]:
+def _split(tensor: Tensor, layer: Layer | None) -> tuple[Tensor, Tensor]:
     """Return the feature maps in a layer's output, and the tokens beside them."""
-    if token_layout is None:
+    if layer is None or layer.token_layout is None:
         return tensor, tensor[..., :0, 0, :]
-    return token_layout.maps(tensor), token_layout.extra_tokens(tensor)
+    return layer.token_layout.maps(tensor), layer.token_layout.extra_tokens(tensor)
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ def forward_pass(
     recording: Tape | None = None,
     tapes: list[Tape] | None = None,
     fast: bool | None = None,
-    folded: FoldedExecution | None = None,
+    trace: Trace | None = None,
 ) -> ForwardPass:
     """Run the network on images and keep what the gradients from a layer on need.
 
@@ -163,21 +165,18 @@ def forward_pass(
         recording: a tape to fill, where this is the reference's run.
         tapes: the references' tapes, where rules need them.
         fast: the images' memory layout; see `afmi.network.channels_last.in_fast_layout`.
-        folded: the network's folded execution, where the gradients are by the inputs; None: the
-            network runs its own operations.
+        trace: note the images' run here.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
         OperationError: when an operation has no rule and the rules must be complete.
     """
 
-    def run(images: Tensor) -> ForwardPass:
+    def run(images: Tensor, fast: bool) -> ForwardPass:
         if recording is not None:
             recording.entries.clear()
-        return _run(model, images, layer, rules, recording, tapes or [], folded)
-
-    def attempt(_: FoldedExecution | None) -> ForwardPass:
-        return in_fast_layout(model, run, inputs.detach(), fast=fast)
+        watch = Watch(images, fast=fast, trace=trace)
+        return _run(model, images, layer, rules, watch, recording, tapes or [])
 
     with (
         torch.inference_mode(False),
@@ -186,9 +185,30 @@ def forward_pass(
         without_fused_attention(),
         without_compilation(),
     ):
-        if folded is None:
-            return attempt(None)
-        return run_folded(model, attempt, inputs.detach(), folded)
+        try_once(model, inputs.detach())
+        return in_fast_layout(model, run, inputs.detach(), fast=fast)
+
+
+_remembered: Remembered[object, Place] = Remembered(8)
+
+
+def layer_pass(
+    model: nn.Module, inputs: Tensor, choice: LayerChoice, rules: Rules = ORDINARY
+) -> ForwardPass:
+    """Do as `forward_pass`, at the layer that was chosen.
+
+    A stage that had to be searched for is kept for the next images of this form, and searched for
+    again where these run through another network: see `afmi.network.trace`.
+    """
+
+    def run(place: Place, trace: Trace) -> ForwardPass:
+        check_place(model, place)
+        return forward_pass(model, inputs, layer=place, rules=rules, trace=trace)
+
+    def learn() -> Place:
+        return choice.resolve(model, inputs)
+
+    return _remembered.use(model, (choice, *form_of(inputs)), learn, run, contents=False)
 
 
 def _run(
@@ -196,11 +216,11 @@ def _run(
     images: Tensor,
     layer: tuple[nn.Module, Layer] | None,
     rules: Rules,
+    watch: Watch,
     recording: Tape | None,
     tapes: list[Tape],
-    folded: FoldedExecution | None,
 ) -> ForwardPass:
-    state = Interception(rules, recording, [TapeReader(tape) for tape in tapes])
+    state = Interception(rules, watch, recording, [TapeReader(tape) for tape in tapes])
     # Without rules, and with nothing to look out for, PyTorch may go its way alone.
     plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
 
@@ -211,9 +231,6 @@ def _run(
                 f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
                 "thing; choose the module around it"
             )
-        # Only now, because a mode costs time for every operation, also in the trunk.
-        if not plain:
-            interception.enter_context(state)
         first = first_tensor(output)
         if layer[1].then is not None and first is not None:
             state.pending = (first, layer[1])
@@ -223,16 +240,12 @@ def _run(
         return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
     # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
-    with torch.set_grad_enabled(False), ExitStack() as interception:
+    with torch.set_grad_enabled(False), ExitStack() as contexts:
         if layer is None:
             images = state.begin(images)
-            if not plain:
-                interception.enter_context(state)
-            if folded is not None:
-                # On top, so that rules see what the network runs by; they pool in their own way.
-                interception.enter_context(folded.intercepting(pools=plain))
         else:
-            interception.enter_context(watching_module(layer[0], capture))
+            contexts.enter_context(watching_module(layer[0], capture))
+        contexts.enter_context(watch if plain else state)
         graph_logits = logits_of(model(images))
     if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
         _keep_from_odd_strides(graph_logits)
@@ -254,16 +267,15 @@ def _finished(
         reader.finish()
     if graph_logits.shape[0] != images:
         raise ShapeError(f"expected logits for {images} images, got {graph_logits.shape[0]} rows")
-    token_layout = None if layer is None else layer.token_layout
-    features, extra_tokens = _split(state.leaf.detach(), token_layout)
+    features, extra_tokens = _split(state.leaf.detach(), layer)
     return ForwardPass(
         features=features,
         extra_tokens=extra_tokens,
         logits=graph_logits.detach(),
+        layer=layer,
         _interception=state,
         _graph_logits=graph_logits,
         _leaf=state.leaf,
-        _token_layout=token_layout,
     )
 
 

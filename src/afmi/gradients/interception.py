@@ -21,6 +21,7 @@ from afmi.gradients.operation import Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.network.layers import Layer
 from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
+from afmi.network.watch import FORM, Watch
 
 __all__ = ["ORDINARY", "UNSEEN", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
 
@@ -51,17 +52,7 @@ class Rules:
 ORDINARY = Rules({}, complete=False)
 """Ordinary derivatives for every operation."""
 
-# What tells a tensor's form and gives no tensor; networks ask for it at every other step.
-_FORM = frozenset(
-    {
-        *(Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.__len__),
-        *(Tensor.is_contiguous, Tensor.is_floating_point),
-        *(
-            getattr(Tensor, name).__get__
-            for name in ("shape", "ndim", "dtype", "device", "requires_grad")
-        ),
-    }
-)
+_FORM = FORM | {Tensor.stride, Tensor.is_contiguous}
 
 _MARK = "_afmi_pass"
 _VALUES = "_afmi_values"
@@ -93,9 +84,12 @@ class BackwardState:
 class Interception(TorchFunctionMode):
     """The state of one run; rules read ``recording`` and ``readers``."""
 
-    def __init__(self, rules: Rules, recording: Tape | None, readers: list[TapeReader]) -> None:
+    def __init__(
+        self, rules: Rules, watch: Watch, recording: Tape | None, readers: list[TapeReader]
+    ) -> None:
         super().__init__()
         self.rules = rules
+        self._watch = watch
         self.recording = recording
         self.readers = readers
         self.backward = BackwardState()
@@ -111,6 +105,7 @@ class Interception(TorchFunctionMode):
         # A copy, because PyTorch refuses in-place operations on a leaf.
         onward = self.leaf.clone()
         setattr(onward, _MARK, self)
+        self._watch.made(onward)
         self._aside = False
         return onward
 
@@ -121,10 +116,17 @@ class Interception(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
+        if self._aside:
+            return func(*args, **(kwargs or {}))
+        return self._watch.run(func, args, kwargs or {}, self._passed)
+
+    def _passed(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Make a call of the network: as it is up to the layer, by the rules behind it."""
         if self.leaf is None:
             return self._before_the_layer(func, args, kwargs)
-        if self._aside or func in _FORM:
+        if func in _FORM:
             return func(*args, **kwargs)
         args, kind = self._constants(args)
         if kwargs:

@@ -1,11 +1,8 @@
-"""Modified gradients of the logits by feature maps, against references that run only once."""
+"""Modified gradients of the logits by feature maps, against references whose runs are kept."""
 
 from __future__ import annotations
 
-import threading
 import warnings
-import weakref
-from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +14,11 @@ from afmi.gradients.interception import Rules
 from afmi.gradients.rules import MODIFIED_GRADIENT
 from afmi.gradients.tape import Tape
 from afmi.network.channels_last import is_fast
-from afmi.network.fingerprint import Fingerprint, fingerprint
-from afmi.network.folding import FoldedExecution, folded_execution
-from afmi.network.layers import Layer
+from afmi.network.layers import LayerChoice, Place, check_place
+from afmi.network.trace import Remembered, Trace, form_of
 from afmi.pictures.references import Reference
 
 __all__ = ["ModifiedGradient", "ReferenceRun", "modified_gradient"]
-
-_CACHED_RUNS = 8
-"""Reference runs kept for each model; the least recently used is dropped."""
 
 
 @dataclass(frozen=True)
@@ -122,143 +115,66 @@ class ModifiedGradient:
             )
 
 
-class _Cache:
-    """The most recent reference runs of each living model."""
+_Kept = tuple[Place | None, list[ReferenceRun] | None]
+"""A layer, and the references' runs where they do not depend on the image."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._runs: weakref.WeakKeyDictionary[nn.Module, OrderedDict[object, list[ReferenceRun]]]
-        self._runs = weakref.WeakKeyDictionary()
-
-    def get(self, model: nn.Module, key: object) -> list[ReferenceRun] | None:
-        with self._lock:
-            runs = self._runs.get(model)
-            if runs is None or key not in runs:
-                return None
-            runs.move_to_end(key)
-            return runs[key]
-
-    def put(self, model: nn.Module, key: object, value: list[ReferenceRun]) -> None:
-        with self._lock:
-            runs = self._runs.setdefault(model, OrderedDict())
-            runs[key] = value
-            while len(runs) > _CACHED_RUNS:
-                runs.popitem(last=False)
-
-
-_cache = _Cache()
-
-
-def _autocast(device: str) -> torch.dtype | None:
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _record(
-    model: nn.Module,
-    image: Tensor,
-    layer: tuple[nn.Module, Layer] | None,
-    rules: Rules,
-    *,
-    fast: bool,
-    folded: FoldedExecution | None,
-) -> ReferenceRun:
-    tape = Tape()
-    done = forward_pass(
-        model,
-        image,
-        layer=layer,
-        rules=rules,
-        recording=tape,
-        fast=fast,
-        folded=folded,
-    )
-    return ReferenceRun(tape, done.features, done.extra_tokens, done.logits)
-
-
-def _reference_runs(
-    model: nn.Module,
-    inputs: Tensor,
-    layer: tuple[nn.Module, Layer] | None,
-    reference: Reference,
-    rules: Rules,
-    *,
-    per_image: bool,
-    weights: Fingerprint,
-    folded: FoldedExecution | None,
-) -> list[ReferenceRun]:
-    fast = is_fast(model, inputs)  # as the images, so that the tape lies as their numbers do
-
-    def record(images: Tensor) -> ReferenceRun:
-        return _record(model, images, layer, rules, fast=fast, folded=folded)
-
-    if reference.per_image:
-        return [record(reference(inputs))]
-    batch = inputs.shape[0] if per_image else 1
-    key = (
-        layer and layer[1],
-        reference,
-        frozenset(rules.by_name.items()),
-        (batch, *inputs.shape[1:]),
-        inputs.dtype,
-        inputs.device,
-        _autocast(inputs.device.type),
-        fast,
-        weights,
-    )
-    runs = _cache.get(model, key)
-    if runs is None:
-        runs = [record(image.expand(batch, *image.shape)) for image in reference(inputs)]
-        _cache.put(model, key, runs)
-    return runs
+_remembered: Remembered[object, _Kept] = Remembered(8)
 
 
 def modified_gradient(
     model: nn.Module,
     inputs: Tensor,
     *,
-    layer: tuple[nn.Module, Layer] | None,
+    layer: Place | LayerChoice | None,
     reference: Reference,
     rules: Rules = MODIFIED_GRADIENT,
 ) -> ModifiedGradient:
-    """Run the images against the reference, whose own run is made once and kept.
+    """Run the images against the reference.
+
+    The layer that was found and the reference's own run are kept for the next images of this form,
+    and found and made again where these run through another network: see `afmi.network.trace`.
 
     Args:
         model: maps (N, C, H, W) to logits.
         inputs: images (N, C, H, W).
-        layer: where the feature maps are taken; None: at the inputs.
+        layer: where the feature maps are taken, as chosen or as found; None: at the inputs.
         reference: what the images are compared with.
         rules: a rule for each operation behind the layer.
     """
-    # Up to a layer, folding saves less time than intercepting every operation takes.
-    folded = folded_execution(model) if layer is None else None
-    weights = folded.weights if folded else fingerprint(model, closely=False)
 
-    def against(*, per_image: bool) -> ModifiedGradient:
-        runs = _reference_runs(
-            model,
-            inputs,
-            layer,
-            reference,
-            rules,
-            per_image=per_image,
-            weights=weights,
-            folded=folded,
-        )
-        run = forward_pass(
-            model,
-            inputs,
-            layer=layer,
-            rules=rules,
-            tapes=[run.tape for run in runs],
-            folded=folded,
-        )
+    def record(images: Tensor, place: Place | None) -> ReferenceRun:
+        tape = Tape()
+        # In the images' layout, so that the tape lies as their numbers do.
+        fast = is_fast(model, inputs)
+        run = forward_pass(model, images, layer=place, rules=rules, recording=tape, fast=fast)
+        return ReferenceRun(tape, run.features, run.extra_tokens, run.logits)
+
+    def against(kept: _Kept, trace: Trace) -> ModifiedGradient:
+        place, runs = kept
+        if place is not None:
+            check_place(model, place)
+        if runs is None:
+            runs = [record(reference(inputs), place)]
+        tapes = [run.tape for run in runs]
+        run = forward_pass(model, inputs, layer=place, rules=rules, tapes=tapes, trace=trace)
         return ModifiedGradient(run, tuple(runs))
 
+    def compared(batch: int) -> ModifiedGradient:
+        def learn() -> _Kept:
+            place = layer.resolve(model, inputs) if isinstance(layer, LayerChoice) else layer
+            if reference.per_image:
+                return place, None
+            images = [image.expand(batch, *image.shape) for image in reference(inputs)]
+            return place, [record(image, place) for image in images]
+
+        key = (layer, reference, frozenset(rules.by_name.items()), batch, *form_of(inputs))
+        return _remembered.use(model, key, learn, against, contents=not reference.per_image)
+
     try:
-        return against(per_image=False)
+        return compared(1)
     except ShapeError:
         # Some networks fold the batch into other dimensions, where one reference image does not
         # broadcast; a reference for each image always fits.
         if inputs.shape[0] == 1 or reference.per_image:
             raise
-        return against(per_image=True)
+        return compared(inputs.shape[0])

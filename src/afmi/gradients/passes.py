@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from afmi.errors import UsageError
 from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.folding import FoldedExecution, folded_execution, run_folded
 from afmi.network.memory import in_parts
-from afmi.network.outputs import logits_of
+from afmi.network.trial import try_once
+from afmi.network.watch import run_watched
 
 __all__ = ["BatchRunner", "check_batch_size"]
 
@@ -47,7 +48,6 @@ class BatchRunner:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
             batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
         self.size = batch_size
-        self._folded = folded_execution(model)
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
         """Cut ``count`` images into batches: (start, stop) of each."""
@@ -57,14 +57,9 @@ class BatchRunner:
         """Return logits (N, K) of images (N, C, H, W)."""
 
         def run(start: int, stop: int) -> tuple[Tensor]:
-            def logits(folded: FoldedExecution) -> Tensor:
-                def classified(x: Tensor) -> Tensor:
-                    with folded.intercepting():
-                        return logits_of(self.model(x))
-
-                return in_fast_layout(self.model, classified, images[start:stop])
-
-            return (run_folded(self.model, logits, images, self._folded),)
+            try_once(self.model, images)
+            watched = partial(run_watched, self.model)
+            return (in_fast_layout(self.model, watched, images[start:stop]),)
 
         return self._halving(run, len(images))[0]
 
@@ -81,7 +76,7 @@ class BatchRunner:
 
         def run(start: int, stop: int) -> tuple[Tensor, Tensor]:
             some = images[start:stop]
-            done = forward_pass(self.model, some, layer=None, folded=self._folded)
+            done = forward_pass(self.model, some, layer=None)
             return done.logits, done.pull_back(slope(done.logits, start, stop), last=True)
 
         logits, gradients = self._halving(run, len(images))

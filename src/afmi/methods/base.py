@@ -16,7 +16,7 @@ from afmi import specs
 from afmi.errors import AfmiError, ModelError, ShapeError, UsageError
 from afmi.methods.work import Work
 from afmi.network.guards import evaluation_mode
-from afmi.network.layers import Layer, resolve_layer
+from afmi.network.layers import Layer, Place, resolve_layer
 from afmi.network.memory import in_parts
 from afmi.network.randomness import keeping_random_state
 from afmi.pictures.maps import upsample
@@ -244,7 +244,7 @@ class LayerMethod(Method):
         """See `Method.work`."""
         return Work(1, layer_backwards=1)
 
-    def resolved_layer(self, inputs: Tensor) -> tuple[nn.Module, Layer]:
+    def resolved_layer(self, inputs: Tensor) -> Place:
         """Return the module and name of the layer for these inputs (N, C, H, W)."""
         return resolve_layer(self.model, self.layer, inputs)
 

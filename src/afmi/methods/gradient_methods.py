@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from afmi.gradients import ORDINARY, ModifiedGradient, Rules, forward_pass
+from afmi.gradients import ORDINARY, ModifiedGradient, Rules, forward_pass, layer_pass
 from afmi.methods.base import Attribution, LayerMethod, Method, relative_residual
 from afmi.methods.work import Work
-from afmi.network.layers import Layer
+from afmi.network.layers import LayerChoice
 from afmi.targets import Target
 
 __all__ = ["GradientMethod", "WeightedMapsMethod", "changes_from_references"]
@@ -49,16 +49,15 @@ class WeightedMapsMethod(LayerMethod):
         """Return w (N, K, 1, 1) of feature maps and their gradients, (N, K, h, w)."""
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        layer = self.resolved_layer(inputs)
-        run = forward_pass(self.model, inputs, layer=layer)
+        run = layer_pass(self.model, inputs, LayerChoice(self.layer))
         classes = target.of(run.logits)
         weights = self._weights(run.features, run.gradient(classes, last=True))
         maps = (weights * run.features).sum(1, keepdim=True).relu()
-        return Attribution(maps, classes, run.logits, layer=layer[1])
+        return Attribution(maps, classes, run.logits, layer=run.layer)
 
 
 def changes_from_references(
-    run: ModifiedGradient, classes: Tensor, *, averaged: bool = False, layer: Layer | None = None
+    run: ModifiedGradient, classes: Tensor, *, averaged: bool = False
 ) -> list[Attribution]:
     """Return Σ_k g_k (A^k − Ā^k) for each row of classes, with g the modified gradient.
 
@@ -69,7 +68,6 @@ def changes_from_references(
         run: of the images, against their references.
         classes: int64 (T, N).
         averaged: whether each map's modified gradient is averaged over its positions (Eq. 6).
-        layer: where feature maps were taken.
     """
     maps, changes = [], []
     count = len(run.references)
@@ -85,6 +83,6 @@ def changes_from_references(
     mean = torch.stack(maps).mean(0)
     residual = relative_residual(mean, torch.stack(changes).mean(0))
     return [
-        Attribution(m, c, run.run.logits, r, layer)
+        Attribution(m, c, run.run.logits, r, run.run.layer)
         for m, c, r in zip(mean, classes, residual, strict=True)
     ]

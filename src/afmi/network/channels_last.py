@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from afmi.network.guards import all_modules
 from afmi.network.memory import is_out_of_memory
 
-__all__ = ["in_fast_layout", "is_fast", "pooled"]
+__all__ = ["in_fast_layout", "is_fast", "keep_usual_layout", "pooled"]
 
 T = TypeVar("T")
 
@@ -59,28 +59,35 @@ def _is_depthwise(model: nn.Module) -> bool:
 
 
 def in_fast_layout(
-    model: nn.Module, run: Callable[[Tensor], T], images: Tensor, *, fast: bool | None = None
+    model: nn.Module, run: Callable[[Tensor, bool], T], images: Tensor, *, fast: bool | None = None
 ) -> T:
-    """Return ``run(copy of the images)``, the copy in the layout on which the network is fast.
+    """Return ``run(copy of the images, fast)``, the copy in the layout that is fast here.
 
-    A network that raises on that layout gets the usual one from then on.
+    A network that raises on that layout gets the usual one from then on, as does one that reads how
+    its maps lie in memory (see `afmi.network.watch`).
 
     Args:
         model: the network.
-        run: passes images through it, and may overwrite them; may be called twice.
+        run: passes images through it, and may overwrite them; may be called twice. It is told
+            whether they are in channels-last layout.
         images: (N, C, H, W).
         fast: which layout; None: see `is_fast`.
     """
     if is_fast(model, images) if fast is None else fast:
         try:
-            return run(images.to(memory_format=torch.channels_last, copy=True))
+            return run(images.to(memory_format=torch.channels_last, copy=True), True)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-        result = run(images.clone(memory_format=torch.contiguous_format))
+        result = run(images.clone(memory_format=torch.contiguous_format), False)
         _contiguous_only.add(model)
         return result
-    return run(images.clone(memory_format=torch.contiguous_format))
+    return run(images.clone(memory_format=torch.contiguous_format), False)
+
+
+def keep_usual_layout(model: nn.Module) -> None:
+    """Run this network on images in the usual layout from now on."""
+    _contiguous_only.add(model)
 
 
 def pooled(pool: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:

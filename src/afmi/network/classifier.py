@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from PIL import Image
@@ -13,6 +14,8 @@ from afmi.errors import ModelError, ShapeError, TargetError, near_matches
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import logits_of
+from afmi.network.trial import try_once
+from afmi.network.watch import run_watched
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = ["Classifier", "class_label", "classify", "find_class"]
@@ -110,7 +113,8 @@ class Classifier(nn.Module):
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits (N, C) of images (N, C, H, W), without gradients."""
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        return in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
+        try_once(model, inputs)
+        return in_fast_layout(model, partial(run_watched, model), inputs.detach())
 
 
 def class_label(model: nn.Module, index: int) -> str:

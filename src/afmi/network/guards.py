@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook
 __all__ = [
     "all_modules",
     "evaluation_mode",
+    "is_compiled",
     "watching_all_modules",
     "watching_module",
     "without_compilation",
@@ -118,6 +119,14 @@ def without_compilation() -> Iterator[None]:
         # It warns of process-wide hooks that would run twice; those of `watching_all_modules` may.
         warnings.filterwarnings("ignore", "Using `torch.compile")
         yield
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Tell whether ``torch.compile`` made a part of the network."""
+    return any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in all_modules(model)
+    )
 
 
 ModuleCallback = Callable[[nn.Module, object], object]

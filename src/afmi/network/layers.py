@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 
 from afmi.errors import LayerError, near_matches
@@ -15,7 +13,15 @@ from afmi.network.graph import Call, Dataflow, Step
 from afmi.network.operations import Trait, operations_with
 from afmi.network.tokens import TokenLayout, depends_on_places, map_layout
 
-__all__ = ["Layer", "find_layer", "layer_names", "resolve_layer"]
+__all__ = [
+    "Layer",
+    "LayerChoice",
+    "Place",
+    "check_place",
+    "find_layer",
+    "layer_names",
+    "resolve_layer",
+]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Layer:
         return self.name if self.then is None else f"{self.name}+{self.then}"
 
 
+Place = tuple[nn.Module, Layer]
+"""A layer, and the module that it names."""
+
+
 def _network(model: nn.Module) -> nn.Module:
     return model.network if isinstance(model, Classifier) else model
 
@@ -46,9 +56,7 @@ def layer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in _network(model).named_modules() if name]
 
 
-def resolve_layer(
-    model: nn.Module, layer: str | nn.Module | Layer | None, inputs: Tensor
-) -> tuple[nn.Module, Layer]:
+def resolve_layer(model: nn.Module, layer: str | nn.Module | Layer | None, inputs: Tensor) -> Place:
     """Return the module and the `Layer` that the caller meant.
 
     Args:
@@ -89,13 +97,25 @@ def resolve_layer(
     return modules[layer.name], _with_layout(model, layer, inputs)
 
 
-# The stage depends on the images' size too: small ones may leave the last stage one place.
-_stages: weakref.WeakKeyDictionary[nn.Module, dict[torch.Size, Layer]] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class LayerChoice:
+    """A layer as the user chose it, to be found in the network as it is when images run.
 
-# The token layouts of named layers, by the images' size and the layer's name.
-_layouts: weakref.WeakKeyDictionary[nn.Module, dict[tuple[torch.Size, str], TokenLayout | None]] = (
-    weakref.WeakKeyDictionary()
-)
+    Attributes:
+        layer: as in `resolve_layer`.
+    """
+
+    layer: str | nn.Module | Layer | None
+
+    def resolve(self, model: nn.Module, inputs: Tensor) -> Place:
+        """Return the module and the layer, as `resolve_layer` does."""
+        return resolve_layer(model, self.layer, inputs)
+
+
+def check_place(model: nn.Module, place: Place) -> None:
+    """Raise a `LayerError` unless the module still has the layer's name."""
+    if dict(_network(model).named_modules()).get(place[1].name) is not place[0]:
+        raise LayerError(f"{place[1].name!r} is another module by now, or none; find it again")
 
 
 def _with_layout(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
@@ -107,12 +127,9 @@ def _with_layout(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
     linear = sum(isinstance(module, nn.Linear) for module in network.modules())
     if layer.token_layout is not None or linear < _FEWEST_LINEAR:
         return layer
-    known = _layouts.setdefault(model, {})
-    key = inputs.shape[1:], str(layer)
-    if key not in known:
-        flow = Dataflow.of(model, inputs[:1])
-        known[key] = _layout_of(flow, network.get_submodule(layer.name), layer.then)
-    return replace(layer, token_layout=known[key])
+    flow = Dataflow.of(model, inputs[:1])
+    token_layout = _layout_of(flow, network.get_submodule(layer.name), layer.then)
+    return replace(layer, token_layout=token_layout)
 
 
 def _layout_of(flow: Dataflow, module: nn.Module, then: str | None) -> TokenLayout | None:
@@ -148,17 +165,12 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     through them, so nothing bypasses the layer), the last is taken that holds feature maps with
     more than one place. Pooling, and a convolution that itself computes the class scores
     (SqueezeNet), are skipped. So VGG gives its last ReLU, ResNet `layer4`, DenseNet
-    `features+relu`. The answer is cached for the model and the images' size.
+    `features+relu`.
 
     Raises:
         LayerError: when there is no such tensor, or no module returns it; name a layer then.
     """
-    known = _stages.setdefault(model, {})
-    if inputs.shape[1:] in known:
-        return known[inputs.shape[1:]]
-    layer = _locate(_network(model), Dataflow.of(model, inputs[:1]))
-    known[inputs.shape[1:]] = layer
-    return layer
+    return _locate(_network(model), Dataflow.of(model, inputs[:1]))
 
 
 _MORE_BEHIND = 8

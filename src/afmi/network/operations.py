@@ -179,6 +179,12 @@ class Trait(Enum):
     """Contains nonlinear functions of its own, such as gates."""
     NORMALISATION = auto()
     """Affine once its statistics are stored."""
+    RANDOM = auto()
+    """Draws random numbers whenever it runs."""
+    READ = auto()
+    """Gives a tensor's numbers to Python, which may decide by them."""
+    LAYOUT = auto()
+    """Depends on how a tensor lies in memory, or hands its memory out."""
 
 
 _CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
@@ -256,6 +262,16 @@ _OPERATIONS: dict[Trait, str] = {
     Trait.EXTREME: "amax max maximum fmax amin min minimum fmin",
     Trait.COMPOSITE: "glu lstm gru addcdiv",
     Trait.NORMALISATION: "batch_norm",
+    Trait.RANDOM: """
+        rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal
+        poisson binomial uniform random exponential cauchy geometric log_normal gumbel_softmax
+        trunc_normal""",
+    Trait.READ: """
+        bool item tolist numpy array dlpack equal allclose is_nonzero contains index complex""",
+    Trait.LAYOUT: """
+        as_strided as_strided_copy as_strided_scatter stride is_contiguous storage typed_storage
+        untyped_storage storage_offset data_ptr dim_order resize resize_as set numpy array dlpack
+        array_interface""",
 }
 
 

@@ -11,7 +11,7 @@ from afmi.gradients import ModifiedGradient, modified_gradient
 from afmi.methods.base import Attribution, LayerMethod
 from afmi.methods.gradient_methods import changes_from_references
 from afmi.methods.work import Work
-from afmi.network.layers import Layer
+from afmi.network.layers import LayerChoice
 from afmi.pictures.references import Black, Reference
 from afmi.targets import Target, TargetLike
 
@@ -79,7 +79,7 @@ class AFMI(LayerMethod):
             (N, K), signed; the mean over the references where there are several.
         """
         with self._session(inputs, target) as (images, wanted):
-            run, _ = self._run(images)
+            run = self._run(images)
             classes = wanted.of(run.run.logits)[None]
             importance = [
                 run.gradients(classes, r)[0].mean((-2, -1)) for r in range(len(run.references))
@@ -87,17 +87,16 @@ class AFMI(LayerMethod):
             return torch.stack(importance).mean(0)
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        run, layer = self._run(inputs)
+        run = self._run(inputs)
         classes = target.of(run.run.logits)[None]
-        return changes_from_references(run, classes, averaged=self.averaged, layer=layer)[0]
+        return changes_from_references(run, classes, averaged=self.averaged)[0]
 
     def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
         # All classes from one forward pass and one batched backward pass.
-        run, layer = self._run(inputs)
+        run = self._run(inputs)
         rows = torch.stack([Target(row).of(run.run.logits) for row in classes])
-        return changes_from_references(run, rows, averaged=self.averaged, layer=layer)
+        return changes_from_references(run, rows, averaged=self.averaged)
 
-    def _run(self, inputs: Tensor) -> tuple[ModifiedGradient, Layer]:
-        layer = self.resolved_layer(inputs)
-        run = modified_gradient(self.model, inputs, layer=layer, reference=self.reference)
-        return run, layer[1]
+    def _run(self, inputs: Tensor) -> ModifiedGradient:
+        layer = LayerChoice(self.layer)
+        return modified_gradient(self.model, inputs, layer=layer, reference=self.reference)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from afmi.errors import LayerError, OperationError
-from afmi.gradients import Interception, Operation, Rules, forward_pass
+from afmi.gradients import Interception, Operation, Rules, layer_pass
 from afmi.gradients.rule_sets import linear_rules
 from afmi.methods.base import Attribution, LayerMethod
+from afmi.network.layers import LayerChoice
 from afmi.network.operations import Trait, operations_with
 from afmi.targets import Target
 
@@ -57,22 +58,21 @@ class CAM(LayerMethod):
     paper = "Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016"
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
-        layer = self.resolved_layer(inputs)
         try:
-            run = forward_pass(self.model, inputs, layer=layer, rules=_affine_head())
+            run = layer_pass(self.model, inputs, LayerChoice(self.layer), _affine_head())
         except OperationError as error:
             raise LayerError(
-                _NEEDS.format(f"the operations behind {layer[1]} are not all linear")
+                _NEEDS.format("the operations behind the layer are not all linear")
             ) from error
         classes = target.of(run.logits)
         gradient = run.gradient(classes, last=True)
         mean = gradient.mean((2, 3), keepdim=True)
         uneven = (gradient - mean).abs().amax()
         if uneven > torch.finfo(gradient.dtype).eps ** 0.5 * gradient.abs().amax():
-            raise LayerError(_NEEDS.format(f"the layers behind {layer[1]} tell places apart"))
+            raise LayerError(_NEEDS.format(f"the layers behind {run.layer} tell places apart"))
         weights = mean * gradient.shape[2] * gradient.shape[3]
         maps = (weights * run.features).sum(1, keepdim=True)
-        return Attribution(maps, classes, run.logits, layer=layer[1])
+        return Attribution(maps, classes, run.logits, layer=run.layer)
 
 
 _DIVISOR = {"div": 1, "rdiv": 0}

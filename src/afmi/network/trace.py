@@ -1,0 +1,282 @@
+"""What a run of a network consists of, so that what was learnt of an earlier run can be believed.
+
+A trace holds every operation of a run with all that the operation was given besides the images:
+numbers, shapes, weights and other constants. Runs with equal traces compute the same function,
+whatever was done to the network between them: to its weights by any door, its attributes, hooks,
+modules, methods or the functions that it calls.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from afmi.network.guards import all_modules
+
+__all__ = ["Remembered", "Trace", "form_of"]
+
+_ROW = 4096
+"""Numbers that one number of a checksum stands for."""
+
+# Compared by value; of all other objects only the same one is equal to itself.
+_PLAIN = frozenset(
+    {
+        *(type(None), bool, int, float, complex, str, bytes, slice, type(...), torch.Size),
+        *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+    }
+)
+
+
+class Trace:
+    """The operations of one run and their constants, in order.
+
+    Two runs with the same weights and steps computed the same function of their images. A run that
+    decides by the images' values is like no other, since it does not tell what it would do for
+    other images.
+
+    Args:
+        model: the network.
+        contents: whether its parameters, buffers and other constants are compared number by number,
+            or by their places in memory alone.
+    """
+
+    def __init__(self, model: nn.Module, *, contents: bool) -> None:
+        weights = [
+            tensor
+            for module in all_modules(model)
+            for tensors in (module._parameters, module._buffers)
+            for tensor in tensors.values()
+            if tensor is not None
+        ]
+        self._contents = contents
+        self._weights = {id(tensor): i for i, tensor in enumerate(weights)}
+        places = tuple(_place(tensor) for tensor in weights)
+        self._state = (*places, _checksum(weights)) if contents else places
+        self._steps: list[object] = []
+        # Which step made each tensor that is alive; the identity of a dead one may return.
+        self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+        self._decided = False
+
+    def has_other_weights(self, other: Trace) -> bool:
+        """Tell whether the network's parameters or buffers are not those of another trace."""
+        return self._state != other._state
+
+    def has_steps_of(self, other: Trace) -> bool:
+        """Tell whether both runs made the same operations, with the same constants, in order."""
+        return not (self._decided or other._decided) and self._steps == other._steps
+
+    def decided(self) -> None:
+        """Note that the network may decide by the images' values what to do next."""
+        self._decided = True
+
+    def begin(self, images: Tensor) -> None:
+        """Start again with a run of these images."""
+        self._steps.clear()
+        self._made.clear()
+        self._decided = False
+        self.made(images)
+
+    def call(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
+        """Note an operation that is about to run, and what it is given."""
+        self._steps.append(function)
+        self._note(args)
+        if kwargs:
+            for name, value in kwargs.items():
+                self._steps.append(name)
+                self._note((value,))
+
+    def made(self, output: Any) -> None:
+        """Note the tensors that the last operation gave."""
+        if isinstance(output, Tensor):
+            self._made[id(output)] = (weakref.ref(output), len(self._steps))
+        elif isinstance(output, (tuple, list)):
+            for i, item in enumerate(output):
+                self._steps.append(i)
+                self.made(item)
+
+    def _note(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                self._steps.append(self._tensor(value))
+            elif type(value) in (tuple, list):
+                self._steps.append(len(value))
+                self._note(value)
+            else:
+                self._steps.append(value if type(value) in _PLAIN else _Same(value))
+
+    def _tensor(self, tensor: Tensor) -> object:
+        made = self._made.get(id(tensor))
+        if made is not None and made[0]() is tensor:
+            return made[1]
+        weight = self._weights.get(id(tensor))
+        if weight is not None:
+            return (weight,)
+        return (_place(tensor), _checksum([tensor]) if self._contents else None)
+
+
+def form_of(images: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, torch.dtype | None]:
+    """Return what of images (N, C, H, W), besides their pixels, a run's operations depend on."""
+    device = images.device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return images.shape, images.dtype, images.device, autocast
+
+
+class _Same:
+    """Equal to what holds the same object."""
+
+    def __init__(self, value: object) -> None:
+        try:
+            self._value: Callable[[], object] = weakref.ref(value)
+        except TypeError:
+            self._value = partial(_itself, value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Same):
+            return NotImplemented
+        value = self._value()
+        return value is not None and value is other._value()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _itself(value: object) -> object:
+    return value
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    form = (type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout)
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return form
+    return (*form, tensor.stride(), tensor.data_ptr())
+
+
+@torch.no_grad()
+def _checksum(tensors: list[Tensor]) -> object:
+    """Return sums that change with any number of the tensors, but for changes below rounding.
+
+    One sum stands for `_ROW` numbers, weighted at random, so that numbers that change places
+    change it too. It costs one reading of the weights.
+    """
+    rests: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    sums: list[Tensor] = []
+
+    def add(numbers: Tensor) -> Tensor:
+        """Sum up all whole rows, and return the rest."""
+        rows = len(numbers) // _ROW
+        if rows == 0:
+            return numbers
+        whole = numbers[: rows * _ROW].view(rows, _ROW)
+        sums.append(torch.mv(whole, _random_weights(numbers.dtype, numbers.device)))
+        return numbers[rows * _ROW :]
+
+    try:
+        for tensor in tensors:
+            rest = add(_numbers(tensor))
+            rests.setdefault((rest.dtype, rest.device), []).append(rest)
+        for (dtype, device), parts in rests.items():
+            add(torch.cat([*parts, torch.zeros(_ROW - 1, dtype=dtype, device=device)]))
+    except (RuntimeError, NotImplementedError):
+        return object()  # equal to nothing: a tensor whose numbers cannot be read
+    return tuple(part.to("cpu").numpy().tobytes() for part in sums)
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """Return a tensor's numbers in the order of its memory, as floats (M,)."""
+    if tensor.dtype in (torch.float32, torch.float64) and tensor.is_contiguous():
+        return tensor.view(-1)
+    tensor = tensor.detach().as_subclass(Tensor)
+    if tensor.is_quantized:
+        tensor = tensor.int_repr()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        tensor = tensor.permute(0, 2, 3, 1)
+    flat = tensor.resolve_conj().resolve_neg().reshape(-1)
+    if flat.dtype in (torch.float32, torch.float64):
+        return flat
+    if flat.dtype in (torch.float16, torch.bfloat16):
+        return flat.float()
+    return flat.contiguous().view(torch.uint8).float()
+
+
+_kept_weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+
+def _random_weights(dtype: torch.dtype, device: torch.device) -> Tensor:
+    weights = _kept_weights.get((dtype, device))
+    if weights is None:
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        drawn = torch.randn(_ROW, generator=generator, dtype=torch.float64, device="cpu")
+        weights = _kept_weights[dtype, device] = drawn.to(device, dtype)
+    return weights
+
+
+K = TypeVar("K", bound=Hashable)
+Fact = TypeVar("Fact")
+Result = TypeVar("Result")
+
+
+class Remembered(Generic[K, Fact]):
+    """Facts about each living model, believed only while its runs have the trace that they had.
+
+    Args:
+        capacity: how many facts are kept for a model; the least recently used is dropped.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._facts: weakref.WeakKeyDictionary[nn.Module, OrderedDict[K, tuple[Fact, Trace]]]
+        self._facts = weakref.WeakKeyDictionary()
+
+    def use(
+        self,
+        model: nn.Module,
+        key: K,
+        learn: Callable[[], Fact],
+        run: Callable[[Fact, Trace], Result],
+        *,
+        contents: bool,
+    ) -> Result:
+        """Return what a run of the network gives by means of a fact about it.
+
+        A remembered fact is tried first. Where the run then has another trace than the run had for
+        which the fact was learnt, or fails, the fact is learnt again and the run repeated.
+
+        Args:
+            model: the network.
+            key: what the fact is about, the form of the images included.
+            learn: finds the fact out.
+            run: runs the images by the fact, and notes the run in the trace.
+            contents: whether the fact depends on the weights' numbers, or on the operations alone.
+        """
+        with self._lock:
+            facts = self._facts.setdefault(model, OrderedDict())
+            remembered = facts.get(key)
+            if remembered is not None:
+                facts.move_to_end(key)
+        trace = Trace(model, contents=contents)
+        if remembered is not None and not (contents and trace.has_other_weights(remembered[1])):
+            try:
+                result = run(remembered[0], trace)
+            except Exception:
+                pass  # of a fact that holds no longer, or of the network: then it comes again
+            else:
+                if trace.has_steps_of(remembered[1]):
+                    return result
+                del result
+        fact = learn()
+        result = run(fact, trace)
+        with self._lock:
+            facts[key] = (fact, trace)
+            facts.move_to_end(key)
+            while len(facts) > self._capacity:
+                facts.popitem(last=False)
+        return result

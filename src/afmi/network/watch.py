@@ -1,0 +1,200 @@
+"""Watch every run of a network for what no explanation can stand on, and note what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from afmi.errors import ModelError
+from afmi.network.guards import is_compiled
+from afmi.network.operations import Trait, operation_name, operations_with
+from afmi.network.outputs import logits_of
+from afmi.network.trace import Trace
+
+__all__ = ["FORM", "LayoutError", "Watch", "run_watched"]
+
+# What tells a tensor's form and gives no tensor; networks ask for it at every other step.
+FORM = frozenset(
+    {
+        *(Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_floating_point),
+        *(
+            getattr(Tensor, name).__get__
+            for name in ("shape", "ndim", "dtype", "device", "requires_grad")
+        ),
+    }
+)
+
+
+class LayoutError(RuntimeError):
+    """The network asks how its maps lie in memory, so that another layout may change its outputs.
+
+    Raised while a network runs on channels-last images; it is then run on the usual layout.
+    """
+
+
+Check = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+
+class Watch(TorchFunctionMode):
+    """Checks and notes each operation of a network while the mode is on.
+
+    Raises a `ModelError` where the network draws random numbers: its outputs for an image then
+    differ from run to run.
+
+    Args:
+        images: what the network is given, (N, C, H, W).
+        fast: whether they are in a layout that is not the usual one.
+        trace: note the run here.
+    """
+
+    def __init__(self, images: Tensor, *, fast: bool = False, trace: Trace | None = None) -> None:
+        super().__init__()
+        self._fast = fast
+        self._trace = trace
+        if trace is not None:
+            trace.begin(images)
+
+    def made(self, tensor: Tensor) -> None:
+        """Note a tensor that the network is given besides the images, in place of its own."""
+        if self._trace is not None:
+            self._trace.made(tensor)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self.run(func, args, kwargs or {}, _as_it_is)
+
+    def run(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        call: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any],
+    ) -> Any:
+        """Return ``call(func, args, kwargs)``, checked and noted."""
+        if func in FORM:
+            return call(func, args, kwargs)
+        check = _check_of(func)
+        if check is not None:
+            check(args, kwargs)
+        if self._fast and _reads_layout(func):
+            raise LayoutError(f"{_name(func)!r} depends on the memory layout")
+        if self._trace is None:
+            return call(func, args, kwargs)
+        self._trace.call(func, args, kwargs)
+        if _reads_numbers(func):
+            self._trace.decided()
+        output = call(func, args, kwargs)
+        self._trace.made(output)
+        return output
+
+
+def run_watched(model: nn.Module, images: Tensor, fast: bool = False) -> Tensor:
+    """Return a network's logits (N, C) of images (N, C, H, W).
+
+    Args:
+        model: the network.
+        images: passed as they are.
+        fast: as in `Watch`.
+    """
+    if is_compiled(model):  # which was tried as written; its compiler cannot be watched
+        return logits_of(model(images))
+    with Watch(images, fast=fast):
+        return logits_of(model(images))
+
+
+def _as_it_is(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return operation_name(function).partition(".")[0]  # `torch.ops.aten.relu.default`
+
+
+@lru_cache(maxsize=4096)
+def _reads_layout(function: Callable[..., Any]) -> bool:
+    return _name(function) in operations_with(Trait.LAYOUT)
+
+
+@lru_cache(maxsize=4096)
+def _reads_numbers(function: Callable[..., Any]) -> bool:
+    # By their names, these two could be casts as well.
+    casts = (Tensor.__float__, Tensor.__int__)
+    return function in casts or _name(function) in operations_with(Trait.READ)
+
+
+def _argument(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, *names: str, default: Any = None
+) -> Any:
+    if len(args) > position:
+        return args[position]
+    return next((kwargs[name] for name in names if name in kwargs), default)
+
+
+def _random(name: str) -> Check:
+    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("generator") is not None:
+            return  # perhaps seeded anew in each run; if not, `afmi.network.trial` notices
+        raise ModelError(
+            f"the network draws random numbers in evaluation mode ({name!r}), so that its outputs "
+            "differ from run to run and no explanation holds; draw them only while self.training, "
+            "or keep them in a buffer"
+        )
+
+    return check
+
+
+def _dropout(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    probability = _argument(args, kwargs, 1, "p", default=0.5)
+    if probability and _argument(args, kwargs, 2, "training", "train", default=True):
+        raise ModelError(
+            "the network drops activations at random also in evaluation mode, so that its outputs "
+            "differ from run to run and no explanation holds; call dropout with "
+            "training=self.training"
+        )
+
+
+def _dropping_attention(position: int, training: int | None = None) -> Check:
+    def check(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        dropped = _argument(args, kwargs, position, "dropout_p", "dropout", default=0.0)
+        if training is not None:
+            dropped = dropped and _argument(
+                args, kwargs, training, "training", "train", default=True
+            )
+        if dropped:
+            raise ModelError(
+                "the network drops activations at random also in evaluation mode, inside an "
+                "attention or recurrent layer, so that its outputs differ from run to run and no "
+                "explanation holds; pass a dropout of 0.0 unless self.training"
+            )
+
+    return check
+
+
+def _rrelu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if _argument(args, kwargs, 3, "training", default=False):
+        _random("rrelu")(args, kwargs)
+
+
+_CHECKS: dict[str, Check] = {
+    **{name: _random(name) for name in operations_with(Trait.RANDOM)},
+    **dict.fromkeys(operations_with(Trait.DROPOUT), _dropout),
+    "scaled_dot_product_attention": _dropping_attention(4),
+    "multi_head_attention_forward": _dropping_attention(10, 13),
+    "lstm": _dropping_attention(5, 6),
+    "gru": _dropping_attention(5, 6),
+    "rrelu": _rrelu,
+}
+
+
+@lru_cache(maxsize=4096)
+def _check_of(function: Callable[..., Any]) -> Check | None:
+    return _CHECKS.get(_name(function))
