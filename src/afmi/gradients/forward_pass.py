@@ -16,9 +16,10 @@ from afmi.network.channels_last import in_fast_layout
 from afmi.network.folding import FoldedExecution, run_folded
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
-    all_modules,
+    beneath_other_modes,
     evaluation_mode,
     watching_module,
+    without_checkpointing,
     without_compilation,
     without_fused_attention,
 )
@@ -43,9 +44,11 @@ class ForwardPass:
     extra_tokens: Tensor
     logits: Tensor
     _interception: Interception
-    _graph_logits: Tensor
-    _leaf: Tensor
     _token_layout: TokenLayout | None
+
+    def __del__(self) -> None:
+        """Leave nothing of the run's graph to the network, which may have kept tensors of it."""
+        self._interception.end()
 
     def gradient(self, target: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
@@ -74,8 +77,8 @@ class ForwardPass:
         self._interception.backward.reference = reference
         self._interception.backward.reuse = last and not batched
         (gradient,) = torch.autograd.grad(
-            self._graph_logits,
-            self._leaf,
+            self._interception.logits,
+            self._interception.leaf,
             cotangent,
             retain_graph=not last,
             is_grads_batched=batched,
@@ -132,16 +135,6 @@ def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
     return hot.scatter_(-1, target.unsqueeze(-1), 1.0)
 
 
-def _inferred(model: nn.Module) -> bool:
-    """Tell whether a weight was made in inference mode, which autograd refuses."""
-    return any(
-        tensor is not None and tensor.is_inference()
-        for module in all_modules(model)
-        for owned in (module._parameters, module._buffers)
-        for tensor in owned.values()
-    )
-
-
 def forward_pass(
     model: nn.Module,
     inputs: Tensor,
@@ -177,7 +170,10 @@ def forward_pass(
         return _run(model, images, layer, rules, recording, tapes or [], folded)
 
     def attempt(_: FoldedExecution | None) -> ForwardPass:
-        return in_fast_layout(model, run, inputs.detach(), fast=fast)
+        return in_fast_layout(model, run, images, fast=fast)
+
+    # The network is explained and not the kind of tensor, whose own operations may be slow.
+    images = inputs.detach().as_subclass(Tensor)
 
     with (
         torch.inference_mode(False),
@@ -185,10 +181,11 @@ def forward_pass(
         evaluation_mode(model),
         without_fused_attention(),
         without_compilation(),
+        without_checkpointing(),
     ):
         if folded is None:
             return attempt(None)
-        return run_folded(model, attempt, inputs.detach(), folded)
+        return run_folded(model, attempt, images, folded)
 
 
 def _run(
@@ -201,8 +198,6 @@ def _run(
     folded: FoldedExecution | None,
 ) -> ForwardPass:
     state = Interception(rules, recording, [TapeReader(tape) for tape in tapes])
-    # Without rules, and with nothing to look out for, PyTorch may go its way alone.
-    plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
 
     def capture(output: object) -> object:
         assert layer is not None
@@ -212,31 +207,38 @@ def _run(
                 "thing; choose the module around it"
             )
         # Only now, because a mode costs time for every operation, also in the trunk.
-        if not plain:
-            interception.enter_context(state)
-        first = first_tensor(output)
-        if layer[1].then is not None and first is not None:
+        if layer[1].then is not None and isinstance(first := first_tensor(output), Tensor):
             state.pending = (first, layer[1])
+            interception.enter_context(beneath_other_modes(state))
             return None
+        first = first_tensor(output)
         begun = state.begin(maps_of(layer[1], first if first is not None else output))
+        interception.enter_context(beneath_other_modes(state))
         # Of several, such as a block's maps and its attention, the first are the maps.
         return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
-    # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
-    with torch.set_grad_enabled(False), ExitStack() as interception:
-        if layer is None:
-            images = state.begin(images)
-            if not plain:
-                interception.enter_context(state)
-            if folded is not None:
-                # On top, so that rules see what the network runs by; they pool in their own way.
-                interception.enter_context(folded.intercepting(pools=plain))
-        else:
-            interception.enter_context(watching_module(layer[0], capture))
-        graph_logits = logits_of(model(images))
-    if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
-        _keep_from_odd_strides(graph_logits)
-    return _finished(state, graph_logits, len(images), None if layer is None else layer[1])
+    try:
+        # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
+        with torch.set_grad_enabled(False), ExitStack() as interception:
+            interception.callback(state.leave)
+            if layer is None:
+                images = state.begin(images)
+                interception.enter_context(beneath_other_modes(state))
+                if folded is not None:
+                    # On top, so that rules see what the network runs by; they pool in their way.
+                    pools = rules is ORDINARY
+                    interception.enter_context(folded.intercepting(pools=pools))
+            else:
+                interception.enter_context(watching_module(layer[0], capture))
+            graph_logits = logits_of(model(images))
+        # Again, because the network may have left it in the midst of its own inference mode.
+        with torch.inference_mode(False), torch.set_grad_enabled(False):
+            if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
+                _keep_from_odd_strides(graph_logits)
+            return _finished(state, graph_logits, len(images), None if layer is None else layer[1])
+    except BaseException:
+        state.end()
+        raise
 
 
 def _finished(
@@ -261,8 +263,6 @@ def _finished(
         extra_tokens=extra_tokens,
         logits=graph_logits.detach(),
         _interception=state,
-        _graph_logits=graph_logits,
-        _leaf=state.leaf,
         _token_layout=token_layout,
     )
 

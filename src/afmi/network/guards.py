@@ -6,18 +6,28 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import (
+    TorchFunctionMode,
+    _len_torch_function_stack,
+    _pop_mode,
+    _push_mode,
+)
+from torch.utils._device import DeviceContext
 
 __all__ = [
     "all_modules",
+    "beneath_other_modes",
     "evaluation_mode",
     "watching_all_modules",
     "watching_module",
+    "without_checkpointing",
     "without_compilation",
     "without_fused_attention",
 ]
@@ -118,6 +128,91 @@ def without_compilation() -> Iterator[None]:
         # It warns of process-wide hooks that would run twice; those of `watching_all_modules` may.
         warnings.filterwarnings("ignore", "Using `torch.compile")
         yield
+
+
+class _Checkpointing(threading.local):
+    """How many passes of this thread run checkpointed parts of networks plainly."""
+
+    passes: int = 0
+
+
+_checkpointing = _Checkpointing()
+_checkpointing_patches: list[ExitStack] = []
+
+
+@contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """Run what networks pass to ``torch.utils.checkpoint`` once, in this thread alone.
+
+    In the backward pass it would run again, without what was there in the forward pass: another
+    mode of the modules, other operations, and no interception.
+    """
+    with _lock:
+        _checkpointing_patches.append(ExitStack())
+        if len(_checkpointing_patches) == 1:
+            _patch_checkpointing(_checkpointing_patches[0])
+    _checkpointing.passes += 1
+    try:
+        yield
+    finally:
+        _checkpointing.passes -= 1
+        with _lock:
+            # The first has the patches, and goes last.
+            if len(_checkpointing_patches) == 1:
+                _checkpointing_patches[0].close()
+            _checkpointing_patches.pop()
+
+
+def _patch_checkpointing(patches: ExitStack) -> None:
+    """Let both of PyTorch's forms of checkpointing ask which thread calls them."""
+    checkpoint = cast(Any, torch.utils.checkpoint)
+    reentrant = checkpoint.CheckpointFunction
+    recompute = reentrant.apply  # inherited, so that deleting it restores it
+
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if _checkpointing.passes:
+            return function(*args)
+        return recompute(function, preserve, *args)
+
+    reentrant.apply = staticmethod(apply)
+    patches.callback(delattr, reentrant, "apply")
+
+    def plainly(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+        def steps(*args: Any, **kwargs: Any) -> Iterator[None]:
+            if _checkpointing.passes:
+                yield
+            else:
+                yield from generator(*args, **kwargs)
+
+        return steps
+
+    for name, generator in list(vars(checkpoint).items()):
+        if name.startswith("_checkpoint_without_reentrant_generator"):
+            setattr(checkpoint, name, plainly(generator))
+            patches.callback(setattr, checkpoint, name, generator)
+
+
+@contextmanager
+def beneath_other_modes(mode: TorchFunctionMode) -> Iterator[None]:
+    """Enter a mode beneath those that are on, so that each of them may be left before it.
+
+    The network may have entered one of its own around the layer. That of the default device stays
+    at the bottom, as PyTorch wants it.
+    """
+    above = [_pop_mode() for _ in range(_len_torch_function_stack())]  # the uppermost first
+    if above and isinstance(above[-1], DeviceContext):
+        _push_mode(above.pop())
+    _push_mode(mode)
+    for other in reversed(above):
+        _push_mode(other)
+    try:
+        yield
+    finally:
+        above = []
+        while (other := _pop_mode()) is not mode:
+            above.append(other)
+        for other in reversed(above):
+            _push_mode(other)
 
 
 ModuleCallback = Callable[[nn.Module, object], object]

@@ -85,11 +85,20 @@ def operation_name(function: Callable[..., Any]) -> str:
     return _ALIASES.get(name, name)
 
 
+# fmt: off
+_WRITING_METHODS = frozenset({
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__",
+    "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+    "__setitem__", "__set__",
+})
+# fmt: on
+
+
 @lru_cache(maxsize=4096)
 def _writes_in_place(function: Callable[..., Any]) -> bool:
     name = _spelling(function)
     if name.startswith("__"):
-        return name in {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
+        return name in _WRITING_METHODS
     return name.endswith("_")
 
 
