@@ -551,7 +551,7 @@ def test_scripted_part_raises() -> None:
 
 
 def test_detached_path_raises() -> None:
-    with pytest.raises(Exception, match="do not depend on the layer's feature maps"):
+    with pytest.raises(Exception, match="do not depend on the images"):
         errors(Stack([lambda x: x.detach()]), pictures(), Black())
 
 

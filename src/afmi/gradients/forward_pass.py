@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, ShapeError
-from afmi.gradients.interception import ORDINARY, UNSEEN, Interception, Rules, maps_of
+from afmi.gradients.interception import ORDINARY, Interception, Rules, maps_of
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.folding import FoldedExecution, run_folded
@@ -22,8 +23,10 @@ from afmi.network.guards import (
     without_checkpointing,
     without_compilation,
     without_fused_attention,
+    without_modules_in_backward,
 )
 from afmi.network.layers import Layer
+from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import logits_of
 from afmi.network.tokens import TokenLayout
 
@@ -44,7 +47,8 @@ class ForwardPass:
     extra_tokens: Tensor
     logits: Tensor
     _interception: Interception
-    _token_layout: TokenLayout | None
+    _model: nn.Module
+    _layer: Layer | None
 
     def __del__(self) -> None:
         """Leave nothing of the run's graph to the network, which may have kept tensors of it."""
@@ -76,20 +80,44 @@ class ForwardPass:
     ) -> Tensor:
         self._interception.backward.reference = reference
         self._interception.backward.reuse = last and not batched
-        (gradient,) = torch.autograd.grad(
-            self._interception.logits,
-            self._interception.leaf,
-            cotangent,
-            retain_graph=not last,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
+        with self._without_network_code():
+            (gradient,) = torch.autograd.grad(
+                self._interception.logits,
+                self._interception.leaf,
+                cotangent,
+                retain_graph=not last,
+                is_grads_batched=batched,
+                allow_unused=True,
+            )
         if gradient is None:
-            raise ModelError(UNSEEN)
+            raise _unseen(self._layer)
         return gradient
 
+    @contextmanager
+    def _without_network_code(self) -> Iterator[None]:
+        """Raise where a function of the network's own, met in the run, runs modules again."""
+        function = self._interception.out_of_sight
+        if function is None:
+            yield
+            return
+        advice = "turn gradient checkpointing off, which runs parts of the network again"
+        again = ModelError(
+            f"the backward pass of {function} runs modules of the network, where nothing of the "
+            f"forward pass holds; {advice}"
+        )
+        try:
+            with without_modules_in_backward(self._model, again):
+                yield
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"the backward pass of the network's own functions, such as {function}, failed: "
+                f"{error}; {advice} there, or use the plain form of that part"
+            ) from error
+
     def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _split(gradient, self._token_layout)
+        return _split(gradient, _layout(self._layer))
 
     def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -128,6 +156,25 @@ def _split(tensor: Tensor, token_layout: TokenLayout | None) -> tuple[Tensor, Te
     if token_layout is None:
         return tensor, tensor[..., :0, 0, :]
     return token_layout.maps(tensor), token_layout.extra_tokens(tensor)
+
+
+def _layout(layer: Layer | None) -> TokenLayout | None:
+    return None if layer is None else layer.token_layout
+
+
+def _unseen(layer: Layer | None) -> ModelError:
+    """Return the error to raise where no gradient leads to the maps or the images."""
+    if layer is None:
+        return ModelError(
+            "the logits do not depend on the images, as far as autograd sees: the network detaches "
+            "its activations or runs under no_grad; leave that out, or explain the network from a "
+            "layer behind it, or by a method that only looks at outputs, such as RISE"
+        )
+    return ModelError(
+        "the logits do not depend on the layer's feature maps, as far as autograd sees: the "
+        "network detaches them, runs under no_grad, or has the layer inside of an "
+        "autograd.Function of its own, such as gradient checkpointing; choose a layer behind that"
+    )
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -206,12 +253,12 @@ def _run(
                 f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
                 "thing; choose the module around it"
             )
+        first = first_tensor(output)
         # Only now, because a mode costs time for every operation, also in the trunk.
-        if layer[1].then is not None and isinstance(first := first_tensor(output), Tensor):
+        if layer[1].then is not None and first is not None:
             state.pending = (first, layer[1])
             interception.enter_context(beneath_other_modes(state))
             return None
-        first = first_tensor(output)
         begun = state.begin(maps_of(layer[1], first if first is not None else output))
         interception.enter_context(beneath_other_modes(state))
         # Of several, such as a block's maps and its attention, the first are the maps.
@@ -235,14 +282,15 @@ def _run(
         with torch.inference_mode(False), torch.set_grad_enabled(False):
             if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
                 _keep_from_odd_strides(graph_logits)
-            return _finished(state, graph_logits, len(images), None if layer is None else layer[1])
+            named = None if layer is None else layer[1]
+            return _finished(state, graph_logits, len(images), model, named)
     except BaseException:
         state.end()
         raise
 
 
 def _finished(
-    state: Interception, graph_logits: Tensor, images: int, layer: Layer | None
+    state: Interception, graph_logits: Tensor, images: int, model: nn.Module, layer: Layer | None
 ) -> ForwardPass:
     """Check a run that ended, and return what gradients need of it."""
     if state.leaf is None:
@@ -251,19 +299,20 @@ def _finished(
             f"layer {layer} was not reached in a forward pass; choose one that the network runs"
             + ("" if layer.then is None else f", followed by the operation {layer.then!r}")
         )
-    state.check_logits(graph_logits)
+    if not state.finish(graph_logits):
+        raise _unseen(layer)
     for reader in state.readers:
         reader.finish()
     if graph_logits.shape[0] != images:
         raise ShapeError(f"expected logits for {images} images, got {graph_logits.shape[0]} rows")
-    token_layout = None if layer is None else layer.token_layout
-    features, extra_tokens = _split(state.leaf.detach(), token_layout)
+    features, extra_tokens = _split(state.leaf.detach(), _layout(layer))
     return ForwardPass(
         features=features,
         extra_tokens=extra_tokens,
         logits=graph_logits.detach(),
         _interception=state,
-        _token_layout=token_layout,
+        _model=model,
+        _layer=layer,
     )
 
 

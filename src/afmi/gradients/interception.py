@@ -25,7 +25,7 @@ from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.network.layers import Layer
 from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
 
-__all__ = ["ORDINARY", "UNSEEN", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
+__all__ = ["ORDINARY", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
 
 
 Handler = Callable[["Interception", Operation], Any]
@@ -80,12 +80,6 @@ _LIKE_OTHER = operations_with(Trait.LIKE_OTHER)
 _PATH, _OF_VALUES = 1, 2
 
 
-UNSEEN = (
-    "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
-    "detaches them or runs under no_grad; choose a layer behind that"
-)
-
-
 @dataclass(slots=True)
 class BackwardState:
     """What one backward pass asks of the rules; written by `ForwardPass` alone.
@@ -111,11 +105,18 @@ class Interception(TorchFunctionMode):
         self.leaf: Tensor | None = None
         self.logits: Tensor | None = None
         self.pending: tuple[Tensor, Layer] | None = None
+        self.out_of_sight: str | None = None
+        """What made a tensor that depends on the maps and could not be intercepted."""
         self._dependence = Dependence()
         self._grad_mode = GradMode()
 
     def begin(self, tensor: Tensor) -> Tensor:
         """Make ``tensor`` the leaf of the gradients; return what the network goes on with."""
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise ModelError(
+                "the layer runs within a transform of torch.func, such as vmap, whose tensors "
+                "stand for others; choose a layer around that part"
+            )
         tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
         self.leaf = tensor.requires_grad_(True)
         self._grad_mode.begin()
@@ -309,8 +310,15 @@ class Interception(TorchFunctionMode):
             return tensor is not self.leaf
         kind = self._dependence.kind(tensor)
         if kind is Kind.OUT_OF_SIGHT:
+            self.out_of_sight = tensor.grad_fn.name() if tensor.grad_fn is not None else "unknown"
             if self.rules.complete:
-                self._out_of_sight(tensor)
+                raise OperationError(
+                    "a tensor reached the network's next operation from "
+                    f"{self.out_of_sight}, which PyTorch does not let be intercepted (a compiled "
+                    "or scripted part, one under torch.func such as vmap, or an autograd.Function "
+                    "of the network's own, as for gradient checkpointing); use the plain form of "
+                    "that part, such as the uncompiled model, and turn checkpointing off"
+                )
             self._dependence.follow(tensor)
         return kind is Kind.CONSTANT
 
@@ -325,19 +333,12 @@ class Interception(TorchFunctionMode):
         if output is None and operation.written is not None and operation.written.requires_grad:
             self._dependence.follow(operation.written)
 
-    def _out_of_sight(self, value: Tensor) -> None:
-        maker = value.grad_fn.name() if value.grad_fn is not None else "unknown"
-        raise OperationError(
-            f"a tensor reached the network's next operation from {maker}, which PyTorch does not "
-            "let be intercepted (a compiled or scripted part, or an autograd.Function of the "
-            "network's own); use the plain form of that part, such as the uncompiled model"
-        )
-
-    def check_logits(self, logits: Tensor) -> None:
-        """Raise unless the logits depend on the feature maps by operations that were seen."""
+    def finish(self, logits: Tensor) -> bool:
+        """Take the run's logits, and tell whether they depend on the leaf."""
         if not logits.requires_grad or self._is_constant(logits):
-            raise ModelError(UNSEEN)
+            return False
         self.logits = logits
+        return True
 
 
 def maps_of(layer: Layer, output: object) -> Tensor:

@@ -12,14 +12,16 @@ from typing import Any, cast
 import torch
 import torch.utils.checkpoint
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import (
     TorchFunctionMode,
     _len_torch_function_stack,
     _pop_mode,
     _push_mode,
 )
-from torch.utils._device import DeviceContext
 
 __all__ = [
     "all_modules",
@@ -30,6 +32,7 @@ __all__ = [
     "without_checkpointing",
     "without_compilation",
     "without_fused_attention",
+    "without_modules_in_backward",
 ]
 
 _lock = threading.Lock()
@@ -196,12 +199,9 @@ def _patch_checkpointing(patches: ExitStack) -> None:
 def beneath_other_modes(mode: TorchFunctionMode) -> Iterator[None]:
     """Enter a mode beneath those that are on, so that each of them may be left before it.
 
-    The network may have entered one of its own around the layer. That of the default device stays
-    at the bottom, as PyTorch wants it.
+    The network may have entered one of its own around the layer, such as ``torch.device("cpu")``.
     """
     above = [_pop_mode() for _ in range(_len_torch_function_stack())]  # the uppermost first
-    if above and isinstance(above[-1], DeviceContext):
-        _push_mode(above.pop())
     _push_mode(mode)
     for other in reversed(above):
         _push_mode(other)
@@ -209,10 +209,27 @@ def beneath_other_modes(mode: TorchFunctionMode) -> Iterator[None]:
         yield
     finally:
         above = []
-        while (other := _pop_mode()) is not mode:
+        while _len_torch_function_stack() and (other := _pop_mode()) is not mode:
             above.append(other)
         for other in reversed(above):
             _push_mode(other)
+
+
+@contextmanager
+def without_modules_in_backward(model: nn.Module, error: Exception) -> Iterator[None]:
+    """Raise ``error`` where a backward pass runs one of the network's modules."""
+    modules = set(all_modules(model))
+
+    def before(module: nn.Module, _args: object) -> None:
+        # Autograd runs parts for other devices in threads of its own.
+        if module in modules and torch._C._current_graph_task_id() != -1:
+            raise error
+
+    handle = register_module_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 ModuleCallback = Callable[[nn.Module, object], object]
