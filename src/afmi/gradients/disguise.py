@@ -1,4 +1,4 @@
-"""Let a run with gradients look to the network like one without.
+"""What networks ask of tensors; a run with gradients looks to them like one without.
 
 A network in evaluation asks autograd for nothing. So a network that asks whether a tensor needs a
 gradient hears no, as it does within ``torch.no_grad()``: its backward hooks, the hooks that it puts
@@ -16,7 +16,27 @@ import torch
 from torch import Tensor
 from torch.autograd import grad_mode
 
-__all__ = ["OF_AUTOGRAD", "SET_GRAD_ENABLED", "GradMode"]
+__all__ = ["FORM", "OF_AUTOGRAD", "READS", "SET_GRAD_ENABLED", "GradMode"]
+
+
+# What tells a tensor's form and gives no tensor; networks ask for it at every other step.
+FORM = frozenset(
+    {
+        *(Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.__len__),
+        *(Tensor.is_contiguous, Tensor.is_floating_point),
+        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
+    }
+)
+
+# What takes values out of tensors, where nothing follows them.
+READS = frozenset(
+    {
+        *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__complex__),
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__),
+        *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
+        *(torch.is_nonzero, Tensor.is_nonzero),
+    }
+)
 
 
 def _hook_that_never_runs(tensor: Tensor, hook: Callable[[Tensor], Any]) -> Any:

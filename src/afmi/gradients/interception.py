@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.errors import LayerError, ModelError, OperationError
 from afmi.gradients.dependence import Dependence, Kind, tensors_in
-from afmi.gradients.disguise import OF_AUTOGRAD, SET_GRAD_ENABLED, GradMode
+from afmi.gradients.disguise import FORM, OF_AUTOGRAD, READS, SET_GRAD_ENABLED, GradMode
 from afmi.gradients.operation import Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.network.layers import Layer
@@ -54,26 +54,8 @@ class Rules:
 ORDINARY = Rules({}, complete=False)
 """Ordinary derivatives for every operation."""
 
-# What tells a tensor's form and gives no tensor; networks ask for it at every other step.
-_FORM = frozenset(
-    {
-        *(Tensor.dim, Tensor.size, Tensor.stride, Tensor.numel, Tensor.__len__),
-        *(Tensor.is_contiguous, Tensor.is_floating_point),
-        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
-    }
-)
-
-# What takes values out of tensors, where nothing follows them.
-_READS = frozenset(
-    {
-        *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__complex__),
-        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__),
-        *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
-        *(torch.is_nonzero, Tensor.is_nonzero),
-    }
-)
-
-_LIKE_OTHER = operations_with(Trait.LIKE_OTHER)
+# Operations of which an output may be constant although an operand depends on the maps.
+_MAY_GIVE_CONSTANTS = operations_with(Trait.LIKE_OTHER, Trait.EACH)
 
 # What an operand is to the feature maps: differentiable from them, or made of their values where
 # autograd does not follow (a mask, an index, a detached copy).
@@ -144,7 +126,7 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.leaf is None:
             return self._before_the_layer(func, args, kwargs)
-        if func in _FORM:
+        if func in FORM:
             return func(*args, **kwargs)
         if func is SET_GRAD_ENABLED:
             return self._grad_mode.set(*args)
@@ -161,7 +143,7 @@ class Interception(TorchFunctionMode):
             self._keep_overwritten(operation)
         if not kind:
             return operation()
-        if func in _READS:
+        if func in READS:
             return self._read(operation)
         if kind == _OF_VALUES or not torch.is_grad_enabled():
             return self._beside_autograd(operation)
@@ -328,7 +310,7 @@ class Interception(TorchFunctionMode):
         for tensor in tensors_in(output):
             if tensor.requires_grad:
                 self._dependence.follow(tensor)
-            elif not ignores_values(name) and name not in _LIKE_OTHER:
+            elif not ignores_values(name) and name not in _MAY_GIVE_CONSTANTS:
                 self._dependence.take_values(tensor, operation.args[0] if operation.args else None)
         if output is None and operation.written is not None and operation.written.requires_grad:
             self._dependence.follow(operation.written)

@@ -60,10 +60,19 @@ def lerp(interception: Interception, operation: Operation) -> Any:
     return operation()
 
 
+def scatter(interception: Interception, operation: Operation) -> Any:
+    """Linear in what is written and in what it is written to, unless numbers are multiplied."""
+    reduce = operation.argument(4, "reduce", None)
+    if reduce not in (None, "add", "sum", "mean"):
+        raise interception.no_rule(f"{operation.name!r} with reduce={reduce!r}")
+    return operation()
+
+
 _LINEAR = operations_with(
     *(Trait.SUM, Trait.JOIN, Trait.RESHAPE, Trait.EXPAND, Trait.TRANSPOSE, Trait.CHOOSE),
     *(Trait.SCATTER, Trait.REARRANGE, Trait.RESAMPLE, Trait.AVERAGE_POOL, Trait.COPY),
     Trait.CREATE,
+    Trait.FOURIER,
 )
 
 RULES: dict[str, Handler] = {
@@ -72,4 +81,6 @@ RULES: dict[str, Handler] = {
     **dict.fromkeys(operations_with(Trait.DROPOUT), dropout),
     "batch_norm": batch_norm,
     "lerp": lerp,
+    "scatter": scatter,
+    "scatter_reduce": scatter,
 }
