@@ -223,7 +223,7 @@ _FOURIER = """
     fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
     fft_irfft2 fft_irfftn fft_hfft fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn fft_fftshift
     fft_ifftshift"""
-_POLES = "log log2 log10 rsqrt reciprocal pow float_power digamma lgamma entr"
+_POLES = "log log2 log10 rsqrt reciprocal pow float_power digamma lgamma entr acosh logit"
 
 _OPERATIONS: dict[Trait, str] = {
     Trait.SUM: """

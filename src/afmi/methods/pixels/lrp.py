@@ -184,7 +184,7 @@ class _Activation(Rule):
             raise interception.no_rule(
                 f"{operation.name!r} with parameters that depend on the image"
             )
-        return [operation.operand]
+        return self.chord.operands(interception, operation)
 
     def entries(
         self, interception: Interception, operation: Operation, operands: Tensors
