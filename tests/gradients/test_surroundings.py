@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, Tensor]:
-    return {name: make(Network()).attribute(IMAGES, 1) for name, make in METHODS.items()}
+    return {name: make(Network()).attribute(IMAGES, 2) for name, make in METHODS.items()}
 
 
 @pytest.fixture(params=METHODS)
@@ -97,7 +97,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 def _same(network: nn.Module, method: str, expected: dict[str, Tensor]) -> None:
-    found = METHODS[method](network).attribute(IMAGES, 1)
+    found = METHODS[method](network).attribute(IMAGES, 2)
     torch.testing.assert_close(found, expected[method], rtol=1e-5, atol=1e-8)
 
 
@@ -178,7 +178,7 @@ def test_checkpoints_of_other_threads_go_on() -> None:
 
     own = vars(torch.utils.checkpoint.CheckpointFunction), vars(torch.utils.checkpoint)
     before = [dict(names) for names in own]
-    Gradient(Training()).attribute(IMAGES, 1)
+    Gradient(Training()).attribute(IMAGES, 2)
     assert runs.count("other") == 4  # forward and again backward, of either kind
     assert len(runs) == 6
     assert [dict(names) for names in own] == before
@@ -240,7 +240,7 @@ def test_other_checkpoints_raise_and_are_named(function: Any, method: str) -> No
 
     network = subclass(forward)
     with pytest.raises(AfmiError, match="checkpointing"):
-        METHODS[method](network).attribute(IMAGES, 1)
+        METHODS[method](network).attribute(IMAGES, 2)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -349,7 +349,7 @@ def test_a_frozen_backbone_is_explained_from_its_last_stage_on(
         _same(network, method, expected)
         return
     with pytest.raises(ModelError, match=r"do not depend on the images.* under no_grad"):
-        METHODS[method](network).attribute(IMAGES, 1)
+        METHODS[method](network).attribute(IMAGES, 2)
 
 
 def test_a_transform_around_the_layer_raises_and_is_named() -> None:
@@ -358,9 +358,9 @@ def test_a_transform_around_the_layer_raises_and_is_named() -> None:
 
     for method in ("A-FMI", "Grad-CAM"):
         with pytest.raises(ModelError, match="vmap"):
-            METHODS[method](subclass(forward)).attribute(IMAGES, 1)
+            METHODS[method](subclass(forward)).attribute(IMAGES, 2)
     with pytest.raises(OperationError, match="vmap"):
-        DeepLIFT(subclass(forward)).attribute(IMAGES, 1)
+        DeepLIFT(subclass(forward)).attribute(IMAGES, 2)
 
 
 @pytest.mark.parametrize("method", ["A-FMI", "DeepLIFT", "Gradient"])
@@ -378,7 +378,7 @@ def test_autocast_within_the_network(method: str) -> None:
             x = attend(self.maps(self.trunk(x)))
         return self.head(x.float())
 
-    exact, rough = (METHODS[method](subclass(f)).attribute(IMAGES, 1) for f in (plain, half))
+    exact, rough = (METHODS[method](subclass(f)).attribute(IMAGES, 2) for f in (plain, half))
     assert torch.corrcoef(torch.stack([exact.flatten(), rough.flatten()]))[0, 1] > 0.99
 
 
@@ -400,12 +400,13 @@ def test_kept_tensors_are_left_without_a_graph(method: str) -> None:
     hooked: list[Tensor] = []
     for module in network.modules():
         module.register_forward_hook(lambda _module, _args, output: hooked.append(output))
-    METHODS[method](network).attribute(IMAGES, 1)
-    kept = [network.tokens[0], *network.tokens[1].values(), network.logits, *captured, *hooked]
-    for tensor in kept:
+    METHODS[method](network).attribute(IMAGES, 2)
+    kept = [network.tokens[0], *network.tokens[1].values(), network.logits, *captured]
+    for tensor in (*kept, *hooked):
         assert not tensor.requires_grad
         assert tensor.grad_fn is None
-        assert not vars(tensor)
+        assert not tensor._backward_hooks
+    assert not any(vars(tensor) for tensor in kept)
     captured.clear()
     hooked.clear()
     for module in network.modules():
@@ -425,7 +426,7 @@ def test_a_run_that_fails_leaves_kept_tensors_without_a_graph(method: str) -> No
     network: Any = subclass(forward)
     network.raises = True
     with pytest.raises(ValueError, match="after the layer"):
-        METHODS[method](network).attribute(IMAGES, 1)
+        METHODS[method](network).attribute(IMAGES, 2)
     assert not network.kept.requires_grad
 
 
@@ -438,7 +439,7 @@ def test_nothing_holds_what_a_run_made(method: str) -> None:
         made.append(weakref.ref(maps))
         return self.head(maps)
 
-    METHODS[method](subclass(forward)).attribute(IMAGES, 1)
+    METHODS[method](subclass(forward)).attribute(IMAGES, 2)
     gc.collect()
     assert made
     assert all(reference() is None for reference in made)
@@ -447,19 +448,22 @@ def test_nothing_holds_what_a_run_made(method: str) -> None:
 class Copying(Tensor):
     """A tensor whose operations copy its operands' attributes, as MONAI's MetaTensor does."""
 
-    copies = 0
+    copied: ClassVar[list[str]] = []
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_function__(func, types, args, kwargs or {})
         if isinstance(result, Copying):
             for operand in args:
-                if isinstance(operand, Copying) and vars(operand):
-                    Copying.copies += 1
+                if isinstance(operand, Copying):
+                    Copying.copied.extend(vars(operand))
                     vars(result).update(copy.deepcopy(vars(operand)))
         return result
 
 
+@pytest.mark.parametrize(
+    "method", ["A-FMI", "A-FMI below", "Grad-CAM", "Gradient", "LRP", "Guided Backprop"]
+)
 def test_subclasses_of_tensors(method: str, expected: dict[str, Tensor]) -> None:
     """Plain tensors go into the network, and those that it makes itself carry nothing of ours."""
 
@@ -467,13 +471,13 @@ def test_subclasses_of_tensors(method: str, expected: dict[str, Tensor]) -> None
         assert type(x) is Tensor
         return self.head(self.maps(self.trunk(x).as_subclass(Copying))).as_subclass(Tensor)
 
-    Copying.copies = 0
+    Copying.copied.clear()
     images = IMAGES.as_subclass(Copying)
     images.patient = "unknown"  # type: ignore[attr-defined]
-    found = METHODS[method](subclass(forward)).attribute(images, 1)
+    found = METHODS[method](subclass(forward)).attribute(images, 2)
     assert type(found) is Tensor
     torch.testing.assert_close(found, expected[method], rtol=1e-5, atol=1e-8)
-    assert not Copying.copies
+    assert set(Copying.copied) <= {"patient"}
 
 
 def test_weights_of_a_subclass(method: str, expected: dict[str, Tensor]) -> None:
@@ -497,6 +501,32 @@ def test_constants_with_a_graph_of_their_own(method: str, expected: dict[str, Te
     network.words.sum().backward()  # whose graph is as it was
 
 
+@pytest.mark.parametrize(
+    "rectify", [lambda x: x[:, :4].relu_(), lambda x: nn.functional.relu(x[:, :4], inplace=True)]
+)
+def test_rectified_parts_of_a_tensor(method: str, rectify: Callable[[Tensor], Any]) -> None:
+    def in_place(self: Network, x: Tensor) -> Tensor:
+        maps = self.maps(self.trunk(x)) * 2
+        rectify(maps)
+        return self.head(maps)
+
+    def anew(self: Network, x: Tensor) -> Tensor:
+        maps = self.maps(self.trunk(x)) * 2
+        return self.head(torch.cat([maps[:, :4].relu(), maps[:, 4:]], 1))
+
+    found, expected = (METHODS[method](subclass(f)).attribute(IMAGES, 2) for f in (in_place, anew))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("method", ["Gradient", "Grad-CAM", "Guided Backprop"])
+def test_activations_overwritten_that_a_derivative_needs(method: str) -> None:
+    def forward(self: Network, x: Tensor) -> Tensor:
+        return self.head(self.maps(self.trunk(x)).sigmoid().sigmoid_().mul_(2))
+
+    with pytest.raises(ModelError, match="overwrites in place"):
+        METHODS[method](subclass(forward)).attribute(IMAGES, 2)
+
+
 # Values that leave the tensors, or are written where autograd does not follow.
 
 
@@ -518,7 +548,7 @@ def test_writes_beside_autograd_raise(method: str, write: Callable[[Tensor], Any
         return self.head(maps)
 
     with pytest.raises(OperationError, match="where autograd does not follow"):
-        METHODS[method](subclass(forward)).attribute(IMAGES, 1)
+        METHODS[method](subclass(forward)).attribute(IMAGES, 2)
 
 
 @pytest.mark.parametrize("method", ["A-FMI", "DeepLIFT"])
@@ -539,7 +569,7 @@ def test_values_read_from_tensors_raise(method: str, read: Callable[[Tensor], fl
         return self.head(maps * read(maps))
 
     with pytest.raises(TapeMismatchError, match="must stay in tensors"):
-        METHODS[method](subclass(forward)).attribute(IMAGES, 1)
+        METHODS[method](subclass(forward)).attribute(IMAGES, 2)
 
 
 @pytest.mark.parametrize("method", WITH_RULES)

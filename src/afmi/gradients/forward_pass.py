@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from afmi.network.guards import (
     beneath_other_modes,
     evaluation_mode,
     watching_module,
-    without_checkpointing,
     without_compilation,
     without_fused_attention,
     without_modules_in_backward,
@@ -80,7 +79,7 @@ class ForwardPass:
     ) -> Tensor:
         self._interception.backward.reference = reference
         self._interception.backward.reuse = last and not batched
-        with self._without_network_code():
+        with self._watched():
             (gradient,) = torch.autograd.grad(
                 self._interception.logits,
                 self._interception.leaf,
@@ -91,25 +90,27 @@ class ForwardPass:
             )
         if gradient is None:
             raise _unseen(self._layer)
-        return gradient
+        return gradient.as_subclass(Tensor)
 
     @contextmanager
-    def _without_network_code(self) -> Iterator[None]:
-        """Raise where a function of the network's own, met in the run, runs modules again."""
+    def _watched(self) -> Iterator[None]:
+        """Name what the network does that the backward pass cannot follow."""
         function = self._interception.out_of_sight
-        if function is None:
-            yield
-            return
         advice = "turn gradient checkpointing off, which runs parts of the network again"
         again = ModelError(
             f"the backward pass of {function} runs modules of the network, where nothing of the "
             f"forward pass holds; {advice}"
         )
         try:
-            with without_modules_in_backward(self._model, again):
+            with without_modules_in_backward(self._model, again) if function else nullcontext():
                 yield
         except RuntimeError as error:
-            if is_out_of_memory(error):
+            if "modified by an inplace operation" in str(error):
+                raise ModelError(
+                    f"the network overwrites in place what its derivative needs ({error}); have it "
+                    "compute a new tensor there"
+                ) from error
+            if function is None or is_out_of_memory(error):
                 raise
             raise ModelError(
                 f"the backward pass of the network's own functions, such as {function}, failed: "
@@ -228,7 +229,6 @@ def forward_pass(
         evaluation_mode(model),
         without_fused_attention(),
         without_compilation(),
-        without_checkpointing(),
     ):
         if folded is None:
             return attempt(None)
@@ -305,11 +305,11 @@ def _finished(
         reader.finish()
     if graph_logits.shape[0] != images:
         raise ShapeError(f"expected logits for {images} images, got {graph_logits.shape[0]} rows")
-    features, extra_tokens = _split(state.leaf.detach(), _layout(layer))
+    features, extra_tokens = _split(state.leaf.detach().as_subclass(Tensor), _layout(layer))
     return ForwardPass(
         features=features,
         extra_tokens=extra_tokens,
-        logits=graph_logits.detach(),
+        logits=graph_logits.detach().as_subclass(Tensor),
         _interception=state,
         _model=model,
         _layer=layer,

@@ -29,7 +29,6 @@ __all__ = [
     "evaluation_mode",
     "watching_all_modules",
     "watching_module",
-    "without_checkpointing",
     "without_compilation",
     "without_fused_attention",
     "without_modules_in_backward",
@@ -55,7 +54,10 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Hold all modules in evaluation mode; the last thread to leave restores their modes."""
+    """Hold all modules in evaluation mode; the last thread to leave restores their modes.
+
+    What they pass to ``torch.utils.checkpoint`` runs plainly meanwhile.
+    """
     modules = all_modules(model)
     with _lock:
         # Where nobody trains and nobody else holds anything, there is nothing to restore.
@@ -68,7 +70,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             if module.training:
                 module.training = False
     try:
-        yield
+        with _without_checkpointing():
+            yield
     finally:
         with _lock:
             for module in modules:
@@ -144,7 +147,7 @@ _checkpointing_patches: list[ExitStack] = []
 
 
 @contextmanager
-def without_checkpointing() -> Iterator[None]:
+def _without_checkpointing() -> Iterator[None]:
     """Run what networks pass to ``torch.utils.checkpoint`` once, in this thread alone.
 
     In the backward pass it would run again, without what was there in the forward pass: another
