@@ -135,6 +135,7 @@ def _cut_off(tensor: Tensor) -> None:
         tensor.detach_()
         return
     plain = tensor.detach()
+    plain.__dict__.update(tensor.__dict__)
     try:
         torch.utils.swap_tensors(tensor, plain)
     except RuntimeError:  # somebody holds it by a weak reference

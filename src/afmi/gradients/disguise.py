@@ -45,11 +45,11 @@ def _hook_that_never_runs(tensor: Tensor, hook: Callable[[Tensor], Any]) -> Any:
 
 
 OF_AUTOGRAD: dict[Callable[..., Any], Callable[..., Any]] = {
-    Tensor.requires_grad.__get__: lambda tensor, *_: False,
-    Tensor.requires_grad.__set__: lambda tensor, value: None,
+    vars(torch._C.TensorBase)["requires_grad"].__get__: lambda tensor, *_: False,
+    vars(torch._C.TensorBase)["requires_grad"].__set__: lambda tensor, value: None,
     Tensor.requires_grad_: lambda tensor, *_, **__: tensor,
-    Tensor.is_leaf.__get__: lambda tensor, *_: True,
-    Tensor.grad_fn.__get__: lambda tensor, *_: None,
+    vars(torch._C.TensorBase)["is_leaf"].__get__: lambda tensor, *_: True,
+    vars(torch._C.TensorBase)["grad_fn"].__get__: lambda tensor, *_: None,
     Tensor.retain_grad: lambda tensor: None,
     Tensor.register_hook: _hook_that_never_runs,
 }

@@ -79,10 +79,13 @@ class ForwardPass:
     ) -> Tensor:
         self._interception.backward.reference = reference
         self._interception.backward.reuse = last and not batched
+        logits, leaf = self._interception.logits, self._interception.leaf
+        assert logits is not None
+        assert leaf is not None
         with self._watched():
             (gradient,) = torch.autograd.grad(
-                self._interception.logits,
-                self._interception.leaf,
+                logits,
+                leaf,
                 cotangent,
                 retain_graph=not last,
                 is_grads_batched=batched,

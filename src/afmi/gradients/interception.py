@@ -94,7 +94,7 @@ class Interception(TorchFunctionMode):
 
     def begin(self, tensor: Tensor) -> Tensor:
         """Make ``tensor`` the leaf of the gradients; return what the network goes on with."""
-        if torch._C._functorch.maybe_current_level() is not None:
+        if torch._C._are_functorch_transforms_active():
             raise ModelError(
                 "the layer runs within a transform of torch.func, such as vmap, whose tensors "
                 "stand for others; choose a layer around that part"

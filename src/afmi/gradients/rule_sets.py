@@ -88,6 +88,10 @@ def guided(interception: Interception, operation: Operation) -> Any:
 
     The rule R_in = σ'(y) · max(R_out, 0).
     """
+    if operation.operand.is_complex():
+        raise interception.no_rule(
+            f"{operation.name!r} of complex numbers", "apply it to real and imaginary parts"
+        )
     return on_the_way_back(operation, positive_part)
 
 

@@ -12,16 +12,12 @@ from typing import Any, cast
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch._C import _len_torch_function_stack
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.overrides import (
-    TorchFunctionMode,
-    _len_torch_function_stack,
-    _pop_mode,
-    _push_mode,
-)
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 __all__ = [
     "all_modules",

@@ -141,8 +141,8 @@ def addr(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) 
 
 def chain_of_products(*matrices: Any, out: None = None) -> Tensor:
     """The product of several matrices, from left to right."""
-    matrices = matrices[0] if isinstance(matrices[0], (list, tuple)) else matrices
-    return reduce(torch.matmul, matrices)
+    several = matrices[0] if isinstance(matrices[0], (list, tuple)) else matrices
+    return reduce(torch.matmul, several)
 
 
 def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
