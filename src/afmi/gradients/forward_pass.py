@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, ShapeError
-from afmi.gradients.interception import ORDINARY, UNSEEN, Interception, Rules, maps_of
+from afmi.gradients.interception import ORDINARY, Interception, Rules, maps_of
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
-    all_modules,
     evaluation_mode,
     watching_module,
     without_compilation,
     without_fused_attention,
+    without_modules_in_backward,
 )
 from afmi.network.layers import Layer, LayerChoice, Place, check_place
+from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import logits_of
 from afmi.network.trace import Remembered, Trace, form_of
 from afmi.network.trial import try_once
@@ -46,8 +48,11 @@ class ForwardPass:
     logits: Tensor
     layer: Layer | None
     _interception: Interception
-    _graph_logits: Tensor
-    _leaf: Tensor
+    _model: nn.Module
+
+    def __del__(self) -> None:
+        """Leave nothing of the run's graph to the network, which may have kept tensors of it."""
+        self._interception.end()
 
     def gradient(self, target: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A like ``features``, with the rules of this run.
@@ -75,17 +80,46 @@ class ForwardPass:
     ) -> Tensor:
         self._interception.backward.reference = reference
         self._interception.backward.reuse = last and not batched
-        (gradient,) = torch.autograd.grad(
-            self._graph_logits,
-            self._leaf,
-            cotangent,
-            retain_graph=not last,
-            is_grads_batched=batched,
-            allow_unused=True,
-        )
+        logits, leaf = self._interception.logits, self._interception.leaf
+        assert logits is not None
+        assert leaf is not None
+        with self._watched():
+            (gradient,) = torch.autograd.grad(
+                logits,
+                leaf,
+                cotangent,
+                retain_graph=not last,
+                is_grads_batched=batched,
+                allow_unused=True,
+            )
         if gradient is None:
-            raise ModelError(UNSEEN)
-        return gradient
+            raise _unseen(self.layer)
+        return gradient.as_subclass(Tensor)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Name what the network does that the backward pass cannot follow."""
+        function = self._interception.out_of_sight
+        advice = "turn gradient checkpointing off, which runs parts of the network again"
+        again = ModelError(
+            f"the backward pass of {function} runs modules of the network, where nothing of the "
+            f"forward pass holds; {advice}"
+        )
+        try:
+            with without_modules_in_backward(self._model, again) if function else nullcontext():
+                yield
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise ModelError(
+                    f"the network overwrites in place what its derivative needs ({error}); have it "
+                    "compute a new tensor there"
+                ) from error
+            if function is None or is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"the backward pass of the network's own functions, such as {function}, failed: "
+                f"{error}; {advice} there, or use the plain form of that part"
+            ) from error
 
     def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
         return _split(gradient, self.layer)
@@ -129,19 +163,24 @@ def _split(tensor: Tensor, layer: Layer | None) -> tuple[Tensor, Tensor]:
     return layer.token_layout.maps(tensor), layer.token_layout.extra_tokens(tensor)
 
 
+def _unseen(layer: Layer | None) -> ModelError:
+    """Return the error to raise where no gradient leads to the maps or the images."""
+    if layer is None:
+        return ModelError(
+            "the logits do not depend on the images, as far as autograd sees: the network detaches "
+            "its activations or runs under no_grad; leave that out, or explain the network from a "
+            "layer behind it, or by a method that only looks at outputs, such as RISE"
+        )
+    return ModelError(
+        "the logits do not depend on the layer's feature maps, as far as autograd sees: the "
+        "network detaches them, runs under no_grad, or has the layer inside of an "
+        "autograd.Function of its own, such as gradient checkpointing; choose a layer behind that"
+    )
+
+
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
     hot = torch.zeros(*target.shape, logits.shape[1], dtype=logits.dtype, device=logits.device)
     return hot.scatter_(-1, target.unsqueeze(-1), 1.0)
-
-
-def _inferred(model: nn.Module) -> bool:
-    """Tell whether a weight was made in inference mode, which autograd refuses."""
-    return any(
-        tensor is not None and tensor.is_inference()
-        for module in all_modules(model)
-        for owned in (module._parameters, module._buffers)
-        for tensor in owned.values()
-    )
 
 
 def forward_pass(
@@ -178,6 +217,9 @@ def forward_pass(
         watch = Watch(images, fast=fast, trace=trace)
         return _run(model, images, layer, rules, watch, recording, tapes or [])
 
+    # The network is explained and not the kind of tensor, whose own operations may be slow.
+    images = inputs.detach().as_subclass(Tensor)
+
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(False),
@@ -185,8 +227,8 @@ def forward_pass(
         without_fused_attention(),
         without_compilation(),
     ):
-        try_once(model, inputs.detach())
-        return in_fast_layout(model, run, inputs.detach(), fast=fast)
+        try_once(model, images)
+        return in_fast_layout(model, run, images, fast=fast)
 
 
 _remembered: Remembered[object, Place] = Remembered(8)
@@ -221,8 +263,6 @@ def _run(
     tapes: list[Tape],
 ) -> ForwardPass:
     state = Interception(rules, watch, recording, [TapeReader(tape) for tape in tapes])
-    # Without rules, and with nothing to look out for, PyTorch may go its way alone.
-    plain = rules is ORDINARY and (layer is None or layer[1].then is None) and not _inferred(model)
 
     def capture(output: object) -> object:
         assert layer is not None
@@ -239,21 +279,29 @@ def _run(
         # Of several, such as a block's maps and its attention, the first are the maps.
         return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
-    # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
-    with torch.set_grad_enabled(False), ExitStack() as contexts:
-        if layer is None:
-            images = state.begin(images)
-        else:
-            contexts.enter_context(watching_module(layer[0], capture))
-        contexts.enter_context(watch if plain else state)
-        graph_logits = logits_of(model(images))
-    if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
-        _keep_from_odd_strides(graph_logits)
-    return _finished(state, graph_logits, len(images), None if layer is None else layer[1])
+    try:
+        # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
+        with torch.set_grad_enabled(False), ExitStack() as contexts:
+            contexts.callback(state.leave)
+            if layer is None:
+                images = state.begin(images)
+            else:
+                contexts.enter_context(watching_module(layer[0], capture))
+            contexts.enter_context(state)
+            graph_logits = logits_of(model(images))
+        # Again, because the network may have left it in the midst of its own inference mode.
+        with torch.inference_mode(False), torch.set_grad_enabled(False):
+            if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
+                _keep_from_odd_strides(graph_logits)
+            named = None if layer is None else layer[1]
+            return _finished(state, graph_logits, len(images), model, named)
+    except BaseException:
+        state.end()
+        raise
 
 
 def _finished(
-    state: Interception, graph_logits: Tensor, images: int, layer: Layer | None
+    state: Interception, graph_logits: Tensor, images: int, model: nn.Module, layer: Layer | None
 ) -> ForwardPass:
     """Check a run that ended, and return what gradients need of it."""
     if state.leaf is None:
@@ -262,20 +310,20 @@ def _finished(
             f"layer {layer} was not reached in a forward pass; choose one that the network runs"
             + ("" if layer.then is None else f", followed by the operation {layer.then!r}")
         )
-    state.check_logits(graph_logits)
+    if not state.finish(graph_logits):
+        raise _unseen(layer)
     for reader in state.readers:
         reader.finish()
     if graph_logits.shape[0] != images:
         raise ShapeError(f"expected logits for {images} images, got {graph_logits.shape[0]} rows")
-    features, extra_tokens = _split(state.leaf.detach(), layer)
+    features, extra_tokens = _split(state.leaf.detach().as_subclass(Tensor), layer)
     return ForwardPass(
         features=features,
         extra_tokens=extra_tokens,
-        logits=graph_logits.detach(),
+        logits=graph_logits.detach().as_subclass(Tensor),
         layer=layer,
         _interception=state,
-        _graph_logits=graph_logits,
-        _leaf=state.leaf,
+        _model=model,
     )
 
 

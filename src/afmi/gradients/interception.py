@@ -3,7 +3,8 @@
 While the mode is on, every PyTorch operation passes through `__torch_function__`. Up to the layer
 nothing is recorded for autograd. From the layer on, an operation whose operands depend on the
 feature maps is handed to the rule for its name. The network is never touched: no hooks on its
-modules, no attributes, and its parameters take part as constants.
+modules, no attributes, and its parameters take part as constants. To the network the run looks like
+one without gradients, so that nothing of its own waits for the backward pass.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from afmi.errors import LayerError, ModelError, OperationError
+from afmi.gradients.dependence import Dependence, Kind, tensors_in
+from afmi.gradients.disguise import FORM, OF_AUTOGRAD, SET_GRAD_ENABLED, GradMode
 from afmi.gradients.operation import Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
 from afmi.network.layers import Layer
 from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
-from afmi.network.watch import FORM, Watch
+from afmi.network.watch import READS, Watch
 
-__all__ = ["ORDINARY", "UNSEEN", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
+__all__ = ["ORDINARY", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
 
 
 Handler = Callable[["Interception", Operation], Any]
@@ -52,20 +55,12 @@ class Rules:
 ORDINARY = Rules({}, complete=False)
 """Ordinary derivatives for every operation."""
 
-_FORM = FORM | {Tensor.stride, Tensor.is_contiguous}
-
-_MARK = "_afmi_pass"
-_VALUES = "_afmi_values"
+# Operations of which an output may be constant although an operand depends on the maps.
+_MAY_GIVE_CONSTANTS = operations_with(Trait.LIKE_OTHER, Trait.EACH)
 
 # What an operand is to the feature maps: differentiable from them, or made of their values where
 # autograd does not follow (a mask, an index, a detached copy).
 _PATH, _OF_VALUES = 1, 2
-
-
-UNSEEN = (
-    "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
-    "detaches them or runs under no_grad; choose a layer behind that"
-)
 
 
 @dataclass(slots=True)
@@ -94,20 +89,38 @@ class Interception(TorchFunctionMode):
         self.readers = readers
         self.backward = BackwardState()
         self.leaf: Tensor | None = None
+        self.logits: Tensor | None = None
         self.pending: tuple[Tensor, Layer] | None = None
-        self._aside = False
+        self.out_of_sight: str | None = None
+        """What made a tensor that depends on the maps and could not be intercepted."""
+        self._dependence = Dependence()
+        self._grad_mode = GradMode()
 
     def begin(self, tensor: Tensor) -> Tensor:
         """Make ``tensor`` the leaf of the gradients; return what the network goes on with."""
-        self._aside = True
-        self.leaf = tensor.detach().requires_grad_(True)
-        torch.set_grad_enabled(True)
-        # A copy, because PyTorch refuses in-place operations on a leaf.
-        onward = self.leaf.clone()
-        setattr(onward, _MARK, self)
+        if torch._C._are_functorch_transforms_active():
+            raise ModelError(
+                "the layer runs within a transform of torch.func, such as vmap, whose tensors "
+                "stand for others; choose a layer around that part"
+            )
+        with torch._C.DisableTorchFunction():
+            tensor = tensor.clone() if tensor.is_inference() else tensor.detach()
+            self.leaf = tensor.requires_grad_(True)
+            self._grad_mode.begin()
+            # A copy, because PyTorch refuses in-place operations on a leaf.
+            onward = self.leaf.clone()
+            self._dependence.follow(onward)
         self._watch.made(onward)
-        self._aside = False
         return onward
+
+    def leave(self) -> None:
+        """Restore what `begin` changed; the run is over, and its gradients may be asked for."""
+        self._grad_mode.end()
+
+    def end(self) -> None:
+        """Give up the run's graph; tensors of it that the network kept are left without it."""
+        self.leaf = self.logits = None
+        self._dependence.release()
 
     def __torch_function__(
         self,
@@ -116,8 +129,6 @@ class Interception(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if self._aside:
-            return func(*args, **(kwargs or {}))
         return self._watch.run(func, args, kwargs or {}, self._passed)
 
     def _passed(
@@ -126,29 +137,29 @@ class Interception(TorchFunctionMode):
         """Make a call of the network: as it is up to the layer, by the rules behind it."""
         if self.leaf is None:
             return self._before_the_layer(func, args, kwargs)
-        if func in _FORM:
+        if func in FORM:
             return func(*args, **kwargs)
+        if func is SET_GRAD_ENABLED:
+            return self._grad_mode.set(*args)
+        self._grad_mode.keep()
+        if func in OF_AUTOGRAD and not args[0].is_leaf:
+            return OF_AUTOGRAD[func](*args, **kwargs)
         args, kind = self._constants(args)
         if kwargs:
             values, in_kwargs = self._constants(tuple(kwargs.values()))
             kwargs = dict(zip(kwargs, values, strict=True))
             kind |= in_kwargs
-        name = operation_name(func)
+        operation = Operation(operation_name(func), func, args, kwargs)
         if self.recording is not None:
-            self._keep_overwritten(name, Operation(name, func, args, kwargs))
+            self._keep_overwritten(operation)
         if not kind:
-            return func(*args, **kwargs)
-        if name == "bool":
-            return self._decided(func(*args, **kwargs))
+            return operation()
+        if func in READS:
+            return self._read(operation)
         if kind == _OF_VALUES or not torch.is_grad_enabled():
-            output = func(*args, **kwargs)
-            if not ignores_values(name):
-                self._mark_values(output)
-            return output
-        output = self._by_rule(Operation(name, func, args, kwargs), kind)
-        self._mark(output, name)
-        if name == "setitem":
-            self._mark(args[0], name)
+            return self._beside_autograd(operation)
+        output = self._by_rule(operation, kind)
+        self._follow(operation, output)
         return output
 
     def _before_the_layer(
@@ -180,7 +191,8 @@ class Interception(TorchFunctionMode):
         if rule is not None:
             return rule(self, operation)
         output = operation()
-        if self.rules.complete and _depends(output):
+        written = operation.written
+        if self.rules.complete and any(t.requires_grad for t in tensors_in((output, written))):
             raise self.no_rule(
                 f"the operation {name!r}",
                 f"register one: afmi.gradients.register_elementwise({name!r}) if it "
@@ -204,26 +216,50 @@ class Interception(TorchFunctionMode):
         text = f"{what} has no rule for {self.rules.purpose}"
         return OperationError(f"{text}; {advice}" if advice else text)
 
-    def _keep_overwritten(self, name: str, operation: Operation) -> None:
+    def _keep_overwritten(self, operation: Operation) -> None:
         """Copy what the tape holds of a tensor that the network is about to write to."""
         assert self.recording is not None
-        written = operation.kwargs.get("out")
-        if written is None and operation.args and (name == "setitem" or operation.inplace):
-            written = operation.args[0]
-        if isinstance(written, Tensor):
+        written = operation.written
+        if written is not None:
             self.recording.keep(written)
 
-    def _decided(self, outcome: bool) -> bool:
-        """Compare a decision that the network takes on the maps' values with the reference's."""
+    def _read(self, operation: Operation) -> Any:
+        """Compare what the network reads of the maps' values with what it read of the reference.
+
+        It goes on with numbers that nobody can follow, or decides by them what to run.
+        """
+        outcome = operation.with_operands(x.detach() for x in operation.path_operands)
+        if not (self.recording or self.readers):
+            return outcome
+        entry = Entry(operation.name, (), torch.as_tensor(outcome).clone())
         if self.recording is not None:
-            self.recording.entries.append(Entry("bool", (), torch.tensor(outcome)))
+            self.recording.entries.append(entry)
         for reader in self.readers:
-            if bool(reader.next("bool", ()).output) != outcome:
+            if not torch.equal(reader.next(operation.name, ()).output, entry.output):
                 raise TapeMismatchError(
-                    "the network decides otherwise for the images than for the reference (an `if` "
-                    "on a tensor's values); its flow must not depend on the values of its input"
+                    f"the network reads values of its activations ({operation.name!r}; an `if` on "
+                    "a tensor asks for 'bool') that differ from the reference's, and decides by "
+                    "them or computes with them as constants; its flow must not depend on the "
+                    "values of its input, and what it computes must stay in tensors"
                 )
         return outcome
+
+    def _beside_autograd(self, operation: Operation) -> Any:
+        """Make a call whose output autograd does not follow from the maps, and remember that."""
+        written = operation.written
+        if self.rules.complete and written is not None:
+            followed = written.requires_grad and not written.is_leaf
+            if followed or self._dependence.shares_memory(written):
+                raise OperationError(
+                    f"the network writes to its activations ({operation.name!r}) where autograd "
+                    "does not follow: through .data, a detached tensor or within no_grad; write to "
+                    "the tensor itself, or compute a new one"
+                )
+        output = operation()
+        if self.rules.complete and not ignores_values(operation.name):
+            for tensor in tensors_in(output):
+                self._dependence.take_values(tensor, operation.args[0] if operation.args else None)
+        return output
 
     def _awaited(self, func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
         """Tell whether this is the operation on the layer's output that ends the trunk."""
@@ -240,7 +276,7 @@ class Interception(TorchFunctionMode):
         changed: list[Any] | None = None
         for i, value in enumerate(values):
             if isinstance(value, Tensor):
-                if getattr(value, _VALUES, None) is self:
+                if self._dependence.of_values(value):
                     kind |= _OF_VALUES
                 if value.is_inference():  # autograd refuses weights made in inference mode
                     changed = changed if changed is not None else list(values)
@@ -248,13 +284,11 @@ class Interception(TorchFunctionMode):
                     continue
                 if not value.requires_grad:
                     continue
-                if value.is_leaf and value is not self.leaf:
+                if self._is_constant(value):
                     changed = changed if changed is not None else list(values)
                     changed[i] = value.detach()
                 else:
                     kind |= _PATH
-                    if self.rules.complete and getattr(value, _MARK, None) is not self:
-                        self._out_of_sight(value)
             elif type(value) in (list, tuple) and value:
                 inner, inner_kind = self._constants(tuple(value))
                 if any(a is not b for a, b in zip(inner, value, strict=True)):
@@ -263,37 +297,41 @@ class Interception(TorchFunctionMode):
                 kind |= inner_kind
         return (values if changed is None else tuple(changed)), kind
 
-    def _mark(self, output: Any, name: str) -> None:
-        if isinstance(output, Tensor):
-            if output.requires_grad:
-                setattr(output, _MARK, self)
-            elif not ignores_values(name) and name not in operations_with(Trait.LIKE_OTHER):
-                setattr(output, _VALUES, self)
-        elif isinstance(output, (tuple, list)):
-            for item in output:
-                self._mark(item, name)
+    def _is_constant(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor that autograd follows does not depend on the maps."""
+        if tensor.is_leaf:
+            return tensor is not self.leaf
+        kind = self._dependence.kind(tensor)
+        if kind is Kind.OUT_OF_SIGHT:
+            self.out_of_sight = tensor.grad_fn.name() if tensor.grad_fn is not None else "unknown"
+            if self.rules.complete:
+                raise OperationError(
+                    "a tensor reached the network's next operation from "
+                    f"{self.out_of_sight}, which PyTorch does not let be intercepted (a compiled "
+                    "or scripted part, one under torch.func such as vmap, or an autograd.Function "
+                    "of the network's own, as for gradient checkpointing); use the plain form of "
+                    "that part, such as the uncompiled model, and turn checkpointing off"
+                )
+            self._dependence.follow(tensor)
+        return kind is Kind.CONSTANT
 
-    def _mark_values(self, output: Any) -> None:
-        if isinstance(output, Tensor):
-            setattr(output, _VALUES, self)
-        elif isinstance(output, (tuple, list)):
-            for item in output:
-                self._mark_values(item)
+    def _follow(self, operation: Operation, output: Any) -> None:
+        """Remember that what an operation gave depends on the maps."""
+        name = operation.name
+        for tensor in tensors_in(output):
+            if tensor.requires_grad:
+                self._dependence.follow(tensor)
+            elif not ignores_values(name) and name not in _MAY_GIVE_CONSTANTS:
+                self._dependence.take_values(tensor, operation.args[0] if operation.args else None)
+        if output is None and operation.written is not None and operation.written.requires_grad:
+            self._dependence.follow(operation.written)
 
-    def _out_of_sight(self, value: Tensor) -> None:
-        maker = value.grad_fn.name() if value.grad_fn is not None else "unknown"
-        raise OperationError(
-            f"a tensor reached the network's next operation from {maker}, which PyTorch does not "
-            "let be intercepted (a compiled or scripted part, or an autograd.Function of the "
-            "network's own); use the plain form of that part, such as the uncompiled model"
-        )
-
-    def check_logits(self, logits: Tensor) -> None:
-        """Raise unless the logits depend on the feature maps by operations that were seen."""
-        if not logits.requires_grad:
-            raise ModelError(UNSEEN)
-        if self.rules.complete and getattr(logits, _MARK, None) is not self:
-            self._out_of_sight(logits)
+    def finish(self, logits: Tensor) -> bool:
+        """Take the run's logits, and tell whether they depend on the leaf."""
+        if not logits.requires_grad or self._is_constant(logits):
+            return False
+        self.logits = logits
+        return True
 
 
 def maps_of(layer: Layer, output: object) -> Tensor:
@@ -306,11 +344,3 @@ def maps_of(layer: Layer, output: object) -> Tensor:
         f"layer {layer} must give feature maps (N, K, h, w), but gives {form}; choose a "
         "convolutional layer, or one whose tokens are those of places"
     )
-
-
-def _depends(output: Any) -> bool:
-    if isinstance(output, Tensor):
-        return output.requires_grad
-    if isinstance(output, (tuple, list)):
-        return any(_depends(item) for item in output)
-    return False

@@ -36,6 +36,15 @@ class Operation:
         """Whether the call overwrites its first operand."""
         return is_inplace(self.function, self.args, self.kwargs)
 
+    @property
+    def written(self) -> Tensor | None:
+        """The tensor that the call writes to, if it does."""
+        out = self.kwargs.get("out")
+        if isinstance(out, Tensor):
+            return out
+        writes = self.args and isinstance(self.args[0], Tensor) and self.inplace
+        return self.args[0] if writes else None
+
     def on(self, first: Tensor) -> Any:
         """Make the same call with another first operand."""
         if self.args:

@@ -8,6 +8,7 @@ here too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
     "guided",
     "linear_rules",
     "max_pooling_rules",
+    "on_the_way_back",
     "ordinary_rules",
     "positive_part",
 ]
@@ -68,15 +70,29 @@ def positive_part(signal: Tensor) -> Tensor:
     return signal.clamp(min=0)
 
 
+def on_the_way_back(operation: Operation, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Make a call that gives one tensor, and change the gradient that comes back to that.
+
+    By a hook on the graph and not on the tensor, which the network may keep.
+    """
+    x = operation.operand
+    # What is done in place to a part of a tensor concerns the whole, which this tensor is not.
+    part = operation.inplace and x._is_view()
+    output = operation.on(x.clone()) if part else operation()
+    output.grad_fn.register_prehook(lambda gradients: (change(gradients[0]),))
+    return x.copy_(output) if part else output
+
+
 def guided(interception: Interception, operation: Operation) -> Any:
     """Send the positive part of what comes back through the function's own derivative.
 
     The rule R_in = σ'(y) · max(R_out, 0).
     """
-    output = operation()
-    # On the tensor as it is now: after a function in place, that is the function's output.
-    output.register_hook(positive_part)
-    return output
+    if operation.operand.is_complex():
+        raise interception.no_rule(
+            f"{operation.name!r} of complex numbers", "apply it to real and imaginary parts"
+        )
+    return on_the_way_back(operation, positive_part)
 
 
 def _hidden_activation(interception: Interception, operation: Operation) -> Any:

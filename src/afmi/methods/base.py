@@ -182,7 +182,8 @@ class Method(ABC):
             keeping_random_state(inputs.device),
             evaluation_mode(self.model),
         ):
-            yield (inputs.clone() if inputs.is_inference() else inputs.detach()), wanted
+            images = inputs.clone() if inputs.is_inference() else inputs.detach()
+            yield images.as_subclass(Tensor), wanted
 
     def _check(self, inputs: Tensor) -> None:
         if not isinstance(self.model, nn.Module):

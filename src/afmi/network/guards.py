@@ -6,12 +6,16 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 __all__ = [
     "all_modules",
@@ -21,6 +25,7 @@ __all__ = [
     "watching_module",
     "without_compilation",
     "without_fused_attention",
+    "without_modules_in_backward",
 ]
 
 _lock = threading.Lock()
@@ -43,7 +48,10 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Hold all modules in evaluation mode; the last thread to leave restores their modes."""
+    """Hold all modules in evaluation mode; the last thread to leave restores their modes.
+
+    What they pass to ``torch.utils.checkpoint`` runs plainly meanwhile.
+    """
     modules = all_modules(model)
     with _lock:
         # Where nobody trains and nobody else holds anything, there is nothing to restore.
@@ -56,7 +64,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             if module.training:
                 module.training = False
     try:
-        yield
+        with _without_checkpointing():
+            yield
     finally:
         with _lock:
             for module in modules:
@@ -127,6 +136,85 @@ def is_compiled(model: nn.Module) -> bool:
         "_orig_mod" in module._modules or module._compiled_call_impl is not None
         for module in all_modules(model)
     )
+
+
+class _Checkpointing(threading.local):
+    """How many passes of this thread run checkpointed parts of networks plainly."""
+
+    passes: int = 0
+
+
+_checkpointing = _Checkpointing()
+_checkpointing_patches: list[ExitStack] = []
+
+
+@contextmanager
+def _without_checkpointing() -> Iterator[None]:
+    """Run what networks pass to ``torch.utils.checkpoint`` once, in this thread alone.
+
+    In the backward pass it would run again, without what was there in the forward pass: another
+    mode of the modules, other operations, and no interception.
+    """
+    with _lock:
+        _checkpointing_patches.append(ExitStack())
+        if len(_checkpointing_patches) == 1:
+            _patch_checkpointing(_checkpointing_patches[0])
+    _checkpointing.passes += 1
+    try:
+        yield
+    finally:
+        _checkpointing.passes -= 1
+        with _lock:
+            # The first has the patches, and goes last.
+            if len(_checkpointing_patches) == 1:
+                _checkpointing_patches[0].close()
+            _checkpointing_patches.pop()
+
+
+def _patch_checkpointing(patches: ExitStack) -> None:
+    """Let both of PyTorch's forms of checkpointing ask which thread calls them."""
+    checkpoint = cast(Any, torch.utils.checkpoint)
+    reentrant = checkpoint.CheckpointFunction
+    recompute = reentrant.apply  # inherited, so that deleting it restores it
+
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if _checkpointing.passes:
+            return function(*args)
+        return recompute(function, preserve, *args)
+
+    reentrant.apply = staticmethod(apply)
+    patches.callback(delattr, reentrant, "apply")
+
+    def plainly(generator: Callable[..., Iterator[None]]) -> Callable[..., Iterator[None]]:
+        def steps(*args: Any, **kwargs: Any) -> Iterator[None]:
+            if _checkpointing.passes:
+                yield
+            else:
+                yield from generator(*args, **kwargs)
+
+        return steps
+
+    for name, generator in list(vars(checkpoint).items()):
+        if name.startswith("_checkpoint_without_reentrant_generator"):
+            setattr(checkpoint, name, plainly(generator))
+            patches.callback(setattr, checkpoint, name, generator)
+
+
+@contextmanager
+def without_modules_in_backward(model: nn.Module, error: Exception) -> Iterator[None]:
+    """Raise ``error`` where a backward pass runs one of the network's modules."""
+    modules = set(all_modules(model))
+
+    def before(module: nn.Module, _args: object) -> None:
+        # Autograd runs parts for other devices in threads of its own.
+        if module in modules and torch._C._current_graph_task_id() != -1:
+            raise error
+
+    handle = register_module_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 ModuleCallback = Callable[[nn.Module, object], object]

@@ -36,6 +36,17 @@ _ALIASES = {
     "clip": "clamp",
     "absolute": "abs",
     "expit": "sigmoid",
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+    "arcsinh": "asinh",
+    "arccosh": "acosh",
+    "arctanh": "atanh",
+    "linalg_matmul": "matmul",
+    "linalg_diagonal": "diagonal",
+    "linalg_cross": "cross",
+    "fliplr": "flip",
+    "flipud": "flip",
     "concat": "cat",
     "concatenate": "cat",
     "swapaxes": "transpose",
@@ -43,6 +54,9 @@ _ALIASES = {
     "t": "transpose",
     "T": "transpose",
     "mT": "transpose",
+    "H": "transpose",
+    "mH": "transpose",
+    "adjoint": "transpose",
     "moveaxis": "movedim",
     "iadd": "add",
     "radd": "add",
@@ -81,15 +95,24 @@ def operation_name(function: Callable[..., Any]) -> str:
     if name.startswith("__") and name.endswith("__"):
         name = name[2:-2]
     else:
-        name = name.rstrip("_").lstrip("_")
+        name = name.rstrip("_").lstrip("_").removeprefix("special_")
     return _ALIASES.get(name, name)
+
+
+# fmt: off
+_WRITING_METHODS = frozenset({
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__",
+    "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+    "__setitem__", "__set__",
+})
+# fmt: on
 
 
 @lru_cache(maxsize=4096)
 def _writes_in_place(function: Callable[..., Any]) -> bool:
     name = _spelling(function)
     if name.startswith("__"):
-        return name in {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
+        return name in _WRITING_METHODS
     return name.endswith("_")
 
 
@@ -144,10 +167,14 @@ class Trait(Enum):
     """Pooling that is neither an average nor a maximum with a rule of its own."""
     COPY = auto()
     """Gives the same numbers, perhaps in another dtype or place."""
+    FOURIER = auto()
+    """Transforms to and from frequencies, and parts of complex numbers: linear over the reals."""
     CREATE = auto()
     """Gives constants in the form of its operand."""
     LIKE_OTHER = auto()
     """Gives its first operand in the form of the second, whose values do not matter."""
+    EACH = auto()
+    """Gives an output for each operand, made of that one alone but for its shape."""
     CONVOLUTION = auto()
     LINEAR_IN_FIRST = auto()
     """Linear in the first operand, as long as the others are constant."""
@@ -181,8 +208,6 @@ class Trait(Enum):
     """Affine once its statistics are stored."""
     RANDOM = auto()
     """Draws random numbers whenever it runs."""
-    READ = auto()
-    """Gives a tensor's numbers to Python, which may decide by them."""
     LAYOUT = auto()
     """Depends on how a tensor lies in memory, or hands its memory out."""
 
@@ -198,76 +223,88 @@ _OTHER_POOLS = "lp_pool1d lp_pool2d lp_pool3d fractional_max_pool2d fractional_m
 _RECTIFIERS = """
     relu relu6 leaky_relu prelu rrelu elu selu celu threshold silu mish gelu hardswish softplus
     hardtanh clamp clamp_min clamp_max"""
-_POLES = "log log2 log10 rsqrt reciprocal pow float_power"
+_FOURIER = """
+    fft_fft fft_fft2 fft_fftn fft_ifft fft_ifft2 fft_ifftn fft_rfft fft_rfft2 fft_rfftn fft_irfft
+    fft_irfft2 fft_irfftn fft_hfft fft_hfft2 fft_hfftn fft_ihfft fft_ihfft2 fft_ihfftn fft_fftshift
+    fft_ifftshift"""
+_POLES = "log log2 log10 rsqrt reciprocal pow float_power digamma lgamma entr acosh logit"
 
 _OPERATIONS: dict[Trait, str] = {
     Trait.SUM: """
-        add sub rsub neg positive sum nansum mean cumsum diff trace real lerp""",
-    Trait.JOIN: "cat stack hstack vstack dstack where broadcast_tensors",
+        add sub rsub neg positive sum nansum mean nanmean sum_to_size cumsum diff trace lerp deg2rad
+        rad2deg trapezoid trapz cumulative_trapezoid gradient""",
+    Trait.JOIN: """
+        cat stack hstack vstack dstack column_stack row_stack block_diag where broadcast_tensors
+        meshgrid cartesian_prod""",
     Trait.RESHAPE: """
         reshape view view_as reshape_as flatten unflatten ravel squeeze unsqueeze
         atleast_1d atleast_2d atleast_3d""",
     Trait.EXPAND: "expand expand_as broadcast_to as_strided unfold fold",
     Trait.TRANSPOSE: "permute transpose movedim",
     Trait.CHOOSE: """
-        getitem select narrow chunk split split_with_sizes tensor_split unbind unsafe_chunk
-        unsafe_split index_select""",
+        getitem select narrow narrow_copy chunk split split_with_sizes tensor_split hsplit vsplit
+        dsplit unbind unsafe_chunk unsafe_split index_select embedding""",
     Trait.SCATTER: """
-        setitem gather take_along_dim diagonal tril triu masked_fill index_add scatter_add
-        index_copy masked_scatter""",
+        setitem gather take take_along_dim diagonal diag diag_embed tril triu combinations
+        masked_select masked_fill masked_scatter zero fill fill_diagonal put index_put index_fill
+        index_add index_copy scatter scatter_add scatter_reduce select_scatter slice_scatter
+        diagonal_scatter""",
     Trait.REARRANGE: """
         flip rot90 roll tile repeat repeat_interleave pixel_shuffle pixel_unshuffle
-        channel_shuffle pad constant_pad_nd""",
+        channel_shuffle native_channel_shuffle pad constant_pad_nd""",
     Trait.RESAMPLE: "interpolate upsample",
     Trait.AVERAGE_POOL: _AVERAGE_POOLS,
     Trait.MAX_POOL: _MAX_POOLS,
     Trait.NONLINEAR_POOL: _OTHER_POOLS,
     Trait.COPY: """
         contiguous clone alias identity copy to type type_as float double half bfloat16 cpu cuda
-        detach data requires_grad""",
+        detach data requires_grad as_subclass conj conj_physical resolve_conj resolve_neg""",
+    Trait.FOURIER: f"{_FOURIER} stft istft real imag complex view_as_real view_as_complex",
     Trait.CREATE: """
         zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full""",
     Trait.LIKE_OTHER: "type_as view_as reshape_as expand_as",
+    Trait.EACH: "broadcast_tensors meshgrid atleast_1d atleast_2d atleast_3d",
     Trait.CONVOLUTION: _CONVOLUTIONS,
-    Trait.LINEAR_IN_FIRST: f"grid_sample {_CONVOLUTIONS}",
+    Trait.LINEAR_IN_FIRST: f"grid_sample affine_grid ldexp {_CONVOLUTIONS}",
     Trait.WEIGHTED: f"{_CONVOLUTIONS} linear bilinear addmm einsum matmul mm",
     Trait.DROPOUT: """
         dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout
         feature_alpha_dropout""",
     Trait.PRODUCT: """
         mul div rdiv matmul bmm mm linear einsum addmm baddbmm addmv addbmm addcmul
-        tensordot inner outer ger mv dot vdot kron""",
+        tensordot inner outer ger mv dot vdot kron linalg_vecdot cross addr linalg_multi_dot
+        chain_matmul bilinear""",
     Trait.ATTENTION: "scaled_dot_product_attention matmul bmm baddbmm softmax einsum",
-    Trait.TOKEN_MIXING: """
+    Trait.TOKEN_MIXING: f"""
         scaled_dot_product_attention multi_head_attention_forward matmul bmm baddbmm einsum softmax
         conv1d conv_transpose1d cumsum cumprod roll flip cat gather take_along_dim lstm gru
-        transpose permute movedim reshape view view_as reshape_as index_select""",
+        transpose permute movedim reshape view view_as reshape_as index_select {_FOURIER}""",
     Trait.MIXING: """
         softmax log_softmax softmin logsumexp scaled_dot_product_attention
         multi_head_attention_forward layer_norm group_norm instance_norm rms_norm
         local_response_norm normalize var std var_mean std_mean norm vector_norm
-        linalg_vector_norm linalg_norm cosine_similarity amax amin prod cumprod""",
+        linalg_vector_norm linalg_norm cosine_similarity amax amin aminmax prod cumprod cdist dist
+        hypot logaddexp""",
     Trait.CHANNELS_FIRST: f"""
         {_CONVOLUTIONS} {_AVERAGE_POOLS} {_MAX_POOLS} {_OTHER_POOLS} max_unpool1d max_unpool2d
         max_unpool3d batch_norm group_norm instance_norm local_response_norm interpolate upsample
         pixel_shuffle pixel_unshuffle""",
     Trait.CHANNELS_LAST: "linear layer_norm rms_norm multi_head_attention_forward",
     Trait.COMPARISON: """
-        gt ge lt le greater greater_equal less less_equal sign heaviside""",
+        gt ge lt le greater greater_equal less less_equal sign sgn heaviside""",
     Trait.ELEMENTWISE: f"""
         {_RECTIFIERS} {_POLES} tanh tanhshrink softsign softshrink sigmoid logsigmoid log_sigmoid
-        hardsigmoid erf sin cos exp expm1 log1p sqrt square abs rpow""",
+        hardsigmoid hardshrink erf erfc erfinv ndtr log_ndtr sin cos tan asin acos atan sinh cosh
+        asinh acosh atanh sinc exp exp2 expm1 log1p logit sqrt square abs rpow nan_to_num i0""",
     Trait.RECTIFIER: _RECTIFIERS,
     Trait.UNDEFINED_AT_ZERO: _POLES,
     Trait.EXTREME: "amax max maximum fmax amin min minimum fmin",
-    Trait.COMPOSITE: "glu lstm gru addcdiv",
+    Trait.COMPOSITE: "glu lstm gru addcdiv polar",
     Trait.NORMALISATION: "batch_norm",
     Trait.RANDOM: """
         rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal
         poisson binomial uniform random exponential cauchy geometric log_normal gumbel_softmax
         trunc_normal""",
-    Trait.READ: """
-        bool item tolist numpy array dlpack equal allclose is_nonzero contains index complex""",
     Trait.LAYOUT: """
         as_strided as_strided_copy as_strided_scatter stride is_contiguous storage typed_storage
         untyped_storage storage_offset data_ptr dim_order resize resize_as set numpy array dlpack

@@ -101,6 +101,11 @@ class Trace:
                 self._steps.append(i)
                 self.made(item)
 
+    def close(self) -> None:
+        """Drop what only a run that has not ended needs."""
+        self._made.clear()
+        self._weights.clear()
+
     def _note(self, values: Iterable[Any]) -> None:
         for value in values:
             if isinstance(value, Tensor):
@@ -274,6 +279,7 @@ class Remembered(Generic[K, Fact]):
                 del result
         fact = learn()
         result = run(fact, trace)
+        trace.close()
         with self._lock:
             facts[key] = (fact, trace)
             facts.move_to_end(key)

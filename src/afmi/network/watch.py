@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -15,18 +16,25 @@ from afmi.network.operations import Trait, operation_name, operations_with
 from afmi.network.outputs import logits_of
 from afmi.network.trace import Trace
 
-__all__ = ["FORM", "LayoutError", "Watch", "run_watched"]
+__all__ = ["NO_OPERATION", "READS", "LayoutError", "Watch", "run_watched"]
 
-# What tells a tensor's form and gives no tensor; networks ask for it at every other step.
-FORM = frozenset(
+NO_OPERATION = frozenset(
     {
         *(Tensor.dim, Tensor.size, Tensor.numel, Tensor.__len__, Tensor.is_floating_point),
-        *(
-            getattr(Tensor, name).__get__
-            for name in ("shape", "ndim", "dtype", "device", "requires_grad")
-        ),
+        *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device")),
     }
 )
+"""What tells a tensor's form and gives no tensor; networks ask for it at every other step."""
+
+READS = frozenset(
+    {
+        *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__complex__),
+        *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__),
+        *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
+        *(torch.is_nonzero, Tensor.is_nonzero),
+    }
+)
+"""What gives a tensor's numbers to Python, which may decide or compute by them."""
 
 
 class LayoutError(RuntimeError):
@@ -80,7 +88,7 @@ class Watch(TorchFunctionMode):
         call: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any],
     ) -> Any:
         """Return ``call(func, args, kwargs)``, checked and noted."""
-        if func in FORM:
+        if func in NO_OPERATION:
             return call(func, args, kwargs)
         check = _check_of(func)
         if check is not None:
@@ -90,7 +98,7 @@ class Watch(TorchFunctionMode):
         if self._trace is None:
             return call(func, args, kwargs)
         self._trace.call(func, args, kwargs)
-        if _reads_numbers(func):
+        if func in READS:
             self._trace.decided()
         output = call(func, args, kwargs)
         self._trace.made(output)
@@ -122,13 +130,6 @@ def _name(function: Callable[..., Any]) -> str:
 @lru_cache(maxsize=4096)
 def _reads_layout(function: Callable[..., Any]) -> bool:
     return _name(function) in operations_with(Trait.LAYOUT)
-
-
-@lru_cache(maxsize=4096)
-def _reads_numbers(function: Callable[..., Any]) -> bool:
-    # By their names, these two could be casts as well.
-    casts = (Tensor.__float__, Tensor.__int__)
-    return function in casts or _name(function) in operations_with(Trait.READ)
 
 
 def _argument(

@@ -10,6 +10,7 @@ from afmi.gradients.rules import (
     composed,
     elementwise,
     extremes,
+    lengths,
     linear,
     normalisation,
     path_integral,
@@ -37,6 +38,7 @@ _table: dict[str, Handler] = {
     **normalisation.RULES,
     **extremes.RULES,
     **composed.RULES,
+    **lengths.RULES,
     **path_integral.RULES,
     **recurrent.RULES,
 }

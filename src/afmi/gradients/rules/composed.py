@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 from types import FunctionType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor
+from torch import Tensor
 
-from afmi.errors import OperationError
-from afmi.gradients.interception import BackwardState, Handler, Interception
+from afmi.gradients.interception import Handler, Interception
 from afmi.gradients.operation import Operation
-from afmi.gradients.rule import Factors, Rule, Tensors
 from afmi.gradients.rules.elementwise import ExactChord
-from afmi.gradients.tape import Entry
 
 __all__ = ["RULES", "composed", "look_inside"]
 
@@ -71,11 +68,6 @@ def scaled_dot_product_attention(
 
     Paper: Vaswani et al., *Attention Is All You Need*, NeurIPS 2017, Eq. 1.
     """
-    if dropout_p:
-        raise OperationError(
-            "the network drops attention weights at random also in evaluation mode, so its output "
-            "has no explanation that holds; pass dropout_p=0.0 unless self.training"
-        )
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
@@ -88,145 +80,6 @@ def scaled_dot_product_attention(
     elif attn_mask is not None:
         scores = scores + attn_mask
     return torch.matmul(scores.softmax(-1), value)
-
-
-class Length(Rule):
-    """√Σx² along the last dimension, which is kept, with multipliers (x + x̄)/(‖x‖ + ‖x̄‖).
-
-    The square's (x + x̄) times the chord of the root; no larger than 1, and 0 where both vectors
-    are 0, as PyTorch has it.
-    """
-
-    def factors(
-        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
-    ) -> Factors:
-        (x,) = operands
-        reference = entry.inputs[0].expand_as(x)
-        lengths = outputs[0] + entry.output
-        return [torch.where(lengths > 0, (x + reference) / lengths, torch.zeros_like(x))]
-
-    def pull_back(
-        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
-    ) -> list[Tensor]:
-        return [gradient * factors[0]]
-
-
-def length(interception: Interception, operation: Operation) -> Any:
-    """The Euclidean or another norm of vectors: ``torch.linalg.vector_norm``."""
-    x, p = operation.operand, operation.argument(1, "ord", 2)
-    dim = operation.argument(2, "dim", None)
-    keep = operation.argument(3, "keepdim", False)
-    dims = tuple(range(x.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    if operation.kwargs.get("dtype") is not None:
-        x = x.to(operation.kwargs["dtype"])
-    if p != 2:
-        with interception:
-            return _other_norm(x, float(p), dims, keep)
-    kept = [1 if d in {e % x.dim() for e in dims} else s for d, s in enumerate(x.shape)]
-    moved = x.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
-    call = Operation("length", torch.linalg.vector_norm, (moved, 2, -1, True), {})
-    y = Length()(interception, call).reshape(kept)
-    return y if keep else y.squeeze(dims)
-
-
-def _other_norm(x: Tensor, p: float, dims: tuple[int, ...], keep: bool) -> Tensor:
-    magnitude = x.abs()
-    if math.isinf(p):
-        extreme = torch.amax if p > 0 else torch.amin
-        return extreme(magnitude, dims, keep)
-    if p == 1:
-        return magnitude.sum(dims, keep)
-    return magnitude.pow(p).sum(dims, keep).pow(1 / p)
-
-
-def norm(
-    x: Tensor,
-    p: float | str | None = "fro",
-    dim: Any = None,
-    keepdim: bool = False,
-    out: None = None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """``torch.norm``, of all numbers or along dimensions."""
-    return torch.linalg.vector_norm(x, _order(p), dim, keepdim, dtype=dtype)
-
-
-def linalg_norm(
-    x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
-) -> Tensor:
-    """``torch.linalg.norm``, of vectors."""
-    matrices = x.dim() == 2 if dim is None else not isinstance(dim, int) and len(dim) == 2
-    if matrices and ord not in (None, "fro"):
-        raise OperationError(
-            f"'linalg_norm' of a matrix (ord={ord!r}) that depends on the image has no rule for "
-            "the modified gradient; use torch.linalg.vector_norm, or the Frobenius norm"
-        )
-    return torch.linalg.vector_norm(x, _order(ord), dim, keepdim, dtype=dtype)
-
-
-def _order(p: float | str | None) -> float:
-    if p is None or p == "fro":
-        return 2
-    if isinstance(p, str):
-        raise OperationError(
-            f"the norm {p!r} of what depends on the image has no rule for the modified gradient; "
-            "use a norm of vectors"
-        )
-    return p
-
-
-def variance(
-    x: Tensor,
-    dim: Any = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Tensor:
-    """mean((x − mean x)²): linear maps and a square, whose rule is exact."""
-    centred, count, dims = _centred(x, dim, unbiased, correction)
-    return (centred * centred).sum(dims, keepdim=keepdim) / count
-
-
-def deviation(
-    x: Tensor,
-    dim: Any = None,
-    unbiased: bool = True,
-    keepdim: bool = False,
-    *,
-    correction: float | None = None,
-) -> Tensor:
-    """√var: the length of the centred vector, whose rule holds where the map is constant too."""
-    centred, count, dims = _centred(x, dim, unbiased, correction)
-    return torch.linalg.vector_norm(centred, dim=dims, keepdim=keepdim) / math.sqrt(count)
-
-
-def _centred(
-    x: Tensor, dim: Any, unbiased: bool, correction: float | None
-) -> tuple[Tensor, float, tuple[int, ...]]:
-    """Return x less its mean, by how many the squares are divided, and the dimensions."""
-    if isinstance(dim, bool):  # torch.var(x, unbiased)
-        dim, unbiased = None, dim
-    dims = tuple(range(x.dim())) if dim is None else (dim,) if isinstance(dim, int) else tuple(dim)
-    correction = float(unbiased) if correction is None else correction
-    count = math.prod(x.shape[d] for d in dims) - correction
-    return x - x.mean(dims, keepdim=True), count, dims
-
-
-def _with_mean(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def both(
-        x: Tensor,
-        dim: Any = None,
-        unbiased: bool = True,
-        keepdim: bool = False,
-        *,
-        correction: float | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        _, _, dims = _centred(x.detach(), dim, unbiased, correction)
-        spread_of_x = spread(x, dim, unbiased, keepdim, correction=correction)
-        return spread_of_x, x.mean(dims, keepdim=keepdim)
-
-    return both
 
 
 def glu(x: Tensor, dim: int = -1) -> Tensor:
@@ -275,6 +128,51 @@ def addcdiv(x: Tensor, a: Tensor, b: Tensor, *, value: float = 1) -> Tensor:
     return x + a / b * value
 
 
+def addr(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """beta · x + alpha · a bᵀ."""
+    return torch.outer(a, b) * alpha + x * beta
+
+
+def chain_of_products(*matrices: Any, out: None = None) -> Tensor:
+    """The product of several matrices, from left to right."""
+    several = matrices[0] if isinstance(matrices[0], (list, tuple)) else matrices
+    return reduce(torch.matmul, several)
+
+
+def bilinear(a: Tensor, b: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """aᵀ W_k b for each k."""
+    product = (
+        torch.matmul(a.unsqueeze(-2).unsqueeze(-2), weight).squeeze(-2) * b.unsqueeze(-2)
+    ).sum(-1)
+    return product if bias is None else product + bias
+
+
+def logaddexp(x: Tensor, y: Tensor) -> Tensor:
+    """log(exp(x) + exp(y)): a log-sum-exp of two."""
+    return torch.logsumexp(torch.stack(torch.broadcast_tensors(x, y), -1), -1)
+
+
+def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The least and the largest number."""
+    dims = () if dim is None else (dim,)
+    return torch.return_types.aminmax((x.amin(dims, keepdim), x.amax(dims, keepdim)))
+
+
+def polar(absolute: Tensor, angle: Tensor) -> Tensor:
+    """A complex number of this size and angle."""
+    return torch.complex(absolute * angle.cos(), absolute * angle.sin())
+
+
+def lerp(interception: Interception, operation: Operation) -> Any:
+    """a + w · (b − a), a product where the weight w depends on the image."""
+    weight = operation.argument(2, "weight", None)
+    if isinstance(weight, Tensor) and weight.requires_grad:
+        return composed(lambda input, end, weight: input + weight * (end - input))(
+            interception, operation
+        )
+    return operation()
+
+
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """The inner product of two vectors of length 1."""
     return (F.normalize(x1, dim=dim, eps=eps) * F.normalize(x2, dim=dim, eps=eps)).sum(dim)
@@ -312,14 +210,6 @@ RULES: dict[str, Handler] = {
     "normalize": look_inside,
     "local_response_norm": look_inside,
     "softmin": look_inside,
-    "linalg_vector_norm": length,
-    "vector_norm": length,
-    "norm": composed(norm),
-    "linalg_norm": composed(linalg_norm),
-    "var": composed(variance),
-    "std": composed(deviation),
-    "var_mean": composed(_with_mean(variance)),
-    "std_mean": composed(_with_mean(deviation)),
     "glu": composed(glu),
     "lp_pool1d": composed(_lp_pool(F.avg_pool1d, 1)),
     "lp_pool2d": composed(_lp_pool(F.avg_pool2d, 2)),
@@ -330,6 +220,14 @@ RULES: dict[str, Handler] = {
     "addbmm": composed(addbmm),
     "addcmul": composed(addcmul),
     "addcdiv": composed(addcdiv),
+    "addr": composed(addr),
+    "linalg_multi_dot": composed(chain_of_products),
+    "chain_matmul": composed(chain_of_products),
+    "bilinear": composed(bilinear),
+    "logaddexp": composed(logaddexp),
+    "aminmax": composed(aminmax),
+    "polar": composed(polar),
+    "lerp": lerp,
     "cosine_similarity": composed(cosine_similarity),
     "rpow": composed(power_of_constant),
     "clamp": Clamp(),

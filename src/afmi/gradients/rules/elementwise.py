@@ -45,6 +45,10 @@ class Chord(Rule):
                 f"{operation.name!r} with an exponent, bound or the like that depends on the image",
                 name=operation.name,
             )
+        if x.is_complex():
+            raise interception.no_rule(
+                f"{operation.name!r} of complex numbers", "apply it to real and imaginary parts"
+            )
         return [x]
 
     def factors(
@@ -288,14 +292,19 @@ def _gelu_slope(g: Tensor, x: Tensor, out: Tensor, keywords: dict[str, Any]) -> 
 
 # fmt: off
 _SMOOTH = (
-    "mish", "tanh", "tanhshrink", "softsign", "erf", "sin", "expm1", "log1p",
-    "log", "log2", "log10", "sqrt", "rsqrt", "reciprocal", "square",
+    "mish", "tanh", "tanhshrink", "softsign", "erf", "erfinv", "sin", "tan", "asin", "atan", "sinh",
+    "asinh", "acosh", "atanh", "expm1", "log1p", "log", "log2", "log10", "sqrt", "rsqrt",
+    "reciprocal", "square", "logit", "entr",
 )
-_SMOOTH_OFFSET = ("sigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp", "cos")
+_SMOOTH_OFFSET = (
+    "sigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp", "exp2", "cos", "cosh", "acos",
+    "sinc", "erfc", "ndtr", "log_ndtr", "lgamma", "digamma", "i0",
+)
 _KINKED = (
-    "leaky_relu", "prelu", "rrelu", "threshold", "softshrink", "hardswish", "elu", "selu", "celu",
+    "leaky_relu", "prelu", "rrelu", "threshold", "softshrink", "hardshrink", "hardswish", "elu",
+    "selu", "celu",
 )
-_EXACT = ("relu6", "hardtanh", "abs", "clamp", "clamp_min", "clamp_max")
+_EXACT = ("relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "nan_to_num")
 # fmt: on
 
 RULES: dict[str, Handler] = {

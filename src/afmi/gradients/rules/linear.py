@@ -39,17 +39,6 @@ def batch_norm(interception: Interception, operation: Operation) -> Any:
     return keep_first(interception, operation)
 
 
-def dropout(interception: Interception, operation: Operation) -> Any:
-    """The identity in evaluation mode."""
-    name = "train" if "train" in operation.kwargs else "training"
-    if operation.argument(2, name, True):
-        raise OperationError(
-            "the network drops activations at random also in evaluation mode, so its output has no "
-            "explanation that holds; call dropout with training=self.training"
-        )
-    return operation()
-
-
 def lerp(interception: Interception, operation: Operation) -> Any:
     """Linear in both ends together, while the weight is constant."""
     weight = operation.argument(2, "weight", None)
@@ -60,16 +49,27 @@ def lerp(interception: Interception, operation: Operation) -> Any:
     return operation()
 
 
+def scatter(interception: Interception, operation: Operation) -> Any:
+    """Linear in what is written and in what it is written to, unless numbers are multiplied."""
+    reduce = operation.argument(4, "reduce", None)
+    if reduce not in (None, "add", "sum", "mean"):
+        raise interception.no_rule(f"{operation.name!r} with reduce={reduce!r}")
+    return operation()
+
+
 _LINEAR = operations_with(
     *(Trait.SUM, Trait.JOIN, Trait.RESHAPE, Trait.EXPAND, Trait.TRANSPOSE, Trait.CHOOSE),
     *(Trait.SCATTER, Trait.REARRANGE, Trait.RESAMPLE, Trait.AVERAGE_POOL, Trait.COPY),
     Trait.CREATE,
+    Trait.FOURIER,
 )
 
 RULES: dict[str, Handler] = {
     **dict.fromkeys(_LINEAR, keep),
     **dict.fromkeys(operations_with(Trait.LINEAR_IN_FIRST), keep_first),
-    **dict.fromkeys(operations_with(Trait.DROPOUT), dropout),
+    **dict.fromkeys(operations_with(Trait.DROPOUT), keep),  # off, or `network.watch` raises
     "batch_norm": batch_norm,
     "lerp": lerp,
+    "scatter": scatter,
+    "scatter_reduce": scatter,
 }

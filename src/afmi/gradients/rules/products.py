@@ -128,13 +128,24 @@ class Contraction(StandIn, Bilinear):
 
 
 contraction = Contraction()
+_product = Product()
 _matrix_product = MatrixProduct()
+
+
+def _any_complex(operation: Operation) -> bool:
+    return any(x.is_complex() for x in operation.path_operands)
+
+
+def product(interception: Interception, operation: Operation) -> Any:
+    """A product number by number; autograd knows how to conjugate complex ones."""
+    return (contraction if _any_complex(operation) else _product)(interception, operation)
 
 
 def matrix_product(interception: Interception, operation: Operation) -> Any:
     """A product of two matrices, of batches of them, or of one with a vector."""
     with_vector = min(x.dim() for x in operation.path_operands) < 2
-    return (contraction if with_vector else _matrix_product)(interception, operation)
+    apart = with_vector or _any_complex(operation)
+    return (contraction if apart else _matrix_product)(interception, operation)
 
 
 def convolution(interception: Interception, operation: Operation) -> Any:
@@ -179,6 +190,8 @@ def quotient(interception: Interception, operation: Operation) -> Any:
     numerator, denominator = operation.args
     if len(operands) == 1 and operands[0] is numerator:
         return operation()
+    if _any_complex(operation):
+        raise interception.no_rule("'div' by complex numbers that depend on the image")
     if len(operands) == 2:
         return _quotient_of_maps(interception, operation)
     call = Operation("reciprocal", torch.reciprocal, (denominator,), {})
@@ -231,10 +244,12 @@ def reversed_quotient(interception: Interception, operation: Operation) -> Any:
     return quotient(interception, Operation("div", torch.div, (numerator, x), {}))
 
 
-_CONTRACTIONS = ("tensordot", "inner", "outer", "ger", "mv", "dot", "vdot", "kron")
+_CONTRACTIONS = (
+    *("tensordot", "inner", "outer", "ger", "mv", "dot", "vdot", "kron", "linalg_vecdot", "cross"),
+)
 
 RULES: dict[str, Handler] = {
-    "mul": Product(),
+    "mul": product,
     "matmul": matrix_product,
     "bmm": matrix_product,
     "mm": matrix_product,

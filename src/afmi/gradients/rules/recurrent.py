@@ -57,8 +57,8 @@ def _along(
     weights: list[Tensor],
     has_biases: bool,
     layers: int,
-    dropout: float,
-    train: bool,
+    _dropout: float,
+    _train: bool,
     bidirectional: bool,
     batch_first: bool,
 ) -> tuple[Tensor, ...]:
@@ -69,11 +69,6 @@ def _along(
         raise OperationError(
             f"{name!r} of packed sequences or with projections has no rule for the modified "
             "gradient; run it on padded sequences, without proj_size"
-        )
-    if train and dropout:
-        raise OperationError(
-            f"{name!r} drops activations at random also in evaluation mode, so its output has no "
-            "explanation that holds; leave the module's own mode as it is"
         )
     x = x.transpose(0, 1) if batch_first else x
     ends: list[State] = []

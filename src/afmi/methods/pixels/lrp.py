@@ -19,7 +19,12 @@ from afmi.gradients import (
     Tensors,
     forward_pass,
 )
-from afmi.gradients.rule_sets import elementwise_chords, linear_rules, max_pooling_rules
+from afmi.gradients.rule_sets import (
+    elementwise_chords,
+    linear_rules,
+    max_pooling_rules,
+    on_the_way_back,
+)
 from afmi.gradients.rules.elementwise import Chord
 from afmi.gradients.rules.products import RULES as PRODUCTS
 from afmi.gradients.tape import Entry
@@ -184,7 +189,7 @@ class _Activation(Rule):
             raise interception.no_rule(
                 f"{operation.name!r} with parameters that depend on the image"
             )
-        return [operation.operand]
+        return self.chord.operands(interception, operation)
 
     def entries(
         self, interception: Interception, operation: Operation, operands: Tensors
@@ -246,10 +251,8 @@ def _product(interception: Interception, operation: Operation) -> Any:
     gate = a if gates[0] else b
     if gates[0] == gates[1]:
         if a.numel() == b.numel() or operation.name != "mul":
-            output = operation()
             # R = a·b·ρ, and a·(b ρ/2) is half of it.
-            output.register_hook(lambda rho: rho / 2)
-            return output
+            return on_the_way_back(operation, lambda rho: rho / 2)
         gate = a if a.numel() < b.numel() else b
     if operation.inplace and gate is operation.operand:
         raise interception.no_rule(
