@@ -159,7 +159,10 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     form = (type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout)
     if tensor.layout != torch.strided or tensor.is_meta:
         return form
-    return (*form, tensor.stride(), tensor.data_ptr())
+    try:
+        return (*form, tensor.stride(), tensor.data_ptr())
+    except RuntimeError:  # one that stands for others, within torch.func
+        return (*form, object())
 
 
 @torch.no_grad()
