@@ -10,10 +10,12 @@ import pytest
 from afmi.errors import ModelError, UsageError
 from afmi.experiments import CATALOGUE, Request, experiment_named
 from afmi.experiments.shared import base, published
-from afmi.experiments.shared.base import counted, networks, write_csv, write_json
+from afmi.experiments.shared.base import networks, write_csv
+from afmi.files import as_json
 from afmi.methods import CATALOGUE as METHODS
 from afmi.models import model_names
 from afmi.progress import duration
+from afmi.report.words import counted
 from afmi.specs import named
 
 
@@ -109,8 +111,7 @@ def test_tables_keep_every_digit_and_leave_cells_empty(tmp_path: Path):
     assert write_csv(tmp_path / "t.csv", rows).read_text() == (
         'a,b,c\n0.30000000000000004,,\n"x, y",,\n'
     )
-    record = {"a": [float("inf"), {"b": (1.5, "ü")}]}
-    assert json.loads(write_json(tmp_path / "r.json", record).read_text()) == {
+    assert json.loads(as_json({"a": [float("inf"), {"b": (1.5, "ü")}]})) == {
         "a": [None, {"b": [1.5, "ü"]}]
     }
 

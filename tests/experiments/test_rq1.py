@@ -103,7 +103,7 @@ def test_agreement_is_the_papers(
     method = AFMI(model)
     training = open_images(f"mnist-train:{mnist}", model)
     validation = open_images(f"mnist:{mnist}", model)
-    found = measure_agreement(method, training, validation, tmp_path / "fmi", batch=16)
+    row = measure_agreement(method, training, validation, tmp_path / "fmi", batch=16)
 
     vectors: dict[int, list[torch.Tensor]] = {c: [] for c in range(10)}
     for image, label in zip(*digits(mnist, training=True), strict=True):
@@ -116,15 +116,17 @@ def test_agreement_is_the_papers(
             correct += 1
             agreeing += int(F.cosine_similarity(own, means).argmax()) == int(label)
     assert correct > 10
-    assert (found.correct, found.agreeing, found.trained_on) == (correct, agreeing, 160)
-    assert found.shuffled < found.agreeing and found.exchanged < found.agreeing
-    assert found.maps == 64 and found.unreadable == 0
+    assert row["network's accuracy"] == correct / 60 and row["training pictures"] == 160
+    assert row["agreement of FMI"] == agreeing / correct
+    assert row["control: entries shuffled"] < agreeing / correct
+    assert row["control: FMI of another picture"] < agreeing / correct
+    assert row["feature maps"] == 64 and row["unreadable pictures"] == 0
 
     parts = sorted((tmp_path / "fmi" / "training").iterdir())
     assert len(parts) == 5
     kept = parts[0].stat().st_mtime_ns
     parts[3].unlink()
-    assert measure_agreement(method, training, validation, tmp_path / "fmi", batch=16) == found
+    assert measure_agreement(method, training, validation, tmp_path / "fmi", batch=16) == row
     assert parts[0].stat().st_mtime_ns == kept and parts[3].exists()
     other = AFMI(model, averaged=False)
     with pytest.raises(UsageError, match="another run"):

@@ -43,7 +43,6 @@ class Figure4(Experiment):
     methods = published.METHODS
     data = "pictures"
     classes = ("collie", "Ibizan hound")
-    fraction = 0.1
 
     def _run(self, request: Request) -> Result:
         (model,) = networks(self, request)
@@ -56,13 +55,8 @@ class Figure4(Experiment):
         photos = [dataclasses.replace(photo, target=target) for target in wanted]
         request.report(f"classes: {', '.join(class_label(model, target) for target in wanted)}")
         methods = methods_of(self, request, model)
-        comparisons = compared(self, request, methods, photos, (self.fraction,))
-        drawn = save_insertions(
-            self,
-            request,
-            methods,
-            [Row(photo, one) for one in comparisons],
-        )
+        comparisons = compared(self, request, methods, photos, (0.1,))
+        drawn = save_insertions(self, request, methods, [Row(photo, one) for one in comparisons])
         rows = _correlations(comparisons)
         table = write_csv(request.out / f"{self.name}-correlations.csv", rows)
         return Result((*drawn.files, table), tuple(rows))
@@ -74,9 +68,8 @@ class Figure4(Experiment):
                 "expected one picture of two classes, or two pictures, and two --target or none; "
                 f"got {len(request.images)} pictures and {len(request.targets)} --target"
             )
-        photos = choose_photos(
-            dataclasses.replace(request, limit=None, targets=()), model, self.classes
-        )
+        everything = dataclasses.replace(request, limit=None, targets=())
+        photos = choose_photos(everything, model, self.classes)
         classes = [find_class(model, target) for target in request.targets]
         if len(request.images) == 1:
             photo = photos[0]

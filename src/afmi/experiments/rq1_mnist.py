@@ -61,7 +61,7 @@ class RQ1MNIST(Experiment):
                 batch=64,
             )
             rows.append(
-                agreement.row()
+                agreement
                 | {"paper": None if linear else AGREEMENT["mnist"]}
                 | {"note": "100 % by construction" if linear else ""}
             )

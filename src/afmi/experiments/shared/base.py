@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +10,12 @@ from typing import Any, ClassVar, Literal
 
 from afmi.errors import ModelError, UsageError
 from afmi.experiments.shared.published import WEIGHTS
-from afmi.files import as_json, write_files
+from afmi.files import write_files
 from afmi.models import load_model
 from afmi.network.classifier import Classifier
+from afmi.report.tables import csv_text
 
-__all__ = [
-    "Experiment",
-    "Request",
-    "Result",
-    "counted",
-    "networks",
-    "write_csv",
-    "write_json",
-]
+__all__ = ["Experiment", "Request", "Result", "networks", "write_csv"]
 
 
 @dataclass(frozen=True)
@@ -171,11 +162,6 @@ def _address(name: str) -> str:
     return get_model_weights(name)[WEIGHTS].url
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: ``1 map``, ``2 maps``."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows with a header of their keys, whole or not at all, and return the path.
 
@@ -185,23 +171,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         AfmiError: when the file cannot be written.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        # NaN alone is not equal to itself.
-        writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
-    write_files({path: text.getvalue().encode("utf-8", "backslashreplace")})
-    return path
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    """Write a record as JSON, whole or not at all, and return the path.
-
-    Numbers that are not finite become null, which JSON can hold.
-
-    Raises:
-        AfmiError: when the file cannot be written.
-    """
-    write_files({path: f"{as_json(value, indent=2)}\n".encode("utf-8", "backslashreplace")})
+    lines = [columns, *([row.get(column) for column in columns] for row in rows)]
+    write_files({path: csv_text(lines).encode("utf-8", "backslashreplace")})
     return path

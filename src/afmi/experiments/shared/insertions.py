@@ -9,15 +9,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from afmi.comparison import Comparison, compare, estimate
-from afmi.experiments.shared.base import Experiment, Request, Result, counted
-from afmi.experiments.shared.figures import heading, saved
-from afmi.experiments.shared.pictures import Photo
+from afmi.experiments.shared.base import Experiment, Request, Result, networks
+from afmi.experiments.shared.figures import heading, methods_of, saved
+from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import Explanation
 from afmi.methods import Method
 from afmi.pictures import figures
 from afmi.pictures.transforms import to_image
+from afmi.report.words import counted
 
-__all__ = ["Row", "compared", "save_insertions"]
+__all__ = ["Row", "compared", "insertion_figure", "save_insertions"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,23 @@ class Row:
     comparison: Comparison
     fraction: int = 0
     title: str = ""
+
+
+def insertion_figure(
+    experiment: Experiment, request: Request, classes: Sequence[str], fractions: Sequence[float]
+) -> Result:
+    """Explain a picture of each class by all methods, and draw a row for each fraction."""
+    (model,) = networks(experiment, request)
+    photos = choose_photos(request, model, classes)
+    methods = methods_of(experiment, request, model)
+    comparisons = compared(experiment, request, methods, photos, fractions)
+    titles = [f"{fraction:.0%}" for fraction in fractions] if len(fractions) > 1 else [""]
+    rows = [
+        Row(photo, comparison, i, title)
+        for photo, comparison in zip(photos, comparisons, strict=True)
+        for i, title in enumerate(titles)
+    ]
+    return save_insertions(experiment, request, methods, rows)
 
 
 def compared(

@@ -22,15 +22,7 @@ from afmi.report.statistics import Estimate
 from afmi.report.summary import Summary, summarise
 from afmi.specs import key_of
 
-__all__ = [
-    "INSERTED",
-    "Measured",
-    "Panel",
-    "accuracy_panel",
-    "curves_figure",
-    "measured",
-    "softmax_panel",
-]
+__all__ = ["INSERTED", "Measured", "Panel", "curves_figure", "curves_panel", "measured"]
 
 INSERTED = ("Random", *METHODS)
 """The methods of Table 1."""
@@ -118,20 +110,12 @@ class Panel:
     lines: Sequence[tuple[str, np.ndarray, np.ndarray]]
 
 
-def accuracy_panel(one: Measured) -> Panel:
-    """Return the accuracy curves of one network."""
-    return _panel(one, "Accuracy", "insertion/accuracy")
-
-
-def softmax_panel(one: Measured) -> Panel:
-    """Return the curves of one network's mean softmax ratio."""
-    return _panel(one, "Softmax ratio", "insertion/softmax_ratio_mean")
-
-
-def _panel(one: Measured, ylabel: str, key: str) -> Panel:
+def curves_panel(one: Measured, curve: str) -> Panel:
+    """Return a panel of one network: the curves of all methods in a column of insertion."""
+    key = f"insertion/{curve}"
     curves = [(m.label, m.curves[key]) for m in one.summary.methods if key in m.curves]
     lines = [(label, curve.percents, curve.heights) for label, curve in curves]
-    return Panel(one.model.name, ylabel, lines)
+    return Panel(one.model.name, one.summary.columns[key].title, lines)
 
 
 def curves_figure(
@@ -147,14 +131,8 @@ def curves_figure(
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label, x, y in panel.lines:
             place = labels.index(label)
-            axes.plot(
-                x,
-                y,
-                label=label,
-                color=f"C{place % 10}",
-                linestyle=("-", "--", ":")[place // 10 % 3],
-                linewidth=1.6,
-            )
+            style: Any = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 10 % 3]}
+            axes.plot(x, y, label=label, linewidth=1.6, **style)
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("PI: share of the pixels kept (%)")
         axes.set_ylabel(panel.ylabel)

@@ -39,12 +39,7 @@ class Photo:
     target: int
 
 
-def choose_photos(
-    request: Request,
-    model: Classifier,
-    wanted: Sequence[str],
-    targets: Sequence[str] | None = None,
-) -> list[Photo]:
+def choose_photos(request: Request, model: Classifier, wanted: Sequence[str]) -> list[Photo]:
     """Choose the pictures of a figure, and say which they are.
 
     Files that were given are taken, for the classes asked for or else predicted. Otherwise one
@@ -53,17 +48,16 @@ def choose_photos(
     network or the folder lacks is replaced by the next one with a correctly classified picture.
 
     Args:
-        request: the files or the folder; ``limit`` shortens the list.
+        request: the files or the folder, and the classes to explain; ``limit`` shortens the list.
         model: explains the pictures, and should classify them correctly.
         wanted: labels of the paper's classes, such as ``"dogsled"``.
-        targets: what the user calls the classes to explain; None: the request's.
 
     Raises:
         UsageError: when there are not as many classes as files.
         TargetError: when a class does not exist.
         ImageError: when a file or the folder cannot be read.
     """
-    targets = request.targets if targets is None else targets
+    targets = request.targets
     if request.images:
         files = request.images[: request.limit]
         if len(targets) > 1 and len(targets) != len(files):

@@ -11,13 +11,7 @@ import torch
 from afmi.api import explain, prepare
 from afmi.comparison import estimate
 from afmi.errors import UsageError
-from afmi.experiments.shared.base import (
-    Experiment,
-    Request,
-    Result,
-    counted,
-    networks,
-)
+from afmi.experiments.shared.base import Experiment, Request, Result, networks
 from afmi.experiments.shared.figures import heading, methods_of, saved
 from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import INSERTED, Explanation
@@ -28,11 +22,11 @@ from afmi.pictures import figures
 from afmi.pictures.references import Black, Random, Reference, White
 from afmi.pictures.transforms import to_image
 from afmi.progress import duration
+from afmi.report.words import counted
 
 __all__ = ["FINDING", "METHODS", "reference_figure"]
 
 REFERENCES: tuple[Reference, ...] = (Black(), White(), Random())
-
 
 METHODS = ("A-FMI", "DeepLIFT", "Integrated Gradients")
 """The methods that the paper compares by their references."""
@@ -83,10 +77,8 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
             numbers = _agreement(model, method, photo, explanations[0])
             rows += numbers
             records += [one.to_dict() for one in explanations]
-            if not maps:
-                maps.append(
-                    figures.Panel(to_image(explanations[0].image), *heading(explanations[0]))
-                )
+            first = explanations[0]
+            maps = maps or [figures.Panel(to_image(first.image), *heading(first))]
             maps += _panels(explanations, numbers)
             inserted += [figures.Panel(one.insertion(INSERTED)) for one in explanations]
         panels += [maps, inserted]
@@ -105,10 +97,7 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
         ),
         side=300,
     )
-    record = {
-        "pictures": [photo.source for photo in photos],
-        "explanations": records,
-    }
+    record = {"pictures": [photo.source for photo in photos], "explanations": records}
     return saved(experiment, request, figure, rows, record)
 
 
