@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from afmi.report.statistics import (
-    Estimate,
-    mean,
-    means,
-    median,
-    paired,
-    paired_many,
-    ratio_of_means,
-)
+from afmi.report.statistics import Estimate, means, median, paired, ratio_of_means
 
 NAN = float("nan")
+
+
+def mean(values: np.ndarray, **options: int) -> Estimate:
+    return means(values[:, None], **options)[0]
 
 
 def _skewed(count: int = 200) -> np.ndarray:
@@ -135,15 +131,15 @@ def test_columns_with_gaps_are_each_as_if_alone():
 def test_many_pairs_are_each_as_if_alone():
     a, b, c = np.random.default_rng(9).normal(size=(3, 25))
     c[2] = NAN
-    for found, pair in zip(paired_many([(a, b), (b, c)]), [(a, b), (b, c)], strict=True):
-        alone = paired(*pair)
+    for found, pair in zip(paired([(a, b), (b, c)]), [(a, b), (b, c)], strict=True):
+        (alone,) = paired([pair])
         assert found.difference.low == pytest.approx(alone.difference.low)
         assert (found.wins, found.losses, found.difference.count) == (
             alone.wins,
             alone.losses,
             alone.difference.count,
         )
-    assert paired_many([]) == []
+    assert paired([]) == []
 
 
 def test_blocks_of_draws_make_one_interval(monkeypatch):
@@ -158,7 +154,7 @@ def test_methods_are_compared_on_the_pictures_that_both_have():
     # Differences 0.3, 0 (but for rounding), −0.1, 0.2.
     first = np.array([0.9, 0.1 + 0.2, 0.4, NAN, 0.7, 0.1])
     second = np.array([0.6, 0.3, 0.5, 0.2, 0.5, NAN])
-    found = paired(first, second)
+    (found,) = paired([(first, second)])
     assert found.difference.value == pytest.approx(0.1)
     assert (found.difference.count, found.difference.missing) == (4, 2)
     assert (found.wins, found.ties, found.losses) == (0.5, 0.25, 0.25)
@@ -170,14 +166,14 @@ def test_a_small_but_steady_difference_is_clear():
     random = np.random.default_rng(5)
     pictures = random.uniform(0, 1, 100)
     better = pictures + 0.02 + random.normal(0, 0.02, 100)
-    found = paired(better, pictures)
+    (found,) = paired([(better, pictures)])
     assert found.clear
     # Though the two intervals by themselves overlap widely.
     assert mean(better).low < mean(pictures).value
 
 
 def test_methods_without_common_pictures_cannot_be_compared():
-    found = paired(np.array([1.0, NAN]), np.array([NAN, 1.0]))
+    (found,) = paired([(np.array([1.0, NAN]), np.array([NAN, 1.0]))])
     assert np.isnan([found.difference.value, found.wins, found.ties, found.losses]).all()
     assert not found.clear
 

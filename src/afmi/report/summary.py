@@ -234,7 +234,7 @@ def _pairs(
         for a, b in itertools.combinations(methods, 2)
         if a.ranking is not None and b.ranking is not None
     }
-    compared = statistics.paired_many(list(pairs.values()), seed=seed)  # type: ignore[arg-type]
+    compared = statistics.paired(list(pairs.values()), seed=seed)  # type: ignore[arg-type]
     return dict(zip(pairs, compared, strict=True))
 
 
