@@ -53,14 +53,10 @@ def track(items: Sequence[T], description: str) -> Iterator[T]:
         items: the steps.
         description: what is being done, such as a method's name.
     """
-    reporter = _reporter.get()
-    if reporter is None:
-        yield from items
-        return
-    reporter(description, 0, len(items))
+    report(description, 0, len(items))
     for done, item in enumerate(items, 1):
         yield item
-        reporter(description, done, len(items))
+        report(description, done, len(items))
 
 
 def duration(seconds: float) -> str:

@@ -145,12 +145,9 @@ class Catalogue(Mapping[str, type[T]]):
 
     def in_file(self, name: str) -> type[T] | None:
         """Return the class that a file of this name holds, in any spelling; None: there is none."""
-        for module in self._modules():
-            if fold(module.rpartition(".")[2]) == fold(name):
-                for cls in self._classes(module):
-                    if fold(cls.__name__) == fold(name):
-                        return cls
-        return None
+        files = [m for m in self._modules() if fold(m.rpartition(".")[2]) == fold(name)]
+        classes = (cls for module in files for cls in self._classes(module))
+        return next((cls for cls in classes if fold(cls.__name__) == fold(name)), None)
 
     def __getitem__(self, name: str) -> type[T]:
         cls = self.in_file(name)
@@ -356,7 +353,7 @@ def _value(what: str, hint: Any, value: str, context: Mapping[str, Any]) -> Any:
                 return reader[1](value)
             except UsageError:  # which says what is wrong
                 raise
-            except ValueError:
+            except (KeyError, ValueError):
                 continue
     if None in readers or value.startswith("<"):
         only = f"; a text can only say {' or '.join(expected)}" if expected else ""
@@ -379,15 +376,6 @@ def _reader(hint: Any, context: Mapping[str, Any]) -> tuple[str, Callable[[str],
     return f"{each}s joined by '+'", lambda value: tuple(map(inner[1], _split(value, "+")))
 
 
-def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
-    def reader(value: str) -> Any:
-        if value.casefold() not in words:
-            raise ValueError
-        return words[value.casefold()]
-
-    return reader
-
-
 def _finite(value: str) -> float:
     number = float(value)
     if not math.isfinite(number):
@@ -404,9 +392,10 @@ def _unquoted(value: str) -> str:
         raise UsageError(f"expected a text in double quotes, got {value}; close them") from error
 
 
+_SWITCHES = {"true": True, "yes": True, "false": False, "no": False}
 _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
-    NoneType: ("none", _one_of({"none": None})),
-    bool: ("true or false", _one_of({"true": True, "yes": True, "false": False, "no": False})),
+    NoneType: ("none", lambda value: {"none": None}[value.casefold()]),
+    bool: ("true or false", lambda value: _SWITCHES[value.casefold()]),
     int: ("a whole number", int),
     float: ("a number", _finite),
     str: ("a text", _unquoted),

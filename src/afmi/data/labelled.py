@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from afmi.api import prepare
 from afmi.data.classes import Classes
 from afmi.data.folders import open_csv, open_folder, open_imagenet
-from afmi.data.items import open_items, open_mnist, open_mnist_train
+from afmi.data.items import open_items, open_mnist
 from afmi.data.listing import Files, Items, Listing, listed
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.network.classifier import Classifier, classify
@@ -96,14 +98,12 @@ class LabelledImages:
         picture = self.source.picture(key)
         try:
             return _prepared(self.model, picture)
-        except ImageError as error:
-            where = self.source.where(key)
-            if where in str(error):
-                raise
-            raise ImageError(f"{where} cannot be read: {error}") from error
         except AfmiError as error:
-            where = self.source.where(key)
-            raise ImageError(f"{where} cannot be prepared for the network: {error}") from error
+            where, unread = self.source.where(key), isinstance(error, ImageError)
+            if unread and where in str(error):
+                raise
+            what = "read" if unread else "prepared for the network"
+            raise ImageError(f"{where} cannot be {what}: {error}") from error
 
     def limited(self, count: int) -> LabelledImages:
         """Return some of the pictures, as many of each class as may be.
@@ -123,13 +123,9 @@ class LabelledImages:
         _check_limit(count)
         if count >= len(self):
             return self
-        turn: dict[int, int] = {}
-        turns: list[tuple[int, int, int]] = []
-        for position, label in enumerate(self.labels):
-            turn[label] = turn.get(label, -1) + 1
-            turns.append((turn[label], label, position))
-        chosen = sorted(position for _, _, position in sorted(turns)[:count])
-        return self.only(chosen)
+        turns = defaultdict(itertools.count)
+        queue = sorted((next(turns[label]), label, i) for i, label in enumerate(self.labels))
+        return self.only(sorted(position for _, _, position in queue[:count]))
 
     def first(self) -> Tensor:
         """Return the first picture that can be read, (1, C, H, W).
@@ -234,7 +230,7 @@ def open_images(
 
 _NAMED: dict[str, Callable[[Path, str], Listing]] = {
     "mnist": open_mnist,
-    "mnist-train": open_mnist_train,
+    "mnist-train": partial(open_mnist, train=True),
     "imagenet": open_imagenet,
 }
 

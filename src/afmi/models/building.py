@@ -104,10 +104,17 @@ def quiet(*loggers: str) -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def call(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """Call a builder; an error of its becomes a `ModelError` of one line."""
+def call(
+    name: str,
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    passing: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Any:
+    """Call a builder; an error other than those passed on becomes a `ModelError` of one line."""
     try:
         return function(**options)
+    except passing:
+        raise
     except Exception as error:
         raise ModelError(build_error(name, options, error)) from error
 

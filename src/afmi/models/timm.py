@@ -16,7 +16,6 @@ from afmi.models import torchvision
 from afmi.models.building import (
     ModelEntry,
     Preprocessing,
-    build_error,
     build_with_weights,
     call,
     extra,
@@ -109,12 +108,8 @@ def _pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
         quiet("timm", "huggingface_hub"),
         fetching(config.hf_hub_id, f"the weights of {title}", _INSTEAD),
     ):
-        try:
-            return timm.create_model(name, pretrained=True, **options)
-        except OSError:
-            raise
-        except Exception as error:
-            raise ModelError(build_error(title, options, error)) from error
+        build = partial(timm.create_model, name, pretrained=True)
+        return call(title, build, options, passing=OSError)
 
 
 def _preprocessing(timm: Any, network: Any, options: Mapping[str, Any]) -> Preprocessing:

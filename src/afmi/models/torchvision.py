@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,7 @@ def entries() -> list[ModelEntry]:
     return [_entry(name) for name in names()]
 
 
+@cache
 def imagenet_labels() -> tuple[str, ...]:
     """Return what torchvision calls the thousand classes of ImageNet, in their usual order."""
     weights = _zoo().get_model_weights("resnet50").DEFAULT  # type: ignore[attr-defined]
