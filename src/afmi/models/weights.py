@@ -115,12 +115,7 @@ def _damaged(file: Path) -> str:
 
 
 def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Strip the prefixes of wrappers (``module.``, ``model.``) where the network has none of them.
-
-    Args:
-        state: tensors by name.
-        network: what they are meant for.
-    """
+    """Strip wrappers' prefixes (``module.``, ``model.``) where the network has none of them."""
     expected = network.state_dict().keys()
     fitted = dict(state)
     while fitted and not expected & fitted.keys():
@@ -166,10 +161,7 @@ def classes_in_file(
     rows = {
         stored[0]
         for stored, expected in shapes
-        if stored
-        and expected
-        and expected[0] == classes
-        and tuple(stored[1:]) == tuple(expected[1:])
+        if stored and expected and (expected[0], *stored[1:]) == (classes, *expected[1:])
     }
     return rows.pop() if len(rows) == 1 else None
 
@@ -180,7 +172,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     Args:
         network: changed in place.
         state: tensors by name, as `fit_names` gives them.
-        source: what to call the weights in errors.
+        source: the weights' name in errors.
 
     Raises:
         ModelError: a weight is missing, left over or of another shape.
@@ -206,17 +198,14 @@ def refuse_misfits(
     unexpected: Sequence[str],
     shapes: Mapping[str, tuple[torch.Size, torch.Size]],
 ) -> None:
-    """Raise where a file's weights do not fit a network.
+    """Raise a `ModelError` where a file's weights do not fit a network.
 
     Args:
-        source: what to call the weights in errors.
-        network: what they are meant for.
+        source: the weights' name in errors.
+        network: that the weights are meant for.
         missing: names that the file lacks.
         unexpected: names that the network lacks.
         shapes: those in the file and in the network, of weights where they differ.
-
-    Raises:
-        ModelError: there is any of these.
     """
     if not (missing or unexpected or shapes):
         return

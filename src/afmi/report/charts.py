@@ -104,28 +104,25 @@ class Interval:
 def draw_lines(
     lines: Sequence[Line], xlabel: str, ylabel: str, *, ylim: tuple[float, float]
 ) -> Figure:
-    """Draw curves over a share, in one panel, or one for each family where there are many lines.
+    """Draw one or more curves over a share, in one panel, or one a family where there are many.
 
     Args:
-        lines: one or more, in the order of the legend.
-        xlabel: what the share is.
-        ylabel: what the height is.
-        ylim: what is shown of the heights; what lies above is cut off.
+        lines: in the order of the legend.
+        xlabel: of the share.
+        ylabel: of the height.
+        ylim: the heights shown; what lies above is cut off.
     """
     together = len(lines) <= MOST_LINES
-    panels = [
-        (_capital(family), [line for line in lines if line.family == family])
-        for family in _families(lines)
-    ]
-    if together:
-        panels = [("", list(lines))]
+    panels = {"": list(lines)}
+    if not together:
+        panels = {f: [line for line in lines if line.family == f] for f in _families(lines)}
     columns = 1 if together else 2
     rows = -(-len(panels) // columns)
-    deep = max(-(-len(shown) // 2) for _, shown in panels)
+    deep = max(-(-len(shown) // 2) for shown in panels.values())
     width, plot, legend = (8.2, 3.9, 0.0) if together else (10.4, 2.9, 0.19 * deep)
     high = plot + legend + (0.6 if together else 0.95)
     figure = Figure(figsize=(width, rows * high), facecolor="none")
-    for index, (title, shown) in enumerate(panels):
+    for index, (family, shown) in enumerate(panels.items()):
         row, column = divmod(index, columns)
         left = 0.62 + column * width / columns
         across = width / columns - 0.62 - (2.75 if together else 0.15)
@@ -134,15 +131,14 @@ def draw_lines(
             (left / width, bottom / (rows * high), across / width, plot / (rows * high))
         )
         for line in lines:
-            if title and _capital(line.family) != title:
+            if family and line.family != family:
                 axes.plot(line.x, line.y, color=_FAINT, linewidth=0.8, zorder=1)
         for line in shown:
+            area = "" if line.area is None else f"{line.area:.3f}  "
             axes.plot(
                 line.x,
                 line.y,
-                label=_short(line.label)
-                if line.area is None
-                else f"{line.area:.3f}  {_short(line.label)}",
+                label=f"{area}{_short(line.label)}",
                 color=_SERIES[line.style % MOST_LINES],
                 linestyle=_DASHES[line.style // MOST_LINES % len(_DASHES)],
                 linewidth=1.8,
@@ -151,7 +147,7 @@ def draw_lines(
             )
         axes.set(xlim=(0, 100.5), ylim=ylim, xticks=range(0, 101, 20), xlabel=f"{xlabel} (%)")
         axes.set_ylabel("" if column else ylabel)
-        axes.set_title(title)
+        axes.set_title(_capital(family))
         axes.legend(
             handlelength=2.4,
             labelspacing=0.5 if together else 0.35,
@@ -187,15 +183,8 @@ def draw_intervals(intervals: Sequence[Interval], xlabel: str) -> Figure:
             ends = [estimate.low, estimate.high]
             axes.plot(ends, [place] * 2, color=color, linewidth=2.2, zorder=3)
         face = color if interval.finished else "none"
-        axes.plot(
-            [estimate.value],
-            [place],
-            "o",
-            color=color,
-            markersize=6,
-            markerfacecolor=face,
-            zorder=4,
-        )
+        marker: Any = {"color": color, "markersize": 6, "markerfacecolor": face}
+        axes.plot([estimate.value], [place], "o", zorder=4, **marker)
         axes.annotate(
             f"{estimate.value:.3f}",
             (1, place),

@@ -65,14 +65,7 @@ def compared(
     """Explain each picture for its class by all methods; report beforehand how long that takes.
 
     Each explanation is saved in ``<out>/<experiment>`` as soon as it is there, so that nothing is
-    lost when the work is interrupted.
-
-    Args:
-        experiment: whose figure it is.
-        request: the folder.
-        methods: by label, all of one network.
-        photos: pictures and their classes.
-        fractions: shares of the pixels to insert.
+    lost when the work is interrupted. All methods are of one network.
     """
     chosen = list(methods.values())
     model = chosen[0].model
@@ -109,13 +102,9 @@ def compared(
 def save_insertions(
     experiment: Experiment, request: Request, methods: Mapping[str, Method], rows: Sequence[Row]
 ) -> Result:
-    """Draw the figure; write it, its record and the probabilities of what is inserted.
+    """Draw methods in columns; write the figure, its record and the probabilities.
 
-    Args:
-        experiment: whose figure it is.
-        request: the folder.
-        methods: in columns, by label; unsupported ones are named below.
-        rows: from the top.
+    Unsupported methods are named below the figure.
     """
     numbers = [_numbers(row, i) for row in rows for i in range(len(row.comparison.explanations))]
     comparisons = {id(row.comparison): row.comparison.to_dict() for row in rows}

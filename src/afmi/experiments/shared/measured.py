@@ -17,7 +17,7 @@ from afmi.experiments.shared.published import ACCURACY_AUC, IMAGES, METHODS, SEC
 from afmi.network.classifier import Classifier
 from afmi.pictures import figures
 from afmi.progress import report as report_progress
-from afmi.report import write_report
+from afmi.report.evaluation_report import write_summary
 from afmi.report.statistics import Estimate
 from afmi.report.summary import Summary, summarise
 from afmi.specs import key_of
@@ -67,12 +67,8 @@ class Measured:
 def measured(experiment: Experiment, request: Request) -> list[Measured]:
     """Evaluate insertion on each network; an evaluation that was interrupted resumes.
 
-    Args:
-        experiment: names the networks and methods of the paper.
-        request: ``imagenet`` is any data that `afmi.evaluation.open_images` takes.
-
     Raises:
-        ModelError: when a network cannot be had.
+        ModelError: when a network cannot be built or its weights are missing.
     """
     assert request.imagenet is not None
     measurements = []
@@ -95,9 +91,9 @@ def measured(experiment: Experiment, request: Request) -> list[Measured]:
             on_method=lambda label, _, name=model.name: request.report(f"{name}: {label} done"),
             on_refusal=refusal,
         )
-        published = ACCURACY_AUC.get(model.name)
-        files = write_report(folder, beside=published)
-        measurements.append(Measured(model, summarise(Results.open(folder)), files["page"]))
+        summary = summarise(Results.open(folder))
+        files = write_summary(summary, beside=ACCURACY_AUC.get(model.name))
+        measurements.append(Measured(model, summary, files["page"]))
     return measurements
 
 

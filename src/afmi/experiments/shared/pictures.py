@@ -85,12 +85,8 @@ def side_by_side(model: Classifier, left: Photo, right: Photo) -> Photo:
     """Put two photographs side by side in one image, as an image of two classes.
 
     Each keeps its scale, because a network trained on whole objects misses shrunk ones.
-    A network that takes images of one size only gets half of each photograph's width.
-
-    Args:
-        model: that is to see the image.
-        left: the left photograph; the image's class is its class.
-        right: the right one.
+    A network that takes images of one size only gets half of each photograph's width. The image's
+    class is that of the left photograph.
     """
     pair = [prepare(model, photo.image) for photo in (left, right)]
     whole = torch.cat(pair, 3)

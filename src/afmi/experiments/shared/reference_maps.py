@@ -43,11 +43,6 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
     Beyond the paper: Spearman's rank correlation and the structural similarity between the maps
     of every two references; 1 means that the reference does not matter.
 
-    Args:
-        experiment: whose figure it is.
-        request: see `Experiment.run`.
-        classes: whose pictures are taken out of a folder.
-
     Raises:
         UsageError: when a method compares with no reference.
     """
