@@ -147,19 +147,16 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
             missing.append(name)
             reason = error
     if missing:
+        from torchvision.models import get_model_weights
+
+        addresses = ", ".join(get_model_weights(name)[WEIGHTS].url for name in missing)
         raise ModelError(
             f"{experiment.name} is about {', '.join(missing)} with ImageNet weights, which are "
-            f"neither here nor can be downloaded: fetch {', '.join(map(_address, missing))} and "
+            f"neither here nor can be downloaded: fetch {addresses} and "
             "pass --model and --weights (several joined by commas), or put another network in "
             "their place (--model photos is always here)"
         ) from reason
     return loaded
-
-
-def _address(name: str) -> str:
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(name)[WEIGHTS].url
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

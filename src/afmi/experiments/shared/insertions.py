@@ -74,26 +74,15 @@ def compared(
         f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, "
         f"{estimated.text(len(photos))}"
     )
-    folder = request.out / experiment.name
+    options: Any = {"methods": chosen, "fractions": fractions}
     comparisons = []
     for photo in photos:
 
-        def save(explanation: Explanation, seconds: float, photo: Photo = photo) -> None:
-            replace(explanation, source=photo.source).save(folder, photo.name)
-            request.report(
-                f"{photo.name}  {explanation.label}  {explanation.method}  {seconds:.1f} s"
-            )
+        def save(one: Explanation, seconds: float, photo: Photo = photo) -> None:
+            replace(one, source=photo.source).save(request.out / experiment.name, photo.name)
+            request.report(f"{photo.name}  {one.label}  {one.method}  {seconds:.1f} s")
 
-        comparisons.append(
-            compare(
-                model,
-                photo.image,
-                photo.target,
-                methods=chosen,
-                fractions=fractions,
-                on_result=save,
-            )
-        )
+        comparisons.append(compare(model, photo.image, photo.target, on_result=save, **options))
     for name, reason in {k: v for one in comparisons for k, v in one.refused.items()}.items():
         request.report(f"{name} left out: {reason}")
     return comparisons

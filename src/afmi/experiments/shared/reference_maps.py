@@ -22,7 +22,7 @@ from afmi.pictures import figures
 from afmi.pictures.references import Black, Random, Reference, White
 from afmi.pictures.transforms import to_image
 from afmi.progress import duration
-from afmi.report.words import counted
+from afmi.report.words import counted, number
 
 __all__ = ["FINDING", "METHODS", "reference_figure"]
 
@@ -144,11 +144,6 @@ def _panels(
     """Return overlays; all but the first with their agreement with the first."""
     panels = [figures.Panel(explanations[0].overlay())]
     for one, row in zip(explanations[1:], numbers, strict=False):
-        subtitle = f"ρ {_short(row['rank correlation'])}, SSIM {_short(row['SSIM'])}"
+        subtitle = f"ρ {number(row['rank correlation'], 2)}, SSIM {number(row['SSIM'], 2)}"
         panels.append(figures.Panel(one.overlay(), subtitle=subtitle))
     return panels
-
-
-def _short(value: float) -> str:
-    # Adding 0 makes −0.00 a plain zero.
-    return f"{round(value, 2) + 0:.2f}".replace("-", "−")
