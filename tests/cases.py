@@ -20,10 +20,17 @@ def case_of(
     peak_bytes: float = 2.0**20,
 ) -> Case:
     """Explain the images and return what a metric looks at; None: the predicted classes."""
-    found = method.attribution(inputs, targets)
+    attribution = method.attribution(inputs, targets)
     logits = classify(method.model, inputs)
     return Case(
-        method, inputs, found.target, found, logits, seconds, peak_bytes, companions=companions
+        method,
+        inputs,
+        attribution.target,
+        attribution,
+        logits,
+        seconds,
+        peak_bytes,
+        companions=companions,
     )
 
 

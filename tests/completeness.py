@@ -23,11 +23,11 @@ _SHIPPED = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcy
 def photographs(size: int, count: int = 5) -> Tensor:
     """Return real photographs (count, 3, size, size) in [0, 1] that scikit-image ships."""
     folder = Path(skimage.__file__).parent / "data"
-    found = []
+    photographs = []
     for name in _SHIPPED[:count]:
         with Image.open(folder / name) as image:
-            found.append(to_tensor(resize_and_crop(image.convert("RGB"), size, size)))
-    return torch.stack(found)
+            photographs.append(to_tensor(resize_and_crop(image.convert("RGB"), size, size)))
+    return torch.stack(photographs)
 
 
 def settle_batch_norms(network: nn.Module, images: Tensor) -> None:

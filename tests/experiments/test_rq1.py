@@ -108,13 +108,13 @@ def test_agreement_is_the_papers(
     vectors: dict[int, list[torch.Tensor]] = {c: [] for c in range(10)}
     for image, label in zip(*digits(mnist, training=True), strict=True):
         vectors[int(label)].append(method.feature_map_importance(image[None], int(label))[0])
-    means = torch.stack([torch.stack(own).double().mean(0) for own in vectors.values()])
+    means = torch.stack([torch.stack(rows).double().mean(0) for rows in vectors.values()])
     correct = agreeing = 0
     for image, label in zip(*digits(mnist, training=False), strict=True):
         if int(model(image[None]).argmax()) == int(label):
-            own = method.feature_map_importance(image[None], int(label)).double()
+            importance = method.feature_map_importance(image[None], int(label)).double()
             correct += 1
-            agreeing += int(F.cosine_similarity(own, means).argmax()) == int(label)
+            agreeing += int(F.cosine_similarity(importance, means).argmax()) == int(label)
     assert correct > 10
     assert row["network's accuracy"] == correct / 60 and row["training pictures"] == 160
     assert row["agreement of FMI"] == agreeing / correct

@@ -71,13 +71,13 @@ def test_a_changed_network_runs_the_reference_again(change: str) -> None:
     assert forwards(model) == 2
     CHANGES[change](model.network)
     method = AFMI(model, layer="network.features.5", averaged=False)
-    found = method.attribute(images(), target=0)
+    maps = method.attribute(images(), target=0)
     assert model.forwards == 4
     fresh = Counted(build("vgg", seed=2))
     CHANGES[change](fresh.network)
     fresh.network.load_state_dict(model.network.state_dict())
     expected = AFMI(fresh, layer="network.features.5", averaged=False).attribute(images(), target=0)
-    assert torch.equal(found, expected)
+    assert torch.equal(maps, expected)
 
 
 def _unseen(model: nn.Module) -> None:
@@ -90,13 +90,13 @@ def test_folded_batch_norms_follow_the_network(change: str) -> None:
     DeepLIFT(model).attribute(images())
     assert model.forwards == 3  # the images, the reference, and once more to look for the norms
     (CHANGES | {"unseen": _unseen})[change](model.network)
-    found = DeepLIFT(model).attribution(images(), target=0)
+    attribution = DeepLIFT(model).attribution(images(), target=0)
     assert model.forwards - 3 == (3 if change in REPLACED else 2)
-    torch.testing.assert_close(found.logits, model(images()))
+    torch.testing.assert_close(attribution.logits, model(images()))
     fresh = Counted(build("vgg", seed=2))
     CHANGES.get(change, id)(fresh.network)
     fresh.network.load_state_dict(model.network.state_dict())
-    assert torch.equal(found.maps, DeepLIFT(fresh).attribute(images(), target=0))
+    assert torch.equal(attribution.maps, DeepLIFT(fresh).attribute(images(), target=0))
 
 
 def test_cache_is_bounded() -> None:

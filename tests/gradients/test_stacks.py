@@ -353,8 +353,8 @@ def test_the_small_difference_is_relative(name: str, scale: float) -> None:
     model = Stack([function], scale)
     model.head.bias.data.zero_()
     assert errors(model, pictures(), Random()).of_logits <= 1e-12
-    found = errors(model.float(), pictures().float(), Random())
-    assert found.of_logits <= 1e-5
+    error = errors(model.float(), pictures().float(), Random())
+    assert error.of_logits <= 1e-5
 
 
 def test_powers_written_with_stars() -> None:
@@ -492,15 +492,15 @@ def test_registered_rule_replaces_cached_reference_runs() -> None:
     """A rule that comes later is used, also where a reference's run is at hand."""
     model = Stack([F.relu])
     errors(model, pictures(), Black())
-    seen = []
+    recorded = []
 
     def rule(interception: engine.Interception, operation: engine.Operation) -> Tensor:
-        seen.append(operation.name)
+        recorded.append(operation.name)
         return elementwise.RULES["relu"](interception, operation)
 
     engine.register_rule("relu", rule)
     errors(model, pictures(), Black())
-    assert seen == ["relu", "relu"]
+    assert recorded == ["relu", "relu"]
 
 
 class TurnsOnData(nn.Module):

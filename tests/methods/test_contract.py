@@ -123,11 +123,11 @@ BAD_TARGETS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "came"), BAD_TARGETS)
+@pytest.mark.parametrize(("target", "got"), BAD_TARGETS)
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_bad_targets(name: str, target: Any, came: str) -> None:
+def test_bad_targets(name: str, target: Any, got: str) -> None:
     of = made(name, "resnet")
-    with pytest.raises(TargetError, match=came):
+    with pytest.raises(TargetError, match=got):
         of.attribute(images(2), target)
 
 
@@ -141,10 +141,10 @@ BAD_INPUTS: list[tuple[Any, type[AfmiError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("inputs", "error", "came"), BAD_INPUTS)
+@pytest.mark.parametrize(("inputs", "error", "got"), BAD_INPUTS)
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_bad_inputs(name: str, inputs: Any, error: type[AfmiError], came: str) -> None:
-    with pytest.raises(error, match=came):
+def test_bad_inputs(name: str, inputs: Any, error: type[AfmiError], got: str) -> None:
+    with pytest.raises(error, match=got):
         made(name, "resnet").attribute(inputs)
 
 

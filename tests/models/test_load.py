@@ -185,8 +185,8 @@ def test_safetensors_round_trip_in_half_precision(network: nn.Module, tmp_path: 
     save_file(state, tmp_path / "w.any")  # the content tells the kind
     model = load_model(TINY, weights=str(tmp_path / "w.any"))
     assert next(model.parameters()).dtype == torch.float32
-    own = dict(model.network.named_parameters())
-    assert all(torch.allclose(own[k], p, atol=1e-3) for k, p in network.named_parameters())
+    parameters = dict(model.network.named_parameters())
+    assert all(torch.allclose(parameters[k], p, atol=1e-3) for k, p in network.named_parameters())
 
 
 def test_weights_for_other_classes(tmp_path: Path) -> None:

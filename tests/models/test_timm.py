@@ -43,8 +43,8 @@ CONFIGURATIONS = [
 def test_pictures_are_prepared_as_timm_does(name: str, photograph: Image.Image) -> None:
     config = timm.get_pretrained_cfg(name)
     assert config is not None
-    seen = resolve_data_config(pretrained_cfg=config.to_dict())
-    preprocessing = preprocessing_of(seen)
+    data_config = resolve_data_config(pretrained_cfg=config.to_dict())
+    preprocessing = preprocessing_of(data_config)
     assert not preprocessing.unknown
     model = Classifier(
         nn.Identity(),
@@ -55,7 +55,7 @@ def test_pictures_are_prepared_as_timm_does(name: str, photograph: Image.Image) 
         interpolation=preprocessing.interpolation,
     )
     ours = (model.prepare(photograph) - model.mean) / model.std
-    theirs: Any = create_transform(**seen, is_training=False)
+    theirs: Any = create_transform(**data_config, is_training=False)
     torch.testing.assert_close(ours[0], theirs(photograph), atol=1e-5, rtol=0)
 
 

@@ -209,10 +209,10 @@ def test_a_network_with_two_heads(tmp_path: Path) -> None:
 
 
 def test_networks_of_timms_come_with_timms_preparation(tmp_path: Path) -> None:
-    seen = timm.get_pretrained_cfg("resnet10t.c3_in1k")
-    assert seen is not None
+    pretrained = timm.get_pretrained_cfg("resnet10t.c3_in1k")
+    assert pretrained is not None
     config = transformers.TimmWrapperConfig(
-        architecture="resnet10t", pretrained_cfg=seen.to_dict(), num_labels=3
+        architecture="resnet10t", pretrained_cfg=pretrained.to_dict(), num_labels=3
     )
     network = transformers.TimmWrapperForImageClassification(config).eval()
     network.save_pretrained(tmp_path)

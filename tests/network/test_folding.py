@@ -53,8 +53,8 @@ def test_torchvision(name: str, left: int) -> None:
     folded.prepare(model, images)
     with torch.no_grad():
         expected = model(images)
-    count, found = norms_run(lambda: folded_run(folded, model, images))
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    count, output = norms_run(lambda: folded_run(folded, model, images))
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
     assert count == left
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -111,8 +111,8 @@ def test_only_what_is_a_pair_is_folded(name: str) -> None:
     with torch.no_grad():
         expected = model(images)
     for _ in range(2):
-        count, found = norms_run(lambda: folded_run(folded, model, images))
-        torch.testing.assert_close(found, expected)
+        count, output = norms_run(lambda: folded_run(folded, model, images))
+        torch.testing.assert_close(output, expected)
         assert count == left
 
 
@@ -125,8 +125,8 @@ def test_new_weights_in_old_places() -> None:
         model.conv.weight.mul_(2)
         model.norm.running_mean.add_(1)
         new = folded_execution(model)
-        count, found = norms_run(lambda: folded_run(new, model, images))
-        torch.testing.assert_close(found, model(images))
+        count, output = norms_run(lambda: folded_run(new, model, images))
+        torch.testing.assert_close(output, model(images))
         assert count == 0
         assert torch.equal(folded_run(folded, model, images), before)
 
@@ -141,9 +141,9 @@ def test_a_network_that_goes_another_way_later(way: str) -> None:
     runs: list[Tensor] = []
 
     def attempt(folded: FoldedExecution) -> Tensor:
-        own = images.clone()
-        runs.append(own)
-        return folded_run(folded, model, own)
+        copy = images.clone()
+        runs.append(copy)
+        return folded_run(folded, model, copy)
 
     with torch.no_grad():
         run_folded(model, attempt, images, folded)
@@ -192,9 +192,9 @@ def test_it_is_found_once_and_kept_for_the_weights_as_they_are() -> None:
     with torch.no_grad():
         model.norm.running_var.data.mul_(2)  # which no version counts
     assert folded_execution(model) is not kept
-    count, found = norms_run(lambda: BatchRunner(model, images).logits(images))
+    count, output = norms_run(lambda: BatchRunner(model, images).logits(images))
     assert count == 0
-    torch.testing.assert_close(found, model(images).detach())
+    torch.testing.assert_close(output, model(images).detach())
 
 
 def test_another_epsilon_is_noticed() -> None:

@@ -244,9 +244,9 @@ def test_a_model_that_raises_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("layer", ["layer1.0", Layer("layer1.0"), " layer1.0 "])
 def test_layers_are_looked_up_by_name(layer: str | Layer) -> None:
     network = build("resnet")
-    module, found = resolve_layer(network, layer, images())
+    module, name = resolve_layer(network, layer, images())
     assert module is network.layer1[0]
-    assert found == Layer("layer1.0")
+    assert name == Layer("layer1.0")
 
 
 def test_layers_are_looked_up_by_module_and_inside_a_classifier() -> None:
