@@ -1,6 +1,6 @@
-"""Find a model's classes by name, strictly: names must match whole, and only one class.
+"""Find a model's classes by name, strictly: names must match as a whole, and one class only.
 
-A wrong label is the worst that can happen to an evaluation, for nothing shows it later.
+A wrong label is the worst error of an evaluation, because nothing reveals it later.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Classes:
 
     Attributes:
         labels: of the model; empty where it has none.
-        count: how many classes it tells apart.
+        count: how many classes it has.
     """
 
     labels: tuple[str, ...]
@@ -75,8 +75,8 @@ class Classes:
         if self.count != 1000:
             return False
         places = [(i, self._labelled(name)) for i, name in enumerate(imagenet_labels())]
-        at_home = sum(i in matches for i, matches in places)
-        return at_home >= sum(bool(matches) and i not in matches for i, matches in places)
+        right = sum(i in matches for i, matches in places)
+        return right >= sum(bool(matches) and i not in matches for i, matches in places)
 
     def _labelled(self, text: str) -> set[int]:
         exact, words, synonyms = self._known

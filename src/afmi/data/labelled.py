@@ -1,4 +1,4 @@
-"""Labelled pictures for an evaluation: listed at once, read one at a time when their turn comes."""
+"""Labelled pictures for an evaluation: all listed first, each read when its turn comes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class LabelledImages:
             )
         digest = hashlib.blake2b(digest_size=16)
         for entry in zip(self.keys, self.labels, self.sizes, strict=True):
-            # repr ends where it ends, so no two lists of entries run into the same bytes.
+            # repr marks where an entry ends, so different lists never give the same bytes.
             digest.update(repr(entry).encode("utf-8", "backslashreplace"))
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
@@ -106,7 +106,7 @@ class LabelledImages:
             raise ImageError(f"{where} cannot be {what}: {error}") from error
 
     def limited(self, count: int) -> LabelledImages:
-        """Return some of the pictures, as many of each class as may be.
+        """Return some of the pictures, spread over the classes as evenly as possible.
 
         The classes take turns, in the order of their indices, each with its next picture; those
         that have none left are passed over. Nothing is random.
@@ -157,9 +157,9 @@ def open_images(
 ) -> LabelledImages:
     """Find labelled pictures and the class of each among the model's.
 
-    A class is named by its label (but for case and punctuation, or by one of the synonyms between
-    a label's commas), by its index, or by its ImageNet id ("wnid": n and eight digits). A wnid is
-    an index for a model of 1000 classes, unless the model's labels show another order than
+    A class is named by its label (case and punctuation do not count; one of the synonyms between a
+    label's commas is enough), by its index, or by its ImageNet id ("wnid": n and eight digits). A
+    wnid is an index for a model of 1000 classes, unless the model's labels show another order than
     ImageNet's; otherwise it stands for the label that torchvision gives it. A number is
     an index, unless the model's labels are numbers themselves and in another order.
 
@@ -217,8 +217,8 @@ def open_images(
     classes = Classes(labels, len(labels) or _count_classes(opened, model))
     if opened.classes not in (None, classes.count):
         raise ModelError(
-            f"{opened.name} has {opened.classes} classes, but the model tells {classes.count} "
-            "apart; use a model that was trained on these pictures"
+            f"{opened.name} has {opened.classes} classes, but the model has {classes.count}; "
+            "use a model that was trained on these pictures"
         )
     if opened.class_names:
         _check_order(opened, classes)
@@ -314,7 +314,7 @@ def _indices(opened: Listing, classes: Classes) -> tuple[int, ...]:
 
 
 def _count_classes(opened: Listing, model: nn.Module) -> int:
-    """Return how many classes a model without labels tells apart, by one forward pass."""
+    """Return how many classes a model without labels has, by one forward pass."""
     reason = ""
     for key in opened.keys:
         try:

@@ -1,4 +1,4 @@
-"""timm's classifiers, ``timm:resnet18.a1_in1k``, prepared as in timm's own evaluation."""
+"""timm's classifiers, ``timm:resnet18.a1_in1k``, prepared as in timm's evaluation."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         options: for ``timm.create_model``.
 
     Raises:
-        ModelError: timm is not installed, has no such model, or its weights cannot be had.
+        ModelError: timm is not installed, has no such model, or its weights cannot be loaded.
     """
     timm: Any = extra("timm")
     name = name.lower()
@@ -83,8 +83,8 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         network = build_with_weights(made, read_weights(path), source, options, _classes)
     if not _classes(network):
         raise ModelError(
-            f"{PREFIX}:{name} gives features and tells no classes apart; for weights of yours that "
-            "do, pass num_classes= too"
+            f"{PREFIX}:{name} gives features and has no classes; for weights of yours that have "
+            "some, pass num_classes= too"
         )
     return network, _preprocessing(timm, network, options)
 
@@ -100,8 +100,8 @@ def _pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
     classes = options.get("num_classes", config.num_classes)
     if classes != config.num_classes:
         raise ModelError(
-            f"the weights of {PREFIX}:{name} tell {config.num_classes} classes apart, not "
-            f"{classes}; pass weights= a file of yours that does, or weights=None"
+            f"the weights of {PREFIX}:{name} are for {config.num_classes} classes, not {classes}; "
+            "pass weights= a file of yours that fits, or weights=None"
         )
     title = f"{PREFIX}:{name}"
     with (

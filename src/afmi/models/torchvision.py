@@ -34,7 +34,7 @@ __all__ = ["build", "entries", "imagenet_labels", "names"]
 
 
 def _zoo() -> ModuleType:
-    """Return torchvision's models; importing them takes seconds that the embedded one saves."""
+    """Return torchvision's models; importing them takes seconds, and "photos" needs none."""
     return importlib.import_module("torchvision.models")
 
 

@@ -36,7 +36,7 @@ _PREFIXES = ("module", "model", "network", "net", "_orig_mod")
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors, .pth or .pt file, onto the CPU.
 
-    The kind is told by the file's content. Nothing in the file is executed: a pickle that holds
+    The file's content says which kind it is. Nothing in the file is executed: a pickle that holds
     anything but tensors and plain values is refused.
 
     Args:
@@ -128,7 +128,7 @@ def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tens
 
 
 def class_count(network: nn.Module) -> int | None:
-    """Return how many classes a network tells apart, or None where it has no weights.
+    """Return how many classes a network has, or None where it has no weights.
 
     It is the first length of its last weight, which is the head's in every network that registers
     its modules in the order of the forward pass.
@@ -153,7 +153,7 @@ def classes_in_file(
 
     Args:
         shapes: those of weights, in the file and in the network, that differ, as `reshaped` finds.
-        classes: how many the network tells apart. Its heads have as many rows.
+        classes: how many the network has. Its heads have as many rows.
 
     Returns:
         None where no head differs, or the file's heads do not agree.
@@ -214,7 +214,7 @@ def refuse_misfits(
     if not (missing or unexpected) and set(shapes) <= set(head):
         stored, classes = (shape[0] for shape in shapes[max(shapes, key=head.index)])
         raise ModelError(
-            f"{source} tells {stored} classes apart, but the network {classes}; build the network "
+            f"{source} is for {stored} classes, but the network has {classes}; build the network "
             "with as many classes as the file has"
         )
     parts = [

@@ -96,7 +96,7 @@ def aggregated(
 
     Args:
         columns: by their keys.
-        measured: what belongs to each of these keys.
+        measured: for each key, what its metric measured.
         seed: of the bootstrap.
     """
     estimates: dict[str, Estimate] = {}

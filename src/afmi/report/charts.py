@@ -1,7 +1,7 @@
 """Draw an evaluation's figures as SVG: sharp at any size, legible on light pages and dark ones.
 
 Lines differ by colours that colour-blind readers can distinguish, and beyond seven by dashes. Text
-stays text, in the page's own font, so that it can be searched, copied and read out. Nothing here
+stays text, in the font of the page, so that it can be searched, copied and read out. Nothing here
 touches pyplot.
 """
 
@@ -23,9 +23,9 @@ from afmi.report.statistics import Estimate
 __all__ = ["MOST_LINES", "Interval", "Line", "draw_intervals", "draw_lines", "svg_text"]
 
 MOST_LINES = 7
-"""How many lines share a panel; where there are more, each family has its own."""
+"""How many lines share a panel; where there are more, each family has a panel."""
 
-# Placeholders for the page's own colours, so that one drawing fits light and dark.
+# Placeholders for the colours of the page, so that one drawing fits light and dark.
 _INK, _SOFT, _RULE, _FAINT = "#010203", "#010204", "#010205", "#010206"
 _SERIES = tuple(f"#0102{10 + i}" for i in range(MOST_LINES))
 _PAGE = {_INK: "--ink", _SOFT: "--soft", _RULE: "--line", _FAINT: "--faint"}
@@ -34,7 +34,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.
 _FAMILIES = ("feature map", "region", "pixel", "control")
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # the one that matplotlib ships, by which texts are placed
+    "font.family": "DejaVu Sans",  # ships with matplotlib; texts are laid out with it
     "font.size": 9,
     "text.color": _INK,
     "text.parse_math": False,

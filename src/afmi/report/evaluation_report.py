@@ -48,7 +48,7 @@ def write_report(
         folder: that `afmi evaluate` wrote.
         out: where to; None: next to the results. Made where missing.
         methods: labels or keys of those to report; None: all.
-        beside: published values of the leading column by method, shown in a column of their own.
+        beside: published values of the leading column by method, shown in a separate column.
         beside_title: heading of the published values.
 
     Returns:
@@ -69,7 +69,7 @@ def write_summary(
     beside: Mapping[str, float] | None = None,
     beside_title: str = "Paper",
 ) -> dict[str, Path]:
-    """Write the report of an evaluation that is summed up already; see `write_report`."""
+    """Write the report of a summary; see `write_report`."""
     folder = summary.results.folder if out is None else Path(out)
     texts = {
         "page": render_page(_page(summary, beside or {}, beside_title)),

@@ -1,4 +1,4 @@
-"""Experiment, the one abstraction of every table and figure of the paper that is made again."""
+"""Experiment, the base of every table and figure of the paper that afmi reproduces."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Experiment", "Request", "Result", "networks", "write_csv"]
 
 @dataclass(frozen=True)
 class Request:
-    """What the user gave an experiment; all that is left out is as in the paper.
+    """What the user asked of an experiment; everything else is as in the paper.
 
     Attributes:
         out: folder for the results.
@@ -28,7 +28,7 @@ class Request:
         imagenet: folder of ImageNet, or any folder or CSV file of labelled pictures that
             `afmi.evaluation.open_images` takes.
         mnist: folder of MNIST.
-        limit: the most pictures to take; None: as many as the experiment has by itself.
+        limit: the most pictures to take; None: the experiment's number.
         models: names for `afmi.load_model`; none: the paper's.
         network: further arguments of `afmi.load_model`, ``weights`` and ``device`` among them.
         methods: names joined by commas; None: the paper's.
@@ -66,20 +66,20 @@ class Result:
 
 
 class Experiment(ABC):
-    """Make one table or figure of the paper again.
+    """Reproduce one table or figure of the paper.
 
-    A subclass fills in the class variables and writes `_run`. It is found by existing:
-    `afmi.experiments` lists every subclass in its folder, and ``afmi reproduce`` runs it.
+    A subclass fills in the class variables and writes `_run`. `afmi.experiments` lists every
+    subclass in its folder, and ``afmi reproduce`` runs it.
     """
 
     name: ClassVar[str]
     """What the command line calls it: ``figure4``."""
     shows: ClassVar[str]
-    """What one sees in it, in one clause."""
+    """What it shows, in one clause."""
     section: ClassVar[str]
     """Where the paper has it."""
     finding: ClassVar[str]
-    """What the paper reads from it, in one sentence; printed beside ours."""
+    """What the paper concludes from it, in one sentence; printed beside ours."""
     models: ClassVar[tuple[str, ...]] = ("vgg19",)
     """The paper's networks, by `afmi.load_model`'s names."""
     methods: ClassVar[tuple[str, ...]]
@@ -88,11 +88,11 @@ class Experiment(ABC):
     """What it needs."""
 
     def run(self, request: Request) -> Result:
-        """Make it.
+        """Reproduce it.
 
         Raises:
             UsageError: when what it needs was not given; says what to give.
-            ModelError: when a network cannot be had; says what to fetch.
+            ModelError: when a network cannot be loaded; says what to fetch.
         """
         if self.data == "pictures" and not request.images and request.imagenet is None:
             raise UsageError(
@@ -115,14 +115,14 @@ class Experiment(ABC):
 
     @abstractmethod
     def _run(self, request: Request) -> Result:
-        """Make it, all that it needs having been given."""
+        """Reproduce it; what it needs has been given."""
 
 
 def networks(experiment: Experiment, request: Request) -> list[Classifier]:
     """Load the networks asked for, or else the paper's with the weights of its time.
 
     Raises:
-        ModelError: when one cannot be had; says what to fetch and what else to do.
+        ModelError: when one cannot be loaded; says what to fetch and what else to do.
         UsageError: when there are not as many files of weights as networks.
     """
     names = request.models or experiment.models
@@ -152,9 +152,9 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
         addresses = ", ".join(get_model_weights(name)[WEIGHTS].url for name in missing)
         raise ModelError(
             f"{experiment.name} is about {', '.join(missing)} with ImageNet weights, which are "
-            f"neither here nor can be downloaded: fetch {addresses} and "
-            "pass --model and --weights (several joined by commas), or put another network in "
-            "their place (--model photos is always here)"
+            f"not here and cannot be downloaded: fetch {addresses} and "
+            "pass --model and --weights (several joined by commas), or choose another network "
+            "(--model photos is always here)"
         ) from reason
     return loaded
 

@@ -1,4 +1,4 @@
-"""What figures 1, 4 and 5 share: methods in columns, each with the pixels that it puts first."""
+"""What figures 1, 4 and 5 share: methods in columns, each with the pixels that it ranks first."""
 
 from __future__ import annotations
 

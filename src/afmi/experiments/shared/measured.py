@@ -99,7 +99,7 @@ def measured(experiment: Experiment, request: Request) -> list[Measured]:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: a heading, what is up, and a line of heights (in percent, height) per method."""
+    """One plot: its title, its vertical axis, and each method's label, percents and heights."""
 
     title: str
     ylabel: str

@@ -1,4 +1,4 @@
-"""Choose the photographs that figures show, always the same ones, and the classes to explain."""
+"""Choose the photographs that figures show, the same ones each time, and the classes to explain."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Photo:
 def choose_photos(request: Request, model: Classifier, wanted: Sequence[str]) -> list[Photo]:
     """Choose the pictures of a figure, and say which they are.
 
-    Files that were given are taken, for the classes asked for or else predicted. Otherwise one
-    picture for each class wanted comes out of a folder of labelled pictures: of the first 20 by
+    Given files are explained for the classes asked for, or else for the predicted ones. Otherwise a
+    folder of labelled pictures provides one picture for each class wanted: among its first 20 by
     name, the first that the network classifies correctly, or else the very first. A class that the
     network or the folder lacks is replaced by the next one with a correctly classified picture.
 

@@ -88,7 +88,7 @@ def measure_agreement(
     if total is None or not true_classes:
         raise UsageError(
             f"expected pictures that {model.name} predicts correctly, got none of {validated}; "
-            "choose its own data, or another network"
+            "choose the data that it was trained for, or another network"
         )
     predicted, true = torch.cat(predicted_classes), torch.cat(true_classes)
     exchanged = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))

@@ -29,7 +29,7 @@ __all__ = ["FINDING", "METHODS", "reference_figure"]
 REFERENCES: tuple[Reference, ...] = (Black(), White(), Random())
 
 METHODS = ("A-FMI", "DeepLIFT", "Integrated Gradients")
-"""The methods that the paper compares by their references."""
+"""The methods whose references the paper compares."""
 
 FINDING = (
     "A-FMI's maps agree across references; DeepLIFT's and IG's follow the reference: with a white "
@@ -44,15 +44,14 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
     of every two references; 1 means that the reference does not matter.
 
     Raises:
-        UsageError: when a method compares with no reference.
+        UsageError: when a method uses no reference.
     """
     (model,) = networks(experiment, request)
     methods = methods_of(experiment, request, model)
     for label, method in methods.items():
         if not isinstance(getattr(method, "reference", None), Reference):
             raise UsageError(
-                f"{label} compares the picture with no reference; choose --methods like "
-                f"{', '.join(experiment.methods)}"
+                f"{label} uses no reference; choose --methods like {', '.join(experiment.methods)}"
             )
     photos = choose_photos(request, model, classes)
     # One map for each reference, and those of the others once more for the numbers.
