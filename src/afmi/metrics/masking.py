@@ -194,7 +194,7 @@ def masking_columns(measures: str, *, higher_is_better: bool, over: str) -> tupl
 
 @dataclass(frozen=True)
 class MaskedMetric(Metric):
-    """Insertion and deletion, but for which pixels stay."""
+    """What insertion and deletion share: all but which pixels stay."""
 
     fractions: Sequence[float] = FRACTIONS
     canvas: Reference = field(default_factory=Black)

@@ -76,8 +76,8 @@ def _values(map: Tensor, image: Tensor | None = None) -> np.ndarray:
 def heatmap(map: Tensor) -> Image.Image:
     """Draw a map by itself.
 
-    A map without negative values goes from black (its lowest) over purple and orange to yellow, in
-    perceptually equal steps. A signed map goes from blue (against the class) over near-white,
+    A map without negative values goes from black (its lowest) over purple and orange to yellow,
+    equal steps looking equal. A signed map goes from blue (against the class) over near-white,
     which is exactly zero, to red (for it). `afmi.maps.display_range` gives the ends.
 
     Args:
@@ -99,8 +99,8 @@ def overlay(image: Tensor, map: Tensor) -> Image.Image:
     """Draw a map over its photograph.
 
     The photograph loses its colour and some light; the map glows on it: warm for the class, cool
-    against it, and the stronger, the brighter and more opaque. Where the map is zero, or lowest if
-    it has no negative values, only the photograph shows.
+    against it, brighter and more opaque the stronger. Where the map is zero, or lowest if it has no
+    negative values, the photograph alone is seen.
 
     Args:
         image: (3, H, W), or grey (1, H, W), in [0, 1].
@@ -128,7 +128,7 @@ def insertion(image: Tensor, map: Tensor, fraction: float) -> Image.Image:
         fraction: share of the pixels to keep, from 0 to 1.
 
     Returns:
-        RGB, W × H pixels; the kept ones are those of the photograph.
+        RGB, W × H pixels; the kept ones are the photograph's own.
     """
     _values(map, image)
     kept = top_mask(map.detach().cpu()[None, None], fraction)[0]
@@ -140,7 +140,7 @@ def colorbar(low: float, high: float, width: int, height: int) -> Image.Image:
 
     Args:
         low: below zero for the signed colours; else it stands for black.
-        high: what the right end stands for; it does not change the colours.
+        high: not used but to say what the right end means.
         width: in pixels.
         height: in pixels.
     """
