@@ -114,7 +114,8 @@ def _pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
 
 def _preprocessing(timm: Any, network: Any, options: Mapping[str, Any]) -> Preprocessing:
     size = options.get("img_size")
-    given = {} if size is None else {"input_size": (3, *_pair(size))}
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    given = {"input_size": (3, *sides)} if sides else {}
     config = timm.data.resolve_data_config(given, pretrained_cfg=network.pretrained_cfg)
     preprocessing = replace(preprocessing_of(config), classes=_classes(network))
     if preprocessing.classes != network.pretrained_cfg.get("num_classes"):
@@ -125,10 +126,6 @@ def _preprocessing(timm: Any, network: Any, options: Mapping[str, Any]) -> Prepr
     if subset is not None:
         return replace(preprocessing, labels=timm.data.ImageNetInfo(subset).label_descriptions())
     return preprocessing
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:

@@ -78,6 +78,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
     if name in ("googlenet", "inception_v3"):
         quiet = {"aux_logits": False, "init_weights": False}
     chosen = _known_weights(name, known, weights)
+    size = None
 
     def made(**more: Any) -> nn.Module:
         return call(name, builder, {**quiet, "weights": None, **options, **more})
@@ -97,11 +98,9 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         if quiet:  # torchvision's weights, and so what is trained on from them, expect this
             options = {"transform_input": True, **options}
         network = build_with_weights(made, state, f"the file {str(path)!r}", options)
-        preprocessing = _preprocessing(chosen or known.DEFAULT)  # type: ignore[attr-defined]
-        if size is not None and preprocessing.crop != size:
-            preprocessing = replace(preprocessing, crop=size, resize=size)
-        return network, with_classes(preprocessing, network)
     preprocessing = _preprocessing(chosen or known.DEFAULT)  # type: ignore[attr-defined]
+    if size is not None and preprocessing.crop != size:
+        preprocessing = replace(preprocessing, crop=size, resize=size)
     return network, with_classes(preprocessing, network)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,33 +221,19 @@ def svg_text(figure: Figure, name: str) -> str:
     # Not savefig, which obeys the user's rcParams (a tight bounding box would cut margins).
     FigureCanvasSVG(figure).print_svg(buffer)
     text = buffer.getvalue().decode()
-    text = _bare_head(text[text.index("<svg") :])
+    # The size is left to the page.
+    text = re.sub(r' width="[^"]*" height="[^"]*"', "", text[text.index("<svg") :], count=1)
     for pattern in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r"<style.*?</style>"):
         text = re.sub(pattern, "", text, flags=re.DOTALL)
     # New ids are drawn at random each time.
     ids = list(dict.fromkeys(re.findall(r'\bid="([^"]+)"', text)))
     numbers = {old: f"{name}-{number}" for number, old in enumerate(ids)}
-
-    def renamed(wrap: str) -> Callable[[re.Match[str]], str]:
-        return lambda match: wrap.format(numbers.get(match[1], match[1]))
-
-    text = re.sub(r'\bid="([^"]+)"', renamed('id="{}"'), text)
-    text = re.sub(r'href="#([^"]+)"', renamed('href="#{}"'), text)
-    text = re.sub(r"url\(#([^)]+)\)", renamed("url(#{})"), text)
+    references = r'(\bid="|href="#|url\(#)([^")]+)'
+    text = re.sub(references, lambda match: match[1] + numbers.get(match[2], match[2]), text)
     for color, variable in _PAGE.items():
         text = text.replace(color, f"var({variable})")
     text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
     return re.sub(r"\n\s*\n+", "\n", text)
-
-
-def _bare_head(text: str) -> str:
-    """Leave the size to the page."""
-    head, end, rest = text.partition(">")
-    attributes = dict(re.findall(r'([\w:]+)="([^"]*)"', head))
-    kept = ("xmlns:xlink", "viewBox", "xmlns", "version")
-    return (
-        "<svg " + " ".join(f'{k}="{attributes[k]}"' for k in kept if k in attributes) + end + rest
-    )
 
 
 def _families(drawn: Sequence[Line] | Sequence[Interval]) -> list[str]:

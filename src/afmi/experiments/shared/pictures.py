@@ -65,9 +65,10 @@ def choose_photos(request: Request, model: Classifier, wanted: Sequence[str]) ->
                 f"expected one --target for all pictures or one for each of {len(files)}, got "
                 f"{len(targets)}"
             )
-        photos = [
-            Photo(file, file.stem, str(file), _predicted(model, file)) for file in map(Path, files)
-        ]
+        photos = []
+        for file in map(Path, files):
+            logits = classify(model, prepare(model, read_image(file)))
+            photos.append(Photo(file, file.stem, str(file), int(logits[0].argmax())))
     else:
         photos = _out_of_folder(request, model, wanted)
     if targets:
@@ -99,10 +100,6 @@ def side_by_side(model: Classifier, left: Photo, right: Photo) -> Photo:
     return Photo(whole, name, source, left.target)
 
 
-def _predicted(model: Classifier, file: Path) -> int:
-    return int(classify(model, prepare(model, read_image(file)))[0].argmax())
-
-
 def _out_of_folder(request: Request, model: Classifier, wanted: Sequence[str]) -> list[Photo]:
     folder = request.imagenet
     assert folder is not None  # `Experiment.run` has checked that pictures were given
@@ -128,10 +125,8 @@ def _out_of_folder(request: Request, model: Classifier, wanted: Sequence[str]) -
 
 
 def _index(model: Classifier, label: str) -> int | None:
-    if not model.labels:
-        return None
     try:
-        return find_class(model, label)
+        return find_class(model, label) if model.labels else None
     except TargetError:
         return None
 
