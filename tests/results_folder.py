@@ -129,7 +129,7 @@ def make_results(
         done: how many of them, for methods that are not finished.
         failed: pictures that could not be read.
         examples: how many pictures are drawn.
-        refused: methods that the network cannot have, and why not.
+        refused: unsupported methods and the reasons.
     """
     random = np.random.default_rng(0)
     keys = [f"photo{i:03d}.jpg" for i in range(images)]

@@ -1,4 +1,4 @@
-"""Comparing methods: probabilities by hand, refusals, and the time foretold."""
+"""Comparing methods: probabilities by hand, refusals, and the estimated time."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def test_methods_that_the_network_cannot_have_do_not_stop_the_others(model: Clas
         compare(model, images(1)[0], methods=[])
 
 
-def test_the_time_is_foretold_by_the_passes(model: Classifier) -> None:
-    foretold = estimate(model, images(1)[0], "all")
-    assert set(foretold.seconds) == {cls.name for cls in CATALOGUE.values()}
-    ratio = foretold.seconds["XRAI"] / foretold.seconds["Gradient"]
+def test_the_time_is_estimated_by_the_passes(model: Classifier) -> None:
+    estimated = estimate(model, images(1)[0], "all")
+    assert set(estimated.seconds) == {cls.name for cls in CATALOGUE.values()}
+    ratio = estimated.seconds["XRAI"] / estimated.seconds["Gradient"]
     assert ratio == pytest.approx(200, rel=0.05)
-    assert foretold.total == pytest.approx(sum(foretold.seconds.values()))
+    assert estimated.total == pytest.approx(sum(estimated.seconds.values()))

@@ -1,4 +1,4 @@
-"""The tour runs offline, writes what it says, and its page stands alone."""
+"""The tour runs offline and writes the files it names; its page needs no other file."""
 
 from __future__ import annotations
 

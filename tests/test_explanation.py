@@ -267,7 +267,7 @@ def test_the_network_runs_as_seldom_as_may_be(tmp_path):
     network = Counting()
     model = afmi.Classifier(network, resize=24, crop=20, layer="inner.features.5")
     files = [_file(tmp_path, f"{i}.png", i) for i in range(4)]
-    explain(model, files[0])  # the reference's own run is kept from now on
+    explain(model, files[0])  # the reference's run is kept from now on
     network.runs.clear()
     explain(model, files[0])
     assert network.runs == [1]
@@ -281,7 +281,7 @@ def test_the_network_runs_as_seldom_as_may_be(tmp_path):
 
 @dataclass(frozen=True)
 class _Silent(GradCAM):
-    """A method that does not tell the logits."""
+    """A method that does not return the logits."""
 
     def _attribute(self, inputs, target):
         return replace(super()._attribute(inputs, target), logits=None)

@@ -222,7 +222,7 @@ SCRIPTS = sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "training").rgl
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_import_what_there_is(path: Path) -> None:
-    """They take minutes to run, so nothing else notices when a name of the package goes."""
+    """They take minutes to run, so nothing else notices when a name of the package is removed."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "afmi":
             module = importlib.import_module(str(node.module))
@@ -241,7 +241,7 @@ def test_the_example_method_is_a_method(tmp_path: Path, monkeypatch: pytest.Monk
     assert match is not None
     package, _, name = match[1].replace("/", ".").rpartition(".")
     (tmp_path / f"{name}.py").write_text(match[2], encoding="utf-8")
-    # As if the file lay in its folder: it is found by existing, and its docstring's example runs.
+    # As if the file lay in its folder: it is listed, and its docstring's example runs.
     folder = importlib.import_module(package)
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
     try:

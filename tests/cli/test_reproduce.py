@@ -1,4 +1,4 @@
-"""``afmi reproduce``: the list, a figure, what stands beside it, and refusals of one line."""
+"""``afmi reproduce``: the list, a figure, the files beside it, and refusals in one line."""
 
 from __future__ import annotations
 

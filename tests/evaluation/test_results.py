@@ -1,4 +1,4 @@
-"""Reading a folder of results: alignment, what is missing, and every way to be damaged."""
+"""Reading a folder of results: alignment, missing values, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAN = float("nan")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures; of A-FMI two pieces, of CAM none for it was refused, of XRAI nothing yet."""
+    """Three pictures; two pieces of A-FMI, none of CAM, which was refused, none of XRAI yet."""
     path = write_folder(
         tmp_path / "results",
         {"XRAI": {}, "A-FMI": {}, "CAM": {"refused": "needs pooling"}},

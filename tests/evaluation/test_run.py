@@ -34,7 +34,7 @@ from afmi.metrics import Insertion, chosen_metrics
 
 
 def results_key(name: str) -> str:
-    """Return what begins the names of a metric's values."""
+    """Return the prefix of the names of a metric's values."""
     return next(iter(chosen_metrics(name)))
 
 
@@ -334,7 +334,7 @@ def test_network_that_can_have_none_of_the_methods(
                 )
             assert "\n" not in str(caught.value)
     assert recorded == ["Gradient", "A-FMI"] * 2
-    # Another method may still be added, and what was refused is tried again when asked for.
+    # Another method may still be added, and a refused method is tried again when asked for.
     results = evaluate(model, photos, out, methods="random,gradient")
     assert results.methods == ("Gradient", "Random") and list(results.refused) == ["A-FMI"]
 
@@ -358,7 +358,7 @@ def test_piece_that_a_crash_cut_off_is_done_again(
 
 
 def test_piece_that_is_damaged_within_is_named(photos: Path, tmp_path: Path) -> None:
-    """Resuming does not read the pieces; whoever reads the numbers learns which file it is."""
+    """Resuming does not read the pieces; reading the numbers names the damaged file."""
     model, out = network(), tmp_path / "out"
     evaluate(model, photos, out, methods="gradient")
     path = out / "pieces" / "gradient" / "00000000.parquet"
@@ -444,7 +444,7 @@ def test_memory_of_a_run_does_not_grow(
     assert len(counts) == 10 and max(counts[2:]) <= counts[1] + 2
 
 
-# Forks, for PyTorch takes seconds to import; before the first fork nothing is computed.
+# Forks, because PyTorch takes seconds to import; before the first fork nothing is computed.
 _KILLED = """
 import os, sys
 sys.path[:0] = {tests!r}
@@ -473,10 +473,10 @@ for line in sys.stdin:
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_ten_times(photos: Path, tmp_path: Path) -> None:
-    """Killed at its beginning and anywhere later, a run goes on and ends with the same numbers.
+    """Killed at its beginning and anywhere later, a run resumes and ends with the same numbers.
 
-    The moments are told by pieces, not by seconds, so they are spread alike on any machine: after
-    a random number of new pieces, and then somewhere within the time that two pieces take.
+    The moments are counted in pieces, not in seconds, so they are spread alike on any machine:
+    after a random number of new pieces, and then somewhere within the time that two pieces take.
     """
     whole, out = tmp_path / "whole", tmp_path / "out"
     script = tmp_path / "script.py"

@@ -1,4 +1,4 @@
-"""Experiments: they are found, say what they need, load the paper's networks, write files."""
+"""Experiments: they are listed, say what they need, load the paper's networks, write files."""
 
 from __future__ import annotations
 

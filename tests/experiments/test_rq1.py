@@ -25,7 +25,7 @@ from afmi.methods import AFMI
 
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MNIST's files with easy digits: a bright bar at a height of its own for each class."""
+    """MNIST's files with easy digits: each class has a bright bar at another height."""
     folder = tmp_path_factory.mktemp("mnist")
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -97,7 +97,7 @@ def test_missing_mnist(tmp_path: Path) -> None:
 def test_agreement_is_the_papers(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against means and cosines picture by picture; and in parts, broken off and resumed."""
+    """Against means and cosines picture by picture; and in parts, interrupted and resumed."""
     monkeypatch.setattr(prototypes_module, "_PART", 32)
     model = train(mnist, tmp_path / "net.safetensors", epochs=4, report=silent)
     method = AFMI(model)

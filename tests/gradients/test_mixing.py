@@ -32,7 +32,7 @@ class Vector(nn.Module):
 
 
 def matrix(function: Function, x: Tensor, reference: Tensor) -> Tensor:
-    """Return the multipliers m_ij (outputs, inputs) of a function of vectors (1, n)."""
+    """Return the modified gradient m_ij (outputs, inputs) of a function of vectors (1, n)."""
     gradient = modified_gradient(
         Vector(function), _image(x), layer=None, reference=Image(_image(reference))
     )
@@ -85,7 +85,7 @@ def test_mean_derivative_along_the_straight_line(name: str, near: float) -> None
     x, reference = vectors()
     x = reference + near * (x - reference)
     factors = matrix(MEANS[name], x, reference)
-    if name == "quotient":  # the exponentials' chords take a bent way from ȳ to y
+    if name == "quotient":  # the exponentials' chords follow a curve from ȳ to y
         x, reference = (
             torch.cat([x[:2], x[2:4].exp()]),
             torch.cat([reference[:2], reference[2:4].exp()]),
@@ -191,7 +191,7 @@ def test_max_over_a_dimension_gives_the_places_too() -> None:
 
 
 def test_layer_norm_of_a_constant_reference_is_exact_in_float32() -> None:
-    """A product with 1/√ε would leave multipliers of ±100 that cancel."""
+    """A product with 1/√ε would leave factors of ±100 that cancel."""
     x, _ = vectors(64)
     x, black = x.float(), torch.full((64,), 0.25)
     with warnings.catch_warnings():
@@ -234,7 +234,7 @@ def test_norms_of_opposite_maps_keep_their_digits_in_float32(norm: Function, apa
 @pytest.mark.parametrize("of_the_reference", [True, False])
 def test_normalised_rounding_errors_are_reported(of_the_reference: bool) -> None:
     x, _ = vectors(64)
-    noise = 1e6 + 0.1 * x.float()  # float32 tells numbers of this size apart by steps of 0.06
+    noise = 1e6 + 0.1 * x.float()  # float32 resolves numbers of this size in steps of 0.06
     x, reference = (x.float(), noise) if of_the_reference else (noise, x.float())
     whose = "the reference" if of_the_reference else "an image"
     with pytest.warns(ConditioningWarning, match=f"rounding, in {whose}"):
@@ -242,7 +242,7 @@ def test_normalised_rounding_errors_are_reported(of_the_reference: bool) -> None
 
 
 class Attention(nn.Module):
-    """Tokens of a convolution, attended to by ``nn.MultiheadAttention`` in one of its ways."""
+    """Tokens of a convolution, and ``nn.MultiheadAttention`` of them in one of its forms."""
 
     def __init__(self, *, need_weights: bool, batch_first: bool, **options: bool) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_multi_head_attention(need_weights: bool, batch_first: bool, options: di
 
 
 class Encoder(nn.Module):
-    """PyTorch's own encoder, which takes a fused way of its own in evaluation mode."""
+    """PyTorch's encoder, which runs fused in evaluation mode."""
 
     def __init__(self, *, norm_first: bool = False) -> None:
         super().__init__()

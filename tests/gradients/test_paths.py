@@ -47,12 +47,12 @@ def network(name: str) -> nn.Sequential:
 
 
 def by_paths(net: nn.Sequential, name: str, x: list[float], reference: list[float]) -> list:
-    """Return ∂_σ y_c/∂x_i as multipliers[c][i]: the sum over all paths from i to c (Eq. 4)."""
+    """Return ∂_σ y_c/∂x_i as modified[c][i]: the sum over all paths from i to c (Eq. 4)."""
     weights = [m.weight.tolist() for m in net if isinstance(m, nn.Linear)]
     biases = [m.bias.tolist() for m in net if isinstance(m, nn.Linear)]
 
     def sums(values: list[float]) -> list[list[float]]:
-        """Return what each layer's units see before their activation."""
+        """Return the input of each layer's units before their activation."""
         recorded = []
         for weight, bias in zip(weights, biases, strict=True):
             into = [
@@ -64,15 +64,15 @@ def by_paths(net: nn.Sequential, name: str, x: list[float], reference: list[floa
         return recorded
 
     of_x, of_reference = sums(x), sums(reference)
-    multipliers = [[0.0] * len(x) for _ in range(WIDTHS[-1])]
+    modified = [[0.0] * len(x) for _ in range(WIDTHS[-1])]
     for path in product(*(range(width) for width in WIDTHS)):
         slope = 1.0
         for layer, (start, end) in enumerate(pairwise(path)):
             slope *= weights[layer][end][start]
             if layer < len(weights) - 1:
                 slope *= chord(name, of_x[layer][end], of_reference[layer][end])
-        multipliers[path[-1]][path[0]] += slope
-    return multipliers
+        modified[path[-1]][path[0]] += slope
+    return modified
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu"])
@@ -159,9 +159,9 @@ def test_max_pooling_by_brute_force(
         reference_at = max(window, key=lambda p: float(reference[0, 0][p]))
         rise = x[0, 0][at] - reference[0, 0][reference_at]
         carrier = at if rise >= 0 else reference_at
-        multiplier = rise / (x[0, 0][carrier] - reference[0, 0][carrier])
-        assert 0 < multiplier <= 1
-        expected[carrier] += weights[i * out + j] * multiplier
+        slope = rise / (x[0, 0][carrier] - reference[0, 0][carrier])
+        assert 0 < slope <= 1
+        expected[carrier] += weights[i * out + j] * slope
 
     gradient = modified_gradient(model, x, layer=None, reference=Image(reference))
     gradients = gradient.gradients(torch.tensor([[0]]))[0, 0, 0]

@@ -1,4 +1,4 @@
-"""Random stacks of operations sum to delta; what has no rule raises and can be given one."""
+"""Random stacks of operations sum to delta; an operation without a rule raises and can get one."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def written_into(x: Tensor) -> Tensor:
 
 
 def pooled(pool: nn.Module, flat: Callable[[Tensor], Tensor] = lambda x: x) -> Function:
-    """Pool, and resize what comes out to the shape of what came in."""
+    """Pool, and resize the output to the shape of the input."""
     return lambda x: F.interpolate(_maps(pool(flat(x))), size=x.shape[2:])[:, : x.shape[1]]
 
 
@@ -504,7 +504,7 @@ def test_registered_rule_replaces_cached_reference_runs() -> None:
 
 
 class TurnsOnData(nn.Module):
-    """Takes another way for dark pictures than for bright ones."""
+    """Takes another path for dark pictures than for bright ones."""
 
     def __init__(self, *, linear: bool) -> None:
         super().__init__()

@@ -40,8 +40,8 @@ SMALL = {
     "swin_v2_t": 64,
 }
 # Networks with random weights that are chaotic at small size against white or noise: there the
-# logits themselves, in float32, have no right digit (Σ|multiplier·Δin| is 10⁵ to 10⁸ logits), and
-# another memory layout or processor gives another error. Float64 tells rounding from a wrong rule.
+# logits themselves, in float32, have no right digit (Σ|m·Δin| is 10⁵ to 10⁸ logits), and
+# another memory layout or processor gives another error. Float64 shows whether a rule is wrong.
 CHAOTIC = {"efficientnet_b0": 5e-4, "regnet_y_400mf": 5e-4}
 FULL = [
     *SMALL,

@@ -29,7 +29,7 @@ def test_closed_form() -> None:
 
 
 def by_hand(network: nn.Module, images: Tensor, start: Tensor, target: int) -> Tensor:
-    """Multipliers layer by layer, Shrikumar et al. 2017, Eq. 3 and the rescale rule."""
+    """Modified gradients layer by layer, Shrikumar et al. 2017, Eq. 3 and the rescale rule."""
     layers = list(network.children())
     activations, reference = forward_layers(network, images), forward_layers(network, start)
     signal = torch.zeros_like(activations[-1])

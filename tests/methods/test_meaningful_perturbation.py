@@ -132,7 +132,7 @@ def test_the_seed_moves_the_jitter() -> None:
     assert not torch.equal(one, two)
 
 
-# Two steps on a mask of one cell may leave it the same everywhere, which is told.
+# Two steps on a mask of one cell may leave it the same everywhere, which is reported.
 @pytest.mark.filterwarnings("ignore::afmi.methods.base.BlankMapWarning")
 @pytest.mark.parametrize("size", [8, 28])
 def test_takes_digits_and_tiny_pictures(size: int) -> None:

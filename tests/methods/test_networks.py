@@ -1,4 +1,4 @@
-"""Every method on the networks that a user brings: finite maps, batch equals singles, no trace."""
+"""Every method on the networks of users: finite maps, batch equals singles, nothing left behind."""
 
 from __future__ import annotations
 

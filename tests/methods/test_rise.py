@@ -63,7 +63,7 @@ def test_expectation_on_a_linear_network() -> None:
     at = masks[:, 6, 15][:, None, None]
     expected = ((0.5 + 0.5e-4 * at) * masks).mean(0) / 0.5
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-9)
-    # What is above 1/2 E M/p is, over E M, how often the place r is seen together with others.
+    # The part above 1/2 E M/p, over E M, is how often the place r is visible together with others.
     together = (maps - masks.mean(0)) / masks.mean(0)
     row, column = divmod(int(together.argmax()), 21)
     assert abs(row - 6) <= 2

@@ -1,4 +1,4 @@
-"""What every metric of the catalogue keeps; a new metric is tested by being there."""
+"""What every metric of the catalogue must keep; a new metric is tested without being named."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_by_hand_on_a_parabola() -> None:
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_equals_the_sum_of_the_map(averaged: bool) -> None:
-    # The maps are at their own size where the layer keeps the images' size.
+    # The maps are not resized where the layer keeps the images' size.
     model, x = build("functional", torch.float64), images(3).double()
     case = case_of(AFMI(model, layer="conv2", averaged=averaged), x)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The metric that CONTRIBUTING.md shows is one, as it stands there."""
+"""The metric that CONTRIBUTING.md shows works exactly as shown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_example_metric_is_a_metric(tmp_path: Path, monkeypatch: pytest.Monk
     assert match is not None
     name = match[1]
     (tmp_path / f"{name}.py").write_text(match[2], encoding="utf-8")
-    # As if the file lay in its folder: it is found by existing, and its docstring's example runs.
+    # As if the file lay in its folder: it is listed, and its docstring's example runs.
     monkeypatch.setattr(afmi.metrics, "__path__", [*afmi.metrics.__path__, str(tmp_path)])
     try:
         cls = afmi.metrics.CATALOGUE["Sparseness"]

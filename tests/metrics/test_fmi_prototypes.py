@@ -91,7 +91,7 @@ def test_shuffled_control_falls_to_chance() -> None:
     assert prototypes.agreement(vectors, classes).all()
     control = shuffled(vectors, keys=torch.arange(500))
     assert prototypes.agreement(control, classes).double().mean().item() < 0.2
-    # Without keys the equal vectors of a class stay equal, and tell it as well as before.
+    # Without keys the equal vectors of a class stay equal, and identify it as well as before.
     alike = shuffled(vectors)
     assert FMIPrototypes.of(alike, classes, 10).agreement(alike, classes).all()
 

@@ -87,7 +87,7 @@ def test_against_a_loop_over_pixels() -> None:
 
 
 def test_a_local_network_points_to_its_image_alone() -> None:
-    # Each class is one colour; the image is of its own, the companions of the others.
+    # Each class is one colour; the image has the colour of its class, the companions the others.
     model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(3)[:, :, None, None])

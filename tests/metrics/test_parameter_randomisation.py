@@ -125,7 +125,7 @@ def test_all_layers_means_that_nothing_learned_is_left(name: str) -> None:
 
 
 class Reversed(nn.Module):
-    """Defines its head first, runs one layer by its weights, and has vectors of its own."""
+    """Defines its head first, runs one layer by its weights, and has vectors as parameters."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -182,7 +182,7 @@ def test_pickled_weights_round_trip(wrap: Any, network: nn.Module, tmp_path: Pat
 
 def test_safetensors_round_trip_in_half_precision(network: nn.Module, tmp_path: Path) -> None:
     state = {f"network.{k}": v.half() for k, v in network.state_dict().items()}
-    save_file(state, tmp_path / "w.any")  # the content tells the kind
+    save_file(state, tmp_path / "w.any")  # the content decides the kind
     model = load_model(TINY, weights=str(tmp_path / "w.any"))
     assert next(model.parameters()).dtype == torch.float32
     parameters = dict(model.network.named_parameters())

@@ -1,4 +1,4 @@
-"""timm's networks: named, prepared, labelled and filled as timm does it; nothing downloads."""
+"""timm's networks: named, prepared, labelled and loaded as by timm; nothing is downloaded."""
 
 from __future__ import annotations
 

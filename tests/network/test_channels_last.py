@@ -28,7 +28,7 @@ LARGE = (2, 3, 160, 160)
 
 
 def laid_out(images: Tensor, **options: bool) -> Tensor:
-    """Return what a network is handed for these images."""
+    """Return the tensor that a network gets for these images."""
     recorded: list[Tensor] = []
     in_fast_layout(nn.Identity(), recorded.append, images, **options)
     assert torch.equal(recorded[0], images)

@@ -29,7 +29,7 @@ class Norms(TorchFunctionMode):
 
 
 def norms_run(run: Callable[[], Tensor]) -> tuple[int, Tensor]:
-    # Entered first, so that it sees what the other modes make of the calls.
+    # Entered first, so that it receives the calls that the other modes make.
     with Norms() as counted, torch.no_grad():
         output = run()
     return counted.count, output

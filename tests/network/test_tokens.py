@@ -1,4 +1,4 @@
-"""Transformers' tokens are feature maps: found, turned, explained, and the class token reported."""
+"""Transformers' tokens are feature maps: chosen, permuted, explained, without the class token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from afmi.pictures.references import Black, Blurred, Random, Reference, Several
 
 
 class Tokens(nn.Module):
-    """PyTorch's own encoder on patches, with class and register tokens or with pooling."""
+    """PyTorch's encoder on patches, with class and register tokens or with pooling."""
 
     def __init__(self, prefix: int, *, norm_first: bool = True) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Reading images of every kind, refusing what is none, and resizing as torchvision does."""
+"""Reading images of every kind, refusing other files, and resizing as torchvision does."""
 
 from __future__ import annotations
 

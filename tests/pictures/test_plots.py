@@ -1,4 +1,4 @@
-"""Pictures of maps: colours, kept pixels, and grids whose words stay apart."""
+"""Pictures of maps: colours, kept pixels, and grids whose texts do not overlap."""
 
 from __future__ import annotations
 

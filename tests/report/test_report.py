@@ -1,4 +1,4 @@
-"""The report: numbers worked by hand, what the page tells, and what it tells of gaps."""
+"""The report: numbers worked out by hand, what the page says, and what it says about gaps."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def _skewed(count: int = 200) -> np.ndarray:
 
 
 def _close(estimate: Estimate, low: float, high: float, share: float = 0.06) -> bool:
-    """Tell whether both ends are near, in widths of the interval."""
+    """Return whether both ends are near, in widths of the interval."""
     return max(abs(estimate.low - low), abs(estimate.high - high)) < share * (high - low)
 
 

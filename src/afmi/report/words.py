@@ -80,7 +80,7 @@ def directions(columns: Sequence[Column]) -> str:
 
 
 def finding(summary: Summary) -> str:
-    """Say in a sentence or two which method leads in the leading column, and how surely."""
+    """Say in a sentence or two which method leads in the leading column, and how sure that is."""
     if summary.leading is None:
         return "No metric was measured that ranks methods, so none leads."
     column, leader = summary.columns[summary.leading], summary.leader
