@@ -53,7 +53,7 @@ def load_model(
         std: what each channel is divided by. None: the model's own.
         resize: short side that pictures are resized to, in pixels. None: the model's own.
         crop: side of the central square that the network sees. None: the model's own.
-        layer: dotted name of the feature-map layer that methods use. None: chosen automatically.
+        layer: dotted name of the feature-map layer that methods use. None: found automatically.
         device: ``"cuda:0"``, ``"cpu"``, …; ``"auto"``: a GPU where there is one. None: as built,
             that is, the CPU.
         **options: passed on to torchvision's builder, to ``timm.create_model`` or to the factory;
