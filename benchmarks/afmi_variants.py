@@ -30,7 +30,7 @@ from afmi.network.layers import resolve_layer
 from afmi.pictures.maps import upsample
 from afmi.pictures.references import Reference
 from afmi.progress import duration, reporting, track
-from afmi.report.statistics import mean
+from afmi.report.statistics import means
 from afmi.specs import parse
 
 REFERENCES = ("black", "white", "random", "mean", "blurred", "black+white+random")
@@ -146,7 +146,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for layer, areas in found.items():
         for name, values in areas.items():
-            less = mean((values - areas["Grad-CAM"]).numpy())
+            (less,) = means((values - areas["Grad-CAM"]).numpy()[:, None])
             print(
                 f"| {layer or 'last stage'} | {name} | {float(values.mean()):.4f} "
                 f"| {less.value:+.4f} | {less.low:+.4f} to {less.high:+.4f} |"

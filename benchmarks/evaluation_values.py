@@ -35,13 +35,14 @@ def cell(own: np.ndarray | None, other: np.ndarray | None, images: int, digits: 
     """Return what a table shows of a method's numbers (n,), beside another's where there are."""
     if own is None or not np.isfinite(own).any():
         return "–"
-    average = statistics.mean(own)
+    (average,) = statistics.means(own[:, None])
     if other is None:
         text = told(average, digits)
     else:
         text = f"{average.value:.{digits}f}"
         if other is not own:
-            text += f"; {told(statistics.paired(own, other).difference, digits, sign=True)}"
+            (pair,) = statistics.paired([(own, other)])
+            text += f"; {told(pair.difference, digits, sign=True)}"
     return text if average.count == images else f"{text}, {average.count} pictures"
 
 

@@ -1,4 +1,4 @@
-"""A case of a method and images, as the evaluation makes it."""
+"""A case of a method and images, as in an evaluation."""
 
 from __future__ import annotations
 
@@ -19,11 +19,18 @@ def case_of(
     seconds: float = 0.5,
     peak_bytes: float = 2.0**20,
 ) -> Case:
-    """Explain the images and return what a metric looks at; None: the predicted classes."""
-    found = method.attribution(inputs, targets)
+    """Explain the images and return the case; None: the predicted classes."""
+    attribution = method.attribution(inputs, targets)
     logits = classify(method.model, inputs)
     return Case(
-        method, inputs, found.target, found, logits, seconds, peak_bytes, companions=companions
+        method,
+        inputs,
+        attribution.target,
+        attribution,
+        logits,
+        seconds,
+        peak_bytes,
+        companions=companions,
     )
 
 

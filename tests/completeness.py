@@ -1,4 +1,4 @@
-"""How far modified gradients are from summing to delta, and networks to measure that on."""
+"""How far modified gradients are from summing to delta, and networks to measure it on."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SHIPPED = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcy
 def photographs(size: int, count: int = 5) -> Tensor:
     """Return real photographs (count, 3, size, size) in [0, 1] that scikit-image ships."""
     folder = Path(skimage.__file__).parent / "data"
-    found = []
+    photographs = []
     for name in _SHIPPED[:count]:
         with Image.open(folder / name) as image:
-            found.append(to_tensor(resize_and_crop(image.convert("RGB"), size, size)))
-    return torch.stack(found)
+            photographs.append(to_tensor(resize_and_crop(image.convert("RGB"), size, size)))
+    return torch.stack(photographs)
 
 
 def settle_batch_norms(network: nn.Module, images: Tensor) -> None:
@@ -46,7 +46,7 @@ def settle_batch_norms(network: nn.Module, images: Tensor) -> None:
 
 
 def revived(network: nn.Module) -> nn.Module:
-    """Draw anew what an initialisation left dead, so that no branch and no class is silent.
+    """Draw anew what an initialisation left at zero, so that every branch and class has an effect.
 
     Many networks start with last layers and position tables of zeros, and with branches weighted
     by 0 or 1e-6 (layer scale, the last norm's gain). A parameter that is one number of at most 0.1
@@ -66,7 +66,7 @@ def revived(network: nn.Module) -> nn.Module:
 
 
 def classifier(network: nn.Module, size: int, name: str) -> Classifier:
-    """Return the network in evaluation mode, revived, with batch norms that know photographs."""
+    """Return the network in evaluation mode, revived, with batch-norm statistics of photographs."""
     model = Classifier(
         revived(network).eval(), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), name=name
     )
@@ -86,7 +86,7 @@ def torchvision_classifier(name: str, size: int) -> Classifier:
 
 
 class Errors(NamedTuple):
-    """Worst errors of Σ multiplier·Δin = Δy_c over a batch.
+    """Worst errors of Σ m·Δin = Δy_c over a batch, with m the modified gradient.
 
     Attributes:
         of_logits: relative to the larger of |Δy_c| and the largest |logit| of image and reference.

@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and the summary of what was skipped for want of data."""
+"""Fixtures for all tests, and the summary of what was skipped because data is missing."""
 
 from __future__ import annotations
 

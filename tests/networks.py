@@ -1,4 +1,4 @@
-"""Small networks that stand for the traps of real ones; seeded, float64 on request."""
+"""Small networks with the pitfalls of real ones; seeded, float64 on request."""
 
 from __future__ import annotations
 

@@ -44,11 +44,11 @@ def photo_like(model: nn.Module, images: Tensor) -> nn.Module:
 
 def forward_layers(network: nn.Module, x: Tensor) -> list[Tensor]:
     """Return the input of each layer of a sequential network, and the output last."""
-    seen = [x]
+    activations = [x]
     with torch.no_grad():
         for layer in network.children():
-            seen.append(layer(seen[-1]))
-    return seen
+            activations.append(layer(activations[-1]))
+    return activations
 
 
 def transposed(layer: nn.Module, x: Tensor, signal: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def write_folder(
 ) -> Path:
     """Write manifest and pictures of an evaluation; ``manifest`` replaces parts of the first."""
     folder.mkdir(parents=True, exist_ok=True)
-    families = {label: family for family, found in _FAMILIES.items() for label in found}
+    families = {label: family for family, members in _FAMILIES.items() for label in members}
     entries = {
         label: {
             "class": "".join(c for c in label if c.isalnum()),
@@ -91,7 +91,7 @@ def write_folder(
         "metrics": {"insertion": {"class": "Insertion", "fractions": [0.05, 1.0]}},
         "seed": 0,
     }
-    told = {
+    record = {
         "run": run,
         "methods": entries,
         "metrics": FACTS,
@@ -100,7 +100,7 @@ def write_folder(
         "created": "2026-01-02T03:04:05+00:00",
         **manifest,
     }
-    (folder / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
+    (folder / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
     pictures = {
         "image": pa.array(range(len(keys)), pa.int32()),
         "key": pa.array(keys, pa.string()),
@@ -129,7 +129,7 @@ def make_results(
         done: how many of them, for methods that are not finished.
         failed: pictures that could not be read.
         examples: how many pictures are drawn.
-        refused: methods that the network cannot have, and why not.
+        refused: unsupported methods and the reasons.
     """
     random = np.random.default_rng(0)
     keys = [f"photo{i:03d}.jpg" for i in range(images)]
@@ -174,12 +174,12 @@ def make_results(
 def curve_rows(image: int, correct: Sequence[bool], probability: Sequence[float]) -> list[Row]:
     """Return a picture's rows of insertion at PI from 5 % to 100 %, its areas included."""
     right, p = np.asarray(correct, float), np.asarray(probability, float)
-    found = {f"correct@{pi}%": value for pi, value in zip(PERCENTS, right, strict=True)}
-    found |= {f"probability@{pi}%": value for pi, value in zip(PERCENTS, p, strict=True)}
-    found["accuracy_auc"] = _area(right)
-    found["softmax_ratio_auc"] = _area(p / p[-1])
-    found["original_correct"], found["original_probability"] = right[-1], p[-1]
-    return [(image, f"insertion/{name}", float(value), None) for name, value in found.items()]
+    values = {f"correct@{pi}%": value for pi, value in zip(PERCENTS, right, strict=True)}
+    values |= {f"probability@{pi}%": value for pi, value in zip(PERCENTS, p, strict=True)}
+    values["accuracy_auc"] = _area(right)
+    values["softmax_ratio_auc"] = _area(p / p[-1])
+    values["original_correct"], values["original_probability"] = right[-1], p[-1]
+    return [(image, f"insertion/{name}", float(value), None) for name, value in values.items()]
 
 
 def _area(heights: np.ndarray) -> float:

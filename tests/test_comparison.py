@@ -1,4 +1,4 @@
-"""Comparing methods: probabilities by hand, refusals, and the time foretold."""
+"""Comparing methods: probabilities by hand, refusals, and the estimated time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def model() -> Classifier:
 
 def test_probabilities_are_those_of_the_pixels_that_are_kept(model: Classifier) -> None:
     image = images(1)[0]
-    found = compare(model, image, "c", methods=[Random, GradCAM(model)], fractions=(0.1, 0.5))
-    assert [e.method for e in found.explanations] == ["Random", "Grad-CAM"]
-    assert {e.label for e in found.explanations} == {"c"}
-    for explanation, probabilities in zip(found.explanations, found.probabilities, strict=True):
+    comparison = compare(model, image, "c", methods=[Random, GradCAM(model)], fractions=(0.1, 0.5))
+    assert [e.method for e in comparison.explanations] == ["Random", "Grad-CAM"]
+    assert {e.label for e in comparison.explanations} == {"c"}
+    for explanation, probabilities in zip(
+        comparison.explanations, comparison.probabilities, strict=True
+    ):
         for fraction, probability in zip((0.1, 0.5), probabilities, strict=True):
             kept = torch.zeros(400)
             order = rank_pixels(explanation.map[None, None])[0]
@@ -31,14 +33,14 @@ def test_probabilities_are_those_of_the_pixels_that_are_kept(model: Classifier) 
             with torch.no_grad():
                 expected = model((image * kept.view(20, 20))[None]).softmax(1)[0, 2]
             assert probability == pytest.approx(float(expected), rel=1e-5)
-    assert set(found.seconds) == {"Random", "Grad-CAM"}
+    assert set(comparison.seconds) == {"Random", "Grad-CAM"}
 
 
 def test_the_figure_has_a_column_for_each_method_and_a_row_for_each_fraction(
     model: Classifier,
 ) -> None:
-    found = compare(model, images(1)[0], methods="random,gradient", fractions=(0.1, 0.2, 0.3))
-    figure = found.figure()
+    comparison = compare(model, images(1)[0], methods="random,gradient", fractions=(0.1, 0.2, 0.3))
+    figure = comparison.figure()
     # The picture, two maps, and three insertions for each.
     assert len(figure.axes) == 1 + 2 * 4
     texts = [text.get_text() for text in figure.texts]
@@ -47,21 +49,21 @@ def test_the_figure_has_a_column_for_each_method_and_a_row_for_each_fraction(
 
 def test_methods_that_the_network_cannot_have_do_not_stop_the_others(model: Classifier) -> None:
     heard = []
-    found = compare(
+    comparison = compare(
         model, images(1)[0], methods="cam,afmi", on_result=lambda e, s: heard.append((e.method, s))
     )
-    assert list(found.refused) == ["CAM"]
+    assert list(comparison.refused) == ["CAM"]
     assert [name for name, _ in heard] == ["A-FMI"]
-    assert "CAM" in " ".join(t.get_text() for t in found.figure().texts)
+    assert "CAM" in " ".join(t.get_text() for t in comparison.figure().texts)
     with pytest.raises(AfmiError, match="CAM needs global average pooling"):
         compare(model, images(1)[0], methods="cam")
     with pytest.raises(UsageError, match="one method or more"):
         compare(model, images(1)[0], methods=[])
 
 
-def test_the_time_is_foretold_by_the_passes(model: Classifier) -> None:
-    foretold = estimate(model, images(1)[0], "all")
-    assert set(foretold.seconds) == {cls.name for cls in CATALOGUE.values()}
-    ratio = foretold.seconds["XRAI"] / foretold.seconds["Gradient"]
+def test_the_time_is_estimated_by_the_passes(model: Classifier) -> None:
+    estimated = estimate(model, images(1)[0], "all")
+    assert set(estimated.seconds) == {cls.name for cls in CATALOGUE.values()}
+    ratio = estimated.seconds["XRAI"] / estimated.seconds["Gradient"]
     assert ratio == pytest.approx(200, rel=0.05)
-    assert foretold.total == pytest.approx(sum(foretold.seconds.values()))
+    assert estimated.total == pytest.approx(sum(estimated.seconds.values()))

@@ -1,4 +1,4 @@
-"""The tour runs offline, writes what it says, and its page stands alone."""
+"""The tour runs offline and writes the files it names; its page needs no other file."""
 
 from __future__ import annotations
 
@@ -98,11 +98,11 @@ def test_the_tour_comes_with_its_network(tmp_path):
     except afmi.errors.ModelError:
         pytest.skip("the embedded network's weights are not in this checkout")
     result = run.run_demo(tmp_path, lambda _line: None)
-    found = {(one.label, one.method): one for one in result.explanations}
+    explained = {(one.label, one.method): one for one in result.explanations}
     cat = result.explanations[0]
     assert (cat.label, model.labels[cat.target]) == ("cat", "cat")
     # Side by side, the church on the left and the cat on the right.
-    church, cat = (found[label, "A-FMI"] for label in ("church", "cat"))
+    church, cat = (explained[label, "A-FMI"] for label in ("church", "cat"))
     if torch.equal(church.image, cat.image):
         half = church.map.shape[1] // 2
         assert church.map[:, :half].sum() > church.map[:, half:].sum()

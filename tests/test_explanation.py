@@ -62,34 +62,38 @@ class Counting(nn.Module):
 
 
 def test_the_record_holds_what_was_found(model, photo):
-    found = explain(model, photo, "newt")
+    explanation = explain(model, photo, "newt")
     with Image.open(photo) as picture:
         inputs = model.prepare(picture)
     with torch.no_grad():
         probabilities = model(inputs).softmax(1)[0]
     attribution = AFMI(model).attribution(inputs, 2)
-    assert torch.equal(found.image, inputs[0])
-    assert torch.equal(found.map, attribution.maps[0, 0])
-    assert (found.target, found.label) == (2, "newt")
-    assert found.probability == pytest.approx(float(probabilities[2]), rel=1e-5)
-    assert found.predicted == int(probabilities.argmax())
-    assert found.predicted_label == LABELS[found.predicted]
-    assert found.predicted_probability == pytest.approx(float(probabilities.max()), rel=1e-5)
-    assert (found.method, found.layer) == ("A-FMI", str(attribution.layer))
-    assert (found.reference, found.model, found.source) == ("black", "tiny", str(photo))
-    assert found.residual == float(attribution.residual[0])
-    assert found.parameters == {"reference": {"class": "Black"}, "averaged": True}
-    assert found.versions["torch"] == torch.__version__
-    assert found.versions["afmi"] == afmi.__version__
-    assert found.versions["python"] == platform.python_version()
-    assert set(found.versions) == {"afmi", "torch", "torchvision", "python"}
+    assert torch.equal(explanation.image, inputs[0])
+    assert torch.equal(explanation.map, attribution.maps[0, 0])
+    assert (explanation.target, explanation.label) == (2, "newt")
+    assert explanation.probability == pytest.approx(float(probabilities[2]), rel=1e-5)
+    assert explanation.predicted == int(probabilities.argmax())
+    assert explanation.predicted_label == LABELS[explanation.predicted]
+    assert explanation.predicted_probability == pytest.approx(float(probabilities.max()), rel=1e-5)
+    assert (explanation.method, explanation.layer) == ("A-FMI", str(attribution.layer))
+    assert (explanation.reference, explanation.model, explanation.source) == (
+        "black",
+        "tiny",
+        str(photo),
+    )
+    assert explanation.residual == float(attribution.residual[0])
+    assert explanation.parameters == {"reference": {"class": "Black"}, "averaged": True}
+    assert explanation.versions["torch"] == torch.__version__
+    assert explanation.versions["afmi"] == afmi.__version__
+    assert explanation.versions["python"] == platform.python_version()
+    assert set(explanation.versions) == {"afmi", "torch", "torchvision", "python"}
     with pytest.raises(FrozenInstanceError):
-        found.target = 3
+        explanation.target = 3
 
 
 def test_the_predicted_class_is_explained_unless_told_otherwise(model, photo):
-    found = explain(model, photo)
-    assert found.target == found.predicted
+    explanation = explain(model, photo)
+    assert explanation.target == explanation.predicted
 
 
 @pytest.mark.parametrize("target", [1, "collie", "COLLIE", np.int64(1), torch.tensor(1), "1"])
@@ -109,9 +113,9 @@ def test_every_kind_of_picture_gives_the_same(model, photo):
         picture = opened.convert("RGB")
     tensor = model.prepare(picture)
     for image in (picture, np.asarray(picture), photo.read_bytes(), tensor, tensor[0]):
-        found = explain(model, image)
-        assert torch.equal(found.map, from_file.map)
-        assert found.source is None
+        explanation = explain(model, image)
+        assert torch.equal(explanation.map, from_file.map)
+        assert explanation.source is None
 
 
 def test_wrong_pictures_are_refused(model, tmp_path):
@@ -126,16 +130,16 @@ def test_wrong_pictures_are_refused(model, tmp_path):
 
 def test_many_images_come_back_in_order(model, tmp_path):
     files = [_file(tmp_path, f"{i}.png", i) for i in range(5)]
-    found = list(explain_many(model, files, batch_size=2))
-    assert [f.source for f in found] == [str(f) for f in files]
-    for one, file in zip(found, files, strict=True):
+    explanations = list(explain_many(model, files, batch_size=2))
+    assert [f.source for f in explanations] == [str(f) for f in files]
+    for one, file in zip(explanations, files, strict=True):
         torch.testing.assert_close(one.map, explain(model, file).map)
     each = list(explain_many(model, files[:3], ["newt", None, 0]))
-    assert [one.target for one in each] == [2, found[1].predicted, 0]
+    assert [one.target for one in each] == [2, explanations[1].predicted, 0]
     assert [one.target for one in explain_many(model, iter(files), "newt")] == [2] * 5
     assert list(explain_many(model, [])) == []
     tensors = torch.cat([model.prepare(Image.open(file)) for file in files])
-    for one, tensor in zip(found, explain_many(model, tensors), strict=True):
+    for one, tensor in zip(explanations, explain_many(model, tensors), strict=True):
         assert torch.equal(one.image, tensor.image)
 
 
@@ -169,27 +173,27 @@ def test_images_are_read_when_their_turn_comes(model, tmp_path):
             taken.append(i)
             yield _file(tmp_path, f"{i}.png", i)
 
-    found = explain_many(model, images(), batch_size=3)
+    explanations = explain_many(model, images(), batch_size=3)
     assert taken == []
-    next(found)
+    next(explanations)
     assert len(taken) == 3
 
 
 def test_classes_are_explained_in_the_order_given(model, photo):
-    found = explain_classes(model, photo, ["newt", 0])
-    assert [one.target for one in found] == [2, 0]
-    for one in found:
+    explanations = explain_classes(model, photo, ["newt", 0])
+    assert [one.target for one in explanations] == [2, 0]
+    for one in explanations:
         torch.testing.assert_close(one.map, explain(model, photo, one.target).map)
 
 
 @blank_is_fine
 @pytest.mark.parametrize("method", ["AFMI", "grad-cam", "gradient", "random"])
 def test_top_k_goes_from_the_likeliest_down(model, photo, method):
-    found = explain_classes(model, photo, top_k=3, method=method)
-    probabilities = [one.probability for one in found]
+    explanations = explain_classes(model, photo, top_k=3, method=method)
+    probabilities = [one.probability for one in explanations]
     assert probabilities == sorted(probabilities, reverse=True)
-    assert found[0].target == found[0].predicted
-    for one in found:
+    assert explanations[0].target == explanations[0].predicted
+    for one in explanations:
         alone = explain(model, photo, one.target, method=method)
         torch.testing.assert_close(one.map, alone.map)
         assert one.probability == pytest.approx(alone.probability, rel=1e-5)
@@ -214,8 +218,8 @@ def test_either_top_k_or_classes_are_given(model, photo):
 @blank_is_fine
 def test_methods_by_name_class_and_instance(model, photo):
     for method in ("grad-cam", "GradCAM", GradCAM, GradCAM(model)):
-        found = explain(model, photo, method=method, layer="features.2")
-        assert (found.method, found.layer) == ("Grad-CAM", "features.2")
+        explanation = explain(model, photo, method=method, layer="features.2")
+        assert (explanation.method, explanation.layer) == ("Grad-CAM", "features.2")
     assert explain(None, photo, method=GradCAM(model)).model == "tiny"
     with pytest.raises(UsageError, match="another model"):
         explain(networks.build("vgg"), photo, method=GradCAM(model))
@@ -245,9 +249,9 @@ def test_parameters_reach_the_method_or_are_refused(model, photo):
 def test_a_bare_network_sees_files_as_they_are(tmp_path):
     network = networks.build("resnet")
     file = _file(tmp_path, "odd.png", size=(31, 23))
-    found = explain(network, file, 4)
-    assert found.map.shape == (23, 31)
-    assert (found.label, found.model) == ("class 4", "TinyResNet")
+    explanation = explain(network, file, 4)
+    assert explanation.map.shape == (23, 31)
+    assert (explanation.label, explanation.model) == ("class 4", "TinyResNet")
     stretched = explain(network, torch.randn(3, 20, 20) * 3)
     assert float(stretched.image.min()) >= 0
     assert float(stretched.image.max()) <= 1
@@ -255,15 +259,15 @@ def test_a_bare_network_sees_files_as_they_are(tmp_path):
 
 
 def test_a_grey_network_is_shown_in_grey():
-    found = explain(networks.MNISTNet().eval(), torch.rand(1, 28, 28), method="gradient")
-    assert found.image.shape == (3, 28, 28)
+    explanation = explain(networks.MNISTNet().eval(), torch.rand(1, 28, 28), method="gradient")
+    assert explanation.image.shape == (3, 28, 28)
 
 
 def test_the_network_runs_as_seldom_as_may_be(tmp_path):
     network = Counting()
     model = afmi.Classifier(network, resize=24, crop=20, layer="inner.features.5")
     files = [_file(tmp_path, f"{i}.png", i) for i in range(4)]
-    explain(model, files[0])  # the reference's own run is kept from now on
+    explain(model, files[0])  # the reference's run is kept from now on
     network.runs.clear()
     explain(model, files[0])
     assert network.runs == [1]
@@ -277,7 +281,7 @@ def test_the_network_runs_as_seldom_as_may_be(tmp_path):
 
 @dataclass(frozen=True)
 class _Silent(GradCAM):
-    """A method that does not tell the logits."""
+    """A method that does not return the logits."""
 
     def _attribute(self, inputs, target):
         return replace(super()._attribute(inputs, target), logits=None)
@@ -329,12 +333,15 @@ def test_files_with_several_classes(model, tmp_path):
     for results in zip(
         files, explain_files(model, files, classes=[4, "newt"], batch_size=2), strict=True
     ):
-        file, found = results
-        assert [one.target for one in found] == [4, 2]
-        for one in found:
+        file, explanations = results
+        assert [one.target for one in explanations] == [4, 2]
+        for one in explanations:
             torch.testing.assert_close(one.map, explain(model, file, one.target).map)
     top = list(explain_files(model, files, top_k=2))
-    assert all(len(found) == 2 and found[0].probability >= found[1].probability for found in top)
+    assert all(
+        len(explanations) == 2 and explanations[0].probability >= explanations[1].probability
+        for explanations in top
+    )
     with pytest.raises(UsageError, match="list of classes"):
         explain_files(model, files, classes=[])
     with pytest.raises(UsageError, match="list of classes"):
@@ -370,15 +377,15 @@ def test_the_record_survives_json(model, photo):
 
 @pytest.mark.parametrize("reference", ["black+white", White(), "blurred"])
 def test_references_are_recorded(model, photo, reference):
-    found = explain(model, photo, reference=reference)
-    json.dumps(found.to_dict(), allow_nan=False)
-    assert found.parameters["reference"]["class"] in ("Several", "White", "Blurred")
-    assert found.reference
+    explanation = explain(model, photo, reference=reference)
+    json.dumps(explanation.to_dict(), allow_nan=False)
+    assert explanation.parameters["reference"]["class"] in ("Several", "White", "Blurred")
+    assert explanation.reference
 
 
 def test_save_writes_four_whole_files(model, photo, tmp_path):
-    found = explain(model, photo, "Border terrier")
-    files = found.save(tmp_path / "new" / "folder")
+    explanation = explain(model, photo, "Border terrier")
+    files = explanation.save(tmp_path / "new" / "folder")
     assert {kind: path.name for kind, path in files.items()} == {
         "figure": "photo-border-terrier-a-fmi.png",
         "overlay": "photo-border-terrier-a-fmi-overlay.png",
@@ -390,13 +397,13 @@ def test_save_writes_four_whole_files(model, photo, tmp_path):
     )
     saved = np.load(files["map"])
     assert saved.dtype == np.float32
-    assert np.array_equal(saved, found.map.numpy())
+    assert np.array_equal(saved, explanation.map.numpy())
     with Image.open(files["overlay"]) as overlay, Image.open(files["figure"]) as figure:
         assert overlay.size == (20, 20)
         assert figure.width > 1000
     record = json.loads(files["record"].read_text(encoding="utf-8"))
     assert record.pop("files") == {kind: path.name for kind, path in files.items()}
-    assert record == found.to_dict()
+    assert record == explanation.to_dict()
 
 
 @blank_is_fine
@@ -424,17 +431,17 @@ def test_explanations_do_not_overwrite_each_other(model, photo, tmp_path):
 
 @pytest.mark.parametrize("content", [b"not json", b"[1]", b"{}", b'{"source": 3}', b"\xff"])
 def test_files_of_others_are_left_alone(model, photo, tmp_path, content):
-    found = explain(model, photo, "newt")
+    explanation = explain(model, photo, "newt")
     (tmp_path / "photo-newt-a-fmi.json").write_bytes(content)
-    assert found.save(tmp_path)["record"].name == "photo-newt-a-fmi-2.json"
+    assert explanation.save(tmp_path)["record"].name == "photo-newt-a-fmi-2.json"
     assert (tmp_path / "photo-newt-a-fmi.json").read_bytes() == content
 
 
 @pytest.mark.parametrize("stem", ["../../etc/x", "a/b\\c:d*?", "x" * 400, "猫" * 200, "", ".."])
 def test_odd_names_stay_in_the_folder(model, photo, tmp_path, stem):
     out = tmp_path / "out"
-    found = replace(explain(model, photo), label="church / tower, " + "y" * 300)
-    for path in found.save(out, stem).values():
+    explanation = replace(explain(model, photo), label="church / tower, " + "y" * 300)
+    for path in explanation.save(out, stem).values():
         assert path.resolve().parent == out.resolve()
         assert len(path.name.encode()) < 255
         assert path.exists()
@@ -444,10 +451,10 @@ def test_odd_names_stay_in_the_folder(model, photo, tmp_path, stem):
 def test_a_disk_that_fills_up_leaves_nothing_half_written(
     model, photo, tmp_path, monkeypatch, kind
 ):
-    found = explain(model, photo, 0)
+    explanation = explain(model, photo, 0)
     out = tmp_path / "out"
-    before = {path: path.read_bytes() for path in found.save(out).values()}
-    changed = replace(found, map=found.map * 2, probability=0.5)
+    before = {path: path.read_bytes() for path in explanation.save(out).values()}
+    changed = replace(explanation, map=explanation.map * 2, probability=0.5)
     real_open, opened = Path.open, Counter()
 
     class Full:
@@ -508,9 +515,9 @@ def test_files_get_the_usual_rights(model, photo, tmp_path):
 
 
 def test_notebooks_show_the_figure(model, photo):
-    found = replace(explain(model, photo), label='<b>"cat" & dog</b>')
-    assert found._repr_png_().startswith(b"\x89PNG")
-    text = found._repr_html_()
+    explanation = replace(explain(model, photo), label='<b>"cat" & dog</b>')
+    assert explanation._repr_png_().startswith(b"\x89PNG")
+    text = explanation._repr_html_()
     assert text.startswith("<img ")
     assert "data:image/png;base64," in text
     assert "<b>" not in text
@@ -518,26 +525,28 @@ def test_notebooks_show_the_figure(model, photo):
 
 
 def test_short_texts(model, photo):
-    found = replace(
+    explanation = replace(
         explain(model, photo, "newt"),
         probability=0.99996,
         predicted=2,
         residual=-0.123,
         source="photo.png",
     )
-    assert repr(found) == "Explanation('newt' over 99.9%, A-FMI, 20×20, 'photo.png')"
-    assert str(found).startswith("newt, over 99.9% — A-FMI (model tiny · layer features")
-    assert "residual −12.3%" in str(found)
-    other = replace(found, target=1, label="collie", probability=0.00002, predicted_probability=0.9)
+    assert repr(explanation) == "Explanation('newt' over 99.9%, A-FMI, 20×20, 'photo.png')"
+    assert str(explanation).startswith("newt, over 99.9% — A-FMI (model tiny · layer features")
+    assert "residual −12.3%" in str(explanation)
+    other = replace(
+        explanation, target=1, label="collie", probability=0.00002, predicted_probability=0.9
+    )
     assert str(other).startswith("collie, under 0.1% (predicted: ")
 
 
 def test_views(model, photo):
-    found = explain(model, photo)
-    assert found.overlay().size == found.heatmap().size == (20, 20)
-    assert np.asarray(found.insertion(0.25)).any(axis=2).sum() <= 100
-    titles = [text.get_text() for text in found.figure().texts]
-    assert any(found.label in title and "A-FMI" in title for title in titles)
+    explanation = explain(model, photo)
+    assert explanation.overlay().size == explanation.heatmap().size == (20, 20)
+    assert np.asarray(explanation.insertion(0.25)).any(axis=2).sum() <= 100
+    titles = [text.get_text() for text in explanation.figure().texts]
+    assert any(explanation.label in title and "A-FMI" in title for title in titles)
     assert "Top 10% of the pixels" in titles
 
 

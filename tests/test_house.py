@@ -195,19 +195,21 @@ def test_the_architecture_is_as_drawn() -> None:
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", ".ci/run", "docs/index.md"])
 def test_make_commands_exist(name: str) -> None:
     text = _read(name)
-    told = re.findall(r"(?:^\$ |`)make (?:--[\w-]+ )*([a-z]+)", text, re.MULTILINE)
-    told += re.findall(r"^make (?:--[\w-]+ )*([a-z]+)", text, re.MULTILINE)
-    assert told
-    assert set(told) <= _targets()
+    targets = re.findall(r"(?:^\$ |`)make (?:--[\w-]+ )*([a-z]+)", text, re.MULTILINE)
+    targets += re.findall(r"^make (?:--[\w-]+ )*([a-z]+)", text, re.MULTILINE)
+    assert targets
+    assert set(targets) <= _targets()
 
 
 def test_afmi_commands_exist() -> None:
     from afmi.cli import cli
 
     texts = [_read("README.md"), *(p.read_text("utf-8") for p in (ROOT / "docs").glob("*.md"))]
-    told = {word for text in texts for word in re.findall(r"^\$ afmi ([a-z]+)", text, re.MULTILINE)}
-    assert told
-    assert told <= set(cli.commands)
+    named = {
+        word for text in texts for word in re.findall(r"^\$ afmi ([a-z]+)", text, re.MULTILINE)
+    }
+    assert named
+    assert named <= set(cli.commands)
     for text in texts:
         for line in re.findall(r"^\$ afmi ([a-z]+ .*)", text, re.MULTILINE):
             command, *words = line.partition(" #")[0].split()
@@ -220,7 +222,7 @@ SCRIPTS = sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "training").rgl
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_import_what_there_is(path: Path) -> None:
-    """They take minutes to run, so nothing else notices when a name of the package goes."""
+    """They take minutes to run, so nothing else notices when a name of the package is removed."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "afmi":
             module = importlib.import_module(str(node.module))
@@ -235,11 +237,11 @@ def test_ci_can_be_run() -> None:
 
 def test_the_example_method_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pattern = r"<!-- example: src/(\S+)\.py -->\n```python\n(.*?)```"
-    found = re.search(pattern, _read("CONTRIBUTING.md"), re.DOTALL)
-    assert found is not None
-    package, _, name = found[1].replace("/", ".").rpartition(".")
-    (tmp_path / f"{name}.py").write_text(found[2], encoding="utf-8")
-    # As if the file lay in its folder: it is found by existing, and its docstring's example runs.
+    match = re.search(pattern, _read("CONTRIBUTING.md"), re.DOTALL)
+    assert match is not None
+    package, _, name = match[1].replace("/", ".").rpartition(".")
+    (tmp_path / f"{name}.py").write_text(match[2], encoding="utf-8")
+    # As if the file lay in its folder: it is listed, and its docstring's example runs.
     folder = importlib.import_module(package)
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
     try:

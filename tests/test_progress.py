@@ -1,4 +1,4 @@
-"""Progress is reported to who asked for it."""
+"""Progress is reported to whoever asked for it."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def one(text: str) -> Any:
     """Return the only method or metric that a text names."""
     name = text.partition(":")[0].casefold()
     known = {key.casefold() for key in METRICS}
-    found = chosen_metrics(text) if name in known else chosen_methods(MODEL, text)
-    (made,) = found.values()
+    chosen = chosen_metrics(text) if name in known else chosen_methods(MODEL, text)
+    (made,) = chosen.values()
     return made
 
 
@@ -92,8 +92,8 @@ def one(text: str) -> Any:
     ],
 )
 def test_parameters_in_text(text: str, field: str, expected: object) -> None:
-    found = getattr(one(text), field)
-    assert found == expected and type(found) is type(expected)
+    value = getattr(one(text), field)
+    assert value == expected and type(value) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,10 @@ def test_all_and_spellings() -> None:
 
 
 def test_one_method_with_several_parameters() -> None:
-    found = chosen_methods(MODEL, [AFMI, "a-fmi:averaged=no", AFMI(MODEL, reference=White()), AFMI])
-    assert list(found) == ["A-FMI", "A-FMI (averaged=false)", "A-FMI (reference=white)"]
+    chosen = chosen_methods(
+        MODEL, [AFMI, "a-fmi:averaged=no", AFMI(MODEL, reference=White()), AFMI]
+    )
+    assert list(chosen) == ["A-FMI", "A-FMI (averaged=false)", "A-FMI (reference=white)"]
     assert list(chosen_metrics([Insertion, "insertion:canvas=mean", Insertion((0.5, 1))])) == [
         "insertion",
         "insertion(canvas=mean)",
@@ -235,8 +237,8 @@ def test_two_that_differ_never_share_a_label_in_silence() -> None:
 
 
 def test_numbers_that_json_has_no_word_for() -> None:
-    found = parameters(SmoothGrad(MODEL, noise=float("inf")))
-    assert json.loads(json.dumps(found, allow_nan=False))["noise"] == "inf"
+    record = parameters(SmoothGrad(MODEL, noise=float("inf")))
+    assert json.loads(json.dumps(record, allow_nan=False))["noise"] == "inf"
 
 
 def test_keys_are_readable_file_names() -> None:

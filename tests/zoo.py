@@ -206,8 +206,8 @@ def transformers_classifier(name: str) -> tuple[Classifier, int]:
         torch.manual_seed(0)
         warnings.simplefilter("ignore")
         config = AutoConfig.for_model(name, num_labels=10, **TRANSFORMERS[name])
-        found = NAMES[name]
-        config.architectures = [found if isinstance(found, str) else found[0]]
+        classes = NAMES[name]
+        config.architectures = [classes if isinstance(classes, str) else classes[0]]
         network = AutoModelForImageClassification.from_config(config)
         side = 128 if name == "levit" else 64  # it halves the side six times
         return classifier(network, side, name), side

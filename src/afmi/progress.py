@@ -1,4 +1,4 @@
-"""Progress of long computations: methods announce their steps, a program that wants to shows them.
+"""Progress of long computations: methods report their steps, and a program may show them.
 
 Nothing is shown unless a reporter is set, and only in the thread or task that set it.
 """
@@ -40,27 +40,23 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
 
 
 def report(description: str, done: int, total: int) -> None:
-    """Tell the reporter, where there is one, how far something has come."""
+    """Tell the reporter, if there is one, how many steps are done."""
     reporter = _reporter.get()
     if reporter is not None:
         reporter(description, done, total)
 
 
 def track(items: Sequence[T], description: str) -> Iterator[T]:
-    """Yield the items, and tell the reporter before the first one and after each.
+    """Yield the items, and report the progress before the first one and after each.
 
     Args:
         items: the steps.
         description: what is being done, such as a method's name.
     """
-    reporter = _reporter.get()
-    if reporter is None:
-        yield from items
-        return
-    reporter(description, 0, len(items))
+    report(description, 0, len(items))
     for done, item in enumerate(items, 1):
         yield item
-        reporter(description, done, len(items))
+        report(description, done, len(items))
 
 
 def duration(seconds: float) -> str:

@@ -7,10 +7,10 @@ One grammar serves the command line, the functions that take names, labels and r
     value     = "true" | "false" | "none" | number | word | '"' JSON string '"' | spec
               | value "+" value …                          0.1+0.2, black+white
 
-The first form stands at the top only; within another spec parentheses say what belongs to what.
-Names are told apart by letters and digits alone: ``grad-cam``, ``Grad-CAM`` and ``GradCAM`` are
-one. What only Python can pass (a tensor, a module outside the network, a function) is shown in
-angle brackets, which `parse` refuses.
+The first form is for the outermost spec; inside another spec, parentheses hold the parameters.
+Only letters and digits distinguish names: ``grad-cam``, ``Grad-CAM`` and ``GradCAM`` are one. What
+only Python can pass (a tensor, a module outside the network, a function) is shown in angle
+brackets, which `parse` refuses.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LONGEST_KEY = 80
-# Names are told apart by the catalogue; values in other signs might lose what sets them apart.
+# The catalogue keeps names distinct; values with other characters might become equal.
 _PLAIN_VALUE = r"[a-z0-9](?:[a-z0-9.]*[a-z0-9])?"
 _PLAIN_LABEL = re.compile(rf"[^()]+(?: \(\w+={_PLAIN_VALUE}(?:, \w+={_PLAIN_VALUE})*\))?", re.ASCII)
 _WORD = re.compile(r"[\w./\\+-](?:[\w./\\+ -]*[\w./\\+-])?")
@@ -73,7 +73,7 @@ class _Kind:
     Attributes:
         name: what errors call it: ``method``.
         classes: the classes by their names, looked up when they are needed.
-        joined: the class that several, joined by "+", make one object of; None: they cannot be.
+        joined: the class of several objects joined by "+"; None where they cannot be joined.
         other: makes an object of a text that names no class; None where it cannot.
         otherwise: what such a text can be, for the error.
     """
@@ -103,11 +103,11 @@ def register(base: type, kind: str, classes: Callable[[], Mapping[str, type]], *
 class Catalogue(Mapping[str, type[T]]):
     """The classes of a package by their names, each imported when it is first needed.
 
-    A class lies in the file of its name (``grad_cam.py`` holds `GradCAM`), so it is found without
-    importing the others; only what goes by another name, or walks through all, imports all.
+    A class lies in the file of its name (``grad_cam.py`` holds `GradCAM`), so looking it up imports
+    no other; only an alias, or a loop over all, imports all.
 
     Args:
-        base: returns the abstract class of which they are the complete subclasses.
+        base: returns the abstract class; its concrete subclasses are listed.
         package: the package's dotted name.
         order: sorts the classes.
         homes: the module of each other name that the package offers.
@@ -126,7 +126,7 @@ class Catalogue(Mapping[str, type[T]]):
         self._homes = homes
 
     def attribute(self, name: str) -> Any:
-        """Return what the package has by this name; made to be its ``__getattr__``."""
+        """Return an attribute of the package; serves as its ``__getattr__``."""
         if name == "__all__":
             return self.names()
         if name in self._homes:
@@ -136,7 +136,7 @@ class Catalogue(Mapping[str, type[T]]):
         return self[name]
 
     def names(self) -> list[str]:
-        """Return all that the package offers; made to be its ``__dir__``."""
+        """Return all that the package offers; serves as its ``__dir__``."""
         return sorted(["CATALOGUE", *self.homes()])
 
     def homes(self) -> dict[str, str]:
@@ -145,12 +145,9 @@ class Catalogue(Mapping[str, type[T]]):
 
     def in_file(self, name: str) -> type[T] | None:
         """Return the class that a file of this name holds, in any spelling; None: there is none."""
-        for module in self._modules():
-            if fold(module.rpartition(".")[2]) == fold(name):
-                for cls in self._classes(module):
-                    if fold(cls.__name__) == fold(name):
-                        return cls
-        return None
+        files = [m for m in self._modules() if fold(m.rpartition(".")[2]) == fold(name)]
+        classes = (cls for module in files for cls in self._classes(module))
+        return next((cls for cls in classes if fold(cls.__name__) == fold(name)), None)
 
     def __getitem__(self, name: str) -> type[T]:
         cls = self.in_file(name)
@@ -207,7 +204,7 @@ def named(name: str, catalogue: Mapping[str, type[T]], kind: str) -> type[T]:
 
 
 def fold(name: str) -> str:
-    """Return what tells names apart: their letters and digits, whatever the case."""
+    """Return what distinguishes a name: its letters and digits, in lower case."""
     folded = name.casefold().replace("+", "plus").replace("×", "x")
     return "".join(c for c in folded if c.isalnum())
 
@@ -259,7 +256,7 @@ def read(spec: str, base: type[T], **context: Any) -> tuple[type[T], dict[str, A
 
 
 def choose(wanted: str | Sequence[Any], base: type[T], **context: Any) -> dict[str, T]:
-    """Return the methods or metrics that were meant, by the label that tells each from the others.
+    """Return the methods or metrics chosen, by the label that distinguishes each.
 
     Args:
         wanted: ``"all"``, or specs joined by commas, or a sequence of specs, classes or instances.
@@ -267,7 +264,7 @@ def choose(wanted: str | Sequence[Any], base: type[T], **context: Any) -> dict[s
         **context: as in `parse`.
 
     Raises:
-        UsageError: as `parse`, or when two that differ have one label, or none is meant.
+        UsageError: as `parse`, or when two different ones have one label, or none is chosen.
     """
     if isinstance(wanted, str):
         specs = [spec for spec in _split(wanted, ",") if spec]
@@ -290,8 +287,8 @@ def choose(wanted: str | Sequence[Any], base: type[T], **context: Any) -> dict[s
             raise UsageError(f"expected a name, a class or an instance of one, got {item!r}")
         if chosen.setdefault(label_of(made), made) != made:
             raise UsageError(
-                f"two that differ are both called {label_of(made)!r}; leave one out, or evaluate "
-                "them by themselves"
+                f"two that differ are both called {label_of(made)!r}; leave one out, or use them "
+                "one at a time"
             )
     if not chosen:
         raise UsageError(f"expected one {_kinds[base].name} or more, or 'all', got {wanted!r}")
@@ -356,7 +353,7 @@ def _value(what: str, hint: Any, value: str, context: Mapping[str, Any]) -> Any:
                 return reader[1](value)
             except UsageError:  # which says what is wrong
                 raise
-            except ValueError:
+            except (KeyError, ValueError):
                 continue
     if None in readers or value.startswith("<"):
         only = f"; a text can only say {' or '.join(expected)}" if expected else ""
@@ -379,15 +376,6 @@ def _reader(hint: Any, context: Mapping[str, Any]) -> tuple[str, Callable[[str],
     return f"{each}s joined by '+'", lambda value: tuple(map(inner[1], _split(value, "+")))
 
 
-def _one_of(words: Mapping[str, Any]) -> Callable[[str], Any]:
-    def reader(value: str) -> Any:
-        if value.casefold() not in words:
-            raise ValueError
-        return words[value.casefold()]
-
-    return reader
-
-
 def _finite(value: str) -> float:
     number = float(value)
     if not math.isfinite(number):
@@ -404,9 +392,10 @@ def _unquoted(value: str) -> str:
         raise UsageError(f"expected a text in double quotes, got {value}; close them") from error
 
 
+_SWITCHES = {"true": True, "yes": True, "false": False, "no": False}
 _READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
-    NoneType: ("none", _one_of({"none": None})),
-    bool: ("true or false", _one_of({"true": True, "yes": True, "false": False, "no": False})),
+    NoneType: ("none", lambda value: {"none": None}[value.casefold()]),
+    bool: ("true or false", lambda value: _SWITCHES[value.casefold()]),
     int: ("a whole number", int),
     float: ("a number", _finite),
     str: ("a text", _unquoted),
@@ -462,8 +451,8 @@ def label_of(value: Any) -> str:
 def key_of(label: str) -> str:
     """Return a label as a file name: lower case letters, digits, dots, "=" and dashes.
 
-    Labels that differ have keys that differ, also where case does not count: what a file name
-    cannot tell of a label is told by a digest at its end.
+    Different labels have different keys, even where case does not count: a digest at the end stands
+    for what a file name cannot hold of a label.
 
     Example:
         >>> key_of("A-FMI (averaged=false)"), key_of("Grad-CAM (layer=Block.1)")
@@ -560,7 +549,7 @@ def _short(value: Any, owner: Any = None) -> str:
         return "+".join(_short(item, owner) for item in value)
     if isinstance(value, (int, np.integer)):
         return str(int(value))
-    # A function's own text holds its address, which is another in every run.
+    # The text of a function holds its address, which differs in every run.
     name = getattr(value, "__qualname__", None)
     return f"<{name}>" if name or type(value).__str__ is object.__str__ else str(value)
 

@@ -1,4 +1,4 @@
-"""The harness: statistics of a clock that is told what to show, failures, plans."""
+"""The harness: statistics of a clock set by the test, failures, plans."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 class FakeClock:
-    """Shows the next of the seconds that it was given for what runs."""
+    """Shows the next of the seconds given for what runs."""
 
     def __init__(self, seconds: dict[str, list[float]]) -> None:
         self.left = {name: list(values) for name, values in seconds.items()}

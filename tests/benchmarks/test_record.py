@@ -1,4 +1,4 @@
-"""Rows: read again as they were written, put together, told as a table and as pictures."""
+"""Rows: read back as they were written, joined, and shown as a table and as pictures."""
 
 from __future__ import annotations
 

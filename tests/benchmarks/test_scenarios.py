@@ -219,8 +219,8 @@ def test_xrai_of_its_authors() -> None:
     pytest.importorskip("saliency")
     model = tiny()
     images = views(model, 1)
-    found = peers.xrai(model, peers.Asked(images, 3, "", 2, 4))()
-    assert found.shape == (1, 1, SIDE, SIDE)
+    maps = peers.xrai(model, peers.Asked(images, 3, "", 2, 4))()
+    assert maps.shape == (1, 1, SIDE, SIDE)
 
 
 def test_sampled_maps_count_as_right_where_they_are_as_alike_as_two_draws() -> None:
@@ -271,11 +271,11 @@ def test_bare_passes_are_as_many_as_the_work_says() -> None:
 def test_agreement_compares_maps_of_two_sizes() -> None:
     small = torch.rand(2, 1, 3, 3)
     large = nn.functional.interpolate(small, (9, 9), mode="bilinear")
-    found = bench_module.agreement(small, large)
-    assert found.least == pytest.approx(1)
+    agreement = bench_module.agreement(small, large)
+    assert agreement.least == pytest.approx(1)
     other = torch.cat([large[:1], -large[1:]])
-    found = bench_module.agreement(small, other)
-    assert (found.mean, found.least) == (pytest.approx(0, abs=1e-6), pytest.approx(-1))
+    agreement = bench_module.agreement(small, other)
+    assert (agreement.mean, agreement.least) == (pytest.approx(0, abs=1e-6), pytest.approx(-1))
 
 
 @pytest.fixture
@@ -301,8 +301,8 @@ def test_the_command_writes_table_and_pictures_and_keeps_other_scenarios(
     assert all(row.clock == "cpu" and row.rounds == 2 for row in table)
     assert (tmp_path / "benchmarks-sizes-cpu.png").exists()
     assert (tmp_path / "benchmarks-growth.png").exists()
-    told = capsys.readouterr().out
-    assert "| tiny | 1 | 32 | A-FMI / forward |" in told
+    output = capsys.readouterr().out
+    assert "| tiny | 1 | 32 | A-FMI / forward |" in output
     with pytest.raises(SystemExit):
         command.main(["unknown"])
 
@@ -311,16 +311,16 @@ def test_settings_are_every_combination() -> None:
     given = command.parser().parse_args(
         ["--device", "cpu", "--layout", "usual", "channels-last", "--precision", "float32", "bf16"]
     )
-    found = command.settings(given)
-    assert [setting.name for setting in found] == [
+    settings = command.settings(given)
+    assert [setting.name for setting in settings] == [
         "",
         "bf16 autocast",
         "channels-last",
         "channels-last, bf16 autocast",
     ]
-    model = found[3].model(tiny())
-    images = found[3].images(torch.rand(2, 3, SIDE, SIDE))
+    model = settings[3].model(tiny())
+    images = settings[3].images(torch.rand(2, 3, SIDE, SIDE))
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert model.network[2].weight.is_contiguous(memory_format=torch.channels_last)
-    assert found[3].under(lambda: model(images))().dtype == torch.bfloat16
-    assert found[0].under(lambda: tiny()(images))().dtype == torch.float32
+    assert settings[3].under(lambda: model(images))().dtype == torch.bfloat16
+    assert settings[0].under(lambda: tiny()(images))().dtype == torch.float32

@@ -1,4 +1,4 @@
-"""``afmi compare``: the figure, the numbers, the time foretold, and what a network cannot have."""
+"""``afmi compare``: the figure, the numbers, the estimated time, and unsupported methods."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_figure_and_each_method_are_saved(afmi, small, pictures, tmp_path):
     assert lines[-1] == f"side by side → {figure}"
     with Image.open(figure) as picture:
         assert picture.format == "PNG"
-    # The small network has a deep head, which CAM refuses and the others do not mind.
+    # The small network has a deep head, which CAM does not support and the others do.
     assert "afmi: CAM left out: CAM needs global average pooling" in result.stderr
     assert len(list((tmp_path / "out").iterdir())) == 1 + 2 * 4
 

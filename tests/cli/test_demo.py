@@ -1,4 +1,4 @@
-"""``afmi demo``: hands its folder on; what the demo draws has tests of its own."""
+"""``afmi demo``: passes its folder on; other tests check what the demo draws."""
 
 from __future__ import annotations
 

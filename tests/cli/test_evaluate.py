@@ -1,4 +1,4 @@
-"""``afmi evaluate``: its lines, exit codes, refusals, going on, and a report of what came of it."""
+"""``afmi evaluate``: its lines, exit codes, refusals, resuming, and a report of the results."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_lines_and_then_the_report(afmi, command, tmp_path):
     assert [line.split("  ")[0] for line in lines[:2]] == ["A-FMI:", "Gradient:"]
     assert all("  Accuracy-AUC 0." in line and " s per picture" in line for line in lines[:2])
     assert lines[2:] == [f"results → {out}; `afmi report {out}` makes the tables"]
-    # The small network has a deep head, which CAM refuses and the others do not mind.
-    told = result.stderr.splitlines()
-    assert len(told) == 1, told
-    assert told[0].startswith("afmi: CAM left out: CAM needs global average pooling")
+    # The small network has a deep head, which CAM does not support and the others do.
+    progress = result.stderr.splitlines()
+    assert len(progress) == 1, progress
+    assert progress[0].startswith("afmi: CAM left out: CAM needs global average pooling")
 
     report = afmi("report", out)
     assert report.exit_code == 0, report.stderr
@@ -107,9 +107,9 @@ def test_ctrl_c_keeps_what_was_finished(afmi, command, data, tmp_path, monkeypat
     assert len(calls) == 4 + 7  # five pieces for each method; none of the three is done again
     before, after = (Results.open(folder) for folder in (tmp_path / "whole", out))
     for label in ("Gradient", "Random"):
-        expected, found = before.values(label), after.values(label)
+        expected, actual = before.values(label), after.values(label)
         for name in (name for name in expected if not name.startswith("cost/")):
-            np.testing.assert_array_equal(found[name], expected[name])
+            np.testing.assert_array_equal(actual[name], expected[name])
 
 
 def test_a_picture_that_cannot_be_read_is_counted(afmi, command, data):
@@ -170,10 +170,10 @@ def test_refusals_are_one_line(afmi, command, tmp_path, monkeypatch, args, messa
     methods = [] if "--methods" in args else ["--methods", "grad-cam"]
     result = afmi(*command, *methods, *args)
     assert result.exit_code == 2
-    *told, line = result.stderr.splitlines()
+    *progress, line = result.stderr.splitlines()
     assert message in line and line.startswith("afmi: ") and "Traceback" not in result.stderr
-    # A method that is left out is told of before the end.
-    assert len(told) == (args == ["--methods", "CAM"])
+    # A method that is left out is reported before the end.
+    assert len(progress) == (args == ["--methods", "CAM"])
 
 
 def test_folder_of_another_run(afmi, command):
@@ -186,7 +186,7 @@ def test_folder_of_another_run(afmi, command):
 
 
 class Clock:
-    """Seconds that pass when told to."""
+    """A clock that the test moves."""
 
     now = 0.0
 
@@ -196,7 +196,7 @@ class Clock:
 
 def test_lines_without_a_terminal_now_and_then(capsys):
     clock = Clock()
-    clock.now = 1e6  # what came before the first piece does not count
+    clock.now = 1e6  # what happened before the first piece does not count
     printer = _ProgressPrinter(Progress(1, shown=True), quiet=False, clock=clock)
     for i in range(9):
         printer.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100 * i, 900)

@@ -220,7 +220,7 @@ def test_warnings_are_one_line_and_told_once(capsys):
 
 
 class _Terminal:
-    """Standard error as a terminal sees it."""
+    """Standard error as a terminal shows it."""
 
     def __init__(self) -> None:
         self.text = ""

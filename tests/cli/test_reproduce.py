@@ -1,4 +1,4 @@
-"""``afmi reproduce``: the list, a figure, what stands beside it, and refusals of one line."""
+"""``afmi reproduce``: the list, a figure, the files beside it, and refusals in one line."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ def test_json_holds_the_rows_and_files(afmi, small, pictures):
         *("--methods", "random", "--json"),
     )
     assert result.exit_code == 0, result.stderr
-    found = json.loads(result.stdout)
-    assert found["name"] == "figure5"
-    assert [(row["picture"], row["inserted"]) for row in found["rows"]] == [
+    record = json.loads(result.stdout)
+    assert record["name"] == "figure5"
+    assert [(row["picture"], row["inserted"]) for row in record["rows"]] == [
         ("a", 0.05),
         ("a", 0.5),
         ("b", 0.05),
         ("b", 0.5),
     ]
-    assert len(found["files"]) == 3
+    assert len(record["files"]) == 3
 
 
 def test_several_networks(afmi, nets, pictures, tmp_path):

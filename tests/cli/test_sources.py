@@ -36,7 +36,7 @@ def timms(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def birds(tmp_path: Path) -> Path:
-    """Folder that a small vision transformer with its processor was saved into."""
+    """Folder with a saved small vision transformer and its processor."""
     torch.manual_seed(0)
     config = transformers.ViTConfig(
         image_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,

@@ -1,4 +1,4 @@
-"""The top command: help, version, unknown commands and options, and how errors are told."""
+"""The top command: help, version, unknown commands and options, and how errors are shown."""
 
 from __future__ import annotations
 

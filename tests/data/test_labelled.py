@@ -271,7 +271,7 @@ def test_mnist(mnist: Path) -> None:
 
 
 def test_mnist_is_not_for_other_models(mnist: Path) -> None:
-    with pytest.raises(ModelError, match="has 10 classes, but the model tells 11 apart"):
+    with pytest.raises(ModelError, match="has 10 classes, but the model has 11"):
         open_images(f"mnist:{mnist}", model(classes=11))
 
 

@@ -85,8 +85,8 @@ def test_list_of_pictures_is_written_again(tmp_path: Path, left: bytes | None) -
 
 def test_names_of_pictures_that_are_no_text(tmp_path: Path) -> None:
     ResultsFolder.begin(tmp_path, RUN, (("caf\udce9.png", "猫.png"), (0, 1)), ABOUT)
-    found = pq.read_table(tmp_path / "images.parquet")["key"].to_pylist()
-    assert found == ["caf\\udce9.png", "猫.png"]
+    keys = pq.read_table(tmp_path / "images.parquet")["key"].to_pylist()
+    assert keys == ["caf\\udce9.png", "猫.png"]
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
@@ -207,19 +207,19 @@ def test_examples_are_there_before_their_piece(
 def test_methods_entered_at_once_are_all_there(tmp_path: Path) -> None:
     labels = [[f"Method {i} {j}" for j in range(8)] for i in range(4)]
 
-    def enter(own: list[str]) -> None:
+    def enter(names: list[str]) -> None:
         store = opened(tmp_path / "out")
-        for label in own:
+        for label in names:
             store.add_method(label, entry(label))
 
-    threads = [threading.Thread(target=enter, args=(own,)) for own in labels]
+    threads = [threading.Thread(target=enter, args=(names,)) for names in labels]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    found = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
-    assert set(found["methods"]) == {label for own in labels for label in own}
-    assert found["run"] == RUN and found["command"] == "afmi evaluate"
+    record = json.loads((tmp_path / "out" / "manifest.json").read_bytes())
+    assert set(record["methods"]) == {label for names in labels for label in names}
+    assert record["run"] == RUN and record["command"] == "afmi evaluate"
     assert files(tmp_path / "out") == [".afmi.lock", "images.parquet", "manifest.json"]
 
 

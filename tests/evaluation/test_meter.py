@@ -1,4 +1,4 @@
-"""Seconds and memory: known sleeps and allocations; systems that do not tell."""
+"""Seconds and memory: known sleeps and allocations; systems that do not report them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a folder of results: alignment, what is missing, and every way to be damaged."""
+"""Reading a folder of results: alignment, missing values, and every kind of damage."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NAN = float("nan")
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures; of A-FMI two pieces, of CAM none for it was refused, of XRAI nothing yet."""
-    found = write_folder(
+    """Three pictures; two pieces of A-FMI, none of CAM, which was refused, none of XRAI yet."""
+    path = write_folder(
         tmp_path / "results",
         {"XRAI": {}, "A-FMI": {}, "CAM": {"refused": "needs pooling"}},
         ["a.png", "b.png", "c.png"],
         [2, 0, 1],
     )
     # The second piece in another order than the pictures.
-    write_piece(found, "A-FMI", 0, [(0, "m/x", 0.25, None), (0, "m/y", 1.0, None)])
-    write_piece(found, "A-FMI", 1, [(2, "m/x", 0.75, None), (1, "error", NAN, "cut short")])
-    return found
+    write_piece(path, "A-FMI", 0, [(0, "m/x", 0.25, None), (0, "m/y", 1.0, None)])
+    write_piece(path, "A-FMI", 1, [(2, "m/x", 0.75, None), (1, "error", NAN, "cut short")])
+    return path
 
 
 def test_values_stand_at_their_pictures(folder):
@@ -57,9 +57,9 @@ def test_unfinished_is_told(tmp_path):
 def test_areas_of_a_picture_worked_by_hand():
     # Right from 55 % on: ten segments, the first of which is half a trapezoid.
     rows = curve_rows(0, [False] * 10 + [True] * 10, [0.5] * 20)
-    found = {name: value for _, name, value, _ in rows}
-    assert found["insertion/accuracy_auc"] == pytest.approx(0.05 * 9.5)
-    assert found["insertion/softmax_ratio_auc"] == pytest.approx(0.95)
+    values = {name: value for _, name, value, _ in rows}
+    assert values["insertion/accuracy_auc"] == pytest.approx(0.05 * 9.5)
+    assert values["insertion/softmax_ratio_auc"] == pytest.approx(0.95)
 
 
 def test_methods_are_named_in_any_spelling(tmp_path):

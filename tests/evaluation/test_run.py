@@ -34,7 +34,7 @@ from afmi.metrics import Insertion, chosen_metrics
 
 
 def results_key(name: str) -> str:
-    """Return what begins the names of a metric's values."""
+    """Return the prefix of the names of a metric's values."""
     return next(iter(chosen_metrics(name)))
 
 
@@ -92,12 +92,14 @@ def test_rows_are_what_the_metrics_say(photos: Path, tmp_path: Path) -> None:
     assert tuple(results.images.keys) == images.keys
     for label, kind in (("A-FMI", AFMI), ("Gradient", Gradient)):
         curves = Insertion().curves(model, inputs, targets, kind(model).attribute(inputs, targets))
-        found = results.read(label).values
+        measurements = results.read(label).values
         for name, expected in curves.values().items():
-            np.testing.assert_allclose(found[f"insertion/{name}"], expected.numpy(), atol=1e-6)
-        assert (found["cost/seconds"] > 0).all()
+            np.testing.assert_allclose(
+                measurements[f"insertion/{name}"], expected.numpy(), atol=1e-6
+            )
+        assert (measurements["cost/seconds"] > 0).all()
     residual = results.read("A-FMI").values["completeness/residual"]
-    assert residual.max() < 1e-4 and "completeness/residual" not in found
+    assert residual.max() < 1e-4 and "completeness/residual" not in measurements
 
 
 def test_goes_on_where_it_stopped(photos: Path, tmp_path: Path, small_pieces: None) -> None:
@@ -187,12 +189,12 @@ def test_folder_with_other_files(photos: Path, tmp_path: Path) -> None:
 def test_unreadable_picture_does_not_stop_the_run(photos: Path, tmp_path: Path) -> None:
     (photos / "dog" / "3.png").write_bytes(b"not a picture")
     results = evaluate(network(), photos, tmp_path / "out", methods="gradient")
-    found = results.read("Gradient")
-    ((index, reason),) = found.errors.items()
+    measurements = results.read("Gradient")
+    ((index, reason),) = measurements.errors.items()
     assert results.images.keys[index] == "dog/3.png" and "3.png" in reason
-    areas = found.values["insertion/accuracy_auc"]
+    areas = measurements.values["insertion/accuracy_auc"]
     assert np.isnan(areas[index]) and np.isfinite(np.delete(areas, index)).all()
-    assert found.done.all()
+    assert measurements.done.all()
 
 
 def test_a_failing_picture_does_not_cost_its_neighbours(
@@ -208,9 +210,9 @@ def test_a_failing_picture_does_not_cost_its_neighbours(
 
     original = Gradient._attribute
     monkeypatch.setattr(Gradient, "_attribute", attribute)
-    found = evaluate(model, photos, tmp_path / "out", methods="gradient").read("Gradient")
-    assert found.errors == {2: "this one overflows"}
-    assert np.isnan(found.values["insertion/accuracy_auc"]).sum() == 1
+    measurements = evaluate(model, photos, tmp_path / "out", methods="gradient").read("Gradient")
+    assert measurements.errors == {2: "this one overflows"}
+    assert np.isnan(measurements.values["insertion/accuracy_auc"]).sum() == 1
 
 
 def test_full_disk_loses_nothing(
@@ -245,17 +247,17 @@ def test_refused_method_is_noted_and_the_others_go_on(
         raise OperationError("aten.magic has no rule")
 
     monkeypatch.setattr(Gradient, "_attribute", refuse)
-    told: list[str] = []
+    recorded: list[str] = []
     results = evaluate(
         network(),
         photos,
         tmp_path / "out",
         methods=CHEAP,
-        on_refusal=lambda label, reason: told.append(f"{label}: {reason}"),
+        on_refusal=lambda label, reason: recorded.append(f"{label}: {reason}"),
     )
     assert results.methods == ("A-FMI", "Random")
     assert results.refused == {"Gradient": "aten.magic has no rule"}
-    assert told == ["Gradient: aten.magic has no rule"]
+    assert recorded == ["Gradient: aten.magic has no rule"]
 
 
 def test_grey_digits(tmp_path: Path) -> None:
@@ -263,8 +265,10 @@ def test_grey_digits(tmp_path: Path) -> None:
     model = Classifier(body, mean=[0.1], std=[0.3], labels=["0", "1"]).eval()
     digits = [(torch.rand(1, 10, 10), n % 2) for n in range(4)]
     results = evaluate(model, digits, tmp_path / "out", methods="gradient", examples=2)
-    found = results.read("Gradient")
-    assert not found.errors and np.isfinite(found.values["insertion/accuracy_auc"]).all()
+    measurements = results.read("Gradient")
+    assert (
+        not measurements.errors and np.isfinite(measurements.values["insertion/accuracy_auc"]).all()
+    )
     assert len(list((tmp_path / "out" / "examples").iterdir())) == 2 * 3
 
 
@@ -289,9 +293,9 @@ def test_every_method(photos: Path, tmp_path: Path) -> None:
     results = evaluate(model, photos, out, methods=methods, metrics="insertion", limit=4)
     assert len(results.methods) + len(results.refused) == len(CATALOGUE)
     for label in results.methods:
-        found = results.read(label)
-        assert found.done.all() and not found.errors, (label, found.errors)
-        assert np.isfinite(found.values["insertion/accuracy_auc"]).all()
+        measurements = results.read(label)
+        assert measurements.done.all() and not measurements.errors, (label, measurements.errors)
+        assert np.isfinite(measurements.values["insertion/accuracy_auc"]).all()
         json.dumps(results.facts(label), allow_nan=False)
 
 
@@ -299,11 +303,11 @@ def test_every_metric(photos: Path, tmp_path: Path) -> None:
     model, out = network(), tmp_path / "out"
     results = evaluate(model, photos, out, methods="deeplift,random", metrics="all", limit=4)
     for label in results.methods:
-        found = results.read(label)
-        assert not found.errors
+        measurements = results.read(label)
+        assert not measurements.errors
         promises = {"Completeness", "ReferenceReliability"} if label == "Random" else set()
         for name, kind in METRICS.items():
-            values = [key for key in found.values if key.startswith(f"{results_key(name)}/")]
+            values = [key for key in measurements.values if key.startswith(f"{results_key(name)}/")]
             assert bool(values) == (name not in promises), (label, name)
             assert not values or f"{results_key(name)}/{kind.columns[0].source}" in values
 
@@ -315,7 +319,7 @@ def test_network_that_can_have_none_of_the_methods(
         raise OperationError("aten.magic has no rule")
 
     model, out = network(), tmp_path / "out"
-    told: list[str] = []
+    recorded: list[str] = []
     with monkeypatch.context() as patch:
         for kind in (Gradient, AFMI):
             patch.setattr(kind, "_attribute", refuse)
@@ -326,11 +330,11 @@ def test_network_that_can_have_none_of_the_methods(
                     photos,
                     out,
                     methods="gradient,a-fmi",
-                    on_refusal=lambda label, _: told.append(label),
+                    on_refusal=lambda label, _: recorded.append(label),
                 )
             assert "\n" not in str(caught.value)
-    assert told == ["Gradient", "A-FMI"] * 2
-    # Another method may still be added, and what was refused is tried again when asked for.
+    assert recorded == ["Gradient", "A-FMI"] * 2
+    # Another method may still be added, and a refused method is tried again when asked for.
     results = evaluate(model, photos, out, methods="random,gradient")
     assert results.methods == ("Gradient", "Random") and list(results.refused) == ["A-FMI"]
 
@@ -354,7 +358,7 @@ def test_piece_that_a_crash_cut_off_is_done_again(
 
 
 def test_piece_that_is_damaged_within_is_named(photos: Path, tmp_path: Path) -> None:
-    """Resuming does not read the pieces; whoever reads the numbers learns which file it is."""
+    """Resuming does not read the pieces; reading the numbers names the damaged file."""
     model, out = network(), tmp_path / "out"
     evaluate(model, photos, out, methods="gradient")
     path = out / "pieces" / "gradient" / "00000000.parquet"
@@ -440,7 +444,7 @@ def test_memory_of_a_run_does_not_grow(
     assert len(counts) == 10 and max(counts[2:]) <= counts[1] + 2
 
 
-# Forks, for PyTorch takes seconds to import; before the first fork nothing is computed.
+# Forks, because PyTorch takes seconds to import; before the first fork nothing is computed.
 _KILLED = """
 import os, sys
 sys.path[:0] = {tests!r}
@@ -469,10 +473,10 @@ for line in sys.stdin:
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_ten_times(photos: Path, tmp_path: Path) -> None:
-    """Killed at its beginning and anywhere later, a run goes on and ends with the same numbers.
+    """Killed at its beginning and anywhere later, a run resumes and ends with the same numbers.
 
-    The moments are told by pieces, not by seconds, so they are spread alike on any machine: after
-    a random number of new pieces, and then somewhere within the time that two pieces take.
+    The moments are counted in pieces, not in seconds, so they are spread alike on any machine:
+    after a random number of new pieces, and then somewhere within the time that two pieces take.
     """
     whole, out = tmp_path / "whole", tmp_path / "out"
     script = tmp_path / "script.py"
@@ -488,14 +492,14 @@ def test_killed_ten_times(photos: Path, tmp_path: Path) -> None:
         child = int(server.stdout.readline())
         began = last = time.perf_counter()
         while wanted is not None:
-            found = count(folder) - before
+            written = count(folder) - before
             now = time.perf_counter()
-            if found >= wanted:
-                each = (now - last) / max(found, 1) if wanted > 1 else 0.05
+            if written >= wanted:
+                each = (now - last) / max(written, 1) if wanted > 1 else 0.05
                 time.sleep(float(drawn.uniform(0, 2 * each)))
                 os.kill(child, signal.SIGKILL)
                 break
-            if found == 0:
+            if written == 0:
                 last = now  # loading is no part of a piece's time
             assert now - began < 600
             time.sleep(0.001)
@@ -518,7 +522,7 @@ def test_killed_ten_times(photos: Path, tmp_path: Path) -> None:
     *ended, gone_on, unbroken = ended
     assert gone_on == unbroken == (0, total)
     assert [code for code, _ in ended] == [-signal.SIGKILL] * 10
-    pieces = [found for _, found in ended]
+    pieces = [written for _, written in ended]
     assert pieces == sorted(pieces) and len(set(pieces)) >= 7 and pieces[-1] < total
     assert numbers(out) == numbers(whole)
     for path in out.glob("pieces/*/*.parquet"):

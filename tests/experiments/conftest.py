@@ -1,4 +1,4 @@
-"""A network that tells colours apart, in a file, and pictures of one and of two colours."""
+"""A network that distinguishes colours, in a file, and pictures of one and of two colours."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def picture(left: str, right: str | None = None) -> Image.Image:
-    """Paint the halves in the colours of classes; blue rises from top to bottom."""
+    """Paint the halves in the colours of classes; blue increases from top to bottom."""
     image = Image.new("RGB", (16, 16))
     for x in range(16):
         red, green = COLOURS[left if x < 8 or right is None else right]

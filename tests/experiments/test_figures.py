@@ -91,7 +91,7 @@ def test_two_pictures_stand_side_by_side(request_for, folder, network, width):
             result = experiment_named("figure4")().run(request)
     else:
         result = experiment_named("figure4")().run(request)
-    assert "put side by side, for want of one picture of both classes" in lines
+    assert "put side by side, because no picture of both classes was given" in lines
     sizes = [c["methods"][0]["image"] for c in record_of(result)["comparisons"]]
     assert [(size["height"], size["width"]) for size in sizes] == [(16, width)] * 3
 
@@ -142,7 +142,7 @@ def test_figure3_finds_a_method_that_does_not_mind_the_reference(request_for, bo
     assert expected < 0.99
     references = [e["reference"] for e in record_of(result)["explanations"]]
     assert references == ["black", "white", "random"] * 2
-    with pytest.raises(UsageError, match="Grad-CAM compares the picture with no reference"):
+    with pytest.raises(UsageError, match="Grad-CAM uses no reference"):
         experiment_named("figure8")().run(request_for(images=(both,), methods="grad-cam")[0])
 
 

@@ -25,7 +25,7 @@ from afmi.methods import AFMI
 
 @pytest.fixture(scope="module")
 def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MNIST's files with easy digits: a bright bar at a height of its own for each class."""
+    """MNIST's files with easy digits: each class has a bright bar at another height."""
     folder = tmp_path_factory.mktemp("mnist")
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -97,34 +97,36 @@ def test_missing_mnist(tmp_path: Path) -> None:
 def test_agreement_is_the_papers(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against means and cosines picture by picture; and in parts, broken off and resumed."""
+    """Against means and cosines picture by picture; and in parts, interrupted and resumed."""
     monkeypatch.setattr(prototypes_module, "_PART", 32)
     model = train(mnist, tmp_path / "net.safetensors", epochs=4, report=silent)
     method = AFMI(model)
     training = open_images(f"mnist-train:{mnist}", model)
     validation = open_images(f"mnist:{mnist}", model)
-    found = measure_agreement(method, training, validation, tmp_path / "fmi", batch=16)
+    row = measure_agreement(method, training, validation, tmp_path / "fmi", batch=16)
 
     vectors: dict[int, list[torch.Tensor]] = {c: [] for c in range(10)}
     for image, label in zip(*digits(mnist, training=True), strict=True):
         vectors[int(label)].append(method.feature_map_importance(image[None], int(label))[0])
-    means = torch.stack([torch.stack(own).double().mean(0) for own in vectors.values()])
+    means = torch.stack([torch.stack(rows).double().mean(0) for rows in vectors.values()])
     correct = agreeing = 0
     for image, label in zip(*digits(mnist, training=False), strict=True):
         if int(model(image[None]).argmax()) == int(label):
-            own = method.feature_map_importance(image[None], int(label)).double()
+            importance = method.feature_map_importance(image[None], int(label)).double()
             correct += 1
-            agreeing += int(F.cosine_similarity(own, means).argmax()) == int(label)
+            agreeing += int(F.cosine_similarity(importance, means).argmax()) == int(label)
     assert correct > 10
-    assert (found.correct, found.agreeing, found.trained_on) == (correct, agreeing, 160)
-    assert found.shuffled < found.agreeing and found.exchanged < found.agreeing
-    assert found.maps == 64 and found.unreadable == 0
+    assert row["network's accuracy"] == correct / 60 and row["training pictures"] == 160
+    assert row["agreement of FMI"] == agreeing / correct
+    assert row["control: entries shuffled"] < agreeing / correct
+    assert row["control: FMI of another picture"] < agreeing / correct
+    assert row["feature maps"] == 64 and row["unreadable pictures"] == 0
 
     parts = sorted((tmp_path / "fmi" / "training").iterdir())
     assert len(parts) == 5
     kept = parts[0].stat().st_mtime_ns
     parts[3].unlink()
-    assert measure_agreement(method, training, validation, tmp_path / "fmi", batch=16) == found
+    assert measure_agreement(method, training, validation, tmp_path / "fmi", batch=16) == row
     assert parts[0].stat().st_mtime_ns == kept and parts[3].exists()
     other = AFMI(model, averaged=False)
     with pytest.raises(UsageError, match="another run"):

@@ -1,4 +1,4 @@
-"""The reference runs once, is run again when the network changes, and is forgotten with it."""
+"""The reference runs once, runs again when the network changes, and is dropped with it."""
 
 from __future__ import annotations
 

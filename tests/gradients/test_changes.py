@@ -166,9 +166,11 @@ def test_a_function_that_the_network_calls(monkeypatch: pytest.MonkeyPatch) -> N
     explain = AFMI(model, averaged=False)
     explain.attribute(x, 1)
     monkeypatch.setitem(globals(), "activation", torch.tanh)
-    found = explain.attribution(x, 1)
-    torch.testing.assert_close(found.maps, AFMI(Network().eval(), averaged=False).attribute(x, 1))
-    torch.testing.assert_close(found.logits, model(x).detach())
+    attribution = explain.attribution(x, 1)
+    torch.testing.assert_close(
+        attribution.maps, AFMI(Network().eval(), averaged=False).attribute(x, 1)
+    )
+    torch.testing.assert_close(attribution.logits, model(x).detach())
 
 
 def test_a_network_that_decides_by_its_input() -> None:

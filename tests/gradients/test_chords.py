@@ -58,12 +58,12 @@ def points(dtype: torch.dtype) -> Tensor:
 def test_the_derivative_where_nothing_changed(name: str, dtype: torch.dtype) -> None:
     x = points(dtype)
     x[:3] = torch.tensor([0.0, -0.0, 1.5])
-    found = slopes(name, x, x.clone())
-    assert found.dtype == dtype
+    slope = slopes(name, x, x.clone())
+    assert slope.dtype == dtype
     if name == "abs":  # has none at 0
-        x, found = x[2:], found[2:]
+        x, slope = x[2:], slope[2:]
     bound = 10 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found.double(), derivative(name, x), rtol=bound, atol=bound)
+    torch.testing.assert_close(slope.double(), derivative(name, x), rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -75,13 +75,13 @@ def test_the_chord_at_any_distance(name: str, exponent: int, dtype: torch.dtype)
     reference = x + 10.0**exponent * torch.randn(
         4000, dtype=dtype, generator=torch.Generator().manual_seed(1)
     )
-    found = slopes(name, x, reference).double()
+    slope = slopes(name, x, reference).double()
     eps = torch.finfo(dtype).eps
     y, before = function(x, **keywords).double(), function(reference, **keywords).double()
     change = x.double() - reference.double()
     # The sum: right to the rounding of what was subtracted.
     rounding = eps * (y.abs() + before.abs() + x.abs().double() + reference.abs().double())
-    assert ((found * change - (y - before)).abs() <= 8 * rounding + 1e-30).all()
+    assert ((slope * change - (y - before)).abs() <= 8 * rounding + 1e-30).all()
     # The slope: between the derivatives' extremes, but for the rounding of a small quotient.
-    assert found.isfinite().all()
-    assert float(found.abs().max()) <= 1.7
+    assert slope.isfinite().all()
+    assert float(slope.abs().max()) <= 1.7

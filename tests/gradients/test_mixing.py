@@ -32,7 +32,7 @@ class Vector(nn.Module):
 
 
 def matrix(function: Function, x: Tensor, reference: Tensor) -> Tensor:
-    """Return the multipliers m_ij (outputs, inputs) of a function of vectors (1, n)."""
+    """Return the modified gradient m_ij (outputs, inputs) of a function of vectors (1, n)."""
     gradient = modified_gradient(
         Vector(function), _image(x), layer=None, reference=Image(_image(reference))
     )
@@ -84,17 +84,17 @@ MEANS: dict[str, Function] = {
 def test_mean_derivative_along_the_straight_line(name: str, near: float) -> None:
     x, reference = vectors()
     x = reference + near * (x - reference)
-    found = matrix(MEANS[name], x, reference)
-    if name == "quotient":  # the exponentials' chords take a bent way from ȳ to y
+    factors = matrix(MEANS[name], x, reference)
+    if name == "quotient":  # the exponentials' chords follow a curve from ȳ to y
         x, reference = (
             torch.cat([x[:2], x[2:4].exp()]),
             torch.cat([reference[:2], reference[2:4].exp()]),
         )
-        found = matrix(lambda v: v[:, :2] / v[:, 2:4], x, reference)
+        factors = matrix(lambda v: v[:, :2] / v[:, 2:4], x, reference)
         expected = along_the_line(lambda v: v[:, :2] / v[:, 2:4], x, reference, 20)
     else:
         expected = along_the_line(MEANS[name], x, reference, 20)
-    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(factors, expected, rtol=1e-7, atol=1e-9)
 
 
 def logarithmic_mean(p: float, q: float) -> float:
@@ -108,11 +108,13 @@ def test_softmax_by_its_equation() -> None:
     total = sum(means)
     weights = matrix(lambda v: v.logsumexp(1, keepdim=True), x, reference)[0].tolist()
     assert weights == pytest.approx([m / total for m in means], rel=1e-10)
-    found = matrix(lambda v: v.softmax(1), x, reference).tolist()
+    factors = matrix(lambda v: v.softmax(1), x, reference).tolist()
     found_log = matrix(lambda v: v.log_softmax(1), x, reference).tolist()
     for i, j in ((i, j) for i in range(5) for j in range(5)):
         same = float(i == j)
-        assert found[i][j] == pytest.approx(same * means[i] - means[i] * means[j] / total, rel=1e-9)
+        assert factors[i][j] == pytest.approx(
+            same * means[i] - means[i] * means[j] / total, rel=1e-9
+        )
         assert found_log[i][j] == pytest.approx(same - means[j] / total, rel=1e-9)
 
 
@@ -122,43 +124,43 @@ def test_softmax_is_exact_whatever_the_shift_and_the_scale(shift: float, scale: 
     """In float32, with scores whose exponentials overflow."""
     x, reference = (scale * v for v in vectors())
     x = (x + shift).float()
-    found = matrix(lambda v: v.softmax(1), x, reference.float())
-    assert found.sum(1).abs().max() <= 1e-6  # a constant added to the scores changes nothing
+    factors = matrix(lambda v: v.softmax(1), x, reference.float())
+    assert factors.sum(1).abs().max() <= 1e-6  # a constant added to the scores changes nothing
     change = x.softmax(0) - reference.float().softmax(0)
-    explained = found.double() @ (x.double() - reference)
+    explained = factors.double() @ (x.double() - reference)
     assert (explained - change).abs().max() <= 3e-7 * (1 + abs(shift))
     unshifted = matrix(lambda v: v.softmax(1), (x.double() - shift), reference)
-    torch.testing.assert_close(found.double(), unshifted, rtol=1e-2, atol=1e-5 * (1 + abs(shift)))
+    torch.testing.assert_close(factors.double(), unshifted, rtol=1e-2, atol=1e-5 * (1 + abs(shift)))
 
 
 def test_softmax_of_equal_scores_has_its_own_derivative() -> None:
     x, _ = vectors()
     p = x.softmax(0)
-    found = matrix(lambda v: v.softmax(1), x, x)
-    torch.testing.assert_close(found, p.diag() - p.outer(p))
+    factors = matrix(lambda v: v.softmax(1), x, x)
+    torch.testing.assert_close(factors, p.diag() - p.outer(p))
 
 
 def test_masked_scores_take_no_part() -> None:
     x, reference = vectors()
     mask = torch.tensor([0.0, 0.0, -math.inf, 0.0, -math.inf], dtype=x.dtype)
-    found = matrix(lambda v: (v + mask).softmax(1), x, reference)
-    assert found.isfinite().all()
-    assert found[:, [2, 4]].abs().max() == 0 == found[[2, 4]].abs().max()
+    factors = matrix(lambda v: (v + mask).softmax(1), x, reference)
+    assert factors.isfinite().all()
+    assert factors[:, [2, 4]].abs().max() == 0 == factors[[2, 4]].abs().max()
     change = (x + mask).softmax(0) - (reference + mask).softmax(0)
-    torch.testing.assert_close(found @ (x - reference), change)
+    torch.testing.assert_close(factors @ (x - reference), change)
 
 
 def test_a_quotient_whose_divisor_changes_sign_is_a_product() -> None:
     x, reference = torch.tensor([3.0, -2.0]).double(), torch.tensor([1.0, 4.0]).double()
-    found = matrix(lambda v: v[:, :1] / v[:, 1:], x, reference)
-    assert found.tolist() == [[pytest.approx((1 / -2 + 1 / 4) / 2), pytest.approx(-4 / 2 / -8)]]
+    factors = matrix(lambda v: v[:, :1] / v[:, 1:], x, reference)
+    assert factors.tolist() == [[pytest.approx((1 / -2 + 1 / 4) / 2), pytest.approx(-4 / 2 / -8)]]
 
 
 def test_length_by_its_equation() -> None:
     x, reference = vectors()
-    found = matrix(lambda v: v.norm(dim=1, keepdim=True), x, reference)
+    factors = matrix(lambda v: v.norm(dim=1, keepdim=True), x, reference)
     expected = (x + reference) / (x.square().sum().sqrt() + reference.square().sum().sqrt())
-    torch.testing.assert_close(found[0], expected)
+    torch.testing.assert_close(factors[0], expected)
     nothing = matrix(lambda v: v.norm(dim=1, keepdim=True), 0 * x, 0 * x)
     assert nothing.abs().max() == 0
 
@@ -168,13 +170,13 @@ def test_a_maximum_is_carried_by_one_position(rises: bool) -> None:
     high = torch.tensor([1.0, 5.0, 2.0]).double()
     low = torch.tensor([3.0, 0.0, 2.0]).double()
     x, reference = (high, low) if rises else (low, high)
-    found = matrix(lambda v: v.amax(1, keepdim=True), x, reference)
+    factors = matrix(lambda v: v.amax(1, keepdim=True), x, reference)
     # From 3 (first) to 5 (second, which was 0): the second carries 2 of its change of 5.
-    assert found.tolist() == [[0.0, pytest.approx(2 / 5), 0.0]]
+    assert factors.tolist() == [[0.0, pytest.approx(2 / 5), 0.0]]
     least = matrix(lambda v: -(-v).min(1, keepdim=True)[0], x, reference)
-    assert least.tolist() == found.tolist()
+    assert least.tolist() == factors.tolist()
     torch.testing.assert_close(
-        matrix(lambda v: torch.maximum(v[:, :1], v[:, 1:2]), x, reference), found
+        matrix(lambda v: torch.maximum(v[:, :1], v[:, 1:2]), x, reference), factors
     )
 
 
@@ -189,23 +191,23 @@ def test_max_over_a_dimension_gives_the_places_too() -> None:
 
 
 def test_layer_norm_of_a_constant_reference_is_exact_in_float32() -> None:
-    """A product with 1/√ε would leave multipliers of ±100 that cancel."""
+    """A product with 1/√ε would leave factors of ±100 that cancel."""
     x, _ = vectors(64)
     x, black = x.float(), torch.full((64,), 0.25)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = matrix(lambda v: F.layer_norm(v, (64,)), x, black)
-    torch.testing.assert_close(found @ (x - black), F.layer_norm(x, (64,)), rtol=1e-5, atol=1e-5)
-    assert found.abs().max() < 10
+        factors = matrix(lambda v: F.layer_norm(v, (64,)), x, black)
+    torch.testing.assert_close(factors @ (x - black), F.layer_norm(x, (64,)), rtol=1e-5, atol=1e-5)
+    assert factors.abs().max() < 10
 
 
 def test_layer_norm_of_opposite_maps_is_exact() -> None:
     """The straight line passes near zero, where the closed form's terms cancel."""
     x, _ = vectors(3)
     for eps in (1e-5, 1e-9):
-        found = matrix(lambda v, eps=eps: F.layer_norm(v, (3,), eps=eps), x, -x)
+        factors = matrix(lambda v, eps=eps: F.layer_norm(v, (3,), eps=eps), x, -x)
         torch.testing.assert_close(
-            found @ (2 * x), 2 * F.layer_norm(x, (3,), eps=eps), rtol=1e-6, atol=1e-6
+            factors @ (2 * x), 2 * F.layer_norm(x, (3,), eps=eps), rtol=1e-6, atol=1e-6
         )
 
 
@@ -221,18 +223,18 @@ def test_layer_norm_of_opposite_maps_is_exact() -> None:
 def test_norms_of_opposite_maps_keep_their_digits_in_float32(norm: Function, apart: float) -> None:
     x, other = (v.float() for v in vectors(64))
     reference = apart * other - 1.3 * x
-    found = matrix(norm, x, reference).double()
+    factors = matrix(norm, x, reference).double()
     expected = matrix(norm, x.double(), reference.double())
-    assert (found - expected).norm() <= 1e-6 * expected.norm()
+    assert (factors - expected).norm() <= 1e-6 * expected.norm()
     change = norm(x.double()[None]) - norm(reference.double()[None])
-    error = found @ (x.double() - reference.double()) - change.flatten()
+    error = factors @ (x.double() - reference.double()) - change.flatten()
     assert error.abs().max() <= 2e-5
 
 
 @pytest.mark.parametrize("of_the_reference", [True, False])
 def test_normalised_rounding_errors_are_reported(of_the_reference: bool) -> None:
     x, _ = vectors(64)
-    noise = 1e6 + 0.1 * x.float()  # float32 tells numbers of this size apart by steps of 0.06
+    noise = 1e6 + 0.1 * x.float()  # float32 resolves numbers of this size in steps of 0.06
     x, reference = (x.float(), noise) if of_the_reference else (noise, x.float())
     whose = "the reference" if of_the_reference else "an image"
     with pytest.warns(ConditioningWarning, match=f"rounding, in {whose}"):
@@ -240,7 +242,7 @@ def test_normalised_rounding_errors_are_reported(of_the_reference: bool) -> None
 
 
 class Attention(nn.Module):
-    """Tokens of a convolution, attended to by ``nn.MultiheadAttention`` in one of its ways."""
+    """Tokens of a convolution, and ``nn.MultiheadAttention`` of them in one of its forms."""
 
     def __init__(self, *, need_weights: bool, batch_first: bool, **options: bool) -> None:
         super().__init__()
@@ -277,7 +279,7 @@ def test_multi_head_attention(need_weights: bool, batch_first: bool, options: di
 
 
 class Encoder(nn.Module):
-    """PyTorch's own encoder, which takes a fused way of its own in evaluation mode."""
+    """PyTorch's encoder, which runs fused in evaluation mode."""
 
     def __init__(self, *, norm_first: bool = False) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from afmi.gradients.passes import BatchRunner
 from afmi.methods import Gradient
 from afmi.network.outputs import probabilities
 
-# As a GPU says it, and as a CPU does.
+# As a GPU reports it, and as a CPU does.
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"),

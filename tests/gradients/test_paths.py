@@ -47,32 +47,32 @@ def network(name: str) -> nn.Sequential:
 
 
 def by_paths(net: nn.Sequential, name: str, x: list[float], reference: list[float]) -> list:
-    """Return ∂_σ y_c/∂x_i as multipliers[c][i]: the sum over all paths from i to c (Eq. 4)."""
+    """Return ∂_σ y_c/∂x_i as modified[c][i]: the sum over all paths from i to c (Eq. 4)."""
     weights = [m.weight.tolist() for m in net if isinstance(m, nn.Linear)]
     biases = [m.bias.tolist() for m in net if isinstance(m, nn.Linear)]
 
     def sums(values: list[float]) -> list[list[float]]:
-        """Return what each layer's units see before their activation."""
-        seen = []
+        """Return the input of each layer's units before their activation."""
+        recorded = []
         for weight, bias in zip(weights, biases, strict=True):
             into = [
                 b + sum(w * v for w, v in zip(row, values, strict=True))
                 for row, b in zip(weight, bias, strict=True)
             ]
-            seen.append(into)
+            recorded.append(into)
             values = [activation(name, v) for v in into]
-        return seen
+        return recorded
 
     of_x, of_reference = sums(x), sums(reference)
-    multipliers = [[0.0] * len(x) for _ in range(WIDTHS[-1])]
+    modified = [[0.0] * len(x) for _ in range(WIDTHS[-1])]
     for path in product(*(range(width) for width in WIDTHS)):
         slope = 1.0
         for layer, (start, end) in enumerate(pairwise(path)):
             slope *= weights[layer][end][start]
             if layer < len(weights) - 1:
                 slope *= chord(name, of_x[layer][end], of_reference[layer][end])
-        multipliers[path[-1]][path[0]] += slope
-    return multipliers
+        modified[path[-1]][path[0]] += slope
+    return modified
 
 
 @pytest.mark.parametrize("name", ["tanh", "relu"])
@@ -84,8 +84,8 @@ def test_fully_connected(name: str) -> None:
     gradient = modified_gradient(net, x, layer=None, reference=Image(reference))
     expected = by_paths(net, name, x.flatten().tolist(), reference.flatten().tolist())
     for c in range(WIDTHS[-1]):
-        found = gradient.gradients(torch.tensor([[c]])).flatten().tolist()
-        assert found == pytest.approx(expected[c], rel=1e-12, abs=1e-12)
+        gradients = gradient.gradients(torch.tensor([[c]])).flatten().tolist()
+        assert gradients == pytest.approx(expected[c], rel=1e-12, abs=1e-12)
 
 
 class ConvolutionAndHead(nn.Module):
@@ -121,8 +121,8 @@ def test_feature_map_importance_and_map() -> None:
     method = AFMI(model, layer="maps", reference=Image(reference))
     for c, per_position in enumerate(by_paths(model.head, "tanh", features, of_reference)):
         importance = sum(per_position) / 4
-        found = method.feature_map_importance(x, target=c)
-        assert found.tolist() == [[pytest.approx(importance, rel=1e-12)]]
+        computed = method.feature_map_importance(x, target=c)
+        assert computed.tolist() == [[pytest.approx(importance, rel=1e-12)]]
         expected = [importance * (a - r) for a, r in zip(features, of_reference, strict=True)]
         full = F.interpolate(
             torch.tensor(expected, dtype=x.dtype).view(1, 1, 2, 2), (3, 3), mode="bilinear"
@@ -159,13 +159,13 @@ def test_max_pooling_by_brute_force(
         reference_at = max(window, key=lambda p: float(reference[0, 0][p]))
         rise = x[0, 0][at] - reference[0, 0][reference_at]
         carrier = at if rise >= 0 else reference_at
-        multiplier = rise / (x[0, 0][carrier] - reference[0, 0][carrier])
-        assert 0 < multiplier <= 1
-        expected[carrier] += weights[i * out + j] * multiplier
+        slope = rise / (x[0, 0][carrier] - reference[0, 0][carrier])
+        assert 0 < slope <= 1
+        expected[carrier] += weights[i * out + j] * slope
 
     gradient = modified_gradient(model, x, layer=None, reference=Image(reference))
-    found = gradient.gradients(torch.tensor([[0]]))[0, 0, 0]
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = gradient.gradients(torch.tensor([[0]]))[0, 0, 0]
+    torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
 
 
 class Product(nn.Module):
@@ -177,11 +177,11 @@ def test_products_take_the_mean_of_the_other_operand() -> None:
     generator = torch.Generator().manual_seed(4)
     x, reference = torch.randn(2, 1, 2, 2, 3, generator=generator, dtype=torch.float64)
     gradient = modified_gradient(Product(), x, layer=None, reference=Image(reference))
-    found = gradient.gradients(torch.tensor([[0]]))[0, 0].tolist()
+    gradients = gradient.gradients(torch.tensor([[0]]))[0, 0].tolist()
     for i, j in product(range(2), range(3)):
         for channel in range(2):
             other = (x[0, 1 - channel, i, j] + reference[0, 1 - channel, i, j]) / 2
-            assert found[channel][i][j] == pytest.approx(float(other), rel=1e-12)
+            assert gradients[channel][i][j] == pytest.approx(float(other), rel=1e-12)
 
 
 class Attention(nn.Module):
@@ -199,5 +199,5 @@ def test_matrix_products_equal_their_sum_of_products() -> None:
         for k in range(3):
             expected[0, i, k] += middle[1][j][k]
             expected[1, j, k] += middle[0][i][k]
-        found = gradient.gradients(torch.tensor([[2 * i + j]]))[0, 0]
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        gradients = gradient.gradients(torch.tensor([[2 * i + j]]))[0, 0]
+        torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)

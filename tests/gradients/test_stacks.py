@@ -1,4 +1,4 @@
-"""Random stacks of operations sum to delta; what has no rule raises and can be given one."""
+"""Random stacks of operations sum to delta; an operation without a rule raises and can get one."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def written_into(x: Tensor) -> Tensor:
 
 
 def pooled(pool: nn.Module, flat: Callable[[Tensor], Tensor] = lambda x: x) -> Function:
-    """Pool, and resize what comes out to the shape of what came in."""
+    """Pool, and resize the output to the shape of the input."""
     return lambda x: F.interpolate(_maps(pool(flat(x))), size=x.shape[2:])[:, : x.shape[1]]
 
 
@@ -454,8 +454,8 @@ def test_the_small_difference_is_relative(name: str, scale: float) -> None:
     model = Stack([function], scale)
     model.head.bias.data.zero_()
     assert errors(model, pictures(), Random()).of_logits <= 1e-12
-    found = errors(model.float(), pictures().float(), Random())
-    assert found.of_logits <= 1e-5
+    error = errors(model.float(), pictures().float(), Random())
+    assert error.of_logits <= 1e-5
 
 
 def test_powers_written_with_stars() -> None:
@@ -603,19 +603,19 @@ def test_registered_rule_replaces_cached_reference_runs() -> None:
     """A rule that comes later is used, also where a reference's run is at hand."""
     model = Stack([F.relu])
     errors(model, pictures(), Black())
-    seen = []
+    recorded = []
 
     def rule(interception: engine.Interception, operation: engine.Operation) -> Tensor:
-        seen.append(operation.name)
+        recorded.append(operation.name)
         return elementwise.RULES["relu"](interception, operation)
 
     engine.register_rule("relu", rule)
     errors(model, pictures(), Black())
-    assert seen == ["relu", "relu"]
+    assert recorded == ["relu", "relu"]
 
 
 class TurnsOnData(nn.Module):
-    """Takes another way for dark pictures than for bright ones."""
+    """Takes another path for dark pictures than for bright ones."""
 
     def __init__(self, *, linear: bool) -> None:
         super().__init__()

@@ -97,8 +97,8 @@ def method(request: pytest.FixtureRequest) -> str:
 
 
 def _same(network: nn.Module, method: str, expected: dict[str, Tensor]) -> None:
-    found = METHODS[method](network).attribute(IMAGES, 2)
-    torch.testing.assert_close(found, expected[method], rtol=1e-5, atol=1e-8)
+    maps = METHODS[method](network).attribute(IMAGES, 2)
+    torch.testing.assert_close(maps, expected[method], rtol=1e-5, atol=1e-8)
 
 
 # Network code that would run in the backward pass.
@@ -176,15 +176,15 @@ def test_checkpoints_of_other_threads_go_on() -> None:
                 checkpoint(part, x, use_reentrant=reentrant)
             return super().forward(x)
 
-    own = vars(torch.utils.checkpoint.CheckpointFunction), vars(torch.utils.checkpoint)
-    before = [dict(names) for names in own]
+    names_of = vars(torch.utils.checkpoint.CheckpointFunction), vars(torch.utils.checkpoint)
+    before = [dict(names) for names in names_of]
     method = Gradient(Training())
     method.attribute(IMAGES, 2)  # tries the network, once
     runs.clear()
     method.attribute(IMAGES, 2)
     assert runs.count("other") == 4  # forward and again backward, of either kind
     assert len(runs) == 6
-    assert [dict(names) for names in own] == before
+    assert [dict(names) for names in names_of] == before
 
 
 def _scaled(_module: nn.Module, gradients: Any, *_: Any) -> Any:
@@ -482,9 +482,9 @@ def test_subclasses_of_tensors(method: str, expected: dict[str, Tensor]) -> None
     Copying.copied.clear()
     images = IMAGES.as_subclass(Copying)
     images.patient = "unknown"  # type: ignore[attr-defined]
-    found = METHODS[method](subclass(forward)).attribute(images, 2)
-    assert type(found) is Tensor
-    torch.testing.assert_close(found, expected[method], rtol=1e-5, atol=1e-8)
+    maps = METHODS[method](subclass(forward)).attribute(images, 2)
+    assert type(maps) is Tensor
+    torch.testing.assert_close(maps, expected[method], rtol=1e-5, atol=1e-8)
     assert set(Copying.copied) <= {"patient"}
 
 
@@ -522,8 +522,8 @@ def test_rectified_parts_of_a_tensor(method: str, rectify: Callable[[Tensor], An
         maps = self.maps(self.trunk(x)) * 2
         return self.head(torch.cat([maps[:, :4].relu(), maps[:, 4:]], 1))
 
-    found, expected = (METHODS[method](subclass(f)).attribute(IMAGES, 2) for f in (in_place, anew))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    maps, expected = (METHODS[method](subclass(f)).attribute(IMAGES, 2) for f in (in_place, anew))
+    torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("method", ["Gradient", "Grad-CAM", "Guided Backprop"])
@@ -577,7 +577,7 @@ def test_values_read_from_tensors_raise(method: str, read: Callable[[Tensor], fl
         return self.head(maps * read(maps))
 
     # Where they are read of all images at once, these depend on one another besides.
-    with pytest.raises(ModelError, match="must stay in tensors|other outputs in a batch"):
+    with pytest.raises(ModelError, match=r"must stay in tensors|other outputs in a batch"):
         METHODS[method](subclass(forward)).attribute(IMAGES, 2)
 
 

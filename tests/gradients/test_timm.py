@@ -1,4 +1,4 @@
-"""timm's families: the last stage is found, and modified gradients sum to delta there and below.
+"""timm's families: the last stage is chosen, and modified gradients sum to delta there and before.
 
 Random weights, what the initialisation left dead drawn anew, batch-norm statistics from real
 photographs; errors are relative to the larger of |Δy_c| and the largest |logit|.
@@ -18,7 +18,7 @@ from afmi.network.classifier import Classifier
 from afmi.network.layers import resolve_layer
 from afmi.pictures.references import Black
 
-# Quick ones: the pictures' side, the layer that is found and its maps.
+# Quick ones: the pictures' side, the layer that is chosen and its maps.
 SMALL = {
     "byoanet": (64, "stages", (2048, 2, 2)),
     "coat": (64, "serial_blocks4.0", (320, 2, 2)),
@@ -71,8 +71,8 @@ SMALL = {
     "vovnet": (64, "stages", (512, 2, 2)),
     "xcit": (64, "cls_attn_blocks.0", (128, 4, 4)),
 }
-# Between their streams of tokens or their stages' maps no one layer holds all that the logits see,
-# or no module gives it: a named limitation.
+# Their streams of tokens or maps meet in the logits only, so no single layer dominates them, or no
+# module gives it: a named limitation.
 WITHOUT_LAYER = {
     "crossvit": "dominate its logits",
     "efficientvim": "returned by no module",

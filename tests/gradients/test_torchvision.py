@@ -40,8 +40,8 @@ SMALL = {
     "swin_v2_t": 64,
 }
 # Networks with random weights that are chaotic at small size against white or noise: there the
-# logits themselves, in float32, have no right digit (Σ|multiplier·Δin| is 10⁵ to 10⁸ logits), and
-# another memory layout or processor gives another error. Float64 tells rounding from a wrong rule.
+# logits themselves, in float32, have no right digit (Σ|m·Δin| is 10⁵ to 10⁸ logits), and
+# another memory layout or processor gives another error. Float64 shows whether a rule is wrong.
 CHAOTIC = {"efficientnet_b0": 5e-4, "regnet_y_400mf": 5e-4}
 FULL = [
     *SMALL,
@@ -72,11 +72,11 @@ def check(model: Classifier, size: int, float32: float = 1e-5) -> None:
         model.to(dtype)
         for layer in ("inputs", None):
             for name, reference in references.items():
-                found = errors(model, pictures[:count].to(dtype), reference, layer)
-                print(f"{dtype} {layer or 'last stage'} {name}: {found}")  # noqa: T201
-                assert found.of_logits <= bound, (dtype, layer, name, found)
+                error = errors(model, pictures[:count].to(dtype), reference, layer)
+                print(f"{dtype} {layer or 'last stage'} {name}: {error}")  # noqa: T201
+                assert error.of_logits <= bound, (dtype, layer, name, error)
                 if dtype == torch.float64:
-                    assert found.of_change <= bound, (dtype, layer, name, found)
+                    assert error.of_change <= bound, (dtype, layer, name, error)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -103,11 +103,11 @@ def test_every_other_network_sums_to_delta(name: str) -> None:
     size = int(transforms.crop_size[0])
     model, picture = torchvision_classifier(name, size), photographs(size, 1)
     for layer in (None, "inputs"):
-        found = errors(model, picture, Black(), layer)
-        if found.of_logits > 1e-5:  # so deep that float32 leaves the logits few digits
-            found = errors(model.double(), picture.double(), Black(), layer)
+        error = errors(model, picture, Black(), layer)
+        if error.of_logits > 1e-5:  # so deep that float32 leaves the logits few digits
+            error = errors(model.double(), picture.double(), Black(), layer)
             model.float()
-        assert found.of_logits <= 1e-5, layer
+        assert error.of_logits <= 1e-5, layer
 
 
 def test_sums_to_delta_with_trained_weights(squeezenet_weights: Path) -> None:

@@ -1,4 +1,4 @@
-"""transformers' image classifiers: their last stage is found, and sums to delta as the input does.
+"""transformers' image classifiers: their last stage is chosen, and sums to delta as the input does.
 
 Small configurations with random weights, as for timm's families.
 """
@@ -14,7 +14,7 @@ from afmi.methods import AFMI
 from afmi.network.layers import resolve_layer
 from afmi.pictures.references import Black
 
-# The layer that is found and its maps.
+# The layer that is chosen and its maps.
 STAGES = {
     "beit": ("beit.layers.2", (32, 8, 8)),
     "convnextv2": ("convnextv2.encoder.stages.3", (32, 2, 2)),

@@ -134,22 +134,22 @@ def test_two_threads_with_one_model(kind: Callable[..., Any]) -> None:
     model = build("resnet").train()
     jobs = [(images(2, seed=i), i % 5) for i in range(8)]
     one_by_one = [kind(model).attribute(x, c) for x, c in jobs]
-    found: dict[int, Tensor] = {}
+    maps_by_thread: dict[int, Tensor] = {}
 
     def work(numbers: range) -> None:
         torch.set_num_threads(1)
         for _ in range(3):
             for i in numbers:
-                found[i] = kind(model).attribute(*jobs[i])
+                maps_by_thread[i] = kind(model).attribute(*jobs[i])
 
     threads = [threading.Thread(target=work, args=(range(k, 8, 2),)) for k in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8
+    assert len(maps_by_thread) == 8
     for i, expected in enumerate(one_by_one):
-        assert torch.equal(found[i], expected)
+        assert torch.equal(maps_by_thread[i], expected)
     assert all(m.training for m in model.modules())
     assert not global_hooks._global_forward_hooks
 
@@ -187,8 +187,8 @@ def test_memory_layouts_give_the_same_map(maker: Callable[..., Any]) -> None:
     every_other = torch.stack([x, x], -1)[..., 0]
     torch.testing.assert_close(maker(model).attribute(every_other), expected)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    found = maker(last).attribute(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    maps = maker(last).attribute(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("network", TINY)
@@ -196,9 +196,9 @@ def test_autocast(maker: Callable[..., Any], network: str) -> None:
     model, x = build(network), images()
     expected = maker(model).attribute(x, target=1)
     with torch.autocast("cpu", torch.bfloat16):
-        found = maker(model).attribute(x, target=1)
-    assert found.dtype == x.dtype
-    together = torch.stack([found.flatten(), expected.flatten()])
+        maps = maker(model).attribute(x, target=1)
+    assert maps.dtype == x.dtype
+    together = torch.stack([maps.flatten(), expected.flatten()])
     assert torch.corrcoef(together)[0, 1] > 0.9
 
 

@@ -72,10 +72,12 @@ def test_global_average_pooling_and_a_linear_head_leave_no_residual() -> None:
 
 
 def test_other_heads_leave_a_residual_that_is_reported() -> None:
-    found = AFMI(build("vgg", torch.float64), layer="features.5").attribution(images().double())
-    assert found.residual is not None
-    assert found.residual.shape == (3,)
-    assert found.residual.abs().max() > 1e-3
+    attribution = AFMI(build("vgg", torch.float64), layer="features.5").attribution(
+        images().double()
+    )
+    assert attribution.residual is not None
+    assert attribution.residual.shape == (3,)
+    assert attribution.residual.abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("network", TINY)
@@ -86,8 +88,8 @@ def test_importance_weights_the_change_of_the_maps(network: str) -> None:
     importance = method.feature_map_importance(x, 2)
     gradient = modified_gradient(model, x, layer=method.resolved_layer(x), reference=Black())
     assert importance.shape == gradient.run.features.shape[:2]
-    multipliers = gradient.gradients(torch.full((1, 3), 2))[0]
-    torch.testing.assert_close(importance, multipliers.mean((2, 3)))
+    modified = gradient.gradients(torch.full((1, 3), 2))[0]
+    torch.testing.assert_close(importance, modified.mean((2, 3)))
     maps = (importance[:, :, None, None] * gradient.change()).sum(1, keepdim=True)
     torch.testing.assert_close(method.attribute(x, 2), upsample(maps, (20, 20)))
 
@@ -157,7 +159,7 @@ def test_layer_without_maps() -> None:
 def captums(
     model: nn.Module, layer: nn.Module, x: Tensor, reference: Tensor, target: int
 ) -> Tensor:
-    """Return Captum's DeepLIFT multipliers at the layer's output."""
+    """Return Captum's modified gradient (DeepLIFT's) at the layer's output."""
     attr = pytest.importorskip("captum.attr")
     method = attr.LayerDeepLift(model, layer, multiply_by_inputs=False)
     return method.attribute(x, reference, target=target).detach()
@@ -169,7 +171,7 @@ PLAIN = {"vgg11": "features.19", "squeezenet1_1": "features"}
 
 @pytest.mark.filterwarnings("ignore:Setting forward")
 @pytest.mark.parametrize(("name", "layer"), [*PLAIN.items(), ("vgg11", "features.20")])
-def test_multipliers_equal_captums(name: str, layer: str) -> None:
+def test_modified_gradients_equal_captums(name: str, layer: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _narrow_vgg() if name == "vgg11" else torchvision.models.get_model(name)
@@ -182,14 +184,14 @@ def test_multipliers_equal_captums(name: str, layer: str) -> None:
     place = resolve_layer(network, layer, x)
     gradient = modified_gradient(network, x, layer=place, reference=Black())
     for target in (0, 3):
-        found = gradient.gradients(torch.full((1, 2), target))[0]
+        gradients = gradient.gradients(torch.full((1, 2), target))[0]
         expected = captums(network, place[0], x, reference, target)
         scale = expected.abs().max()
         if layer == "features.19":  # before the last pooling
-            # Captum gives back the plain derivative where Δin = 0, position by position.
+            # Captum returns the plain derivative where Δin = 0, position by position.
             changed = gradient.change() != 0
-            found, expected = found * changed, expected * changed
-        assert (found - expected).abs().max() <= 1e-9 * scale
+            gradients, expected = gradients * changed, expected * changed
+        assert (gradients - expected).abs().max() <= 1e-9 * scale
 
 
 def _narrow_vgg() -> nn.Module:
@@ -211,8 +213,8 @@ def _narrow_vgg() -> nn.Module:
 @pytest.mark.parametrize("name", ["vgg16", "resnet50", "squeezenet1_0"])
 def test_torchvision_networks(name: str) -> None:
     x = photographs(224)[:2]
-    found = AFMI(torchvision_classifier(name, 224)).attribution(x)
-    assert found.maps.shape == (2, 1, 224, 224)
+    attribution = AFMI(torchvision_classifier(name, 224)).attribution(x)
+    assert attribution.maps.shape == (2, 1, 224, 224)
     if name != "vgg16":
-        assert found.residual is not None
-        assert found.residual.abs().max() < 1e-3
+        assert attribution.residual is not None
+        assert attribution.residual.abs().max() < 1e-3

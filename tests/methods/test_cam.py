@@ -40,19 +40,19 @@ def test_is_the_weighted_sum_of_the_maps() -> None:
     for n, c in enumerate([1, 3, 0]):
         for k in range(5):
             expected[n, 0] += weights[c, k] * maps[n, k]
-    found = CAM(model).attribute(x, torch.tensor([1, 3, 0]))
-    torch.testing.assert_close(found, upsample(expected, (20, 20)), rtol=1e-12, atol=1e-12)
+    attributed = CAM(model).attribute(x, torch.tensor([1, 3, 0]))
+    torch.testing.assert_close(attributed, upsample(expected, (20, 20)), rtol=1e-12, atol=1e-12)
 
 
 def test_its_mean_and_the_bias_make_the_logit() -> None:
     model, x = network().eval(), images(size=18).double()
     # Maps of the inputs' own size, so that nothing is upsampled.
     model[0] = nn.Conv2d(3, 5, 3, padding=1).double()
-    found = CAM(model).attribution(x, 2)
+    attribution = CAM(model).attribution(x, 2)
     torch.testing.assert_close(
-        found.maps.mean((1, 2, 3)) + model[5].bias[2].detach(), model(x)[:, 2].detach()
+        attribution.maps.mean((1, 2, 3)) + model[5].bias[2].detach(), model(x)[:, 2].detach()
     )
-    assert str(found.layer) == "1"
+    assert str(attribution.layer) == "1"
 
 
 def test_mean_over_places_and_a_scaled_head_are_such_heads_too() -> None:

@@ -1,4 +1,4 @@
-"""What every method of the catalogue keeps; a new method is tested by being there."""
+"""What every method of the catalogue must keep; a new method is tested without being named."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EVERY = [(name, network) for name in CATALOGUE for network in TINY]
 
 
 def attribute(of: Method, inputs: Tensor, target: Any = None) -> Tensor:
-    """Return maps; skip where the method says that this network is none for it."""
+    """Return maps; skip where the method does not support this network."""
     try:
         return of.attribute(inputs, target)
     except (LayerError, ModelError, OperationError) as error:
@@ -123,11 +123,11 @@ BAD_TARGETS: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("target", "came"), BAD_TARGETS)
+@pytest.mark.parametrize(("target", "got"), BAD_TARGETS)
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_bad_targets(name: str, target: Any, came: str) -> None:
+def test_bad_targets(name: str, target: Any, got: str) -> None:
     of = made(name, "resnet")
-    with pytest.raises(TargetError, match=came):
+    with pytest.raises(TargetError, match=got):
         of.attribute(images(2), target)
 
 
@@ -141,10 +141,10 @@ BAD_INPUTS: list[tuple[Any, type[AfmiError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("inputs", "error", "came"), BAD_INPUTS)
+@pytest.mark.parametrize(("inputs", "error", "got"), BAD_INPUTS)
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_bad_inputs(name: str, inputs: Any, error: type[AfmiError], came: str) -> None:
-    with pytest.raises(error, match=came):
+def test_bad_inputs(name: str, inputs: Any, error: type[AfmiError], got: str) -> None:
+    with pytest.raises(error, match=got):
         made(name, "resnet").attribute(inputs)
 
 
@@ -227,7 +227,7 @@ def test_the_work_of_every_method_is_counted() -> None:
 def test_the_work_is_what_is_counted(
     name: str, options: dict[str, Any], expected: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By it `compare` says beforehand how long a method will take, and catalogues what it costs."""
+    """`compare` estimates the time of a method by it, and the catalogue states the cost."""
     model, x = (Pooled() if name == "CAM" else build("resnet")).eval(), images(1)
     of = CATALOGUE[name](model, **options)
     assert of.work(x) == expected
@@ -247,7 +247,7 @@ class Pooled(nn.Sequential):
 
 
 def counted(of: Method, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Work:
-    """Return the passes that are made for one image, what is made once and kept apart."""
+    """Return the passes made for one image, without those that are made once and kept."""
     forwards, backwards, layer_backwards = 0, 0, 0
     gradient = torch.autograd.grad
 

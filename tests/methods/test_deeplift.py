@@ -22,23 +22,25 @@ def test_closed_form() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU())
     network[1].weight.data.fill_(1)
     network[1].bias.data.fill_(-0.2)
-    found = DeepLIFT(network).attribution(torch.ones(1, 1, 1, 1))
-    assert found.maps.item() == pytest.approx(0.8)
-    assert found.residual is not None
-    assert found.residual.item() == pytest.approx(0, abs=1e-6)
+    attribution = DeepLIFT(network).attribution(torch.ones(1, 1, 1, 1))
+    assert attribution.maps.item() == pytest.approx(0.8)
+    assert attribution.residual is not None
+    assert attribution.residual.item() == pytest.approx(0, abs=1e-6)
 
 
 def by_hand(network: nn.Module, images: Tensor, start: Tensor, target: int) -> Tensor:
-    """Multipliers layer by layer, Shrikumar et al. 2017, Eq. 3 and the rescale rule."""
+    """Modified gradients layer by layer, Shrikumar et al. 2017, Eq. 3 and the rescale rule."""
     layers = list(network.children())
-    seen, reference = forward_layers(network, images), forward_layers(network, start)
-    signal = torch.zeros_like(seen[-1])
+    activations, reference = forward_layers(network, images), forward_layers(network, start)
+    signal = torch.zeros_like(activations[-1])
     signal[:, target] = 1
     for i in reversed(range(len(layers))):
         if isinstance(layers[i], nn.ReLU):
-            signal = signal * (seen[i + 1] - reference[i + 1]) / (seen[i] - reference[i])
+            signal = (
+                signal * (activations[i + 1] - reference[i + 1]) / (activations[i] - reference[i])
+            )
         else:
-            signal = transposed(layers[i], seen[i], signal)
+            signal = transposed(layers[i], activations[i], signal)
     return (signal * (images - start)).sum(1, keepdim=True)
 
 
@@ -58,8 +60,8 @@ def unpooled() -> nn.Module:
 def test_the_papers_equation() -> None:
     model, images = unpooled(), networks.images(3, 12).double()
     start = torch.full_like(images, 0.3)
-    found = DeepLIFT(model, reference=Image(start[0])).attribute(images, 2)
-    torch.testing.assert_close(found, by_hand(model, images, start, 2).detach())
+    maps = DeepLIFT(model, reference=Image(start[0])).attribute(images, 2)
+    torch.testing.assert_close(maps, by_hand(model, images, start, 2).detach())
 
 
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks")
@@ -67,8 +69,8 @@ def test_captum() -> None:
     captum_attr = pytest.importorskip("captum.attr")
     model, images = unpooled(), networks.images(3, 12).double()
     theirs = captum_attr.DeepLift(model).attribute(images.clone().requires_grad_(), target=1)
-    found = DeepLIFT(model).attribute(images, 1)
-    torch.testing.assert_close(found, theirs.sum(1, keepdim=True).detach())
+    maps = DeepLIFT(model).attribute(images, 1)
+    torch.testing.assert_close(maps, theirs.sum(1, keepdim=True).detach())
 
 
 REFERENCES = (Black(), White(), Blurred(), Random(2), Several([Black(), White()]))
@@ -78,14 +80,14 @@ REFERENCES = (Black(), White(), Blurred(), Random(2), Several([Black(), White()]
 @pytest.mark.parametrize("name", networks.TINY)
 def test_sums_to_delta(name: str, reference: Reference) -> None:
     model, images = networks.build(name, torch.float64), networks.images().double()
-    found = DeepLIFT(model, reference=reference).attribution(images)
+    attribution = DeepLIFT(model, reference=reference).attribution(images)
     with torch.no_grad():
         start = torch.cat([model(x[None]) for x in reference(images)])
         start = start if reference.per_image else start.mean(0, keepdim=True).expand(3, -1)
-        change = (model(images) - start).gather(1, found.target[:, None])[:, 0]
-    torch.testing.assert_close(found.maps.sum((1, 2, 3)), change, rtol=1e-9, atol=1e-10)
-    assert found.residual is not None
-    assert found.residual.abs().max() < 1e-8
+        change = (model(images) - start).gather(1, attribution.target[:, None])[:, 0]
+    torch.testing.assert_close(attribution.maps.sum((1, 2, 3)), change, rtol=1e-9, atol=1e-10)
+    assert attribution.residual is not None
+    assert attribution.residual.abs().max() < 1e-8
 
 
 @pytest.mark.parametrize(
@@ -99,9 +101,9 @@ def test_sums_to_delta_on_real_networks(name: str) -> None:
     images = networks.images(2, 64)
     photo_like(model, images)
     # In float64, since random weights on so small an image give maps that cancel a thousandfold.
-    found = DeepLIFT(model.double()).attribution(images.double())
-    assert found.residual is not None
-    assert found.residual.abs().max() < 1e-8
+    attribution = DeepLIFT(model.double()).attribution(images.double())
+    assert attribution.residual is not None
+    assert attribution.residual.abs().max() < 1e-8
 
 
 def test_differs_from_gradient_where_saturated() -> None:

@@ -25,8 +25,10 @@ class SharpQuadrant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
-        seen = x[:, :, half:, :half]
-        contrast = (seen.diff(dim=2) ** 2).mean((1, 2, 3)) + (seen.diff(dim=3) ** 2).mean((1, 2, 3))
+        quarter = x[:, :, half:, :half]
+        contrast = (quarter.diff(dim=2) ** 2).mean((1, 2, 3)) + (quarter.diff(dim=3) ** 2).mean(
+            (1, 2, 3)
+        )
         return torch.stack([100 * contrast, torch.zeros_like(contrast)], 1)
 
 
@@ -58,7 +60,7 @@ def test_max_convolution_is_its_formula() -> None:
     assert (rows, columns) == (149, 224)
     lattice.size = (6, 7)
     free = torch.rand(1, 6, 7, dtype=torch.float64)
-    found = lattice.smooth(free)[0]
+    smooth = lattice.smooth(free)[0]
     reach = lattice.reach
     for y in range(6):
         for x in range(7):
@@ -70,7 +72,7 @@ def test_max_convolution_is_its_formula() -> None:
                     values.append(kernel * float(free[0, min(max(i, 0), 5), min(max(j, 0), 6)]))
             f = torch.tensor(values, dtype=torch.float64)
             expected = (f * (f / 0.1).exp()).sum() / (f / 0.1).exp().sum()
-            torch.testing.assert_close(found[y, x], expected)
+            torch.testing.assert_close(smooth[y, x], expected)
 
 
 def test_area_slope_is_the_gradient_of_the_ranked_penalty() -> None:
@@ -96,11 +98,11 @@ def test_the_pyramid_blurs_by_the_mask() -> None:
         torch.testing.assert_close(shown, expected.repeat_interleave(2, 0))
     masks = torch.rand(4, 1, 24, 24, dtype=torch.float64)
     gradient = torch.rand(4, 3, 24, 24, dtype=torch.float64)
-    found = pyramid.pull_back(gradient, masks)
+    pulled_back = pyramid.pull_back(gradient, masks)
     step = 1e-7
     change = (pyramid.shown(masks + step) - pyramid.shown(masks - step)) / (2 * step)
     torch.testing.assert_close(
-        found, (gradient * change).sum(1, keepdim=True), rtol=1e-4, atol=1e-4
+        pulled_back, (gradient * change).sum(1, keepdim=True), rtol=1e-4, atol=1e-4
     )
 
 
@@ -130,8 +132,8 @@ def test_a_step_is_that_of_the_formula() -> None:
         (gradient,) = torch.autograd.grad(loss(leaf, weight, step == 0), leaf)
         velocity = 0.9 * velocity + 0.1 * gradient if step else gradient
         free = (free - 1e-2 * velocity).clamp(0, 1)
-    found = method._masks(image, torch.tensor([3]))
-    torch.testing.assert_close(found, lattice.pixels(lattice.smooth(free)))
+    masks = method._masks(image, torch.tensor([3]))
+    torch.testing.assert_close(masks, lattice.pixels(lattice.smooth(free)))
 
 
 def test_batch_equals_singles_and_the_model_is_untouched() -> None:
@@ -147,8 +149,8 @@ def test_batch_equals_singles_and_the_model_is_untouched() -> None:
 @pytest.mark.parametrize("size", [8, 28])
 def test_takes_digits_and_tiny_pictures(size: int) -> None:
     small = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 3)) if size == 8 else MNISTNet()
-    found = ExtremalPerturbation(small, iterations=2).attribute(images(1, size, 1), 0)
-    assert found.shape == (1, 1, size, size)
+    maps = ExtremalPerturbation(small, iterations=2).attribute(images(1, size, 1), 0)
+    assert maps.shape == (1, 1, size, size)
 
 
 def test_costs_what_it_says() -> None:

@@ -42,5 +42,5 @@ def test_equals_captum(layer: str) -> None:
     targets = torch.tensor([0, 2, 4])
     theirs = attr.LayerGradCam(model, model.get_submodule(layer))
     expected = theirs.attribute(x, target=targets, relu_attributions=True).detach()
-    found = GradCAM(model, layer=layer).attribute(x, targets)
-    torch.testing.assert_close(found, upsample(expected, (20, 20)), rtol=1e-10, atol=1e-12)
+    maps = GradCAM(model, layer=layer).attribute(x, targets)
+    torch.testing.assert_close(maps, upsample(expected, (20, 20)), rtol=1e-10, atol=1e-12)

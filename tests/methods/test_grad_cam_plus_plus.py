@@ -29,7 +29,7 @@ def by_the_paper(maps: torch.Tensor, gradient: torch.Tensor, score: float) -> to
 @pytest.mark.parametrize(("name", "layer"), [("vgg", "features.5"), ("resnet", "layer1")])
 def test_equals_the_formula(name: str, layer: str) -> None:
     model, x = build(name, torch.float64), images(2).double()
-    found = GradCAMPlusPlus(model).attribute(x, 1)
+    maps = GradCAMPlusPlus(model).attribute(x, 1)
     kept: dict[str, torch.Tensor] = {}
 
     def keep(_module: object, _args: object, output: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def test_equals_the_formula(name: str, layer: str) -> None:
             )
         ]
     )
-    torch.testing.assert_close(found, upsample(expected[:, None], (20, 20)))
+    torch.testing.assert_close(maps, upsample(expected[:, None], (20, 20)))
 
 
 def test_equals_the_grad_cam_package() -> None:

@@ -22,10 +22,10 @@ def test_linear_network() -> None:
     images, start = torch.rand(2, 3, 2, 2, 2, dtype=torch.float64)
     weight = network[1].weight[1].view(2, 2, 2)
     expected = ((images - start[0]) * weight).sum(1, keepdim=True).detach()
-    found = GradientSHAP(network, samples=3, reference=Image(start[0])).attribution(images, 1)
-    torch.testing.assert_close(found.maps, expected)
-    assert found.residual is not None
-    assert found.residual.abs().max() < 1e-9
+    attribution = GradientSHAP(network, samples=3, reference=Image(start[0])).attribution(images, 1)
+    torch.testing.assert_close(attribution.maps, expected)
+    assert attribution.residual is not None
+    assert attribution.residual.abs().max() < 1e-9
 
 
 def test_the_papers_expectation() -> None:

@@ -29,9 +29,9 @@ def test_closed_form() -> None:
 
 def by_hand(network: nn.Module, images: Tensor, target: int) -> Tensor:
     """Springenberg et al., R_l = [f_l > 0] · [R_{l+1} > 0] · R_{l+1}, layer by layer."""
-    seen = forward_layers(network, images)
-    signal = F.one_hot(torch.full((len(images),), target), seen[-1].shape[1]).double()
-    for layer, x in reversed(list(zip(network.children(), seen[:-1], strict=True))):
+    activations = forward_layers(network, images)
+    signal = F.one_hot(torch.full((len(images),), target), activations[-1].shape[1]).double()
+    for layer, x in reversed(list(zip(network.children(), activations[:-1], strict=True))):
         if isinstance(layer, nn.ReLU):
             signal = (x > 0).double() * (signal > 0).double() * signal
         else:
@@ -41,8 +41,8 @@ def by_hand(network: nn.Module, images: Tensor, target: int) -> Tensor:
 
 def test_the_papers_equation() -> None:
     model, images = plain(), networks.images(3, 12).double()
-    found = GuidedBackprop(model).attribute(images, 3)
-    torch.testing.assert_close(found, by_hand(model, images, 3).detach())
+    maps = GuidedBackprop(model).attribute(images, 3)
+    torch.testing.assert_close(maps, by_hand(model, images, 3).detach())
 
 
 @pytest.mark.filterwarnings("ignore:Setting backward hooks")
@@ -50,8 +50,8 @@ def test_captum() -> None:
     captum_attr = pytest.importorskip("captum.attr")
     model, images = plain(), networks.images(3, 12).double()
     theirs = captum_attr.GuidedBackprop(model).attribute(images.clone().requires_grad_(), target=1)
-    found = GuidedBackprop(model).attribute(images, 1)
-    torch.testing.assert_close(found, theirs.abs().amax(1, keepdim=True).detach())
+    maps = GuidedBackprop(model).attribute(images, 1)
+    torch.testing.assert_close(maps, theirs.abs().amax(1, keepdim=True).detach())
 
 
 class Ways(nn.Module):
@@ -101,13 +101,13 @@ def test_other_activations(activation: type[nn.Module]) -> None:
         nn.Flatten(), nn.Linear(4, 9), activation(), nn.Linear(9, 9), activation(), nn.Linear(9, 2)
     ).double()
     image = torch.rand(1, 1, 2, 2, dtype=torch.float64) * 4 - 2
-    seen = forward_layers(network, image)
+    activations = forward_layers(network, image)
     signal = network[5].weight[1][None]
     for i in (4, 2):
-        (slope,) = torch.autograd.grad(network[i](x := seen[i].requires_grad_()).sum(), x)
+        (slope,) = torch.autograd.grad(network[i](x := activations[i].requires_grad_()).sum(), x)
         signal = (signal.clamp(min=0) * slope) @ network[i - 1].weight
-    found = GuidedBackprop(network).attribute(image, 1)
-    torch.testing.assert_close(found.flatten(), signal.abs().flatten().detach())
+    maps = GuidedBackprop(network).attribute(image, 1)
+    torch.testing.assert_close(maps.flatten(), signal.abs().flatten().detach())
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])

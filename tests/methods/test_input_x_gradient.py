@@ -41,8 +41,8 @@ def test_finite_differences() -> None:
             down[0, k, i, j] -= step
             slope = (model(up)[0, 2] - model(down)[0, 2]) / (2 * step)
             expected[0, 0, i, j] += image[0, k, i, j] * slope
-    found = InputXGradient(model).attribute(image, 2)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    maps = InputXGradient(model).attribute(image, 2)
+    torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_captum() -> None:

@@ -24,10 +24,10 @@ class Square(nn.Module):
 def test_closed_form() -> None:
     # The gradient 2 Σx grows linearly on the way, so the midpoint rule is exact in one step.
     image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    found = IntegratedGradients(Square(), steps=1).attribution(image)
-    assert found.maps.flatten().tolist() == pytest.approx([10, 20, 30, 40])
-    assert found.residual is not None
-    assert found.residual.item() == pytest.approx(0)
+    attribution = IntegratedGradients(Square(), steps=1).attribution(image)
+    assert attribution.maps.flatten().tolist() == pytest.approx([10, 20, 30, 40])
+    assert attribution.residual is not None
+    assert attribution.residual.item() == pytest.approx(0)
 
 
 def test_linear_network_is_input_times_gradient() -> None:
@@ -35,8 +35,8 @@ def test_linear_network_is_input_times_gradient() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 5))
     images = networks.images(3, 8)
     expected = InputXGradient(model).attribute(images, 1)
-    found = IntegratedGradients(model, steps=7).attribute(images, 1)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    maps = IntegratedGradients(model, steps=7).attribute(images, 1)
+    torch.testing.assert_close(maps, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_papers_equation() -> None:
@@ -58,8 +58,8 @@ def test_captum() -> None:
     theirs = captum_attr.IntegratedGradients(model).attribute(
         images, target=2, n_steps=10, method="riemann_middle"
     )
-    found = IntegratedGradients(model, steps=10).attribute(images, 2)
-    torch.testing.assert_close(found, theirs.sum(1, keepdim=True))
+    maps = IntegratedGradients(model, steps=10).attribute(images, 2)
+    torch.testing.assert_close(maps, theirs.sum(1, keepdim=True))
 
 
 def test_completeness_error_falls_with_the_steps() -> None:
@@ -94,8 +94,8 @@ def test_reference_of_each_image() -> None:
 def test_batch_size_changes_nothing(batch_size: int) -> None:
     model, images = networks.build("resnet", torch.float64), networks.images().double()
     expected = IntegratedGradients(model, steps=9).attribute(images)
-    found = IntegratedGradients(model, steps=9, batch_size=batch_size).attribute(images)
-    torch.testing.assert_close(found, expected)
+    maps = IntegratedGradients(model, steps=9, batch_size=batch_size).attribute(images)
+    torch.testing.assert_close(maps, expected)
 
 
 def test_bad_settings() -> None:

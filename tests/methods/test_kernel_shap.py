@@ -46,8 +46,8 @@ def test_all_coalitions_give_shapley_values(name: str, cells: int) -> None:
     expected = _shapley(model, image[0], torch.zeros_like(image[0]), labels)
     method = KernelSHAP(model, samples=2**players - 2, segmentation=grid)
     maps = method.attribute_classes(image, range(5))
-    found = torch.stack([maps[:, 0, 0, labels == k].sum(1) for k in range(players)])
-    torch.testing.assert_close(found, expected)
+    shares = torch.stack([maps[:, 0, 0, labels == k].sum(1) for k in range(players)])
+    torch.testing.assert_close(shares, expected)
 
 
 def test_sampled_coalitions_come_close_to_shapley_values() -> None:
@@ -55,31 +55,31 @@ def test_sampled_coalitions_come_close_to_shapley_values() -> None:
     labels = superpixels(Grid(3), image[0])
     expected = _shapley(model, image[0], torch.zeros_like(image[0]), labels)[:, 2]
     maps = KernelSHAP(model, samples=200, segmentation=Grid(3)).attribute(image, 2)
-    found = torch.stack([maps[0, 0, labels == k].sum() for k in range(9)])
-    assert (found - expected).norm() < 0.1 * expected.norm()
+    shares = torch.stack([maps[0, 0, labels == k].sum() for k in range(9)])
+    assert (shares - expected).norm() < 0.1 * expected.norm()
 
 
 @pytest.mark.parametrize("reference", [Black(), Blurred(), Random(samples=2)])
 def test_maps_sum_to_the_change(reference) -> None:
     model, some = build("resnet", torch.float64), images(2, 20).double()
     method = KernelSHAP(model, samples=60, reference=reference)
-    found = method.attribution(some, torch.tensor([1, 2]))
+    attribution = method.attribution(some, torch.tensor([1, 2]))
     with torch.no_grad():
         after = model(some)[torch.arange(2), [1, 2]]
         background = reference(some)
         before = model(background)
-    own = reference.per_image
-    before = before[torch.arange(2), [1, 2]] if own else before.mean(0)[[1, 2]]
-    torch.testing.assert_close(found.maps.sum((1, 2, 3)), after - before)
-    assert found.residual is not None
-    assert found.residual.abs().max() < 1e-9
+    per_image = reference.per_image
+    before = before[torch.arange(2), [1, 2]] if per_image else before.mean(0)[[1, 2]]
+    torch.testing.assert_close(attribution.maps.sum((1, 2, 3)), after - before)
+    assert attribution.residual is not None
+    assert attribution.residual.abs().max() < 1e-9
 
 
 def test_a_linear_network_is_its_weights_times_the_change() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).double()
     image = torch.rand(1, 1, 6, 6, dtype=torch.float64)
-    found = KernelSHAP(model, samples=100, segmentation=Grid(6)).attribute(image, 1)
-    torch.testing.assert_close(found.flatten(), model[1].weight[1].detach() * image.flatten())
+    maps = KernelSHAP(model, samples=100, segmentation=Grid(6)).attribute(image, 1)
+    torch.testing.assert_close(maps.flatten(), model[1].weight[1].detach() * image.flatten())
 
 
 @pytest.mark.parametrize(("count", "samples"), [(5, 100), (10, 900), (12, 3000), (50, 3000)])
@@ -91,9 +91,11 @@ def test_coalitions_follow_the_shapley_kernel(count: int, samples: int) -> None:
     assert sizes.max() <= count - 1
     torch.testing.assert_close(weight.sum(), torch.tensor(1.0, dtype=torch.float64))
     kernel = torch.tensor([1 / (k * (count - k)) for k in range(1, count)], dtype=torch.float64)
-    found = torch.zeros(count - 1, dtype=torch.float64).index_add_(0, sizes - 1, weight)
+    weight_by_size = torch.zeros(count - 1, dtype=torch.float64).index_add_(0, sizes - 1, weight)
     exact = count <= 5
-    torch.testing.assert_close(found, kernel / kernel.sum(), rtol=0, atol=1e-12 if exact else 0.02)
+    torch.testing.assert_close(
+        weight_by_size, kernel / kernel.sum(), rtol=0, atol=1e-12 if exact else 0.02
+    )
     # Every coalition comes with its complement, so every player is in half of the weight.
     torch.testing.assert_close(weight @ members.double(), torch.full((count,), 0.5).double())
 

@@ -30,9 +30,9 @@ def test_recovers_the_weights_of_an_additive_network() -> None:
     weights = torch.tensor([0.1, -0.2, 0.05, 0.0, 0.15, -0.1, 0.02, 0.07, -0.03]).double()
     model = _Additive(weights, 4)
     method = LIME(model, samples=60, segmentation=Grid(3), ridge=0, reference=Black())
-    found = method.attribute(torch.ones(1, 3, 12, 12, dtype=torch.float64), 0)
+    maps = method.attribute(torch.ones(1, 3, 12, 12, dtype=torch.float64), 0)
     expected = weights.view(3, 3).repeat_interleave(4, 0).repeat_interleave(4, 1)
-    torch.testing.assert_close(found[0, 0], expected)
+    torch.testing.assert_close(maps[0, 0], expected)
 
 
 def test_ridge_is_scikit_learns() -> None:
@@ -41,8 +41,8 @@ def test_ridge_is_scikit_learns() -> None:
     values, weight = torch.rand(50, 2).double(), torch.rand(50).double()
     model = ridge(alpha=1.0, fit_intercept=True)
     model.fit(design.numpy(), values.numpy(), sample_weight=weight.numpy())
-    found = weighted_ridge(design, values, weight, 1.0)
-    torch.testing.assert_close(found, torch.from_numpy(model.coef_.T))
+    coefficients = weighted_ridge(design, values, weight, 1.0)
+    torch.testing.assert_close(coefficients, torch.from_numpy(model.coef_.T))
 
 
 def test_agrees_with_captum_on_the_same_superpixels() -> None:
@@ -51,7 +51,7 @@ def test_agrees_with_captum_on_the_same_superpixels() -> None:
     model, some = build("vgg", torch.float64), images(1, 24).double()
     labels = superpixels(Grid(3), some[0])
     mine = LIME(model, samples=3000, segmentation=Grid(3), reference=Black())
-    found = mine.attribute(some, 1)[0, 0]
+    maps = mine.attribute(some, 1)[0, 0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         theirs = attr.Lime(
@@ -72,25 +72,25 @@ def test_agrees_with_captum_on_the_same_superpixels() -> None:
             n_samples=3000,
             perturbations_per_eval=50,
         )[0, 0]
-    both = torch.stack([found.flatten(), expected.flatten()])
+    both = torch.stack([maps.flatten(), expected.flatten()])
     assert torch.corrcoef(both)[0, 1] > 0.99
-    assert (found - expected).norm() < 0.1 * expected.norm()
+    assert (maps - expected).norm() < 0.1 * expected.norm()
 
 
 def test_hidden_superpixels_take_their_mean_colour() -> None:
     image = images(1, 6)[0].double()
     labels = superpixels(Grid(2), image)
-    found = mean_colors(image, labels, 4)
+    colors = mean_colors(image, labels, 4)
     for label in range(4):
         place = labels == label
         expected = image[:, place].mean(1, keepdim=True).expand(-1, int(place.sum()))
-        torch.testing.assert_close(found[:, place], expected)
+        torch.testing.assert_close(colors[:, place], expected)
 
 
 def test_is_its_formula() -> None:
     model, image = build("functional", torch.float64), images(1, 24).double()
     method = LIME(model, samples=40, segmentation=Grid(2), seed=5, batch_size=7)
-    found = method.attribute(image, 3)[0, 0]
+    maps = method.attribute(image, 3)[0, 0]
     # The samples are recovered from what the network was shown.
     shown: list[Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, args: shown.append(args[0].clone()))
@@ -107,7 +107,7 @@ def test_is_its_formula() -> None:
     ridge = torch.diag(torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64))
     normal = (root * design).T @ (root * design) + ridge
     w = torch.linalg.solve(normal, (root * design).T @ (root[:, 0] * p))
-    torch.testing.assert_close(torch.stack([found[y, x] for y, x in corners]), w[:4])
+    torch.testing.assert_close(torch.stack([maps[y, x] for y, x in corners]), w[:4])
 
 
 def test_batch_equals_singles_and_seeds_count() -> None:

@@ -29,18 +29,18 @@ def test_closed_form() -> None:
     # With ε = ½: y = 10 is one output, so 10/(10 + 5); rms z = √10, so 4/(4 + √10/2), ….
     half = [2 / 3 * 4 * 4 / (4 + 2.5**0.5), 2 / 3 * 6 * 2 / (2 + 2.5**0.5)]
     expected = [3 / 4 * half[0] + 3 / 2 * half[1], 1 / 4 * half[0] - 1 / 2 * half[1]]
-    found = LRP(network, epsilon=0.5).attribute(image)
-    assert found.flatten().tolist() == pytest.approx(expected)
+    maps = LRP(network, epsilon=0.5).attribute(image)
+    assert maps.flatten().tolist() == pytest.approx(expected)
 
 
 def by_hand(network: nn.Module, images: Tensor, target: int, epsilon: float) -> Tensor:
     """Bach et al., Eq. 58, layer by layer, on the relevance itself."""
-    seen = forward_layers(network, images)
-    relevance = torch.zeros_like(seen[-1])
-    relevance[:, target] = seen[-1][:, target]
+    activations = forward_layers(network, images)
+    relevance = torch.zeros_like(activations[-1])
+    relevance[:, target] = activations[-1][:, target]
     layers = list(network.children())
     for i in reversed(range(len(layers))):
-        layer, a, z = layers[i], seen[i], seen[i + 1]
+        layer, a, z = layers[i], activations[i], activations[i + 1]
         if isinstance(layer, nn.ReLU):
             continue
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
@@ -55,8 +55,8 @@ def by_hand(network: nn.Module, images: Tensor, target: int, epsilon: float) -> 
 @pytest.mark.parametrize("epsilon", [1e-9, 0.01, 0.25, 2.0])
 def test_the_papers_equation(epsilon: float) -> None:
     model, images = plain(), networks.images(3, 12).double()
-    found = LRP(model, epsilon=epsilon).attribute(images, 3)
-    torch.testing.assert_close(found, by_hand(model, images, 3, epsilon).detach())
+    maps = LRP(model, epsilon=epsilon).attribute(images, 3)
+    torch.testing.assert_close(maps, by_hand(model, images, 3, epsilon).detach())
 
 
 class Split(nn.Module):
@@ -75,9 +75,9 @@ def test_captum() -> None:
     captum_attr = pytest.importorskip("captum.attr")
     model, images = Split(plain()), networks.images(3, 12).double()
     theirs = captum_attr.LRP(model).attribute(images.clone().requires_grad_(), target=1)
-    found = LRP(model, epsilon=1e-10).attribute(images, 1)
+    maps = LRP(model, epsilon=1e-10).attribute(images, 1)
     expected = theirs.sum(1, keepdim=True).detach()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(maps, expected, rtol=1e-5, atol=1e-8)
 
 
 def without_biases(network: nn.Module) -> nn.Module:
@@ -94,22 +94,22 @@ def without_biases(network: nn.Module) -> nn.Module:
 def test_without_biases(name: str) -> None:
     model = without_biases(networks.build(name, torch.float64))
     images = networks.images().double()
-    found = LRP(model, epsilon=1e-9).attribution(images)
-    assert found.logits is not None
+    attribution = LRP(model, epsilon=1e-9).attribution(images)
+    assert attribution.logits is not None
     torch.testing.assert_close(
-        found.maps, InputXGradient(model).attribute(images), rtol=1e-6, atol=1e-8
+        attribution.maps, InputXGradient(model).attribute(images), rtol=1e-6, atol=1e-8
     )
-    logits = found.logits.gather(1, found.target[:, None])[:, 0]
-    torch.testing.assert_close(found.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
+    logits = attribution.logits.gather(1, attribution.target[:, None])[:, 0]
+    torch.testing.assert_close(attribution.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
 
 
 def test_squeeze_and_excite_conserves() -> None:
     # All relevance goes to the signal; hardswish and SiLU pass it on unchanged.
     model = without_biases(networks.build("functional", torch.float64))
-    found = LRP(model, epsilon=1e-10).attribution(networks.images().double())
-    assert found.logits is not None
-    logits = found.logits.gather(1, found.target[:, None])[:, 0]
-    torch.testing.assert_close(found.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
+    attribution = LRP(model, epsilon=1e-10).attribution(networks.images().double())
+    assert attribution.logits is not None
+    logits = attribution.logits.gather(1, attribution.target[:, None])[:, 0]
+    torch.testing.assert_close(attribution.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
 
 
 class Product(nn.Module):
@@ -141,11 +141,11 @@ def test_products_conserve(way: str) -> None:
     torch.manual_seed(0)
     image = torch.rand(1, 2, 2, 2, dtype=torch.float64) + 0.1
     model = Product(way)
-    found = LRP(model, epsilon=0).attribute(image)
-    torch.testing.assert_close(found.sum(), model(image)[0, 0])
+    maps = LRP(model, epsilon=0).attribute(image)
+    torch.testing.assert_close(maps.sum(), model(image)[0, 0])
     if way == "gated":
         gated = image[:, :1] * torch.sigmoid(image[:, 1:])
-        torch.testing.assert_close(found, gated)
+        torch.testing.assert_close(maps, gated)
 
 
 ACTIVATIONS = [nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.Tanh]
@@ -154,17 +154,17 @@ ACTIVATIONS = [nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Mish, nn.Har
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_pass_relevance_on(activation: type[nn.Module]) -> None:
     model = plain(bias=False, activation=activation)
-    found = LRP(model, epsilon=1e-12).attribution(networks.images(3, 12).double())
-    assert found.logits is not None
-    logits = found.logits.gather(1, found.target[:, None])[:, 0]
-    torch.testing.assert_close(found.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
+    attribution = LRP(model, epsilon=1e-12).attribution(networks.images(3, 12).double())
+    assert attribution.logits is not None
+    logits = attribution.logits.gather(1, attribution.target[:, None])[:, 0]
+    torch.testing.assert_close(attribution.maps.sum((1, 2, 3)), logits, rtol=1e-6, atol=1e-8)
 
 
 def test_sigmoid_absorbs_its_half() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Sigmoid()).double()
     image = torch.tensor([0.7], dtype=torch.float64).view(1, 1, 1, 1)
-    found = LRP(network, epsilon=0).attribute(image).item()
-    assert found == pytest.approx(float(torch.sigmoid(image)) - 0.5)
+    maps = LRP(network, epsilon=0).attribute(image).item()
+    assert maps == pytest.approx(float(torch.sigmoid(image)) - 0.5)
 
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm((6, 12, 12)), nn.GroupNorm(2, 6)])
@@ -175,9 +175,9 @@ def test_normalisations_keep_the_output(norm: nn.Module) -> None:
     head = plain()
     model = nn.Sequential(head[0], norm, *list(head)[1:]).double()
     images = networks.images(3, 12).double()
-    found = LRP(model).attribution(images)
-    assert found.logits is not None
-    torch.testing.assert_close(found.logits, model(images).detach())
+    attribution = LRP(model).attribution(images)
+    assert attribution.logits is not None
+    torch.testing.assert_close(attribution.logits, model(images).detach())
 
 
 def test_batch_norm_is_one_layer_with_its_convolution() -> None:
@@ -215,10 +215,10 @@ def test_does_not_blow_up(name: str) -> None:
         network = getattr(torchvision.models, name)(weights=None)
     images = networks.images(4, 64)
     photo_like(network, images)
-    found = LRP(network).attribution(images)
-    assert found.logits is not None
-    logits = found.logits.gather(1, found.target[:, None])[:, 0]
-    assert (found.maps.sum((1, 2, 3)) / logits).abs().max() < 2
+    attribution = LRP(network).attribution(images)
+    assert attribution.logits is not None
+    logits = attribution.logits.gather(1, attribution.target[:, None])[:, 0]
+    assert (attribution.maps.sum((1, 2, 3)) / logits).abs().max() < 2
     if name not in ("efficientnet_b0", "mobilenet_v2"):
         # Rectifiers alone: near ε = 0 nothing can be larger than input × gradient.
         near = LRP(network, epsilon=1e-9).attribute(images)

@@ -20,8 +20,8 @@ class Quadrant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
-        seen = x[:, :, :half, half:].mean((1, 2, 3))
-        return torch.stack([12 * seen - 3, torch.zeros_like(seen)], 1)
+        brightness = x[:, :, :half, half:].mean((1, 2, 3))
+        return torch.stack([12 * brightness - 3, torch.zeros_like(brightness)], 1)
 
 
 def test_finds_the_quadrant_that_counts() -> None:
@@ -29,10 +29,10 @@ def test_finds_the_quadrant_that_counts() -> None:
     method = MeaningfulPerturbation(
         Quadrant(), iterations=150, reference=Black(), area=1e-3, smoothness=1e-4
     )
-    found = method.attribute(image, 0)[0, 0]
-    assert found[:16, 16:].mean() > 3 * found[:16, :16].mean()
-    assert found[:16, 16:].mean() > 3 * found[16:].mean()
-    row, column = divmod(int(found.argmax()), 32)
+    maps = method.attribute(image, 0)[0, 0]
+    assert maps[:16, 16:].mean() > 3 * maps[:16, :16].mean()
+    assert maps[:16, 16:].mean() > 3 * maps[16:].mean()
+    row, column = divmod(int(maps.argmax()), 32)
     assert row < 16 <= column
 
 
@@ -94,8 +94,8 @@ def test_penalty_is_the_formulas() -> None:
 def test_starts_with_the_smallest_disc_that_suppresses_the_class() -> None:
     class Centre(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            seen = 20 * x[:, :, 15:17, 15:17].mean((1, 2, 3)) - 10
-            return torch.stack([seen, -seen], 1)
+            brightness = 20 * x[:, :, 15:17, 15:17].mean((1, 2, 3)) - 10
+            return torch.stack([brightness, -brightness], 1)
 
     image = torch.ones(2, 3, 32, 32, dtype=torch.float64)
     method = MeaningfulPerturbation(Centre(), reference=Black(), blur=0.1)
@@ -132,13 +132,13 @@ def test_the_seed_moves_the_jitter() -> None:
     assert not torch.equal(one, two)
 
 
-# Two steps on a mask of one cell may leave it the same everywhere, which is told.
+# Two steps on a mask of one cell may leave it the same everywhere, which is reported.
 @pytest.mark.filterwarnings("ignore::afmi.methods.base.BlankMapWarning")
 @pytest.mark.parametrize("size", [8, 28])
 def test_takes_digits_and_tiny_pictures(size: int) -> None:
     small = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 3)) if size == 8 else MNISTNet()
-    found = MeaningfulPerturbation(small, iterations=2).attribute(images(1, size, 1), 0)
-    assert found.shape == (1, 1, size, size)
+    maps = MeaningfulPerturbation(small, iterations=2).attribute(images(1, size, 1), 0)
+    assert maps.shape == (1, 1, size, size)
 
 
 def test_bad_settings_are_named() -> None:

@@ -1,4 +1,4 @@
-"""Every method on the networks that a user brings: finite maps, batch equals singles, no trace."""
+"""Every method on the networks of users: finite maps, batch equals singles, nothing left behind."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def made(name: str) -> tuple[nn.Module, Tensor]:
         if name == "mnist":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                found: tuple[nn.Module, Tensor] = (MNISTNet().eval(), images(3, 28, channels=1))
+                pair: tuple[nn.Module, Tensor] = (MNISTNet().eval(), images(3, 28, channels=1))
         elif name == "photos":
-            found = load_model("photos"), photographs(64, 3)
+            pair = load_model("photos"), photographs(64, 3)
         else:
-            found = torchvision_classifier(name, 64), photographs(64, 3)
-        _made[name] = found[0].double(), found[1].double()
+            pair = torchvision_classifier(name, 64), photographs(64, 3)
+        _made[name] = pair[0].double(), pair[1].double()
     return _made[name]
 
 

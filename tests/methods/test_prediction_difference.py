@@ -27,7 +27,7 @@ def test_only_windows_over_the_one_pixel_count(stride: int | None) -> None:
     method = PredictionDifference(
         _OnePixel(), window=4, stride=stride, reference=Black(), images=10**15
     )
-    found = method.attribute(image, 0)[0, 0]
+    maps = method.attribute(image, 0)[0, 0]
     # Black in the window takes the log odds from 3 to 0; the window's evidence is shared by all
     # windows that cover a pixel.
     evidence, covered = torch.zeros(12, 12).double(), torch.zeros(12, 12).double()
@@ -37,9 +37,9 @@ def test_only_windows_over_the_one_pixel_count(stride: int | None) -> None:
             hit = top <= 5 < top + 4 and left <= 7 < left + 4
             evidence[top : top + 4, left : left + 4] += hit * 3 / torch.tensor(2.0).log().item()
             covered[top : top + 4, left : left + 4] += 1
-    torch.testing.assert_close(found, evidence / covered, rtol=1e-6, atol=1e-9)
-    assert found[5, 7] == found.max()
-    torch.testing.assert_close(found, -method.attribute(image, 1)[0, 0])
+    torch.testing.assert_close(maps, evidence / covered, rtol=1e-6, atol=1e-9)
+    assert maps[5, 7] == maps.max()
+    torch.testing.assert_close(maps, -method.attribute(image, 1)[0, 0])
 
 
 def test_laplace_correction_is_the_papers() -> None:
@@ -48,7 +48,7 @@ def test_laplace_correction_is_the_papers() -> None:
     method = PredictionDifference(
         model, window=6, stride=6, reference=Image(torch.cat([other, 1 - other])), images=50
     )
-    found = method.attribute(image, 2)[0, 0]
+    maps = method.attribute(image, 2)[0, 0]
 
     def log_odds(p: Tensor) -> Tensor:
         p = (p * 50 + 1) / (50 + 5)
@@ -65,7 +65,7 @@ def test_laplace_correction_is_the_papers() -> None:
                     changed[place] = pixels[place]
                     p.append(model(changed).softmax(1)[0, 2])
                 expected = whole - log_odds(torch.stack(p).mean())
-                torch.testing.assert_close(found[top + 3, left + 3], expected)
+                torch.testing.assert_close(maps[top + 3, left + 3], expected)
 
 
 def test_windows_cover_every_pixel() -> None:
@@ -96,8 +96,8 @@ def test_a_window_in_a_flat_picture_is_filled_with_its_colour() -> None:
     # Nothing is unknown where all patches are equal: no evidence anywhere.
     image = torch.full((1, 3, 15, 15), 0.4, dtype=torch.float64)
     image += 1e-9 * torch.rand(1, 3, 15, 15, dtype=torch.float64)
-    found = PredictionDifference(build("vgg", torch.float64), samples=2).attribute(image, 0)
-    assert found.abs().max() < 1e-6
+    maps = PredictionDifference(build("vgg", torch.float64), samples=2).attribute(image, 0)
+    assert maps.abs().max() < 1e-6
 
 
 def test_conditional_samples_do_not_notice_what_is_predictable() -> None:
@@ -125,8 +125,8 @@ def test_batch_equals_singles_and_seeds_count() -> None:
 def test_the_gaussian_may_come_from_other_images() -> None:
     model, some = build("resnet", torch.float64), images(2).double()
     shared = PredictionDifference(model, samples=2, patches=Image(images(4, seed=7)))
-    own = PredictionDifference(model, samples=2)
-    assert not torch.allclose(shared.attribute(some, 0), own.attribute(some, 0))
+    from_the_image = PredictionDifference(model, samples=2)
+    assert not torch.allclose(shared.attribute(some, 0), from_the_image.attribute(some, 0))
 
 
 def test_costs_what_it_says() -> None:
@@ -143,8 +143,8 @@ def test_costs_what_it_says() -> None:
 @pytest.mark.parametrize("size", [8, 28])
 def test_takes_digits_and_tiny_pictures(size: int) -> None:
     small = nn.Sequential(nn.Flatten(), nn.Linear(size * size, 3)) if size == 8 else MNISTNet()
-    found = PredictionDifference(small, samples=1).attribute(images(1, size, 1), 0)
-    assert found.shape == (1, 1, size, size)
+    maps = PredictionDifference(small, samples=1).attribute(images(1, size, 1), 0)
+    assert maps.shape == (1, 1, size, size)
 
 
 def test_bad_settings_are_named() -> None:

@@ -58,13 +58,13 @@ def test_expectation_on_a_linear_network() -> None:
     # ones, where r is the place the network looks at.
     image = torch.ones(1, 1, 21, 21, dtype=torch.float64)
     method = RISE(_Sum(6, 15), masks=3000, cells=3)
-    found = method.attribute(image, 0)[0, 0]
+    maps = method.attribute(image, 0)[0, 0]
     masks = _Masks(method, 21, 21, image)(0, 3000)[:, 0]
     at = masks[:, 6, 15][:, None, None]
     expected = ((0.5 + 0.5e-4 * at) * masks).mean(0) / 0.5
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
-    # What is above 1/2 E M/p is, over E M, how often the place r is seen together with others.
-    together = (found - masks.mean(0)) / masks.mean(0)
+    torch.testing.assert_close(maps, expected, rtol=0, atol=1e-9)
+    # The part above 1/2 E M/p, over E M, is how often the place r is visible together with others.
+    together = (maps - masks.mean(0)) / masks.mean(0)
     row, column = divmod(int(together.argmax()), 21)
     assert abs(row - 6) <= 2
     assert abs(column - 15) <= 2

@@ -20,8 +20,8 @@ from afmi.network.randomness import image_generator
 
 def test_linear_network_has_nothing_to_smooth() -> None:
     model, image = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), torch.rand(1, 3, 2, 2)
-    found = SmoothGrad(model, samples=4).attribute(image, 1)
-    torch.testing.assert_close(found, Gradient(model).attribute(image, 1))
+    maps = SmoothGrad(model, samples=4).attribute(image, 1)
+    torch.testing.assert_close(maps, Gradient(model).attribute(image, 1))
 
 
 def test_the_papers_mean() -> None:
@@ -48,21 +48,21 @@ def test_mean_of_the_bases_maps(base: type[Method]) -> None:
         for _ in range(5)
     ]
     expected = torch.stack([base(model).attribute(x, 2) for x in noisy]).mean(0)
-    found = SmoothGrad(model, base=base(model), samples=5).attribute(image, 2)
-    torch.testing.assert_close(found, expected)
+    maps = SmoothGrad(model, base=base(model), samples=5).attribute(image, 2)
+    torch.testing.assert_close(maps, expected)
 
 
 def test_class_of_the_clean_image() -> None:
     model, images = networks.build("resnet"), networks.images()
-    found = SmoothGrad(model, samples=3, noise=2.0).attribution(images)
+    attribution = SmoothGrad(model, samples=3, noise=2.0).attribution(images)
     with torch.no_grad():
-        assert torch.equal(found.target, model(images).argmax(1))
+        assert torch.equal(attribution.target, model(images).argmax(1))
 
 
 def test_without_noise_it_is_the_base() -> None:
     model, images = networks.build("vgg"), networks.images()
-    found = SmoothGrad(model, samples=2, noise=0).attribute(images)
-    torch.testing.assert_close(found, Gradient(model).attribute(images))
+    maps = SmoothGrad(model, samples=2, noise=0).attribute(images)
+    torch.testing.assert_close(maps, Gradient(model).attribute(images))
 
 
 def test_seeds() -> None:

@@ -133,8 +133,8 @@ def test_ranks_like_the_authors_package_from_end_to_end() -> None:
 
     def gradients(batch: np.ndarray, call_model_args: object = None, expected_keys: object = None):
         tensor = torch.from_numpy(np.moveaxis(batch, -1, 1)).float().requires_grad_()
-        (found,) = torch.autograd.grad(model(tensor)[:, 1].sum(), tensor)
-        return {core.base.INPUT_OUTPUT_GRADIENTS: np.moveaxis(found.numpy(), 1, -1)}
+        (gradient,) = torch.autograd.grad(model(tensor)[:, 1].sum(), tensor)
+        return {core.base.INPUT_OUTPUT_GRADIENTS: np.moveaxis(gradient.numpy(), 1, -1)}
 
     method = XRAI(model, steps=20)
     picture = np.moveaxis(x[0].numpy(), 0, -1)
@@ -164,9 +164,9 @@ def test_takes_networks_that_view_their_maps() -> None:
             return self.head(x.view(x.shape[0], -1))
 
     model, x = Viewing(), images(1, 32)
-    found = XRAI(model, steps=3).attribute(x, 1)
+    maps = XRAI(model, steps=3).attribute(x, 1)
     wide = XRAI(model.double(), steps=3).attribute(x.double(), 1)
-    torch.testing.assert_close(found, wide.float(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(maps, wide.float(), rtol=1e-3, atol=1e-6)
 
 
 def test_channels_batches_and_bad_parameters() -> None:

@@ -42,9 +42,9 @@ ROWS = [
 def test_by_hand_on_a_linear_network(target: int, second: float, least: float) -> None:
     # Input × gradient of the image of ones is the class's weights.
     case = case_of(InputXGradient(_linear(ROWS)), torch.ones(1, 1, 2, 2), torch.tensor([target]))
-    found = ClassDiscriminability().measure(case)
-    assert found["rank_correlation@second"].item() == pytest.approx(second)
-    assert found["rank_correlation@least"].item() == pytest.approx(least)
+    values = ClassDiscriminability().measure(case)
+    assert values["rank_correlation@second"].item() == pytest.approx(second)
+    assert values["rank_correlation@least"].item() == pytest.approx(least)
 
 
 @pytest.mark.parametrize("kind", [AFMI, InputXGradient, Gradient])
@@ -52,31 +52,31 @@ def test_against_maps_one_by_one(kind: Any) -> None:
     model, x = build("vgg"), images(3)
     targets = torch.tensor([0, 4, 2])
     case = case_of(kind(model), x, targets)
-    found = ClassDiscriminability().measure(case)
+    values = ClassDiscriminability().measure(case)
     for i in range(3):
         order = [int(c) for c in case.logits[i].argsort(descending=True) if c != targets[i]]
         for name, other in (("second", order[0]), ("least", order[-1])):
             maps = [kind(model).attribute(x[i : i + 1], c) for c in (int(targets[i]), other)]
             expected = spearmanr(*(m.flatten().numpy() for m in maps))[0]
-            value = found[f"rank_correlation@{name}"][i].item()
+            value = values[f"rank_correlation@{name}"][i].item()
             assert value == pytest.approx(expected, abs=2e-3)  # ranks of nearly equal pixels
 
 
 def test_a_map_without_a_class_is_the_same_for_all() -> None:
-    found = ClassDiscriminability().measure(case_of(Random(build("resnet")), images(2)))
-    assert all(value.tolist() == pytest.approx([1.0, 1.0]) for value in found.values())
+    values = ClassDiscriminability().measure(case_of(Random(build("resnet")), images(2)))
+    assert all(value.tolist() == pytest.approx([1.0, 1.0]) for value in values.values())
 
 
 def test_two_classes_are_second_and_least_at_once() -> None:
     case = case_of(InputXGradient(_linear(ROWS[::2])), torch.ones(1, 1, 2, 2))
-    found = ClassDiscriminability().measure(case)
-    assert found["rank_correlation@second"].item() == found["rank_correlation@least"].item()
+    values = ClassDiscriminability().measure(case)
+    assert values["rank_correlation@second"].item() == values["rank_correlation@least"].item()
 
 
 def test_one_class_has_no_other() -> None:
     case = case_of(InputXGradient(_linear(ROWS[:1])), torch.ones(2, 1, 2, 2))
-    found = ClassDiscriminability().measure(case)
-    assert [torch.isnan(v).tolist() for v in found.values()] == [[True, True]] * 2
+    values = ClassDiscriminability().measure(case)
+    assert [torch.isnan(v).tolist() for v in values.values()] == [[True, True]] * 2
 
 
 def test_a_blank_map_is_no_value_and_no_warning() -> None:
@@ -87,5 +87,5 @@ def test_a_blank_map_is_no_value_and_no_warning() -> None:
         model[0].weight.fill_(1.0)
         model[4].weight.copy_(torch.tensor([[1.0], [-1.0]]))
     case = case_of(GradCAM(model, layer="1"), images(2, size=6, channels=1), torch.tensor([0, 0]))
-    found = ClassDiscriminability().measure(case)
-    assert torch.isnan(found["rank_correlation@second"]).all()
+    values = ClassDiscriminability().measure(case)
+    assert torch.isnan(values["rank_correlation@second"]).all()

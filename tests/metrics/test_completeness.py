@@ -18,10 +18,10 @@ def test_residual_is_absolute_and_nan_where_undefined() -> None:
     case = case_of(IntegratedGradients(build("resnet"), steps=1), images(4))
     signed = torch.tensor([-0.25, 0.5, torch.inf, torch.nan])
     made = replace(case, attribution=replace(case.attribution, residual=signed))
-    found = Completeness().measure(made)["residual"]
-    assert found.dtype == torch.float64
-    assert found[:2].tolist() == [0.25, 0.5]
-    assert torch.isnan(found[2:]).all()
+    values = Completeness().measure(made)["residual"]
+    assert values.dtype == torch.float64
+    assert values[:2].tolist() == [0.25, 0.5]
+    assert torch.isnan(values[2:]).all()
 
 
 def test_by_hand_on_a_parabola() -> None:
@@ -38,15 +38,15 @@ def test_by_hand_on_a_parabola() -> None:
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_equals_the_sum_of_the_map(averaged: bool) -> None:
-    # The maps are at their own size where the layer keeps the images' size.
+    # The maps are not resized where the layer keeps the images' size.
     model, x = build("functional", torch.float64), images(3).double()
     case = case_of(AFMI(model, layer="conv2", averaged=averaged), x)
     with torch.no_grad():
         change = (model(x) - model(torch.zeros_like(x[:1]))).gather(1, case.targets[:, None])[:, 0]
     expected = (case.maps.sum((1, 2, 3)) - change).abs() / change.abs()
-    found = Completeness().measure(case)["residual"]
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
-    assert bool((found > 1e-3).all()) == averaged
+    values = Completeness().measure(case)["residual"]
+    torch.testing.assert_close(values, expected, rtol=1e-6, atol=1e-9)
+    assert bool((values > 1e-3).all()) == averaged
 
 
 def test_a_method_that_promises_no_sum_has_no_value() -> None:

@@ -1,4 +1,4 @@
-"""The metric that CONTRIBUTING.md shows is one, as it stands there."""
+"""The metric that CONTRIBUTING.md shows works exactly as shown."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[2]
 def test_the_example_metric_is_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     pattern = r"<!-- example: src/afmi/metrics/(\w+)\.py -->\n```python\n(.*?)```"
-    found = re.search(pattern, text, re.DOTALL)
-    assert found is not None
-    name = found[1]
-    (tmp_path / f"{name}.py").write_text(found[2], encoding="utf-8")
-    # As if the file lay in its folder: it is found by existing, and its docstring's example runs.
+    match = re.search(pattern, text, re.DOTALL)
+    assert match is not None
+    name = match[1]
+    (tmp_path / f"{name}.py").write_text(match[2], encoding="utf-8")
+    # As if the file lay in its folder: it is listed, and its docstring's example runs.
     monkeypatch.setattr(afmi.metrics, "__path__", [*afmi.metrics.__path__, str(tmp_path)])
     try:
         cls = afmi.metrics.CATALOGUE["Sparseness"]

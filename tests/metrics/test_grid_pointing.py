@@ -73,7 +73,7 @@ def test_canvases_hold_each_image_in_its_quadrant() -> None:
 def test_against_a_loop_over_pixels() -> None:
     model, x = build("resnet"), images(5)
     case = case_of(InputXGradient(model), x, companions=companions_for(x))
-    found = GridPointing().measure(case)["own_share"]
+    measured = GridPointing().measure(case)["own_share"]
     canvases, quadrants = GridPointing().canvases(x, case.companions)
     for i in range(5):
         maps = InputXGradient(model).attribute(canvases[i : i + 1], int(case.targets[i]))[0, 0]
@@ -83,11 +83,11 @@ def test_against_a_loop_over_pixels() -> None:
                 if value > 0:
                     total += value
                     inside += value if row // 20 * 2 + column // 20 == quadrants[i] else 0.0
-        assert found[i].item() == pytest.approx(inside / total, rel=1e-5)
+        assert measured[i].item() == pytest.approx(inside / total, rel=1e-5)
 
 
 def test_a_local_network_points_to_its_image_alone() -> None:
-    # Each class is one colour; the image is of its own, the companions of the others.
+    # Each class is one colour; the image has the colour of its class, the companions the others.
     model = nn.Sequential(nn.Conv2d(3, 3, 1, bias=False), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(3)[:, :, None, None])
@@ -101,17 +101,17 @@ def test_a_local_network_points_to_its_image_alone() -> None:
 
 
 def test_keeps_the_layer_of_the_images() -> None:
-    seen = []
+    recorded = []
 
     class Noting(AFMI):
         def attribute(self, inputs, target=None):  # type: ignore[no-untyped-def]
-            seen.append(self.layer)
+            recorded.append(self.layer)
             return super().attribute(inputs, target)
 
     x = images(1)
     case = case_of(Noting(build("resnet")), x, companions=companions_for(x))
     GridPointing().measure(case)
-    assert seen == [case.attribution.layer]
+    assert recorded == [case.attribution.layer]
 
 
 class Fixed(nn.Module):

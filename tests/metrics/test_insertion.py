@@ -111,11 +111,11 @@ def test_same_masked_pictures_are_classified_once() -> None:
     curves = insertion.curves(
         model, images.repeat(2, 1, 1, 1), targets.expand(2), maps.expand(2, -1, -1, -1)
     )
-    seen = [tuple(image.flatten().tolist()) for image in model.seen]
+    classified = [tuple(image.flatten().tolist()) for image in model.seen]
     # Both whole pictures in the first pass; black for 10 % and 25 % of both once; then two
     # shares of each.
-    assert len(seen) == 2 + 1 + 2 * 2
-    assert seen.count((0, 0, 0, 0)) == 1
+    assert len(classified) == 2 + 1 + 2 * 2
+    assert classified.count((0, 0, 0, 0)) == 1
     assert curves.correct.shape == (2, 5)
     assert torch.equal(curves.probability[:, 0], curves.probability[:, 1])
 
@@ -126,7 +126,7 @@ def slow_curves(
     """Appendix A.3, a picture and a share at a time."""
     _, height, width = image.shape
     order = sorted(range(height * width), key=lambda i: (-float(map_.flatten()[i]), i))
-    found = []
+    recorded = []
     for percent in range(5, 101, 5):
         count = int(percent * height * width / 100 + 0.5)
         mask = torch.zeros(height * width, dtype=torch.bool)
@@ -138,8 +138,8 @@ def slow_curves(
             masked[channel][chosen] = image[channel][chosen]
         with torch.no_grad():
             probabilities = model(masked[None])[0].softmax(0)
-        found.append((int(probabilities.argmax()) == target, float(probabilities[target])))
-    return found
+        recorded.append((int(probabilities.argmax()) == target, float(probabilities[target])))
+    return recorded
 
 
 @pytest.mark.parametrize("metric", [Insertion, Deletion])

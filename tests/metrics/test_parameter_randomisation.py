@@ -35,8 +35,8 @@ def test_names_of_the_values() -> None:
 
 
 def test_a_map_of_the_picture_alone_stays() -> None:
-    found = ParameterRandomisation().measure(case_of(Random(build("vgg")), images(2)))
-    for value in found.values():
+    values = ParameterRandomisation().measure(case_of(Random(build("vgg")), images(2)))
+    for value in values.values():
         assert value.tolist() == pytest.approx([1.0, 1.0])
 
 
@@ -45,9 +45,9 @@ def test_a_map_of_the_parameters_alone_goes() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(2500, 2))
     # Of one channel the gradient's map is its magnitude.
     case = case_of(Gradient(model), images(1, size=50, channels=1))
-    found = ParameterRandomisation().measure(case)
-    assert found["similarity"].item() < 4 / math.sqrt(2500)
-    assert found["rank_correlation@top"].item() == found["rank_correlation@all"].item()
+    values = ParameterRandomisation().measure(case)
+    assert values["similarity"].item() < 4 / math.sqrt(2500)
+    assert values["rank_correlation@top"].item() == values["rank_correlation@all"].item()
 
 
 def test_similarity_is_the_magnitude() -> None:
@@ -58,17 +58,17 @@ def test_similarity_is_the_magnitude() -> None:
     case = case_of(InputXGradient(model), images(1, channels=1), torch.tensor([0]))
     signs = set()
     for seed in range(6):
-        found = ParameterRandomisation(seed=seed).measure(case)
-        signs.add(round(found["rank_correlation@all"].item()))
-        assert found["similarity"].item() == pytest.approx(1.0)
-        assert found["absolute_rank_correlation@all"].item() == pytest.approx(1.0)
+        values = ParameterRandomisation(seed=seed).measure(case)
+        signs.add(round(values["rank_correlation@all"].item()))
+        assert values["similarity"].item() == pytest.approx(1.0)
+        assert values["absolute_rank_correlation@all"].item() == pytest.approx(1.0)
     assert signs == {-1, 1}
 
 
 def test_against_a_network_randomised_by_hand() -> None:
     model, x = build("vgg"), images(2)
     case = case_of(InputXGradient(model), x)
-    found = ParameterRandomisation(seed=3).measure(case)
+    measured = ParameterRandomisation(seed=3).measure(case)
     generator = torch.Generator().manual_seed(3)
     other = copy.deepcopy(model)
     layers = [
@@ -102,8 +102,8 @@ def test_against_a_network_randomised_by_hand() -> None:
             if label is not None:
                 expected[label] = values()
     for label, (signed, magnitudes) in expected.items():
-        assert found[f"rank_correlation@{label}"].tolist() == pytest.approx(signed, abs=1e-4)
-        absolute = found[f"absolute_rank_correlation@{label}"].tolist()
+        assert measured[f"rank_correlation@{label}"].tolist() == pytest.approx(signed, abs=1e-4)
+        absolute = measured[f"absolute_rank_correlation@{label}"].tolist()
         assert absolute == pytest.approx(magnitudes, abs=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_all_layers_means_that_nothing_learned_is_left(name: str) -> None:
 
 
 class Reversed(nn.Module):
-    """Defines its head first, runs one layer by its weights, and has vectors of its own."""
+    """Defines its head first, runs one layer by its weights, and has vectors as parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,17 +167,17 @@ def test_the_image_still_reaches_the_logits_of_a_deep_network() -> None:
     layers = [m for _ in range(30) for m in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())]
     model = nn.Sequential(nn.Conv2d(3, 8, 1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     case = case_of(Gradient(model.eval()), images(2, size=8))
-    found = ParameterRandomisation(depths=(1,)).measure(case)
-    assert torch.isfinite(found["similarity"]).all()
+    values = ParameterRandomisation(depths=(1,)).measure(case)
+    assert torch.isfinite(values["similarity"]).all()
 
 
 @pytest.mark.parametrize("as_module", [True, False])
 def test_a_layer_given_as_a_module_is_the_copy_s(as_module: bool) -> None:
     model, x = build("resnet"), images(2)
     layer: Any = model.layer1 if as_module else "layer1"
-    found = ParameterRandomisation().measure(case_of(AFMI(model, layer=layer), x))
+    values = ParameterRandomisation().measure(case_of(AFMI(model, layer=layer), x))
     expected = ParameterRandomisation().measure(case_of(AFMI(model, layer="layer1"), x))
-    for key, value in found.items():
+    for key, value in values.items():
         assert torch.equal(value, expected[key])
 
 
@@ -185,9 +185,9 @@ def test_a_base_method_explains_the_copy_too() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(1200, 2))
     base = Gradient(model)
     case = case_of(SmoothGrad(model, base=base, samples=2, noise=0.0), images(1))
-    found = ParameterRandomisation().measure(case)
+    values = ParameterRandomisation().measure(case)
     expected = ParameterRandomisation().measure(case_of(base, images(1)))
-    assert found["similarity"].item() == pytest.approx(expected["similarity"].item(), abs=1e-6)
+    assert values["similarity"].item() == pytest.approx(expected["similarity"].item(), abs=1e-6)
 
 
 def test_a_blank_map_is_no_value_and_no_warning() -> None:

@@ -37,17 +37,17 @@ def test_by_hand_on_a_linear_network() -> None:
     model = _linear([1.0, 4.0, 9.0, 8.0])
     x = torch.tensor([1.0, 0.5, 1 / 3, 0.5], dtype=torch.float64).reshape(1, 1, 2, 2)
     case = case_of(IntegratedGradients(model, steps=1), x, torch.tensor([0]))
-    found = ReferenceReliability(references=(Black(), White())).measure(case)
-    assert found["rank_correlation@black-white"].item() == pytest.approx(-0.8)
-    assert found["rank_correlation"].item() == pytest.approx(-0.8)
-    assert torch.isnan(found["ssim"]).all()  # the map is smaller than a window
+    values = ReferenceReliability(references=(Black(), White())).measure(case)
+    assert values["rank_correlation@black-white"].item() == pytest.approx(-0.8)
+    assert values["rank_correlation"].item() == pytest.approx(-0.8)
+    assert torch.isnan(values["ssim"]).all()  # the map is smaller than a window
 
 
-@pytest.mark.parametrize("own", [Black(), White(), Mean((0.3,) * 3)])
-def test_against_independent_implementations(own: Any) -> None:
+@pytest.mark.parametrize("reference", [Black(), White(), Mean((0.3,) * 3)])
+def test_against_independent_implementations(reference: Any) -> None:
     model, x = build("vgg"), images(2)
-    case = case_of(AFMI(model, layer="features.5", reference=own), x)
-    found = ReferenceReliability().measure(case)
+    case = case_of(AFMI(model, layer="features.5", reference=reference), x)
+    measured = ReferenceReliability().measure(case)
     maps = {
         str(r): AFMI(model, layer="features.5", reference=r).attribute(x, case.targets)
         for r in (Black(), White(), RandomPixels(seed=0))
@@ -64,13 +64,13 @@ def test_against_independent_implementations(own: Any) -> None:
             )
             for a, b in zip(one, other, strict=True)
         ]
-        np.testing.assert_allclose(found[f"rank_correlation@{pair}"], ranks, atol=1e-9)
-        np.testing.assert_allclose(found[f"ssim@{pair}"], alike, atol=1e-6)
+        np.testing.assert_allclose(measured[f"rank_correlation@{pair}"], ranks, atol=1e-9)
+        np.testing.assert_allclose(measured[f"ssim@{pair}"], alike, atol=1e-6)
         expected["rank_correlation"].append(np.array(ranks))
         expected["ssim"].append(np.array(alike))
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], np.mean(values, 0), atol=1e-6)
-    assert set(found) == {*expected, *(f"{name}@{pair}" for name in expected for pair in PAIRS)}
+        np.testing.assert_allclose(measured[name], np.mean(values, 0), atol=1e-6)
+    assert set(measured) == {*expected, *(f"{name}@{pair}" for name in expected for pair in PAIRS)}
 
 
 def test_equal_references_of_two_names_give_equal_maps() -> None:
@@ -81,20 +81,20 @@ def test_equal_references_of_two_names_give_equal_maps() -> None:
         def __str__(self) -> str:
             return "dark"
 
-    found = ReferenceReliability(references=(White(), Dark(), Black())).measure(case)
-    assert found["rank_correlation@dark-black"].tolist() == pytest.approx([1.0, 1.0])
-    assert found["ssim@dark-black"].tolist() == pytest.approx([1.0, 1.0])
-    assert (found["rank_correlation@white-black"] < 1 - 1e-6).all()
+    values = ReferenceReliability(references=(White(), Dark(), Black())).measure(case)
+    assert values["rank_correlation@dark-black"].tolist() == pytest.approx([1.0, 1.0])
+    assert values["ssim@dark-black"].tolist() == pytest.approx([1.0, 1.0])
+    assert (values["rank_correlation@white-black"] < 1 - 1e-6).all()
 
 
 def test_a_blank_map_is_no_value_and_no_warning() -> None:
     # An image that is white all over has the blank map 0 against white.
     case = case_of(IntegratedGradients(build("resnet"), steps=1), torch.ones(1, 3, 20, 20))
-    found = ReferenceReliability().measure(case)
-    assert torch.isnan(found["rank_correlation@black-white"]).all()
-    assert torch.isnan(found["ssim@black-white"]).all()
-    assert torch.isfinite(found["ssim@black-random"]).all()
-    assert torch.isnan(found["rank_correlation"]).all()
+    values = ReferenceReliability().measure(case)
+    assert torch.isnan(values["rank_correlation@black-white"]).all()
+    assert torch.isnan(values["ssim@black-white"]).all()
+    assert torch.isfinite(values["ssim@black-random"]).all()
+    assert torch.isnan(values["rank_correlation"]).all()
 
 
 @pytest.mark.parametrize("kind", [GradCAM, InputXGradient, Random, LIME])
@@ -115,14 +115,14 @@ def test_the_own_reference_is_not_explained_again() -> None:
     assert metric.work(other, x) == Work(3 * 5, 3 * 3)
     # The case's own map is what is compared, so a changed one shows.
     case = case_of(method, x)
-    found = metric.measure(case)
+    values = metric.measure(case)
     turned = replace(case, attribution=replace(case.attribution, maps=-case.maps))
     again = metric.measure(turned)
     for pair in ("black-white", "black-random"):
         key = f"rank_correlation@{pair}"
-        torch.testing.assert_close(again[key], -found[key])
+        torch.testing.assert_close(again[key], -values[key])
     key = "rank_correlation@white-random"
-    assert torch.equal(again[key], found[key])
+    assert torch.equal(again[key], values[key])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A photograph, and no network: whatever asks for one fails as it does without."""
+"""A photograph, and no network connection: every download fails."""
 
 from __future__ import annotations
 

@@ -182,11 +182,11 @@ def test_pickled_weights_round_trip(wrap: Any, network: nn.Module, tmp_path: Pat
 
 def test_safetensors_round_trip_in_half_precision(network: nn.Module, tmp_path: Path) -> None:
     state = {f"network.{k}": v.half() for k, v in network.state_dict().items()}
-    save_file(state, tmp_path / "w.any")  # the content tells the kind
+    save_file(state, tmp_path / "w.any")  # the content decides the kind
     model = load_model(TINY, weights=str(tmp_path / "w.any"))
     assert next(model.parameters()).dtype == torch.float32
-    own = dict(model.network.named_parameters())
-    assert all(torch.allclose(own[k], p, atol=1e-3) for k, p in network.named_parameters())
+    parameters = dict(model.network.named_parameters())
+    assert all(torch.allclose(parameters[k], p, atol=1e-3) for k, p in network.named_parameters())
 
 
 def test_weights_for_other_classes(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_weights_for_other_classes(tmp_path: Path) -> None:
     assert same(model.network, seven)
     assert model.labels == ()
     assert load_model(TINY, weights=file, labels=["g"] * 7).labels == (("g",) * 7)
-    with pytest.raises(ModelError, match="tells 7 classes apart, but the network 9"):
+    with pytest.raises(ModelError, match="is for 7 classes, but the network has 9"):
         load_model(TINY, weights=file, num_classes=9)
 
 
@@ -386,7 +386,7 @@ def test_a_factory_with_weights(factory: str, tmp_path: Path) -> None:
     first = load_model(f"{factory}:build")
     save_file(first.network.state_dict(), tmp_path / "w.safetensors")
     assert same(load_model(f"{factory}:build", weights=tmp_path / "w.safetensors"), first)
-    with pytest.raises(ModelError, match="tells 5 classes apart, but the network 8"):
+    with pytest.raises(ModelError, match="is for 5 classes, but the network has 8"):
         load_model(f"{factory}:build", weights=tmp_path / "w.safetensors", classes=8)
 
 
@@ -455,7 +455,7 @@ def test_label_files_that_are_none(content: str, tmp_path: Path) -> None:
 def test_missing_label_files_and_labels_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         load_model(TINY, weights=None, labels="no_such_labels.txt")
-    with pytest.raises(ModelError, match="1000 classes apart, but got 2 labels"):
+    with pytest.raises(ModelError, match="1000 classes, but got 2 labels"):
         load_model(TINY, weights=None, labels=["a", "b"])
 
 

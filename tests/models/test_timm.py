@@ -1,4 +1,4 @@
-"""timm's networks: named, prepared, labelled and filled as timm does it; nothing downloads."""
+"""timm's networks: named, prepared, labelled and loaded as by timm; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ CONFIGURATIONS = [
 def test_pictures_are_prepared_as_timm_does(name: str, photograph: Image.Image) -> None:
     config = timm.get_pretrained_cfg(name)
     assert config is not None
-    seen = resolve_data_config(pretrained_cfg=config.to_dict())
-    preprocessing = preprocessing_of(seen)
+    data_config = resolve_data_config(pretrained_cfg=config.to_dict())
+    preprocessing = preprocessing_of(data_config)
     assert not preprocessing.unknown
     model = Classifier(
         nn.Identity(),
@@ -55,7 +55,7 @@ def test_pictures_are_prepared_as_timm_does(name: str, photograph: Image.Image) 
         interpolation=preprocessing.interpolation,
     )
     ours = (model.prepare(photograph) - model.mean) / model.std
-    theirs: Any = create_transform(**seen, is_training=False)
+    theirs: Any = create_transform(**data_config, is_training=False)
     torch.testing.assert_close(ours[0], theirs(photograph), atol=1e-5, rtol=0)
 
 
@@ -111,9 +111,9 @@ def test_weights_of_a_file(suffix: str, tmp_path: Path) -> None:
     x = images(1, 64)
     assert torch.allclose(model.network(x), seven(x))
     assert load_model(RESNET, weights=file, labels=[*"abcdefg"]).labels == tuple("abcdefg")
-    with pytest.raises(ModelError, match="tells 7 classes apart, but the network 9"):
+    with pytest.raises(ModelError, match="is for 7 classes, but the network has 9"):
         load_model(RESNET, weights=file, num_classes=9)
-    with pytest.raises(ModelError, match="tells 7 classes apart, but got 2 labels"):
+    with pytest.raises(ModelError, match="has 7 classes, but got 2 labels"):
         load_model(RESNET, weights=file, labels=["a", "b"])
     with pytest.raises(ModelError, match="does not fit the network VisionTransformer"):
         load_model(VIT, weights=file, img_size=32, depth=1)
@@ -129,7 +129,7 @@ def test_two_heads_follow_the_file(tmp_path: Path) -> None:
 
 def test_networks_without_classes_are_refused() -> None:
     name, options = "timm:vit_small_patch14_dinov2", {"img_size": 28, "depth": 1}
-    with pytest.raises(ModelError, match=r"tells no classes apart; .* pass num_classes="):
+    with pytest.raises(ModelError, match=r"has no classes; .* pass num_classes="):
         load_model(name, weights=None, **options)
     assert load_model(name, weights=None, num_classes=2, **options)(images(1, 28)).shape == (1, 2)
 
@@ -156,7 +156,7 @@ def test_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "weights= a local file, or weights=None" in text and "\n" not in text
     with pytest.raises(ModelError, match="timm has no weights for 'coatnet_0_224'"):
         load_model("timm:coatnet_0_224")
-    with pytest.raises(ModelError, match="tell 1000 classes apart, not 3"):
+    with pytest.raises(ModelError, match="are for 1000 classes, not 3"):
         load_model(RESNET, num_classes=3)
     with pytest.raises(ModelError, match="cannot be read: No such file"):
         load_model(RESNET, weights="none.pth")

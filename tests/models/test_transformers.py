@@ -167,7 +167,7 @@ def test_weights_of_a_file_and_its_number_of_classes(tmp_path: Path) -> None:
     other = load_model(f"hf:{tmp_path}/birds", weights=tmp_path / "five" / "model.safetensors")
     torch.testing.assert_close(other.network(x).logits, five(x).logits)
     assert other.labels == ()
-    with pytest.raises(ModelError, match="tells 3 classes apart, but the network 4"):
+    with pytest.raises(ModelError, match="is for 3 classes, but the network has 4"):
         load_model("hf:vit", weights=file, num_labels=4, **SMALL)
     with pytest.raises(ModelError, match=r"does not fit the network ViT.*missing \(vit\.layers\.2"):
         load_model("hf:vit", weights=file, **{**SMALL, "num_hidden_layers": 3})
@@ -209,10 +209,10 @@ def test_a_network_with_two_heads(tmp_path: Path) -> None:
 
 
 def test_networks_of_timms_come_with_timms_preparation(tmp_path: Path) -> None:
-    seen = timm.get_pretrained_cfg("resnet10t.c3_in1k")
-    assert seen is not None
+    pretrained = timm.get_pretrained_cfg("resnet10t.c3_in1k")
+    assert pretrained is not None
     config = transformers.TimmWrapperConfig(
-        architecture="resnet10t", pretrained_cfg=seen.to_dict(), num_labels=3
+        architecture="resnet10t", pretrained_cfg=pretrained.to_dict(), num_labels=3
     )
     network = transformers.TimmWrapperForImageClassification(config).eval()
     network.save_pretrained(tmp_path)
@@ -261,7 +261,7 @@ def test_options_that_no_configuration_has(tmp_path: Path) -> None:
     for name in ("vit", tmp_path):
         with pytest.raises(ModelError, match="has no 'image_sise'; did you mean 'image_size'"):
             load_model(f"hf:{name}", weights=None, image_sise=32)
-    with pytest.raises(ModelError, match=r"tells 3 classes apart, but the network 4"):
+    with pytest.raises(ModelError, match=r"is for 3 classes, but the network has 4"):
         load_model(f"hf:{tmp_path}", num_labels=4)
 
 

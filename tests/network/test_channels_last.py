@@ -30,23 +30,23 @@ LARGE = (2, 3, 160, 160)
 
 def laid_out(images: Tensor, **options: bool) -> Tensor:
     """Return what a network is handed for these images."""
-    seen: list[Tensor] = []
+    recorded: list[Tensor] = []
 
     def run(handed: Tensor, fast: bool) -> None:
         assert fast == (not handed.is_contiguous())
-        seen.append(handed)
+        recorded.append(handed)
 
     in_fast_layout(nn.Identity(), run, images, **options)
-    assert torch.equal(seen[0], images)
-    assert seen[0].data_ptr() != images.data_ptr()
-    return seen[0]
+    assert torch.equal(recorded[0], images)
+    assert recorded[0].data_ptr() != images.data_ptr()
+    return recorded[0]
 
 
 def test_channels_lie_side_by_side() -> None:
-    found = laid_out(torch.rand(LARGE))
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    found = laid_out(torch.rand(2, 3, 5, 5), fast=True)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    tensor = laid_out(torch.rand(LARGE))
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
+    tensor = laid_out(torch.rand(2, 3, 5, 5), fast=True)
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -84,10 +84,10 @@ def test_explanations_of_a_network_that_takes_views() -> None:
     network = nn.Sequential(Viewing(), nn.Linear(4 * 158 * 158, 3))
     method = AFMI(network, layer="0.conv", averaged=False)
     images = torch.rand(LARGE)
-    found = method.attribute(images, 1)
+    maps = method.attribute(images, 1)
     assert not any(network[0].layouts[-2:])  # the reference, and the images
     alone = torch.cat([method.attribute(image[None], 1) for image in images])
-    torch.testing.assert_close(found, alone)
+    torch.testing.assert_close(maps, alone)
 
 
 def test_other_errors_are_raised() -> None:

@@ -1,4 +1,4 @@
-"""What torch.compile has compiled is explained as it is written."""
+"""A network compiled by torch.compile is explained uncompiled."""
 
 from __future__ import annotations
 

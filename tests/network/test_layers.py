@@ -1,4 +1,4 @@
-"""The last convolutional stage is found in every architecture that the package speaks of."""
+"""The last convolutional stage is chosen in every architecture that the package names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LAST_STAGE = {
     "vit_l_32": "encoder.layers.encoder_layer_22",
     "wide_resnet50_2": "layer4",
 }
-# Their constructors compute with the sizes of blocks, which needs tensors that hold values.
+# Their constructors compute with the sizes of blocks, which needs tensors with values.
 LAST_STAGE_CPU = {"regnet_x_400mf": "trunk_output", "regnet_y_400mf": "trunk_output"}
 
 
@@ -141,7 +141,7 @@ class UNet(nn.Module):
 
 
 class InPlace(nn.Module):
-    """An in-place function on what an in-place module gave."""
+    """An in-place function on the output of an in-place module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,9 +244,9 @@ def test_a_model_that_raises_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("layer", ["layer1.0", Layer("layer1.0"), " layer1.0 "])
 def test_layers_are_looked_up_by_name(layer: str | Layer) -> None:
     network = build("resnet")
-    module, found = resolve_layer(network, layer, images())
+    module, name = resolve_layer(network, layer, images())
     assert module is network.layer1[0]
-    assert found == Layer("layer1.0")
+    assert name == Layer("layer1.0")
 
 
 def test_layers_are_looked_up_by_module_and_inside_a_classifier() -> None:

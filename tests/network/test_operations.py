@@ -1,4 +1,4 @@
-"""One table of operations: every consumer takes its names from it, and none keeps its own."""
+"""One table of operations: every consumer takes its names from it, and none keeps a list."""
 
 from __future__ import annotations
 

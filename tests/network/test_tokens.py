@@ -1,4 +1,4 @@
-"""Transformers' tokens are feature maps: found, turned, explained, and the class token reported."""
+"""Transformers' tokens are feature maps: chosen, permuted, explained, without the class token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from afmi.pictures.references import Black, Blurred, Random, Reference, Several
 
 
 class Tokens(nn.Module):
-    """PyTorch's own encoder on patches, with class and register tokens or with pooling."""
+    """PyTorch's encoder on patches, with class and register tokens or with pooling."""
 
     def __init__(self, prefix: int, *, norm_first: bool = True) -> None:
         super().__init__()
@@ -190,10 +190,10 @@ def test_afmi_and_grad_cam_explain_them(name: str) -> None:
     model, x = build(name), pictures()
     references: tuple[Reference, ...] = (Black(), Several([Black(), Random()]))
     for reference in references:
-        found = AFMI(model, reference=reference, averaged=False).attribution(x)
-        assert found.maps.shape == (2, 1, 32, 32)
-        assert found.residual is not None
-        exact = bool((found.residual.abs() < 1e-9).all())
+        attribution = AFMI(model, reference=reference, averaged=False).attribution(x)
+        assert attribution.maps.shape == (2, 1, 32, 32)
+        assert attribution.residual is not None
+        exact = bool((attribution.residual.abs() < 1e-9).all())
         assert exact == (name not in WITH_CLASS_TOKEN)
     assert AFMI(model).attribute_classes(x, [0, 3]).shape == (2, 2, 1, 32, 32)
     assert GradCAM(model).attribute(x).shape == (2, 1, 32, 32)
@@ -248,11 +248,11 @@ def test_named_layers_are_turned_too() -> None:
         ("convnext", "features.1", None),
     ):
         model = build(name)
-        module, found = resolve_layer(model, layer, x)
-        assert found == Layer(*(*layer.split("+"), None)[:2], how)
+        module, layer_name = resolve_layer(model, layer, x)
+        assert layer_name == Layer(*(*layer.split("+"), None)[:2], how)
         if "+" not in layer:
-            assert resolve_layer(model, module, x)[1] == found
-        gradient = modified_gradient(model, x, layer=(module, found), reference=Black())
+            assert resolve_layer(model, module, x)[1] == layer_name
+        gradient = modified_gradient(model, x, layer=(module, layer_name), reference=Black())
         size = gradient.run.features.shape
         assert size[:2] == (
             2,

@@ -1,4 +1,4 @@
-"""Reading images of every kind, refusing what is none, and resizing as torchvision does."""
+"""Reading images of every kind, refusing other files, and resizing as torchvision does."""
 
 from __future__ import annotations
 
@@ -479,12 +479,12 @@ def test_files_cut_anywhere_or_damaged_give_an_image_or_an_image_error(kind):
             bad[place] = random.integers(0, 256)
         cases.append(bytes(bad))
     for case in cases:
-        told = ""
+        message = ""
         try:
             assert read_image(case).mode == "RGB"
         except ImageError as error:
-            told = str(error)
-        assert "\n" not in told
+            message = str(error)
+        assert "\n" not in message
 
 
 def test_compressed_tiff_cut_before_its_directory():
@@ -830,9 +830,9 @@ def test_find_in_folders_and_globs(tree):
 
 def test_find_keeps_order_and_drops_duplicates(tree, monkeypatch):
     monkeypatch.chdir(tree)
-    found = find_images(["sub/c.PNG", tree / "b.png", ".", "./sub/../b.png"])
-    assert [p.name for p in found] == ["c.PNG", "b.png", "a.jpg", "d.webp"]
-    assert found[0] == Path("sub/c.PNG")
+    paths = find_images(["sub/c.PNG", tree / "b.png", ".", "./sub/../b.png"])
+    assert [p.name for p in paths] == ["c.PNG", "b.png", "a.jpg", "d.webp"]
+    assert paths[0] == Path("sub/c.PNG")
 
 
 def test_find_returns_plain_files_whatever_their_name(tree):

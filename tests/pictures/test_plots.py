@@ -1,4 +1,4 @@
-"""Pictures of maps: colours, kept pixels, and grids whose words stay apart."""
+"""Pictures of maps: colours, kept pixels, and grids whose texts do not overlap."""
 
 from __future__ import annotations
 
@@ -175,19 +175,19 @@ def test_the_users_own_settings_change_nothing():
 
 
 def test_threads_draw_alike():
-    def draw(found):
+    def draw(drawings):
         figure = grid([[Panel(Image.new("RGB", (8, 8)), "cat", scale=(-1, 1))]], side=240)
         figure.canvas.draw()
-        found.append(np.asarray(figure.canvas.buffer_rgba()).tobytes())
+        drawings.append(np.asarray(figure.canvas.buffer_rgba()).tobytes())
 
-    found: list[bytes] = []
-    threads = [threading.Thread(target=draw, args=(found,)) for _ in range(4)]
+    drawings: list[bytes] = []
+    threads = [threading.Thread(target=draw, args=(drawings,)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    assert len(set(found)) == 1
+    assert len(drawings) == 4
+    assert len(set(drawings)) == 1
 
 
 def test_pyplot_is_not_touched():

@@ -30,9 +30,9 @@ def test_against_scipy_with_ties(levels: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(levels)
     first = torch.randint(levels, (4, 1, 9, 13), generator=generator).to(dtype)
     second = (first + torch.randint(levels, first.shape, generator=generator)).to(dtype)
-    found = rank_correlation(first, second)
-    assert found.dtype == torch.float64
-    for value, one, other in zip(found.tolist(), first, second, strict=True):
+    correlation = rank_correlation(first, second)
+    assert correlation.dtype == torch.float64
+    for value, one, other in zip(correlation.tolist(), first, second, strict=True):
         expected = spearmanr(one.double().flatten(), other.double().flatten())[0]
         assert value == pytest.approx(expected, abs=1e-12)
 
@@ -47,8 +47,8 @@ def test_a_blank_map_has_no_ranks() -> None:
     maps = torch.rand(2, 1, 3, 3)
     blank = maps.clone()
     blank[0] = 0.3
-    found = rank_correlation(maps, blank)
-    assert torch.isnan(found).tolist() == [True, False]
+    correlation = rank_correlation(maps, blank)
+    assert torch.isnan(correlation).tolist() == [True, False]
     assert torch.isnan(rank_correlation(blank, blank)).tolist() == [True, False]
 
 

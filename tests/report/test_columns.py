@@ -1,4 +1,4 @@
-"""A metric that nobody foresaw: what it declares is in the tables, the charts and the CSV files."""
+"""A new metric: what it declares is in the tables, the charts and the CSV files."""
 
 from __future__ import annotations
 

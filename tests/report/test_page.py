@@ -51,8 +51,8 @@ def test_contents_lead_to_the_sections():
 def test_two_pictures_of_a_tile_are_stored_as_jpeg_where_asked():
     tile = Tile(Image.new("RGB", (8, 6), "red"), "T", below=Image.new("RGB", (4, 2)), lossy=True)
     text = _rendered(Section("s", rows=[TileRow([tile], flows=True)]))
-    found = re.findall(r'<img alt="(\w*)"[^>]*src="data:image/jpeg;base64,([^"]+)"', text)
-    assert [alt for alt, _ in found] == ["T", ""]
-    pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for _, data in found]
+    tags = re.findall(r'<img alt="(\w*)"[^>]*src="data:image/jpeg;base64,([^"]+)"', text)
+    assert [alt for alt, _ in tags] == ["T", ""]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for _, data in tags]
     assert [(p.format, p.size) for p in pictures] == [("JPEG", (8, 6)), ("JPEG", (4, 2))]
     assert 'class="tiles flows"' in text

@@ -1,4 +1,4 @@
-"""The report: numbers worked by hand, what the page tells, and what it tells of gaps."""
+"""The report: numbers worked out by hand, what the page says, and what it says about gaps."""
 
 from __future__ import annotations
 
@@ -158,9 +158,9 @@ def test_curves_by_hand(hand_worked):
 
 def test_pairs_by_hand(hand_worked):
     rows = _rows(write_report(hand_worked)["pairs"])
-    found = {(row["first"], row["second"]): row for row in rows}
-    assert list(found) == [("A-FMI", "Gradient"), ("A-FMI", "Random"), ("Gradient", "Random")]
-    row = found["A-FMI", "Gradient"]
+    by_pair = {(row["first"], row["second"]): row for row in rows}
+    assert list(by_pair) == [("A-FMI", "Gradient"), ("A-FMI", "Random"), ("Gradient", "Random")]
+    row = by_pair["A-FMI", "Gradient"]
     # 0.475 better on the first picture, equal on the second and on the wrong one.
     assert float(row["difference"]) == pytest.approx(0.475 / 3)
     assert [float(row[k]) for k in ("wins", "ties", "losses")] == pytest.approx([1 / 3, 2 / 3, 0])

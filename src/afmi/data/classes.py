@@ -1,11 +1,10 @@
-"""Find a model's classes by name, strictly: names must match whole, and only one class.
+"""Find a model's classes by name, strictly: names must match as a whole, and one class only.
 
-A wrong label is the worst that can happen to an evaluation, for nothing shows it later.
+A wrong label is the worst error of an evaluation, because nothing reveals it later.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.resources
 import re
 import unicodedata
@@ -14,6 +13,7 @@ from functools import cache, cached_property
 
 from afmi.data.listing import listed
 from afmi.errors import TargetError, near_matches
+from afmi.models.torchvision import imagenet_labels
 
 __all__ = ["WNID", "Classes", "imagenet_wnids"]
 
@@ -43,7 +43,7 @@ class Classes:
 
     Attributes:
         labels: of the model; empty where it has none.
-        count: how many classes it tells apart.
+        count: how many classes it has.
     """
 
     labels: tuple[str, ...]
@@ -74,9 +74,9 @@ class Classes:
         """Whether a model of 1000 classes has ImageNet's, as far as its labels can tell."""
         if self.count != 1000:
             return False
-        places = [(i, self._labelled(name)) for i, name in enumerate(_imagenet_labels())]
-        at_home = sum(i in matches for i, matches in places)
-        return at_home >= sum(bool(matches) and i not in matches for i, matches in places)
+        places = [(i, self._labelled(name)) for i, name in enumerate(imagenet_labels())]
+        right = sum(i in matches for i, matches in places)
+        return right >= sum(bool(matches) and i not in matches for i, matches in places)
 
     def _labelled(self, text: str) -> set[int]:
         exact, words, synonyms = self._known
@@ -113,7 +113,7 @@ class Classes:
             raise TargetError("not one of ImageNet's 1000 classes")
         if self.count == 1000 and (not self.labels or self._in_imagenet_order):
             return index
-        name = _imagenet_labels()[index]
+        name = imagenet_labels()[index]
         try:
             return self._one_of(self._labelled(name), name)
         except TargetError as error:
@@ -134,9 +134,3 @@ class Classes:
 def _wnid_indices() -> dict[str, int]:
     path = importlib.resources.files("afmi.data").joinpath("imagenet_wnids.txt")
     return {wnid: index for index, wnid in enumerate(path.read_text(encoding="ascii").split())}
-
-
-@cache
-def _imagenet_labels() -> tuple[str, ...]:
-    models = importlib.import_module("torchvision.models")  # takes a second that others save
-    return tuple(models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"])

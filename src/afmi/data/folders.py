@@ -33,8 +33,8 @@ def open_folder(folder: Path, name: str) -> Listing:
     unlabelled = sorted(key for key, label in labels.items() if label is None)
     if unlabelled and not in_folders:
         raise ImageError(
-            f"{len(unlabelled)} of {len(labels)} pictures in {name} have no label: neither do they "
-            f"lie in a folder per class, nor do their names hold an ImageNet id such as n01440764 "
+            f"{len(unlabelled)} of {len(labels)} pictures in {name} have no label: they do not lie "
+            f"in one folder per class, and their names hold no ImageNet id such as n01440764 "
             f"({listed(map(repr, unlabelled))}); sort them into folders, or list them in a CSV file"
         )
     keys = sorted(key for key, label in labels.items() if label is not None)
@@ -129,8 +129,8 @@ def _csv_rows(file: Any, name: str) -> list[tuple[str, str]]:
         if len(cells) != len(header) or not cells[image].strip() or not cells[label].strip():
             raise UsageError(
                 f"line {reader.line_num} of {name!r} does not have an image and a label in "
-                f"{len(header)} columns: {separator.join(cells)[:80]!r}; mend it, with "
-                "quotation marks around what holds a separator"
+                f"{len(header)} columns: {separator.join(cells)[:80]!r}; correct it, with "
+                "quotation marks around a value that holds a separator"
             )
         rows.append((cells[image].strip(), cells[label].strip()))
     return rows

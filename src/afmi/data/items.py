@@ -12,7 +12,7 @@ import torch
 from afmi.data.listing import Items, Listing
 from afmi.errors import ImageError, TargetError
 
-__all__ = ["mnist", "open_items", "open_mnist", "open_mnist_train"]
+__all__ = ["mnist", "open_items", "open_mnist"]
 
 
 def open_items(data: Any) -> Listing:
@@ -90,7 +90,3 @@ def mnist(folder: Path, *, train: bool) -> Any:
             "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte there: fetch them with "
             f"torchvision.datasets.MNIST({str(folder)!r}, download=True)"
         ) from error
-
-
-def open_mnist_train(folder: Path, name: str) -> Listing:
-    return open_mnist(folder, name, train=True)

@@ -1,12 +1,14 @@
-"""Labelled pictures for an evaluation: listed at once, read one at a time when their turn comes."""
+"""Labelled pictures for an evaluation: all listed first, each read when its turn comes."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from afmi.api import prepare
 from afmi.data.classes import Classes
 from afmi.data.folders import open_csv, open_folder, open_imagenet
-from afmi.data.items import open_items, open_mnist, open_mnist_train
+from afmi.data.items import open_items, open_mnist
 from afmi.data.listing import Files, Items, Listing, listed
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.network.classifier import Classifier, classify
@@ -69,7 +71,7 @@ class LabelledImages:
             )
         digest = hashlib.blake2b(digest_size=16)
         for entry in zip(self.keys, self.labels, self.sizes, strict=True):
-            # repr ends where it ends, so no two lists of entries run into the same bytes.
+            # repr marks where an entry ends, so different lists never give the same bytes.
             digest.update(repr(entry).encode("utf-8", "backslashreplace"))
         object.__setattr__(self, "fingerprint", digest.hexdigest())
 
@@ -96,17 +98,15 @@ class LabelledImages:
         picture = self.source.picture(key)
         try:
             return _prepared(self.model, picture)
-        except ImageError as error:
-            where = self.source.where(key)
-            if where in str(error):
-                raise
-            raise ImageError(f"{where} cannot be read: {error}") from error
         except AfmiError as error:
-            where = self.source.where(key)
-            raise ImageError(f"{where} cannot be prepared for the network: {error}") from error
+            where, unread = self.source.where(key), isinstance(error, ImageError)
+            if unread and where in str(error):
+                raise
+            what = "read" if unread else "prepared for the network"
+            raise ImageError(f"{where} cannot be {what}: {error}") from error
 
     def limited(self, count: int) -> LabelledImages:
-        """Return some of the pictures, as many of each class as may be.
+        """Return some of the pictures, spread over the classes as evenly as possible.
 
         The classes take turns, in the order of their indices, each with its next picture; those
         that have none left are passed over. Nothing is random.
@@ -123,13 +123,9 @@ class LabelledImages:
         _check_limit(count)
         if count >= len(self):
             return self
-        turn: dict[int, int] = {}
-        turns: list[tuple[int, int, int]] = []
-        for position, label in enumerate(self.labels):
-            turn[label] = turn.get(label, -1) + 1
-            turns.append((turn[label], label, position))
-        chosen = sorted(position for _, _, position in sorted(turns)[:count])
-        return self.only(chosen)
+        turns = defaultdict(itertools.count)
+        queue = sorted((next(turns[label]), label, i) for i, label in enumerate(self.labels))
+        return self.only(sorted(position for _, _, position in queue[:count]))
 
     def first(self) -> Tensor:
         """Return the first picture that can be read, (1, C, H, W).
@@ -161,9 +157,9 @@ def open_images(
 ) -> LabelledImages:
     """Find labelled pictures and the class of each among the model's.
 
-    A class is named by its label (but for case and punctuation, or by one of the synonyms between
-    a label's commas), by its index, or by its ImageNet id ("wnid": n and eight digits). A wnid is
-    an index for a model of 1000 classes, unless the model's labels show another order than
+    A class is named by its label (case and punctuation do not count; one of the synonyms between a
+    label's commas is enough), by its index, or by its ImageNet id ("wnid": n and eight digits). A
+    wnid is an index for a model of 1000 classes, unless the model's labels show another order than
     ImageNet's; otherwise it stands for the label that torchvision gives it. A number is
     an index, unless the model's labels are numbers themselves and in another order.
 
@@ -221,8 +217,8 @@ def open_images(
     classes = Classes(labels, len(labels) or _count_classes(opened, model))
     if opened.classes not in (None, classes.count):
         raise ModelError(
-            f"{opened.name} has {opened.classes} classes, but the model tells {classes.count} "
-            "apart; use a model that was trained on these pictures"
+            f"{opened.name} has {opened.classes} classes, but the model has {classes.count}; "
+            "use a model that was trained on these pictures"
         )
     if opened.class_names:
         _check_order(opened, classes)
@@ -234,7 +230,7 @@ def open_images(
 
 _NAMED: dict[str, Callable[[Path, str], Listing]] = {
     "mnist": open_mnist,
-    "mnist-train": open_mnist_train,
+    "mnist-train": partial(open_mnist, train=True),
     "imagenet": open_imagenet,
 }
 
@@ -318,7 +314,7 @@ def _indices(opened: Listing, classes: Classes) -> tuple[int, ...]:
 
 
 def _count_classes(opened: Listing, model: nn.Module) -> int:
-    """Return how many classes a model without labels tells apart, by one forward pass."""
+    """Return how many classes a model without labels has, by one forward pass."""
     reason = ""
     for key in opened.keys:
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -121,18 +123,10 @@ def run_demo(
     flat = [finding for classes in tour for findings in classes for finding in findings]
     page = out / "index.html"
     text = render_page(_page(model, stops, tour, time.perf_counter() - started))
-    writers = {
-        path: lambda file, figure=figure: figures.figure_png(figure, file)
-        for path, figure in drawings.items()
-    }
+    writers = {path: partial(figures.figure_png, figure) for path, figure in drawings.items()}
     write_files({**writers, page: text.encode()})
-    result = DemoResult(
-        out,
-        page,
-        tuple(drawings),
-        tuple(finding.explanation for finding in flat),
-        time.perf_counter() - started,
-    )
+    explanations = tuple(finding.explanation for finding in flat)
+    result = DemoResult(out, page, tuple(drawings), explanations, time.perf_counter() - started)
     report(f"\n{len(flat)} explanations in {result.seconds:.0f} s. Open in a browser:")
     report(f"  {page.resolve()}")
     report("The pictures, for a paper or slides:")
@@ -145,10 +139,11 @@ def run_demo(
 
 
 def _stops() -> list[_Stop]:
-    cat = read_image(skimage.data.chelsea())
+    cat, rocket = (read_image(image()) for image in (skimage.data.chelsea, skimage.data.rocket))
     temple = _scikit_learn_photograph("china.jpg")
-    rocket = read_image(skimage.data.rocket())
-    coins = read_image(skimage.data.coins())
+    # Where scikit-learn is not installed, the tower of the launch pad stands in for the temple.
+    other, where, credit = (rocket, 0.3, ROCKET) if temple is None else (temple, 0.42, TEMPLE)
+    halves = [np.asarray(_upright(other, where)), np.asarray(_upright(cat, 0.6))]
     stops = [
         _Stop(
             "cat",
@@ -157,52 +152,39 @@ def _stops() -> list[_Stop]:
             "right reason: does it look at the cat?",
             cat,
             CAT,
-        )
-    ]
-    if temple is not None:
-        stops.append(
-            _Stop(
-                "temple",
-                "A temple",
-                "From scikit-learn. The network was never taught temples; of the eleven things "
-                "it knows, a church is the nearest. The maps show which part looks like one.",
-                temple,
-                TEMPLE,
-            )
-        )
-    # Where scikit-learn is not installed, the tower of the launch pad stands in for the temple.
-    other, where, credit = (rocket, 0.3, ROCKET) if temple is None else (temple, 0.42, TEMPLE)
-    stops.append(
+        ),
         _Stop(
             "two",
             "Two things in one picture",
             "Two of the photographs side by side. Each is explained twice, once for each class: "
             "a method that answers the question asked must point at the one half for “church” "
             "and at the other for “cat”.",
-            _side_by_side(_upright(other, where), _upright(cat, 0.6)),
+            Image.fromarray(np.concatenate(halves, axis=1)),
             f"{credit}, {CAT}",
             ("church", "cat"),
-        )
-    )
-    stops.append(
+        ),
         _Stop(
             "coins",
             "A mistake",
             "Ancient coins, from scikit-image. The network has no class for coins, yet must choose "
             "one of its own. The maps show what it went by.",
-            coins,
+            read_image(skimage.data.coins()),
             COINS,
-        )
-    )
-    stops.append(
+        ),
         _Stop(
             "rocket",
             "Another mistake",
             "A rocket on its launch pad, from scikit-image. There is no class for rockets either.",
             rocket,
             ROCKET,
+        ),
+    ]
+    if temple is not None:
+        story = (
+            "From scikit-learn. The network was never taught temples; of the eleven things it "
+            "knows, a church is the nearest. The maps show which part looks like one."
         )
-    )
+        stops.insert(1, _Stop("temple", "A temple", story, temple, TEMPLE))
     return stops
 
 
@@ -221,10 +203,6 @@ def _upright(photograph: Image.Image, centre: float) -> Image.Image:
     left = min(max(centre * width - height / 4, 0), width - height / 2)
     box = (round(left), 0, round(left + height / 2), height)
     return photograph.crop(box).resize((150, 300), Image.Resampling.LANCZOS)
-
-
-def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    return Image.fromarray(np.concatenate([np.asarray(left), np.asarray(right)], axis=1))
 
 
 def _explain(
@@ -275,7 +253,11 @@ def _page(
 ) -> Page:
     sections = [_how_to_read()]
     sections += [_section(stop, classes) for stop, classes in zip(stops, tour, strict=True)]
-    sections += [_numbers(stops, tour), _what_next()]
+    invitation = (
+        "Explain a photograph of your own, ask about another class or method, or bring a network "
+        "that knows a thousand things:"
+    )
+    sections += [_numbers(stops, tour), Section("What next", [invitation], code=NEXT)]
     side = tour[0][0][0].explanation.image.shape[-1]
     return Page(
         "What made the network say that?",
@@ -331,23 +313,20 @@ def _credit(stop: _Stop) -> str:
 
 
 def _numbers(stops: Sequence[_Stop], tour: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
-    rows = []
-    for stop, classes in zip(stops, tour, strict=True):
-        for findings in classes:
-            for finding in findings:
-                record = finding.explanation
-                rest = record.residual
-                rows.append(
-                    (
-                        stop.heading,
-                        record.label,
-                        f"{record.probability:.1%}",
-                        record.method,
-                        f"{finding.kept:.1%}",
-                        "" if rest is None else f"{rest:+.0%}".replace("-", "−"),
-                        f"{finding.seconds:.3f}",
-                    )
-                )
+    rows = [
+        (
+            stop.heading,
+            record.label,
+            f"{record.probability:.1%}",
+            record.method,
+            f"{finding.kept:.1%}",
+            "" if record.residual is None else f"{record.residual:+.0%}".replace("-", "−"),
+            f"{finding.seconds:.3f}",
+        )
+        for stop, classes in zip(stops, tour, strict=True)
+        for finding in itertools.chain.from_iterable(classes)
+        for record in [finding.explanation]
+    ]
     headings = (
         "Photograph",
         "Answer",
@@ -361,15 +340,4 @@ def _numbers(stops: Sequence[_Stop], tour: Sequence[Sequence[Sequence[_Finding]]
         "The numbers",
         ["Probability: of the answer, for the whole picture. Seconds: for one picture, here."],
         table=Table(headings, rows),
-    )
-
-
-def _what_next() -> Section:
-    return Section(
-        "What next",
-        [
-            "Explain a photograph of your own, ask about another class or method, or bring a "
-            "network that knows a thousand things:"
-        ],
-        code=NEXT,
     )

@@ -1,4 +1,4 @@
-"""Every table and figure of the paper, found by existing: one file each.
+"""Every table and figure of the paper, one file each; a new file is listed by itself.
 
 `CATALOGUE` lists the classes by the names that ``afmi reproduce`` takes, in the paper's order of
 tables and figures.

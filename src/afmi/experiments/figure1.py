@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from afmi.experiments.shared.base import Experiment, Request, Result, networks
-from afmi.experiments.shared.figures import methods_of
-from afmi.experiments.shared.insertions import Row, compared, save_insertions
-from afmi.experiments.shared.pictures import choose_photos
+from afmi.experiments.shared.base import Experiment, Request, Result
+from afmi.experiments.shared.insertions import insertion_figure
 
 __all__ = ["Figure1"]
 
@@ -34,14 +32,6 @@ class Figure1(Experiment):
     )
     data = "pictures"
     classes = ("dogsled",)
-    fraction = 0.1
 
     def _run(self, request: Request) -> Result:
-        (model,) = networks(self, request)
-        photos = choose_photos(request, model, self.classes)
-        methods = methods_of(self, request, model)
-        comparisons = compared(self, request, methods, photos, (self.fraction,))
-        rows = [
-            Row(photo, comparison) for photo, comparison in zip(photos, comparisons, strict=True)
-        ]
-        return save_insertions(self, request, methods, rows)
+        return insertion_figure(self, request, self.classes, (0.1,))

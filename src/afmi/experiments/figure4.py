@@ -21,16 +21,15 @@ __all__ = ["Figure4"]
 
 
 class Figure4(Experiment):
-    """Explain two classes of one picture, and the class that the network sees least of.
+    """Explain two classes of one picture, and the least activated class.
 
     Paper: Figure 4, Section 4.3: a photograph of a collie and an Ibizan hound, the least activated
     class being the cockatoo. Beyond the paper: the rank correlation between the maps of two
     classes, for each method; 1 means that the class does not matter to the map.
 
-    The paper's photograph is not published apart. One picture of your own (``--image``) is
-    explained for the two classes of ``--target``, or else for its two most probable ones. Two
-    pictures are put side by side, and so are two out of a folder, a collie and an Ibizan hound if
-    they are there.
+    The paper's photograph is not published separately. One picture (``--image``) is explained for
+    the two classes of ``--target``, or else for its two most probable ones. Two pictures are put
+    side by side, and so are two from a folder, a collie and an Ibizan hound if it has them.
     """
 
     name = "figure4"
@@ -43,7 +42,6 @@ class Figure4(Experiment):
     methods = published.METHODS
     data = "pictures"
     classes = ("collie", "Ibizan hound")
-    fraction = 0.1
 
     def _run(self, request: Request) -> Result:
         (model,) = networks(self, request)
@@ -56,13 +54,8 @@ class Figure4(Experiment):
         photos = [dataclasses.replace(photo, target=target) for target in wanted]
         request.report(f"classes: {', '.join(class_label(model, target) for target in wanted)}")
         methods = methods_of(self, request, model)
-        comparisons = compared(self, request, methods, photos, (self.fraction,))
-        drawn = save_insertions(
-            self,
-            request,
-            methods,
-            [Row(photo, one) for one in comparisons],
-        )
+        comparisons = compared(self, request, methods, photos, (0.1,))
+        drawn = save_insertions(self, request, methods, [Row(photo, one) for one in comparisons])
         rows = _correlations(comparisons)
         table = write_csv(request.out / f"{self.name}-correlations.csv", rows)
         return Result((*drawn.files, table), tuple(rows))
@@ -74,9 +67,8 @@ class Figure4(Experiment):
                 "expected one picture of two classes, or two pictures, and two --target or none; "
                 f"got {len(request.images)} pictures and {len(request.targets)} --target"
             )
-        photos = choose_photos(
-            dataclasses.replace(request, limit=None, targets=()), model, self.classes
-        )
+        everything = dataclasses.replace(request, limit=None, targets=())
+        photos = choose_photos(everything, model, self.classes)
         classes = [find_class(model, target) for target in request.targets]
         if len(request.images) == 1:
             photo = photos[0]
@@ -86,7 +78,7 @@ class Figure4(Experiment):
         elif len(photos) == 2:
             first, second = classes or [photo.target for photo in photos]
             photo = side_by_side(model, *photos)
-            request.report("put side by side, for want of one picture of both classes")
+            request.report("put side by side, because no picture of both classes was given")
         else:
             raise UsageError(
                 f"expected pictures of two classes or more in {str(request.imagenet)!r}, got one"

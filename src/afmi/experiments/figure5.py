@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from afmi.experiments.shared import published
-from afmi.experiments.shared.base import Experiment, Request, Result, networks
-from afmi.experiments.shared.figures import methods_of
-from afmi.experiments.shared.insertions import Row, compared, save_insertions
-from afmi.experiments.shared.pictures import choose_photos
+from afmi.experiments.shared.base import Experiment, Request, Result
+from afmi.experiments.shared.insertions import insertion_figure
 
 __all__ = ["Figure5"]
 
@@ -27,16 +25,6 @@ class Figure5(Experiment):
     methods = published.METHODS
     data = "pictures"
     classes = ("golden retriever", "house finch")
-    fractions = (0.05, 0.5)
 
     def _run(self, request: Request) -> Result:
-        (model,) = networks(self, request)
-        photos = choose_photos(request, model, self.classes)
-        methods = methods_of(self, request, model)
-        comparisons = compared(self, request, methods, photos, self.fractions)
-        rows = [
-            Row(photo, comparison, i, f"{fraction:.0%}")
-            for photo, comparison in zip(photos, comparisons, strict=True)
-            for i, fraction in enumerate(self.fractions)
-        ]
-        return save_insertions(self, request, methods, rows)
+        return insertion_figure(self, request, self.classes, (0.05, 0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from afmi.experiments.shared.base import Experiment, Request, Result
-from afmi.experiments.shared.measured import INSERTED, accuracy_panel, curves_figure, measured
+from afmi.experiments.shared.measured import INSERTED, curves_figure, curves_panel, measured
 
 __all__ = ["Figure6"]
 
@@ -24,4 +24,5 @@ class Figure6(Experiment):
 
     def _run(self, request: Request) -> Result:
         networks = measured(self, request)
-        return curves_figure(self, request, networks, [accuracy_panel(one) for one in networks])
+        panels = [curves_panel(one, "accuracy") for one in networks]
+        return curves_figure(self, request, networks, panels)

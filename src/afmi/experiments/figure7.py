@@ -9,7 +9,7 @@ from typing import Any
 from afmi.api import explain
 from afmi.comparison import estimate
 from afmi.experiments.shared import published
-from afmi.experiments.shared.base import Experiment, Request, Result, counted, networks
+from afmi.experiments.shared.base import Experiment, Request, Result, networks
 from afmi.experiments.shared.figures import methods_of, saved
 from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import Explanation
@@ -18,6 +18,7 @@ from afmi.network.classifier import Classifier, class_label, find_class
 from afmi.pictures import figures
 from afmi.pictures.transforms import to_image
 from afmi.progress import duration
+from afmi.report.words import counted
 
 __all__ = ["Figure7"]
 

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 from afmi.experiments.shared.base import Experiment, Request, Result
-from afmi.experiments.shared.measured import (
-    INSERTED,
-    accuracy_panel,
-    curves_figure,
-    measured,
-    softmax_panel,
-)
+from afmi.experiments.shared.measured import INSERTED, curves_figure, curves_panel, measured
 
 __all__ = ["Figure9"]
 
@@ -30,8 +24,6 @@ class Figure9(Experiment):
 
     def _run(self, request: Request) -> Result:
         networks = measured(self, request)
-        first, *others = networks
-        panels = [softmax_panel(first)]
-        for one in others:
-            panels += [accuracy_panel(one), softmax_panel(one)]
+        curves = [(one, curve) for one in networks for curve in ("accuracy", "softmax_ratio_mean")]
+        panels = [curves_panel(one, curve) for one, curve in curves[1:]]
         return curves_figure(self, request, networks, panels)

@@ -46,5 +46,5 @@ class RQ1ImageNet(Experiment):
                 batch=16,
             )
             paper = AGREEMENT["imagenet"] if model.name == "vgg19" else None
-            rows.append(agreement.row() | {"paper": paper})
+            rows.append(agreement | {"paper": paper})
         return Result((write_csv(request.out / f"{self.name}.csv", rows),), tuple(rows))

@@ -34,7 +34,7 @@ class RQ1MNIST(Experiment):
     def _run(self, request: Request) -> Result:
         if request.models:
             raise UsageError(
-                f"{self.name} trains its own network; for another one use rq1-imagenet, whose "
+                f"{self.name} trains the network that it uses; for another use rq1-imagenet, whose "
                 "--imagenet DIR may be any folder with train and val in it"
             )
         assert request.mnist is not None
@@ -61,7 +61,7 @@ class RQ1MNIST(Experiment):
                 batch=64,
             )
             rows.append(
-                agreement.row()
+                agreement
                 | {"paper": None if linear else AGREEMENT["mnist"]}
                 | {"note": "100 % by construction" if linear else ""}
             )

@@ -1,4 +1,4 @@
-"""Every metric, found by existing: one file each.
+"""Every metric, one file each; a new file is listed by itself.
 
 `CATALOGUE` lists the classes by name; each is also an attribute here, such as
 ``afmi.metrics.Insertion``. `FMIPrototypes` is here too, but measures a network and its training
@@ -31,7 +31,7 @@ def _order(cls: type[Metric]) -> tuple[bool, bool, str]:
 
 
 CATALOGUE: Catalogue[Metric] = Catalogue(_base, __name__, _order, _HOMES)
-"""Every metric's class by its name; those measured unless told otherwise come first."""
+"""Every metric's class by its name; those measured by default come first."""
 
 __getattr__ = CATALOGUE.attribute
 __dir__ = CATALOGUE.names

@@ -21,19 +21,19 @@ __all__ = ["Case", "Metric", "MetricsLike", "blank_maps_allowed", "chosen_metric
 
 @dataclass(frozen=True)
 class Case:
-    """What one method said of a batch of images: all that a metric may look at.
+    """How one method explained a batch of images: all that a metric may look at.
 
     Attributes:
         method: that gave the maps; its ``model`` is the network explained.
         inputs: images (N, C, H, W), as the model takes them ([0, 1] for a `Classifier`).
         targets: the class explained, int64 (N,): the ground truth in the paper's protocols.
-        attribution: the maps (N, 1, H, W) and what came with them.
+        attribution: the maps (N, 1, H, W), the logits and the residuals.
         logits: of the images, (N, K).
         seconds: that the explanation of one of these images took.
         peak_bytes: memory that the explanation of the batch needed beyond what was in use before
             it; NaN where it is unknown.
-        companions: for each image others of other classes, (N, M, C, H, W), as many as the metric
-            asks for; None where it asks for none.
+        companions: for each image M images of other classes, (N, M, C, H, W), as many as the metric
+            needs; None where it needs none.
     """
 
     method: Method
@@ -82,8 +82,8 @@ class Metric(ABC):
     def measure(self, case: Case) -> dict[str, Tensor]:
         """Return each value's name with its numbers, float64 (N,) on the CPU.
 
-        NaN stands where a value is undefined. A metric that says nothing of a method (completeness
-        of one that promises none) returns an empty dictionary.
+        NaN stands where a value is undefined. A metric that does not apply to a method
+        (completeness to one that does not promise it) returns an empty dictionary.
         """
 
     def work(self, method: Method, inputs: Tensor) -> Work:
@@ -111,7 +111,7 @@ class Metric(ABC):
 def blank_maps_allowed() -> Iterator[None]:
     """Let a method give a map that is the same everywhere without a `BlankMapWarning`.
 
-    For metrics that explain anew and say NaN of such a map.
+    For metrics that explain again and return NaN for such a map.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BlankMapWarning)
@@ -130,7 +130,7 @@ MetricsLike = str | Sequence[str | type[Metric] | Metric]
 
 
 def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]:
-    """Return the metrics that were meant, by the key that begins their rows' names.
+    """Return the metrics chosen, by the key with which the names of their values begin.
 
     Args:
         metrics: ``"all"``, specs joined by commas (``"insertion,insertion:canvas=mean"``), or a

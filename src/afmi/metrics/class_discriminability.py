@@ -79,6 +79,6 @@ class ClassDiscriminability(Metric):
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the passes for two classes."""
         once = method.work(inputs)
-        # A method that has its own way for several classes runs the network forwards once for all.
+        # A method that overrides this runs the network forwards once for all classes.
         shared = type(method)._attribute_classes is not Method._attribute_classes
         return replace(2 * once, forwards=once.forwards * (1 if shared else 2))

@@ -1,4 +1,4 @@
-"""What a metric declares of its numbers, so that tables, charts and CSV files show them.
+"""What a metric declares about its numbers, so that tables, charts and CSV files show them.
 
 Nothing here needs PyTorch: a report reads the declarations from an evaluation's manifest.
 """
@@ -17,12 +17,12 @@ Aggregate = Literal["mean", "median", "median size", "ratio of means"]
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a method, or a curve of them, made of what a metric measured of each image.
+    """One number of a method, or a curve of them, from what a metric measured of each image.
 
     Attributes:
         name: of the column in CSV files and JSON.
         title: its heading.
-        measures: what it says, in words, as a clause.
+        measures: what it measures, as a clause.
         higher_is_better: None where neither higher nor lower is better.
         kind: "scalar" for one number of an image; "curve" for one at each of the metric's
             fractions; "area" for the area under such a curve, by trapezoids over the fractions.
@@ -32,7 +32,7 @@ class Column:
         per: another value of `measure`, by which it is divided: image by image, or as the mean
             below where the aggregate is a ratio of means.
         among: another value of `measure`; only images where it is 1 count.
-        note: what stands below the heading; "": aggregate and unit.
+        note: the line below the heading; "": aggregate and unit.
         unit: such as "s"; "" for shares, ratios and correlations.
         multiples: whether it is also shown as a multiple of the lowest method's.
         area: of a curve, the name of the column that is the area under it.
@@ -57,12 +57,12 @@ class Column:
 
     @property
     def source(self) -> str:
-        """The value of `Metric.measure` that it is made of."""
+        """The value of `Metric.measure` that it shows."""
         return self.value or self.name
 
     @property
     def subtitle(self) -> str:
-        """What stands below the heading."""
+        """The line below the heading."""
         return self.note or ", ".join(filter(None, (self.aggregate, self.unit)))
 
 
@@ -107,7 +107,7 @@ class MetricFacts:
 
 
 def percent(fraction: float) -> float:
-    """Return a share in percent, as values are named by it: to four digits."""
+    """Return a share in percent to four digits, as in the names of values."""
     return float(f"{100 * fraction:.4g}")
 
 

@@ -14,14 +14,14 @@ class Deletion(MaskedMetric):
     """Classify the picture with the top PI of its map's pixels made black.
 
     The same curves as `Insertion`, but of the pixels that are left; a good map makes them fall
-    early. Off unless asked for. The paper leaves it out, citing Hooker et al. (2019): a picture
-    with holes is like none that the network was trained on, so a fall may be due to the holes and
-    not to what they hid. A few scattered black pixels already fool many networks, and grainy maps
-    gain by that.
+    early. Off by default. The paper leaves it out, citing Hooker et al. (2019): a picture with
+    holes is unlike those that the network was trained on, so a fall may be due to the holes and not
+    to what they hide. A few scattered black pixels already fool many networks, and grainy maps
+    benefit from that.
 
     Paper: Petsiuk, Das & Saenko, *RISE: Randomized Input Sampling for Explanation of Black-box
     Models*, BMVC 2018. Differs: the fractions are the A-FMI paper's; accuracy beside probability.
-    Cost: 20 forwards per image, less those whose masked picture was classified already.
+    Cost: 20 forwards per image, less those of masked pictures that were classified already.
 
     Args:
         fractions: shares of the pixels that are removed, rising within [0, 1].

@@ -20,13 +20,13 @@ class Insertion(MaskedMetric):
 
     Paper: *A-FMI*, ICLR 2021 submission, Appendix A.3, Eq. 8–9. Differs: nothing with a black
     canvas; PI = 0, which the paper does not measure, has no part in the areas.
-    Cost: 20 forwards per image with the paper's fractions: 19 and the whole picture, less those
-    whose masked picture is one that was classified already.
+    Cost: 20 forwards per image with the paper's fractions: 19 and the whole picture, less those of
+    masked pictures that were classified already.
 
     Args:
         fractions: PI, shares of the pixels, rising within [0, 1].
-        canvas: what stands where no pixel is kept. Another than black shows whether a ranking of
-            methods depends on it: it should not, where their reference is not the canvas.
+        canvas: what replaces the pixels that are not kept. One other than black shows whether a
+            ranking of methods depends on it; it should not where it is not their reference.
         batch_size: masked pictures per pass; None: as many as are fast (see `BatchRunner`).
 
     Example:

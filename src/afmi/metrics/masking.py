@@ -24,7 +24,7 @@ from afmi.network.outputs import probabilities
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference
 
-__all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masked_curves", "masking_columns"]
+__all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masking_columns"]
 
 FRACTIONS = tuple(percent / 100 for percent in range(5, 101, 5))
 """PI of the paper's Appendix A.3: 5 %, 10 %, …, 100 %."""
@@ -194,7 +194,7 @@ def masking_columns(measures: str, *, higher_is_better: bool, over: str) -> tupl
 
 @dataclass(frozen=True)
 class MaskedMetric(Metric):
-    """Insertion and deletion, but for which pixels stay."""
+    """What insertion and deletion share: all but which pixels stay."""
 
     fractions: Sequence[float] = FRACTIONS
     canvas: Reference = field(default_factory=Black)
@@ -240,30 +240,23 @@ class MaskedMetric(Metric):
         *,
         logits: Tensor | None = None,
     ) -> Curves:
-        """Return the curves of these maps.
+        """Classify the images with the top of each map kept (or removed), for each fraction.
+
+        Masked images that are the same (as a digit's are, once only its black ground is missing)
+        are classified once; one that is the whole image takes its logits.
 
         Args:
             model: a `Classifier`, or any ``nn.Module`` from images to logits (N, K).
             images: (N, C, H, W), in [0, 1] for a `Classifier`.
             targets: ground-truth classes, int64 (N,).
-            maps: (N, 1, H, W), at the images' size.
+            maps: (N, 1, H, W), at the images' size; equal pixels rank in reading order.
             logits: (N, K) of the images, where they are known; saves their pass.
 
         Raises:
             ShapeError: when maps or targets do not fit the images.
             TargetError: when the network has no such class.
         """
-        return masked_curves(
-            model,
-            images,
-            targets,
-            maps,
-            fractions=self.fractions,
-            canvas=self.canvas,
-            keep_top=self.keep_top,
-            logits=logits,
-            batch_size=self.batch_size,
-        )
+        return _curves(self, model, images, targets, maps, logits)
 
     def measure(self, case: Case) -> dict[str, Tensor]:
         """Return ``accuracy_auc``, ``softmax_ratio_auc``, ``correct@PI``, ``probability@PI``, ….
@@ -279,38 +272,15 @@ class MaskedMetric(Metric):
         return Work(sum(fraction != whole for fraction in self.fractions))
 
 
-def masked_curves(
+def _curves(
+    metric: MaskedMetric,
     model: nn.Module,
     images: Tensor,
     targets: Tensor,
     maps: Tensor,
-    *,
-    fractions: Sequence[float],
-    canvas: Reference,
-    keep_top: bool,
-    logits: Tensor | None = None,
-    batch_size: int | None = None,
+    logits: Tensor | None,
 ) -> Curves:
-    """Classify the pictures with the top of each map kept (or removed).
-
-    Masked pictures that are the same (as a digit's are, once only its black ground is missing) are
-    classified once; one that is the whole picture takes its logits.
-
-    Args:
-        model: maps (N, C, H, W) to logits (N, K).
-        images: (N, C, H, W), as the model takes them.
-        targets: classes, int64 (N,).
-        maps: (N, 1, H, W); equal pixels rank in reading order.
-        fractions: shares of the pixels that are kept (or removed).
-        canvas: what takes the place of the others.
-        keep_top: whether the top of the map is kept, or removed.
-        logits: (N, K) of the images where they are known.
-        batch_size: masked pictures per pass, see `BatchRunner`.
-
-    Raises:
-        ShapeError: when maps or targets do not fit the images.
-        TargetError: when the network has no such class.
-    """
+    fractions, canvas, keep_top = metric.fractions, metric.canvas, metric.keep_top
     _check(images, targets, maps)
     grounds = canvas(images)
     if grounds.shape[0] != 1 and not canvas.per_image:
@@ -356,7 +326,7 @@ def masked_curves(
             same[n].append(first.setdefault(key, (n, p)))
 
     jobs = list(first.values())
-    runner = BatchRunner(model, images, batch_size)
+    runner = BatchRunner(model, images, metric.batch_size)
     results: dict[tuple[int, int], Tensor] = {}
     within, beyond = (images, grounds) if keep_top else (grounds, images)
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):

@@ -40,7 +40,7 @@ class ModelEntry:
     Attributes:
         name: for `load_model`.
         parameters: in millions; None: unknown before it is built.
-        top1: accuracy of the default weights on their own test set, in percent; None: unknown.
+        top1: accuracy of the default weights on their test set, in percent; None: unknown.
         input_size: side of the square that the network sees, in pixels.
         weights_file: file name of the default weights, or their repository on the Hub.
     """
@@ -58,7 +58,7 @@ class Preprocessing:
 
     Attributes:
         mean, std, labels, resize, crop, interpolation: a `Classifier`'s.
-        classes: how many classes the network tells apart; None: not known.
+        classes: how many classes the network has; None: not known.
         unknown: which of the above the caller must give, because the model's own cannot be
             read or reproduced; ``why`` says so.
     """
@@ -104,10 +104,17 @@ def quiet(*loggers: str) -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-def call(name: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """Call a builder; an error of its becomes a `ModelError` of one line."""
+def call(
+    name: str,
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    passing: type[Exception] | tuple[type[Exception], ...] = (),
+) -> Any:
+    """Call a builder; an error other than those passed on becomes a `ModelError` of one line."""
     try:
         return function(**options)
+    except passing:
+        raise
     except Exception as error:
         raise ModelError(build_error(name, options, error)) from error
 
@@ -143,7 +150,7 @@ def build_with_weights(
     options: Mapping[str, Any],
     classes: Callable[[nn.Module], int | None] = class_count,
 ) -> nn.Module:
-    """Build a network with as many classes as the weights tell apart, and load them.
+    """Build a network with as many classes as the weights have, and load them.
 
     A number of classes among the caller's options stands, so that other weights are refused.
 
@@ -152,7 +159,7 @@ def build_with_weights(
         state: tensors by name.
         source: what to call the weights in errors.
         options: the caller's.
-        classes: returns how many classes a network tells apart.
+        classes: returns how many classes a network has.
     """
     network = build()
     state = fit_names(state, network)

@@ -111,8 +111,8 @@ def with_settings(model: Classifier, given: dict[str, Any]) -> Classifier:
         return model
     if type(model) is not Classifier:
         raise ModelError(
-            f"the factory returns a {type(model).__name__}, which may use {', '.join(given)} in "
-            "its own way; set them in the factory"
+            f"the factory returns a {type(model).__name__}, which may use {', '.join(given)} "
+            "differently; set them in the factory"
         )
     settings = {
         "mean": model.mean.flatten().tolist(),

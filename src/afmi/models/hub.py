@@ -1,4 +1,4 @@
-"""Fetch from the Hugging Face Hub, or take from its cache at once where there is no network."""
+"""Fetch from the Hugging Face Hub, or at once from its cache where there is no connection."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _PATIENCE = 10  # seconds until a network that does not answer counts as none
 
 @contextmanager
 def fetching(repository: str | None, what: str, instead: str) -> Iterator[bool]:
-    """Let what is inside fetch files of a repository, and tell it whether the Hub can be reached.
+    """Let a block fetch files of a repository; gives it whether the Hub can be reached.
 
-    The Hub's own client asks again for half a minute for each file; here it is asked once, and
-    where there is no answer, files come from the cache or not at all.
+    The Hub's client retries for half a minute for each file; here the Hub is asked once, and where
+    it does not answer, files come from the cache or not at all.
 
     Args:
         repository: ``owner/name``; None: the files lie elsewhere.

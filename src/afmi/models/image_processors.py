@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +52,8 @@ def _normalisation(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tupl
     """Return the mean and standard deviation that all rescaling of images in [0, 1] amounts to."""
     mean, std = (0.0,) * 3, (1.0,) * 3
     if settings.get("do_normalize"):
-        mean, std = (tuple(_each(settings[f"image_{key}"])) for key in ("mean", "std"))
+        given = (settings[f"image_{key}"] for key in ("mean", "std"))
+        mean, std = (tuple(map(float, v if isinstance(v, Sequence) else [v] * 3)) for v in given)
     factor = float(settings["rescale_factor"]) if settings.get("do_rescale") else 1.0
     if settings.get("do_rescale") and settings.get("rescale_offset"):
         mean = tuple(m + 1 for m in mean)  # EfficientNet's values lie in [-1, 1] before
@@ -61,10 +62,6 @@ def _normalisation(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tupl
     if settings.get("include_top"):  # EfficientNet's top was trained on values divided twice
         spread = tuple(a * b for a, b in zip(spread, std, strict=True))
     return mean, spread
-
-
-def _each(value: Any) -> list[float]:
-    return [float(value)] * 3 if isinstance(value, (int, float)) else [float(v) for v in value]
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

@@ -44,8 +44,8 @@ def load_model(
             returns an ``nn.Module`` or a `Classifier`. Naming a factory runs its code.
         weights: ``"default"``: the best that come with the model (downloaded once where it is not
             a folder), or whatever a factory loads itself. A .safetensors or .pth file: loaded
-            without running code from it; where it tells another number of classes apart, so does
-            the network. ``"IMAGENET1K_V1"``: torchvision's by that name. None: random weights
+            without running code from it; where it has another number of classes, the network gets
+            that number. ``"IMAGENET1K_V1"``: torchvision's by that name. None: random weights
             (seed them with ``torch.manual_seed``), or a factory's own.
         labels: one name per class, or a file of them: one per line, or a JSON list, or a JSON
             object from index to name or [id, name]. None: the model's own.
@@ -93,7 +93,7 @@ def load_model(
         classes, count = preprocessing.classes, len(given.get("labels", ()))
         if classes and "labels" in given and count != classes:
             raise ModelError(
-                f"{name} tells {classes} classes apart, but got {count} labels; pass one label per "
+                f"{name} has {classes} classes, but got {count} labels; pass one label per "
                 "class, in the order of the logits"
             )
         model = Classifier(

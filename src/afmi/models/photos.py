@@ -73,7 +73,7 @@ class PhotoVGG(nn.Module):
 
     The module has VGG's shape (``features``, ``avgpool``, ``classifier``), and every block of
     ``features`` ends conv, batch norm, ReLU, max pool. A 5x5 convolution of stride 2 comes first,
-    in place of VGG's first block, which alone would cost a CPU as much as all the others. The
+    in place of VGG's first block, which alone would cost as much on a CPU as all the others. The
     adaptive pooling makes any input of 64 pixels a side or more work; ``INPUT_SIZE`` is what the
     weights were trained on.
     """
@@ -112,7 +112,7 @@ def entry() -> ModelEntry:
 
 
 def build(weights: object, options: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
-    """Return the network with its own weights, a file's or random ones."""
+    """Return the network with its default weights, a file's or random ones."""
 
     def network(**more: Any) -> nn.Module:
         return call(NAME, PhotoVGG, {**options, **more})

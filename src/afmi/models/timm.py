@@ -1,4 +1,4 @@
-"""timm's classifiers, ``timm:resnet18.a1_in1k``, prepared as in timm's own evaluation."""
+"""timm's classifiers, ``timm:resnet18.a1_in1k``, prepared as in timm's evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from afmi.models import torchvision
 from afmi.models.building import (
     ModelEntry,
     Preprocessing,
-    build_error,
     build_with_weights,
     call,
     extra,
@@ -56,7 +55,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         options: for ``timm.create_model``.
 
     Raises:
-        ModelError: timm is not installed, has no such model, or its weights cannot be had.
+        ModelError: timm is not installed, has no such model, or its weights cannot be loaded.
     """
     timm: Any = extra("timm")
     name = name.lower()
@@ -84,8 +83,8 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         network = build_with_weights(made, read_weights(path), source, options, _classes)
     if not _classes(network):
         raise ModelError(
-            f"{PREFIX}:{name} gives features and tells no classes apart; for weights of yours that "
-            "do, pass num_classes= too"
+            f"{PREFIX}:{name} gives features and has no classes; for weights of yours that have "
+            "some, pass num_classes= too"
         )
     return network, _preprocessing(timm, network, options)
 
@@ -101,25 +100,22 @@ def _pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
     classes = options.get("num_classes", config.num_classes)
     if classes != config.num_classes:
         raise ModelError(
-            f"the weights of {PREFIX}:{name} tell {config.num_classes} classes apart, not "
-            f"{classes}; pass weights= a file of yours that does, or weights=None"
+            f"the weights of {PREFIX}:{name} are for {config.num_classes} classes, not {classes}; "
+            "pass weights= a file of yours that fits, or weights=None"
         )
     title = f"{PREFIX}:{name}"
     with (
         quiet("timm", "huggingface_hub"),
         fetching(config.hf_hub_id, f"the weights of {title}", _INSTEAD),
     ):
-        try:
-            return timm.create_model(name, pretrained=True, **options)
-        except OSError:
-            raise
-        except Exception as error:
-            raise ModelError(build_error(title, options, error)) from error
+        build = partial(timm.create_model, name, pretrained=True)
+        return call(title, build, options, passing=OSError)
 
 
 def _preprocessing(timm: Any, network: Any, options: Mapping[str, Any]) -> Preprocessing:
     size = options.get("img_size")
-    given = {} if size is None else {"input_size": (3, *_pair(size))}
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    given = {"input_size": (3, *sides)} if sides else {}
     config = timm.data.resolve_data_config(given, pretrained_cfg=network.pretrained_cfg)
     preprocessing = replace(preprocessing_of(config), classes=_classes(network))
     if preprocessing.classes != network.pretrained_cfg.get("num_classes"):
@@ -130,10 +126,6 @@ def _preprocessing(timm: Any, network: Any, options: Mapping[str, Any]) -> Prepr
     if subset is not None:
         return replace(preprocessing, labels=timm.data.ImageNetInfo(subset).label_descriptions())
     return preprocessing
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:

@@ -9,6 +9,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,7 +34,7 @@ __all__ = ["build", "entries", "imagenet_labels", "names"]
 
 
 def _zoo() -> ModuleType:
-    """Return torchvision's models; importing them takes seconds that the embedded one saves."""
+    """Return torchvision's models; importing them takes seconds, and "photos" needs none."""
     return importlib.import_module("torchvision.models")
 
 
@@ -47,6 +48,7 @@ def entries() -> list[ModelEntry]:
     return [_entry(name) for name in names()]
 
 
+@cache
 def imagenet_labels() -> tuple[str, ...]:
     """Return what torchvision calls the thousand classes of ImageNet, in their usual order."""
     weights = _zoo().get_model_weights("resnet50").DEFAULT  # type: ignore[attr-defined]
@@ -76,6 +78,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
     if name in ("googlenet", "inception_v3"):
         quiet = {"aux_logits": False, "init_weights": False}
     chosen = _known_weights(name, known, weights)
+    size = None
 
     def made(**more: Any) -> nn.Module:
         return call(name, builder, {**quiet, "weights": None, **options, **more})
@@ -95,11 +98,9 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         if quiet:  # torchvision's weights, and so what is trained on from them, expect this
             options = {"transform_input": True, **options}
         network = build_with_weights(made, state, f"the file {str(path)!r}", options)
-        preprocessing = _preprocessing(chosen or known.DEFAULT)  # type: ignore[attr-defined]
-        if size is not None and preprocessing.crop != size:
-            preprocessing = replace(preprocessing, crop=size, resize=size)
-        return network, with_classes(preprocessing, network)
     preprocessing = _preprocessing(chosen or known.DEFAULT)  # type: ignore[attr-defined]
+    if size is not None and preprocessing.crop != size:
+        preprocessing = replace(preprocessing, crop=size, resize=size)
     return network, with_classes(preprocessing, network)
 
 

@@ -132,7 +132,7 @@ class _Source:
             ) from error
 
     def _call(self, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        """Call the library, to which no model may bring code of its own."""
+        """Call the library, which may run no code that comes with a model."""
         try:
             return function(*args, **more, trust_remote_code=False)
         except OSError:
@@ -162,7 +162,7 @@ class _Source:
                     return_unused_kwargs=True,
                     **self.options,
                 )
-        # What was asked for and not used comes back with the library's own keyword.
+        # Options that were not used come back with the keyword of the library.
         unused = [key for key in unused if key in self.options]
         if unused:
             near = near_matches(unused[0], config.to_dict())

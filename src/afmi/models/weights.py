@@ -36,7 +36,7 @@ _PREFIXES = ("module", "model", "network", "net", "_orig_mod")
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors, .pth or .pt file, onto the CPU.
 
-    The kind is told by the file's content. Nothing in the file is executed: a pickle that holds
+    The file's content says which kind it is. Nothing in the file is executed: a pickle that holds
     anything but tensors and plain values is refused.
 
     Args:
@@ -115,12 +115,7 @@ def _damaged(file: Path) -> str:
 
 
 def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Strip the prefixes of wrappers (``module.``, ``model.``) where the network has none of them.
-
-    Args:
-        state: tensors by name.
-        network: what they are meant for.
-    """
+    """Strip wrappers' prefixes (``module.``, ``model.``) where the network has none of them."""
     expected = network.state_dict().keys()
     fitted = dict(state)
     while fitted and not expected & fitted.keys():
@@ -133,7 +128,7 @@ def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tens
 
 
 def class_count(network: nn.Module) -> int | None:
-    """Return how many classes a network tells apart, or None where it has no weights.
+    """Return how many classes a network has, or None where it has no weights.
 
     It is the first length of its last weight, which is the head's in every network that registers
     its modules in the order of the forward pass.
@@ -158,7 +153,7 @@ def classes_in_file(
 
     Args:
         shapes: those of weights, in the file and in the network, that differ, as `reshaped` finds.
-        classes: how many the network tells apart. Its heads have as many rows.
+        classes: how many the network has. Its heads have as many rows.
 
     Returns:
         None where no head differs, or the file's heads do not agree.
@@ -166,10 +161,7 @@ def classes_in_file(
     rows = {
         stored[0]
         for stored, expected in shapes
-        if stored
-        and expected
-        and expected[0] == classes
-        and tuple(stored[1:]) == tuple(expected[1:])
+        if stored and expected and (expected[0], *stored[1:]) == (classes, *expected[1:])
     }
     return rows.pop() if len(rows) == 1 else None
 
@@ -180,7 +172,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
     Args:
         network: changed in place.
         state: tensors by name, as `fit_names` gives them.
-        source: what to call the weights in errors.
+        source: the weights' name in errors.
 
     Raises:
         ModelError: a weight is missing, left over or of another shape.
@@ -206,17 +198,14 @@ def refuse_misfits(
     unexpected: Sequence[str],
     shapes: Mapping[str, tuple[torch.Size, torch.Size]],
 ) -> None:
-    """Raise where a file's weights do not fit a network.
+    """Raise a `ModelError` where a file's weights do not fit a network.
 
     Args:
-        source: what to call the weights in errors.
-        network: what they are meant for.
+        source: the weights' name in errors.
+        network: that the weights are meant for.
         missing: names that the file lacks.
         unexpected: names that the network lacks.
         shapes: those in the file and in the network, of weights where they differ.
-
-    Raises:
-        ModelError: there is any of these.
     """
     if not (missing or unexpected or shapes):
         return
@@ -225,7 +214,7 @@ def refuse_misfits(
     if not (missing or unexpected) and set(shapes) <= set(head):
         stored, classes = (shape[0] for shape in shapes[max(shapes, key=head.index)])
         raise ModelError(
-            f"{source} tells {stored} classes apart, but the network {classes}; build the network "
+            f"{source} is for {stored} classes, but the network has {classes}; build the network "
             "with as many classes as the file has"
         )
     parts = [

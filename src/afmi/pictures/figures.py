@@ -97,7 +97,7 @@ class _Sheet:
         return self.renderer.get_text_width_height_descent(text, _font(role), ismath=False)[0]
 
     def wrap(self, text: str, role: str, width: float, lines: int = 2) -> list[str]:
-        """Break a text into lines no wider than ``width``; what is too much becomes an ellipsis."""
+        """Break a text into lines no wider than ``width``; an ellipsis replaces the rest."""
         known = _known_characters(role)
         plain = "".join(c if c.isspace() or ord(c) in known else _UNKNOWN for c in text)
         words, broken = plain.split(), []
@@ -188,8 +188,8 @@ def grid(
         side: the width of a panel, 240 pixels at least; pictures are fitted into it.
 
     Returns:
-        A matplotlib figure outside pyplot's global state: save it with `save_png`, or with its own
-        ``savefig`` as PDF or SVG.
+        A matplotlib figure outside pyplot's global state: save it with `save_png`, or as PDF or SVG
+        with ``savefig``.
 
     Raises:
         UsageError: when there is no panel, panels are too small for words, or the number of titles
@@ -284,7 +284,7 @@ def figure_png(figure: Figure, file: Any) -> None:
 
 
 def save_png(picture: Figure | Image.Image, path: str | os.PathLike[str]) -> Path:
-    """Write a figure or picture as PNG; no one ever sees the file half written.
+    """Write a figure or picture as PNG, whole or not at all.
 
     Returns:
         The path.

@@ -65,20 +65,14 @@ class Measured:
 
     def images(self, column: Column) -> np.ndarray | None:
         """Return the column's numbers before they are divided: (n,), or (n, P) of a curve."""
-        if column.kind == "scalar":
-            numbers = self.scalar(column.source)
-        else:
-            numbers = self.curve(column.source)
+        read = self.scalar if column.kind == "scalar" else self.curve
+        numbers = read(column.source)
         if numbers is not None and column.kind == "area":
             widths = np.diff(self.percents / 100)
             numbers = (widths * (numbers[:, 1:] + numbers[:, :-1]) / 2).sum(axis=1)
         if numbers is not None and column.among:
             chosen = self.scalar(column.among)
-            if chosen is None:
-                return None
-            numbers = np.where(
-                (chosen == 1).reshape(-1, *[1] * (numbers.ndim - 1)), numbers, np.nan
-            )
+            return None if chosen is None else np.where(chosen == 1, numbers.T, np.nan).T
         return numbers
 
     def per_image(self, column: Column) -> np.ndarray | None:
@@ -102,7 +96,7 @@ def aggregated(
 
     Args:
         columns: by their keys.
-        measured: what belongs to each of these keys.
+        measured: for each key, what its metric measured.
         seed: of the bootstrap.
     """
     estimates: dict[str, Estimate] = {}

@@ -1,7 +1,7 @@
 """Draw an evaluation's figures as SVG: sharp at any size, legible on light pages and dark ones.
 
 Lines differ by colours that colour-blind readers can distinguish, and beyond seven by dashes. Text
-stays text, in the page's own font, so that it can be searched, copied and read out. Nothing here
+stays text, in the font of the page, so that it can be searched, copied and read out. Nothing here
 touches pyplot.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ from afmi.report.statistics import Estimate
 __all__ = ["MOST_LINES", "Interval", "Line", "draw_intervals", "draw_lines", "svg_text"]
 
 MOST_LINES = 7
-"""How many lines share a panel; where there are more, each family has its own."""
+"""How many lines share a panel; where there are more, each family has a panel."""
 
-# Placeholders for the page's own colours, so that one drawing fits light and dark.
+# Placeholders for the colours of the page, so that one drawing fits light and dark.
 _INK, _SOFT, _RULE, _FAINT = "#010203", "#010204", "#010205", "#010206"
 _SERIES = tuple(f"#0102{10 + i}" for i in range(MOST_LINES))
 _PAGE = {_INK: "--ink", _SOFT: "--soft", _RULE: "--line", _FAINT: "--faint"}
@@ -34,7 +34,7 @@ _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.5, 1.
 _FAMILIES = ("feature map", "region", "pixel", "control")
 _STYLE: Any = {
     "svg.fonttype": "none",
-    "font.family": "DejaVu Sans",  # the one that matplotlib ships, by which texts are placed
+    "font.family": "DejaVu Sans",  # ships with matplotlib; texts are laid out with it
     "font.size": 9,
     "text.color": _INK,
     "text.parse_math": False,
@@ -104,28 +104,25 @@ class Interval:
 def draw_lines(
     lines: Sequence[Line], xlabel: str, ylabel: str, *, ylim: tuple[float, float]
 ) -> Figure:
-    """Draw curves over a share, in one panel, or one for each family where there are many lines.
+    """Draw one or more curves over a share, in one panel, or one a family where there are many.
 
     Args:
-        lines: one or more, in the order of the legend.
-        xlabel: what the share is.
-        ylabel: what the height is.
-        ylim: what is shown of the heights; what lies above is cut off.
+        lines: in the order of the legend.
+        xlabel: of the share.
+        ylabel: of the height.
+        ylim: the heights shown; what lies above is cut off.
     """
     together = len(lines) <= MOST_LINES
-    panels = [
-        (_capital(family), [line for line in lines if line.family == family])
-        for family in _families(lines)
-    ]
-    if together:
-        panels = [("", list(lines))]
+    panels = {"": list(lines)}
+    if not together:
+        panels = {f: [line for line in lines if line.family == f] for f in _families(lines)}
     columns = 1 if together else 2
     rows = -(-len(panels) // columns)
-    deep = max(-(-len(shown) // 2) for _, shown in panels)
+    deep = max(-(-len(shown) // 2) for shown in panels.values())
     width, plot, legend = (8.2, 3.9, 0.0) if together else (10.4, 2.9, 0.19 * deep)
     high = plot + legend + (0.6 if together else 0.95)
     figure = Figure(figsize=(width, rows * high), facecolor="none")
-    for index, (title, shown) in enumerate(panels):
+    for index, (family, shown) in enumerate(panels.items()):
         row, column = divmod(index, columns)
         left = 0.62 + column * width / columns
         across = width / columns - 0.62 - (2.75 if together else 0.15)
@@ -134,15 +131,14 @@ def draw_lines(
             (left / width, bottom / (rows * high), across / width, plot / (rows * high))
         )
         for line in lines:
-            if title and _capital(line.family) != title:
+            if family and line.family != family:
                 axes.plot(line.x, line.y, color=_FAINT, linewidth=0.8, zorder=1)
         for line in shown:
+            area = "" if line.area is None else f"{line.area:.3f}  "
             axes.plot(
                 line.x,
                 line.y,
-                label=_short(line.label)
-                if line.area is None
-                else f"{line.area:.3f}  {_short(line.label)}",
+                label=f"{area}{_short(line.label)}",
                 color=_SERIES[line.style % MOST_LINES],
                 linestyle=_DASHES[line.style // MOST_LINES % len(_DASHES)],
                 linewidth=1.8,
@@ -151,7 +147,7 @@ def draw_lines(
             )
         axes.set(xlim=(0, 100.5), ylim=ylim, xticks=range(0, 101, 20), xlabel=f"{xlabel} (%)")
         axes.set_ylabel("" if column else ylabel)
-        axes.set_title(title)
+        axes.set_title(_capital(family))
         axes.legend(
             handlelength=2.4,
             labelspacing=0.5 if together else 0.35,
@@ -187,15 +183,8 @@ def draw_intervals(intervals: Sequence[Interval], xlabel: str) -> Figure:
             ends = [estimate.low, estimate.high]
             axes.plot(ends, [place] * 2, color=color, linewidth=2.2, zorder=3)
         face = color if interval.finished else "none"
-        axes.plot(
-            [estimate.value],
-            [place],
-            "o",
-            color=color,
-            markersize=6,
-            markerfacecolor=face,
-            zorder=4,
-        )
+        marker: Any = {"color": color, "markersize": 6, "markerfacecolor": face}
+        axes.plot([estimate.value], [place], "o", zorder=4, **marker)
         axes.annotate(
             f"{estimate.value:.3f}",
             (1, place),
@@ -232,33 +221,19 @@ def svg_text(figure: Figure, name: str) -> str:
     # Not savefig, which obeys the user's rcParams (a tight bounding box would cut margins).
     FigureCanvasSVG(figure).print_svg(buffer)
     text = buffer.getvalue().decode()
-    text = _bare_head(text[text.index("<svg") :])
+    # The size is left to the page.
+    text = re.sub(r' width="[^"]*" height="[^"]*"', "", text[text.index("<svg") :], count=1)
     for pattern in (r"<metadata>.*?</metadata>", r"<!--.*?-->", r"<style.*?</style>"):
         text = re.sub(pattern, "", text, flags=re.DOTALL)
     # New ids are drawn at random each time.
     ids = list(dict.fromkeys(re.findall(r'\bid="([^"]+)"', text)))
     numbers = {old: f"{name}-{number}" for number, old in enumerate(ids)}
-
-    def renamed(wrap: str) -> Callable[[re.Match[str]], str]:
-        return lambda match: wrap.format(numbers.get(match[1], match[1]))
-
-    text = re.sub(r'\bid="([^"]+)"', renamed('id="{}"'), text)
-    text = re.sub(r'href="#([^"]+)"', renamed('href="#{}"'), text)
-    text = re.sub(r"url\(#([^)]+)\)", renamed("url(#{})"), text)
+    references = r'(\bid="|href="#|url\(#)([^")]+)'
+    text = re.sub(references, lambda match: match[1] + numbers.get(match[2], match[2]), text)
     for color, variable in _PAGE.items():
         text = text.replace(color, f"var({variable})")
     text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans', sans-serif")
     return re.sub(r"\n\s*\n+", "\n", text)
-
-
-def _bare_head(text: str) -> str:
-    """Leave the size to the page."""
-    head, end, rest = text.partition(">")
-    attributes = dict(re.findall(r'([\w:]+)="([^"]*)"', head))
-    kept = ("xmlns:xlink", "viewBox", "xmlns", "version")
-    return (
-        "<svg " + " ".join(f'{k}="{attributes[k]}"' for k in kept if k in attributes) + end + rest
-    )
 
 
 def _families(drawn: Sequence[Line] | Sequence[Interval]) -> list[str]:

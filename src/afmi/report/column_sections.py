@@ -182,13 +182,10 @@ def other_section(summary: Summary) -> Section | None:
     terms = []
     for metric in dict.fromkeys(map(metric_of, columns)):
         declared = [column for key, column in columns.items() if metric_of(key) == metric]
+        better = {column.title: _BETTER[column.higher_is_better] for column in declared}
         terms += [
-            (f"{label(metric)}: {title}", f"{meaning} {_BETTER[better]}".rstrip())
-            for (title, meaning), better in zip(
-                _terms(declared),
-                {c.title: c.higher_is_better for c in declared}.values(),
-                strict=True,
-            )
+            (f"{label(metric)}: {title}", f"{meaning} {better[title]}".rstrip())
+            for title, meaning in _terms(declared)
         ]
     return Section(
         "Other measurements",

@@ -48,7 +48,7 @@ def write_report(
         folder: that `afmi evaluate` wrote.
         out: where to; None: next to the results. Made where missing.
         methods: labels or keys of those to report; None: all.
-        beside: published values of the leading column by method, shown in a column of their own.
+        beside: published values of the leading column by method, shown in a separate column.
         beside_title: heading of the published values.
 
     Returns:
@@ -69,31 +69,20 @@ def write_summary(
     beside: Mapping[str, float] | None = None,
     beside_title: str = "Paper",
 ) -> dict[str, Path]:
-    """Write the report of an evaluation that is summed up already; see `write_report`."""
+    """Write the report of a summary; see `write_report`."""
     folder = summary.results.folder if out is None else Path(out)
-    files = {
-        "page": folder / "report.html",
-        "table1": folder / "table1.csv",
-        "curves": folder / "curves.csv",
-        "pairs": folder / "pairs.csv",
-    }
     texts = {
         "page": render_page(_page(summary, beside or {}, beside_title)),
         "table1": csv_text(table_rows(summary, beside or {})),
         "curves": csv_text(curve_rows(summary)),
         "pairs": csv_text(pair_rows(summary)),
     }
-    # The page last: where it is new, the tables are too.
-    order = ("table1", "curves", "pairs", "page")
-    write_files(
-        {files[kind]: lambda file, text=texts[kind]: file.write(_encoded(text)) for kind in order}
-    )
+    files = {kind: folder / f"{kind}.csv" for kind in texts} | {"page": folder / "report.html"}
+    # The page last: where it is new, the tables are too. A lone surrogate stands for a byte of a
+    # file name that is no UTF-8.
+    encoded = {kind: text.encode(errors="backslashreplace") for kind, text in texts.items()}
+    write_files({files[kind]: encoded[kind] for kind in reversed(files)})
     return files
-
-
-def _encoded(text: str) -> bytes:
-    # A lone surrogate stands for a byte of a file name that is no UTF-8.
-    return text.encode(errors="backslashreplace")
 
 
 def _page(summary: Summary, beside: Mapping[str, float], beside_title: str) -> Page:
@@ -112,11 +101,8 @@ def _page(summary: Summary, beside: Mapping[str, float], beside_title: str) -> P
         _repeat_section(summary),
     ]
     created = str(summary.results.manifest.get("created", ""))
-    test = (
-        "measured"
-        if summary.leading is None
-        else f"put to the test: {summary.columns[summary.leading].measures}"
-    )
+    leading = summary.columns.get(summary.leading or "")
+    test = "measured" if leading is None else f"put to the test: {leading.measures}"
     return Page(
         f"How faithful are explanations of {network}?",
         f"{counted(len(summary.methods), 'method')} explained what the network {network} made of "
@@ -194,13 +180,8 @@ def _pair_section(summary: Summary) -> Section | None:
         f"Of {counted(count, 'comparison')}, about {chance} would be tinted by chance alone if "
         "all methods were equal. pairs.csv holds the intervals.",
     ]
-    return Section(
-        "Method against method",
-        paragraphs,
-        table=Table(
-            ["Row against column", *(f"#{n + 1}" for n in range(len(named)))], rows, dense=True
-        ),
-    )
+    headings = ["Row against column", *(f"#{place}" for place, _ in enumerate(named, 1))]
+    return Section("Method against method", paragraphs, table=Table(headings, rows, dense=True))
 
 
 def _pair_cell(pair: Paired, shares: bool) -> Cell:
@@ -264,12 +245,8 @@ def _failure_section(summary: Summary) -> Section | None:
         return None
     everyone = len(summary.methods)
     rows = [
-        [
-            Cell(failure.key),
-            Cell(failure.reason),
-            Cell("all methods" if len(failure.methods) == everyone else joined(failure.methods)),
-        ]
-        for failure in summary.failures[:_MOST_FAILURES]
+        [f.key, f.reason, "all methods" if len(f.methods) == everyone else joined(f.methods)]
+        for f in summary.failures[:_MOST_FAILURES]
     ]
     count = len({failure.key for failure in summary.failures})
     text = (
@@ -298,14 +275,10 @@ def _repeat_section(summary: Summary) -> Section:
         f"Metric: {name}": _parameters(parameters)
         for name, parameters in run.get("metrics", {}).items()
     }
+    methods = {method.label: summary.results.facts(method.label) for method in summary.methods}
     rows = [
-        [
-            method.label,
-            Cell(_parameters(facts.get("parameters") or {})),
-            Cell(str(facts.get("paper") or "")),
-        ]
-        for method in summary.methods
-        for facts in [summary.results.facts(method.label)]
+        [label, _parameters(facts.get("parameters") or {}), str(facts.get("paper") or "")]
+        for label, facts in methods.items()
     ]
     command = str(manifest.get("command") or "")
     return Section(

@@ -1,6 +1,6 @@
 """Write pictures and words as one HTML page that needs no other file, network or script.
 
-What a page says is data, or prose in a template; how it looks stands in ``templates/``.
+What a page says is data, or prose in a template; ``templates/`` holds how it looks.
 """
 
 from __future__ import annotations

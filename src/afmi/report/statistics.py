@@ -19,11 +19,9 @@ __all__ = [
     "RESAMPLES",
     "Estimate",
     "Paired",
-    "mean",
     "means",
     "median",
     "paired",
-    "paired_many",
     "ratio_of_means",
 ]
 
@@ -83,16 +81,6 @@ class Paired:
         return self.difference.low > 0 or self.difference.high < 0
 
 
-def mean(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Return the mean of (n,) numbers with its interval.
-
-    Example:
-        >>> mean(np.array([1.0, 2.0, 3.0, float("nan")])).value
-        2.0
-    """
-    return means(np.asarray(values)[:, None], seed=seed, resamples=resamples)[0]
-
-
 def means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Estimate]:
     """Return the mean of each column with its interval.
 
@@ -105,6 +93,10 @@ def means(values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> l
 
     Returns:
         k estimates.
+
+    Example:
+        >>> means(np.array([[1.0], [2.0], [3.0], [float("nan")]]))[0].value
+        2.0
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
@@ -173,26 +165,19 @@ def ratio_of_means(
 
 
 def paired(
-    first: np.ndarray, second: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES
-) -> Paired:
-    """Compare two methods picture by picture.
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Paired]:
+    """Compare the two methods of each pair picture by picture, in little more time than for one.
 
     Pictures differ in difficulty far more than methods do, so the interval of the difference is
     narrower than the two intervals by themselves would suggest.
 
     Args:
-        first: (n,).
-        second: (n,), of the same pictures; those where either is not finite are left out.
+        pairs: (n,) numbers of each method, of the same pictures; those where either is not finite
+            are left out.
         seed: of what is drawn.
         resamples: how often.
     """
-    return paired_many([(first, second)], seed=seed, resamples=resamples)[0]
-
-
-def paired_many(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, seed: int = 0, resamples: int = RESAMPLES
-) -> list[Paired]:
-    """Compare two methods for each pair, as `paired` does, in little more time than one."""
     if not pairs:
         return []
     with np.errstate(invalid="ignore"):  # infinity less infinity

@@ -75,10 +75,10 @@ class MethodSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """An evaluation, summed up.
+    """The summary of an evaluation.
 
     Attributes:
-        results: what it sums up.
+        results: of the evaluation.
         methods: those chosen, the best first, then in the manifest's order.
         columns: all that the metrics declare, by keys such as ``insertion/accuracy_auc``.
         leading: key of the column by which methods are ranked; None where no metric ranks them.
@@ -164,11 +164,11 @@ def metric_of(key: str | None) -> str:
 
 
 def summarise(results: Results, methods: Sequence[str] | None = None, *, seed: int = 0) -> Summary:
-    """Sum up an evaluation; the measurements of one method at a time are held in memory.
+    """Summarise an evaluation; only one method's measurements are in memory at a time.
 
     Args:
         results: finished or not.
-        methods: labels or keys of those to sum up; None: all.
+        methods: labels or keys of those to summarise; None: all.
         seed: of the bootstrap.
 
     Raises:
@@ -234,7 +234,7 @@ def _pairs(
         for a, b in itertools.combinations(methods, 2)
         if a.ranking is not None and b.ranking is not None
     }
-    compared = statistics.paired_many(list(pairs.values()), seed=seed)  # type: ignore[arg-type]
+    compared = statistics.paired(list(pairs.values()), seed=seed)  # type: ignore[arg-type]
     return dict(zip(pairs, compared, strict=True))
 
 

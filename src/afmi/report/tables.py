@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,15 +16,15 @@ _ENDS = ("", "_low", "_high", "_images")
 
 
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:
-    """Return rows as CSV: numbers in full, an empty field for what is unknown."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    for row in rows:
-        # An empty field is what every reader takes for a missing number.
-        writer.writerow(
-            "" if isinstance(v, float) and math.isnan(v) else repr(v) if isinstance(v, float) else v
-            for v in row
-        )
+    """Return rows as CSV: numbers in full, an empty field for NaN and None.
+
+    An empty field is what every reader takes for a missing number.
+    """
+    buffer = io.StringIO(newline="")
+    # NaN alone is not equal to itself.
+    csv.writer(buffer, lineterminator="\n").writerows(
+        ["" if value != value else value for value in row] for row in rows
+    )
     return buffer.getvalue()
 
 

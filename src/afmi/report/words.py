@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from afmi.metrics.columns import Column
 from afmi.report.statistics import Estimate
-from afmi.report.summary import MethodSummary, Summary, metric_of
+from afmi.report.summary import Summary, metric_of
 
 __all__ = [
     "UNKNOWN",
@@ -80,7 +80,7 @@ def directions(columns: Sequence[Column]) -> str:
 
 
 def finding(summary: Summary) -> str:
-    """Say in a sentence or two which method leads in the leading column, and how surely."""
+    """Say in a sentence or two which method leads in the leading column, and how sure that is."""
     if summary.leading is None:
         return "No metric was measured that ranks methods, so none leads."
     column, leader = summary.columns[summary.leading], summary.leader
@@ -101,14 +101,10 @@ def finding(summary: Summary) -> str:
             f"{text}. Picture by picture, {joined([method.label for method in rivals])} cannot be "
             "told apart from it: the interval of the difference includes zero."
         )
-    if all(_clear(summary, leader, other) for other in others):
+    pairs = [summary.pair(leader.label, other.label) for other in others]
+    if all(pair is not None and pair.clear for pair in pairs):
         return f"{text}. Picture by picture, its lead over every other method is clear."
     return f"{text}. Too few pictures are done to say how sure its lead is."
-
-
-def _clear(summary: Summary, leader: MethodSummary, other: MethodSummary) -> bool:
-    pair = summary.pair(leader.label, other.label)
-    return pair is not None and pair.clear
 
 
 def unfinished(summary: Summary) -> str:

@@ -1,9 +1,7 @@
-"""Experiment, the one abstraction of every table and figure of the paper that is made again."""
+"""Experiment, the base of every table and figure of the paper that afmi reproduces."""
 
 from __future__ import annotations
 
-import csv
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,24 +10,17 @@ from typing import Any, ClassVar, Literal
 
 from afmi.errors import ModelError, UsageError
 from afmi.experiments.shared.published import WEIGHTS
-from afmi.files import as_json, write_files
+from afmi.files import write_files
 from afmi.models import load_model
 from afmi.network.classifier import Classifier
+from afmi.report.tables import csv_text
 
-__all__ = [
-    "Experiment",
-    "Request",
-    "Result",
-    "counted",
-    "networks",
-    "write_csv",
-    "write_json",
-]
+__all__ = ["Experiment", "Request", "Result", "networks", "write_csv"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user gave an experiment; all that is left out is as in the paper.
+    """What the user asked of an experiment; everything else is as in the paper.
 
     Attributes:
         out: folder for the results.
@@ -37,7 +28,7 @@ class Request:
         imagenet: folder of ImageNet, or any folder or CSV file of labelled pictures that
             `afmi.evaluation.open_images` takes.
         mnist: folder of MNIST.
-        limit: the most pictures to take; None: as many as the experiment has by itself.
+        limit: the most pictures to take; None: the experiment's number.
         models: names for `afmi.load_model`; none: the paper's.
         network: further arguments of `afmi.load_model`, ``weights`` and ``device`` among them.
         methods: names joined by commas; None: the paper's.
@@ -75,20 +66,20 @@ class Result:
 
 
 class Experiment(ABC):
-    """Make one table or figure of the paper again.
+    """Reproduce one table or figure of the paper.
 
-    A subclass fills in the class variables and writes `_run`. It is found by existing:
-    `afmi.experiments` lists every subclass in its folder, and ``afmi reproduce`` runs it.
+    A subclass fills in the class variables and writes `_run`. `afmi.experiments` lists every
+    subclass in its folder, and ``afmi reproduce`` runs it.
     """
 
     name: ClassVar[str]
     """What the command line calls it: ``figure4``."""
     shows: ClassVar[str]
-    """What one sees in it, in one clause."""
+    """What it shows, in one clause."""
     section: ClassVar[str]
     """Where the paper has it."""
     finding: ClassVar[str]
-    """What the paper reads from it, in one sentence; printed beside ours."""
+    """What the paper concludes from it, in one sentence; printed beside ours."""
     models: ClassVar[tuple[str, ...]] = ("vgg19",)
     """The paper's networks, by `afmi.load_model`'s names."""
     methods: ClassVar[tuple[str, ...]]
@@ -97,11 +88,11 @@ class Experiment(ABC):
     """What it needs."""
 
     def run(self, request: Request) -> Result:
-        """Make it.
+        """Reproduce it.
 
         Raises:
             UsageError: when what it needs was not given; says what to give.
-            ModelError: when a network cannot be had; says what to fetch.
+            ModelError: when a network cannot be loaded; says what to fetch.
         """
         if self.data == "pictures" and not request.images and request.imagenet is None:
             raise UsageError(
@@ -124,14 +115,14 @@ class Experiment(ABC):
 
     @abstractmethod
     def _run(self, request: Request) -> Result:
-        """Make it, all that it needs having been given."""
+        """Reproduce it; what it needs has been given."""
 
 
 def networks(experiment: Experiment, request: Request) -> list[Classifier]:
     """Load the networks asked for, or else the paper's with the weights of its time.
 
     Raises:
-        ModelError: when one cannot be had; says what to fetch and what else to do.
+        ModelError: when one cannot be loaded; says what to fetch and what else to do.
         UsageError: when there are not as many files of weights as networks.
     """
     names = request.models or experiment.models
@@ -156,24 +147,16 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
             missing.append(name)
             reason = error
     if missing:
+        from torchvision.models import get_model_weights
+
+        addresses = ", ".join(get_model_weights(name)[WEIGHTS].url for name in missing)
         raise ModelError(
             f"{experiment.name} is about {', '.join(missing)} with ImageNet weights, which are "
-            f"neither here nor can be downloaded: fetch {', '.join(map(_address, missing))} and "
-            "pass --model and --weights (several joined by commas), or put another network in "
-            "their place (--model photos is always here)"
+            f"not here and cannot be downloaded: fetch {addresses} and "
+            "pass --model and --weights (several joined by commas), or choose another network "
+            "(--model photos is always here)"
         ) from reason
     return loaded
-
-
-def _address(name: str) -> str:
-    from torchvision.models import get_model_weights
-
-    return get_model_weights(name)[WEIGHTS].url
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun: ``1 map``, ``2 maps``."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
@@ -185,23 +168,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         AfmiError: when the file cannot be written.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        # NaN alone is not equal to itself.
-        writer.writerow({k: "" if v is None or v != v else v for k, v in row.items()})
-    write_files({path: text.getvalue().encode("utf-8", "backslashreplace")})
-    return path
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> Path:
-    """Write a record as JSON, whole or not at all, and return the path.
-
-    Numbers that are not finite become null, which JSON can hold.
-
-    Raises:
-        AfmiError: when the file cannot be written.
-    """
-    write_files({path: f"{as_json(value, indent=2)}\n".encode("utf-8", "backslashreplace")})
+    lines = [columns, *([row.get(column) for column in columns] for row in rows)]
+    write_files({path: csv_text(lines).encode("utf-8", "backslashreplace")})
     return path

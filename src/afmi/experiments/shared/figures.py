@@ -7,8 +7,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from afmi.experiments.shared.base import Experiment, Request, Result, write_csv, write_json
+from afmi.experiments.shared.base import Experiment, Request, Result, write_csv
 from afmi.explanation import Explanation
+from afmi.files import as_json, write_files
 from afmi.methods import Method, chosen_methods
 from afmi.network.classifier import Classifier
 from afmi.pictures import figures
@@ -46,10 +47,10 @@ def saved(
         "experiment": experiment.name,
         "paper": experiment.section,
         "finding": experiment.finding,
+        **record,
     }
-    files = (
-        figures.save_png(figure, path),
-        write_csv(path.with_suffix(".csv"), rows),
-        write_json(path.with_suffix(".json"), {**about, **record}),
-    )
-    return Result(files, tuple(rows))
+    figures.save_png(figure, path)
+    table = write_csv(path.with_suffix(".csv"), rows)
+    text = f"{as_json(about, indent=2)}\n"
+    write_files({path.with_suffix(".json"): text.encode("utf-8", "backslashreplace")})
+    return Result((path, table, path.with_suffix(".json")), tuple(rows))

@@ -1,4 +1,4 @@
-"""What figures 1, 4 and 5 share: methods in columns, each with the pixels that it puts first."""
+"""What figures 1, 4 and 5 share: methods in columns, each with the pixels that it ranks first."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from afmi.comparison import Comparison, compare, estimate
-from afmi.experiments.shared.base import Experiment, Request, Result, counted
-from afmi.experiments.shared.figures import heading, saved
-from afmi.experiments.shared.pictures import Photo
+from afmi.experiments.shared.base import Experiment, Request, Result, networks
+from afmi.experiments.shared.figures import heading, methods_of, saved
+from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import Explanation
 from afmi.methods import Method
 from afmi.pictures import figures
 from afmi.pictures.transforms import to_image
+from afmi.report.words import counted
 
-__all__ = ["Row", "compared", "save_insertions"]
+__all__ = ["Row", "compared", "insertion_figure", "save_insertions"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,23 @@ class Row:
     title: str = ""
 
 
+def insertion_figure(
+    experiment: Experiment, request: Request, classes: Sequence[str], fractions: Sequence[float]
+) -> Result:
+    """Explain a picture of each class by all methods, and draw a row for each fraction."""
+    (model,) = networks(experiment, request)
+    photos = choose_photos(request, model, classes)
+    methods = methods_of(experiment, request, model)
+    comparisons = compared(experiment, request, methods, photos, fractions)
+    titles = [f"{fraction:.0%}" for fraction in fractions] if len(fractions) > 1 else [""]
+    rows = [
+        Row(photo, comparison, i, title)
+        for photo, comparison in zip(photos, comparisons, strict=True)
+        for i, title in enumerate(titles)
+    ]
+    return save_insertions(experiment, request, methods, rows)
+
+
 def compared(
     experiment: Experiment,
     request: Request,
@@ -47,14 +65,7 @@ def compared(
     """Explain each picture for its class by all methods; report beforehand how long that takes.
 
     Each explanation is saved in ``<out>/<experiment>`` as soon as it is there, so that nothing is
-    lost when the work is interrupted.
-
-    Args:
-        experiment: whose figure it is.
-        request: the folder.
-        methods: by label, all of one network.
-        photos: pictures and their classes.
-        fractions: shares of the pixels to insert.
+    lost when the work is interrupted. All methods are of one network.
     """
     chosen = list(methods.values())
     model = chosen[0].model
@@ -63,26 +74,15 @@ def compared(
         f"{counted(len(methods), 'method')}, {counted(len(photos), 'map')} each, "
         f"{estimated.text(len(photos))}"
     )
-    folder = request.out / experiment.name
+    options: Any = {"methods": chosen, "fractions": fractions}
     comparisons = []
     for photo in photos:
 
-        def save(explanation: Explanation, seconds: float, photo: Photo = photo) -> None:
-            replace(explanation, source=photo.source).save(folder, photo.name)
-            request.report(
-                f"{photo.name}  {explanation.label}  {explanation.method}  {seconds:.1f} s"
-            )
+        def save(one: Explanation, seconds: float, photo: Photo = photo) -> None:
+            replace(one, source=photo.source).save(request.out / experiment.name, photo.name)
+            request.report(f"{photo.name}  {one.label}  {one.method}  {seconds:.1f} s")
 
-        comparisons.append(
-            compare(
-                model,
-                photo.image,
-                photo.target,
-                methods=chosen,
-                fractions=fractions,
-                on_result=save,
-            )
-        )
+        comparisons.append(compare(model, photo.image, photo.target, on_result=save, **options))
     for name, reason in {k: v for one in comparisons for k, v in one.refused.items()}.items():
         request.report(f"{name} left out: {reason}")
     return comparisons
@@ -91,13 +91,9 @@ def compared(
 def save_insertions(
     experiment: Experiment, request: Request, methods: Mapping[str, Method], rows: Sequence[Row]
 ) -> Result:
-    """Draw the figure; write it, its record and the probabilities of what is inserted.
+    """Draw methods in columns; write the figure, its record and the probabilities.
 
-    Args:
-        experiment: whose figure it is.
-        request: the folder.
-        methods: in columns, by label; unsupported ones are named below.
-        rows: from the top.
+    Unsupported methods are named below the figure.
     """
     numbers = [_numbers(row, i) for row in rows for i in range(len(row.comparison.explanations))]
     comparisons = {id(row.comparison): row.comparison.to_dict() for row in rows}

@@ -17,20 +17,12 @@ from afmi.experiments.shared.published import ACCURACY_AUC, IMAGES, METHODS, SEC
 from afmi.network.classifier import Classifier
 from afmi.pictures import figures
 from afmi.progress import report as report_progress
-from afmi.report import write_report
+from afmi.report.evaluation_report import write_summary
 from afmi.report.statistics import Estimate
 from afmi.report.summary import Summary, summarise
 from afmi.specs import key_of
 
-__all__ = [
-    "INSERTED",
-    "Measured",
-    "Panel",
-    "accuracy_panel",
-    "curves_figure",
-    "measured",
-    "softmax_panel",
-]
+__all__ = ["INSERTED", "Measured", "Panel", "curves_figure", "curves_panel", "measured"]
 
 INSERTED = ("Random", *METHODS)
 """The methods of Table 1."""
@@ -75,12 +67,8 @@ class Measured:
 def measured(experiment: Experiment, request: Request) -> list[Measured]:
     """Evaluate insertion on each network; an evaluation that was interrupted resumes.
 
-    Args:
-        experiment: names the networks and methods of the paper.
-        request: ``imagenet`` is any data that `afmi.evaluation.open_images` takes.
-
     Raises:
-        ModelError: when a network cannot be had.
+        ModelError: when a network cannot be built or its weights are missing.
     """
     assert request.imagenet is not None
     measurements = []
@@ -103,35 +91,27 @@ def measured(experiment: Experiment, request: Request) -> list[Measured]:
             on_method=lambda label, _, name=model.name: request.report(f"{name}: {label} done"),
             on_refusal=refusal,
         )
-        published = ACCURACY_AUC.get(model.name)
-        files = write_report(folder, beside=published)
-        measurements.append(Measured(model, summarise(Results.open(folder)), files["page"]))
+        summary = summarise(Results.open(folder))
+        files = write_summary(summary, beside=ACCURACY_AUC.get(model.name))
+        measurements.append(Measured(model, summary, files["page"]))
     return measurements
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: a heading, what is up, and a line of heights (in percent, height) per method."""
+    """One plot: its title, its vertical axis, and each method's label, percents and heights."""
 
     title: str
     ylabel: str
     lines: Sequence[tuple[str, np.ndarray, np.ndarray]]
 
 
-def accuracy_panel(one: Measured) -> Panel:
-    """Return the accuracy curves of one network."""
-    return _panel(one, "Accuracy", "insertion/accuracy")
-
-
-def softmax_panel(one: Measured) -> Panel:
-    """Return the curves of one network's mean softmax ratio."""
-    return _panel(one, "Softmax ratio", "insertion/softmax_ratio_mean")
-
-
-def _panel(one: Measured, ylabel: str, key: str) -> Panel:
+def curves_panel(one: Measured, curve: str) -> Panel:
+    """Return a panel of one network: the curves of all methods in a column of insertion."""
+    key = f"insertion/{curve}"
     curves = [(m.label, m.curves[key]) for m in one.summary.methods if key in m.curves]
     lines = [(label, curve.percents, curve.heights) for label, curve in curves]
-    return Panel(one.model.name, ylabel, lines)
+    return Panel(one.model.name, one.summary.columns[key].title, lines)
 
 
 def curves_figure(
@@ -147,14 +127,8 @@ def curves_figure(
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for label, x, y in panel.lines:
             place = labels.index(label)
-            axes.plot(
-                x,
-                y,
-                label=label,
-                color=f"C{place % 10}",
-                linestyle=("-", "--", ":")[place // 10 % 3],
-                linewidth=1.6,
-            )
+            style: Any = {"color": f"C{place % 10}", "linestyle": ("-", "--", ":")[place // 10 % 3]}
+            axes.plot(x, y, label=label, linewidth=1.6, **style)
         axes.set_title(panel.title, fontsize=11)
         axes.set_xlabel("PI: share of the pixels kept (%)")
         axes.set_ylabel(panel.ylabel)

@@ -1,4 +1,4 @@
-"""Choose the photographs that figures show, always the same ones, and the classes to explain."""
+"""Choose the photographs that figures show, the same ones each time, and the classes to explain."""
 
 from __future__ import annotations
 
@@ -39,31 +39,25 @@ class Photo:
     target: int
 
 
-def choose_photos(
-    request: Request,
-    model: Classifier,
-    wanted: Sequence[str],
-    targets: Sequence[str] | None = None,
-) -> list[Photo]:
+def choose_photos(request: Request, model: Classifier, wanted: Sequence[str]) -> list[Photo]:
     """Choose the pictures of a figure, and say which they are.
 
-    Files that were given are taken, for the classes asked for or else predicted. Otherwise one
-    picture for each class wanted comes out of a folder of labelled pictures: of the first 20 by
+    Given files are explained for the classes asked for, or else for the predicted ones. Otherwise a
+    folder of labelled pictures provides one picture for each class wanted: among its first 20 by
     name, the first that the network classifies correctly, or else the very first. A class that the
     network or the folder lacks is replaced by the next one with a correctly classified picture.
 
     Args:
-        request: the files or the folder; ``limit`` shortens the list.
+        request: the files or the folder, and the classes to explain; ``limit`` shortens the list.
         model: explains the pictures, and should classify them correctly.
         wanted: labels of the paper's classes, such as ``"dogsled"``.
-        targets: what the user calls the classes to explain; None: the request's.
 
     Raises:
         UsageError: when there are not as many classes as files.
         TargetError: when a class does not exist.
         ImageError: when a file or the folder cannot be read.
     """
-    targets = request.targets if targets is None else targets
+    targets = request.targets
     if request.images:
         files = request.images[: request.limit]
         if len(targets) > 1 and len(targets) != len(files):
@@ -71,9 +65,10 @@ def choose_photos(
                 f"expected one --target for all pictures or one for each of {len(files)}, got "
                 f"{len(targets)}"
             )
-        photos = [
-            Photo(file, file.stem, str(file), _predicted(model, file)) for file in map(Path, files)
-        ]
+        photos = []
+        for file in map(Path, files):
+            logits = classify(model, prepare(model, read_image(file)))
+            photos.append(Photo(file, file.stem, str(file), int(logits[0].argmax())))
     else:
         photos = _out_of_folder(request, model, wanted)
     if targets:
@@ -91,12 +86,8 @@ def side_by_side(model: Classifier, left: Photo, right: Photo) -> Photo:
     """Put two photographs side by side in one image, as an image of two classes.
 
     Each keeps its scale, because a network trained on whole objects misses shrunk ones.
-    A network that takes images of one size only gets half of each photograph's width.
-
-    Args:
-        model: that is to see the image.
-        left: the left photograph; the image's class is its class.
-        right: the right one.
+    A network that takes images of one size only gets half of each photograph's width. The image's
+    class is that of the left photograph.
     """
     pair = [prepare(model, photo.image) for photo in (left, right)]
     whole = torch.cat(pair, 3)
@@ -107,10 +98,6 @@ def side_by_side(model: Classifier, left: Photo, right: Photo) -> Photo:
         whole = torch.cat([image[..., width // 4 : width // 4 + width // 2] for image in pair], 3)
     name, source = f"{left.name}+{right.name}", f"{left.source} | {right.source}"
     return Photo(whole, name, source, left.target)
-
-
-def _predicted(model: Classifier, file: Path) -> int:
-    return int(classify(model, prepare(model, read_image(file)))[0].argmax())
 
 
 def _out_of_folder(request: Request, model: Classifier, wanted: Sequence[str]) -> list[Photo]:
@@ -138,10 +125,8 @@ def _out_of_folder(request: Request, model: Classifier, wanted: Sequence[str]) -
 
 
 def _index(model: Classifier, label: str) -> int | None:
-    if not model.labels:
-        return None
     try:
-        return find_class(model, label)
+        return find_class(model, label) if model.labels else None
     except TargetError:
         return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,60 +23,15 @@ from afmi.network.classifier import Classifier, classify
 from afmi.pictures.batches import neighbours
 from afmi.progress import track
 
-__all__ = ["Agreement", "measure_agreement"]
+__all__ = ["measure_agreement"]
 
 _PART = 512
 """Pictures whose FMI is computed and kept at a time."""
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How many of the correctly predicted pictures FMI gives to their own class (RQ1).
-
-    Attributes:
-        network: the model's name.
-        layer: where the feature maps are.
-        maps: K.
-        trained_on: pictures that the prototypes are the means of.
-        validated: pictures looked at.
-        correct: those that the network predicts correctly, which alone count.
-        agreeing: those whose FMI is the nearest to the prototype of their class.
-        shuffled: the same with the entries of each picture's FMI shuffled: what is left is what
-            the sizes and signs of the entries tell, without knowing which map they belong to.
-        exchanged: the same with the FMI of another of these pictures, drawn at random: chance.
-        unreadable: pictures left out.
-    """
-
-    network: str
-    layer: str
-    maps: int
-    trained_on: int
-    validated: int
-    correct: int
-    agreeing: int
-    shuffled: int
-    exchanged: int
-    unreadable: int
-
-    def row(self) -> dict[str, Any]:
-        """Return it as a line of a table."""
-        correct = max(self.correct, 1)
-        return {
-            "network": self.network,
-            "layer": self.layer,
-            "feature maps": self.maps,
-            "training pictures": self.trained_on,
-            "validation pictures": self.validated,
-            "network's accuracy": self.correct / max(self.validated, 1),
-            "agreement of FMI": self.agreeing / correct,
-            "control: entries shuffled": self.shuffled / correct,
-            "control: FMI of another picture": self.exchanged / correct,
-        }
-
-
 def measure_agreement(
     method: AFMI, training: LabelledImages, validation: LabelledImages, folder: Path, *, batch: int
-) -> Agreement:
+) -> dict[str, Any]:
     """Average each class's FMI over the training pictures, and classify the others by it.
 
     FMI vectors are computed in parts of 512 pictures, each kept as soon as it is done: the same
@@ -89,6 +43,12 @@ def measure_agreement(
         validation: of these, the correctly predicted count.
         folder: for the parts.
         batch: pictures that go through the network at once.
+
+    Returns:
+        A line of a table. Its shares are of the correctly predicted validation pictures: those
+        whose FMI is nearest to the prototype of their class; the same with the entries of each FMI
+        shuffled, when only the sizes and signs of the entries are left; and the same with the FMI
+        of another of these pictures, drawn at random, which is chance.
 
     Raises:
         UsageError: when the folder holds another run's parts, or no picture is predicted
@@ -128,23 +88,23 @@ def measure_agreement(
     if total is None or not true_classes:
         raise UsageError(
             f"expected pictures that {model.name} predicts correctly, got none of {validated}; "
-            "choose its own data, or another network"
+            "choose the data that it was trained for, or another network"
         )
     predicted, true = torch.cat(predicted_classes), torch.cat(true_classes)
     exchanged = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
     _, layer = method.resolved_layer(validation.first())
-    return Agreement(
-        model.name,
-        str(layer),
-        total.sums.shape[1],
-        int(total.counts.sum()),
-        validated,
-        len(true),
-        int((predicted == true).sum()),
-        control,
-        int((predicted[exchanged] == true).sum()),
-        unreadable,
-    )
+    return {
+        "network": model.name,
+        "layer": str(layer),
+        "feature maps": total.sums.shape[1],
+        "training pictures": int(total.counts.sum()),
+        "validation pictures": validated,
+        "unreadable pictures": unreadable,
+        "network's accuracy": len(true) / validated,
+        "agreement of FMI": int((predicted == true).sum()) / len(true),
+        "control: entries shuffled": control / len(true),
+        "control: FMI of another picture": int((predicted[exchanged] == true).sum()) / len(true),
+    }
 
 
 def _parts(

@@ -10,7 +10,6 @@ __all__ = [
     "ACCURACY_AUC",
     "AGREEMENT",
     "ARCHITECTURES",
-    "FRACTIONS",
     "IMAGES",
     "METHODS",
     "SECONDS",
@@ -35,9 +34,6 @@ ARCHITECTURES = ("vgg16", "vgg19", "resnet50", "resnet152", "resnext101_32x8d")
 
 WEIGHTS = "IMAGENET1K_V1"
 """torchvision's weights of the paper's time; newer ones of the same networks answer otherwise."""
-
-FRACTIONS = tuple(percent / 100 for percent in range(5, 101, 5))
-"""The shares of the pixels that are inserted (Appendix A.3)."""
 
 IMAGES = 5000
 """How many ImageNet images Table 1 and the curves are over (Section 4.4)."""

@@ -11,13 +11,7 @@ import torch
 from afmi.api import explain, prepare
 from afmi.comparison import estimate
 from afmi.errors import UsageError
-from afmi.experiments.shared.base import (
-    Experiment,
-    Request,
-    Result,
-    counted,
-    networks,
-)
+from afmi.experiments.shared.base import Experiment, Request, Result, networks
 from afmi.experiments.shared.figures import heading, methods_of, saved
 from afmi.experiments.shared.pictures import Photo, choose_photos
 from afmi.explanation import INSERTED, Explanation
@@ -28,14 +22,14 @@ from afmi.pictures import figures
 from afmi.pictures.references import Black, Random, Reference, White
 from afmi.pictures.transforms import to_image
 from afmi.progress import duration
+from afmi.report.words import counted, number
 
 __all__ = ["FINDING", "METHODS", "reference_figure"]
 
 REFERENCES: tuple[Reference, ...] = (Black(), White(), Random())
 
-
 METHODS = ("A-FMI", "DeepLIFT", "Integrated Gradients")
-"""The methods that the paper compares by their references."""
+"""The methods whose references the paper compares."""
 
 FINDING = (
     "A-FMI's maps agree across references; DeepLIFT's and IG's follow the reference: with a white "
@@ -49,21 +43,15 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
     Beyond the paper: Spearman's rank correlation and the structural similarity between the maps
     of every two references; 1 means that the reference does not matter.
 
-    Args:
-        experiment: whose figure it is.
-        request: see `Experiment.run`.
-        classes: whose pictures are taken out of a folder.
-
     Raises:
-        UsageError: when a method compares with no reference.
+        UsageError: when a method uses no reference.
     """
     (model,) = networks(experiment, request)
     methods = methods_of(experiment, request, model)
     for label, method in methods.items():
         if not isinstance(getattr(method, "reference", None), Reference):
             raise UsageError(
-                f"{label} compares the picture with no reference; choose --methods like "
-                f"{', '.join(experiment.methods)}"
+                f"{label} uses no reference; choose --methods like {', '.join(experiment.methods)}"
             )
     photos = choose_photos(request, model, classes)
     # One map for each reference, and those of the others once more for the numbers.
@@ -83,10 +71,8 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
             numbers = _agreement(model, method, photo, explanations[0])
             rows += numbers
             records += [one.to_dict() for one in explanations]
-            if not maps:
-                maps.append(
-                    figures.Panel(to_image(explanations[0].image), *heading(explanations[0]))
-                )
+            first = explanations[0]
+            maps = maps or [figures.Panel(to_image(first.image), *heading(first))]
             maps += _panels(explanations, numbers)
             inserted += [figures.Panel(one.insertion(INSERTED)) for one in explanations]
         panels += [maps, inserted]
@@ -105,10 +91,7 @@ def reference_figure(experiment: Experiment, request: Request, classes: Sequence
         ),
         side=300,
     )
-    record = {
-        "pictures": [photo.source for photo in photos],
-        "explanations": records,
-    }
+    record = {"pictures": [photo.source for photo in photos], "explanations": records}
     return saved(experiment, request, figure, rows, record)
 
 
@@ -160,11 +143,6 @@ def _panels(
     """Return overlays; all but the first with their agreement with the first."""
     panels = [figures.Panel(explanations[0].overlay())]
     for one, row in zip(explanations[1:], numbers, strict=False):
-        subtitle = f"ρ {_short(row['rank correlation'])}, SSIM {_short(row['SSIM'])}"
+        subtitle = f"ρ {number(row['rank correlation'], 2)}, SSIM {number(row['SSIM'], 2)}"
         panels.append(figures.Panel(one.overlay(), subtitle=subtitle))
     return panels
-
-
-def _short(value: float) -> str:
-    # Adding 0 makes −0.00 a plain zero.
-    return f"{round(value, 2) + 0:.2f}".replace("-", "−")
