@@ -387,7 +387,9 @@ def _explain_batch(
         return []
     model, inputs = method.model, torch.cat([item.inputs for item in items])
     if items[0].classes is not None:
-        classes = torch.tensor([item.classes for item in items], device=inputs.device).T
+        classes = torch.tensor(
+            [item.classes for item in items], dtype=torch.int64, device=inputs.device
+        ).T
         attributions = method.attributions(inputs, classes)
     elif top_k is None:
         attributions = [method.attribution(inputs)]

@@ -19,6 +19,7 @@ from afmi.explanation import Explanation
 from afmi.gradients import forward_pass
 from afmi.methods import MethodsLike, chosen_methods
 from afmi.network.classifier import classify
+from afmi.network.outputs import probabilities
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
 from afmi.pictures.transforms import to_image
@@ -219,4 +220,4 @@ def _inserted(
     map_ = explanation.map[None, None]
     masks = torch.cat([top_mask(map_, fraction) for fraction in fractions]).to(inputs.device)
     logits = classify(model, inputs * masks)
-    return tuple(logits.double().softmax(1)[:, explanation.target].tolist())
+    return tuple(probabilities(logits)[:, explanation.target].tolist())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from networks import TINY, build, images
-from settings import method
+from settings import STRANGE_DEFAULTS, defaults, method
 from torch import Tensor, nn
 
 from afmi.errors import (
@@ -87,6 +87,22 @@ def test_same_seed_gives_the_same_bits(name: str) -> None:
     blank = bool((first == first[:, :, :1, :1]).all())  # so few steps may show nothing
     if "seed" in CATALOGUE[name].__dataclass_fields__ and not blank:
         assert not torch.equal(attribute(made(name, "resnet", seed=1), x, 1), first)
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_default_dtype_and_device_change_nothing(name: str, strange: dict[str, Any]) -> None:
+    """The same random numbers and bits, whatever a program has set for tensors of its own."""
+    several = {} if name != "MeaningfulPerturbation" else {"area": 0.0}
+    x, network = images(2), Pooled().eval()
+    expected = method(name, network, **several).attribution(x, 1)
+    network = copy.deepcopy(network)  # of which nothing is kept
+    with defaults(**strange):
+        attribution = method(name, network, **several).attribution(x, 1)
+    assert torch.equal(attribution.maps, expected.maps)
+    assert expected.maps.std() > 0
+    for value in (attribution.logits, attribution.residual):
+        assert value is None or (value.dtype, value.device) == (x.dtype, x.device)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from networks import images
 from PIL import Image as Picture
+from settings import STRANGE_DEFAULTS, defaults
 
 from afmi.errors import ImageError, ShapeError, UsageError
 from afmi.pictures.references import (
@@ -55,6 +57,15 @@ def test_random_is_seeded_and_the_same_in_every_dtype() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(UsageError, match="samples=0"):
         Random(samples=0)
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+@pytest.mark.parametrize("name", sorted(REFERENCES.keys() - {"Image"}))
+def test_default_dtype_and_device_change_nothing(name: str, strange: dict[str, Any]) -> None:
+    x = images(2)
+    expected = REFERENCES[name]()(x)
+    with defaults(**strange):
+        assert torch.equal(REFERENCES[name]()(x), expected)
 
 
 def test_blurred_keeps_flat_pictures_and_removes_detail() -> None:

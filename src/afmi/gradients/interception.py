@@ -214,7 +214,9 @@ class Interception(TorchFunctionMode):
     def _decided(self, outcome: bool) -> bool:
         """Compare a decision that the network takes on the maps' values with the reference's."""
         if self.recording is not None:
-            self.recording.entries.append(Entry("bool", (), torch.tensor(outcome)))
+            self.recording.entries.append(
+                Entry("bool", (), torch.tensor(outcome, dtype=torch.bool, device="cpu"))
+            )
         for reader in self.readers:
             if bool(reader.next("bool", ()).output) != outcome:
                 raise TapeMismatchError(

@@ -95,7 +95,7 @@ class Method(ABC):
     @property
     def cost(self) -> str:
         """The work for one colour image of 224 × 224 pixels, in words."""
-        return str(self.work(torch.zeros(1, 3, 224, 224)))
+        return str(self.work(torch.zeros(1, 3, 224, 224, dtype=torch.float32, device="cpu")))
 
     @classmethod
     def default_cost(cls) -> str:

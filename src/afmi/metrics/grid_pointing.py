@@ -118,10 +118,10 @@ class GridPointing(Metric):
                 f"{self.name} expected companions (N, {self.companions}, C, H, W) = {wanted}, or "
                 f"more for each image, got {tuple(companions.shape)}"
             )
-        quadrants = torch.tensor(
+        quadrants = torch.stack(
             [
-                int(torch.randint(_CELLS, (), generator=image_generator(self.seed, image)))
-                for image in inputs
+                torch.randint(_CELLS, (), generator=generator, device="cpu")
+                for generator in (image_generator(self.seed, image) for image in inputs)
             ]
         )
         chosen = companions[:, : self.companions].to(inputs)

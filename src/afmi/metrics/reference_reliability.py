@@ -130,7 +130,7 @@ def _ssim(first: Tensor, second: Tensor) -> Tensor:
     """Return the structural similarity of each pair of maps (N, 1, H, W): float64 (N,)."""
     side = min(first.shape[-2:])
     window = min(_WINDOW, side - 1 + side % 2)  # odd, and no larger than the maps
-    values = torch.full((first.shape[0],), torch.nan, dtype=torch.float64)
+    values = torch.full((first.shape[0],), torch.nan, dtype=torch.float64, device="cpu")
     for i, (one, other) in enumerate(zip(_stretched(first), _stretched(second), strict=True)):
         if window >= 3 and bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
             # With other options it returns a tuple, and its types do not tell which.

@@ -73,7 +73,10 @@ class Classifier(nn.Module):
             )
         self.network = network
         # The normalisation joins the network where it is, on its device and in its precision.
-        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+        like = next(
+            (p for p in network.parameters() if p.is_floating_point()),
+            torch.empty(0, dtype=torch.float32, device="cpu"),
+        )
         for key, values in (("mean", mean), ("std", std)):
             tensor = torch.tensor(list(values), dtype=like.dtype, device=like.device)
             self.register_buffer(key, tensor.view(-1, 1, 1), persistent=False)

@@ -21,7 +21,7 @@ def interpolation(cells: int, size: int) -> Tensor:
 
     It is what ``F.interpolate(…, mode="bilinear", align_corners=False)`` does along one axis.
     """
-    identity = torch.eye(cells, dtype=torch.float64)
+    identity = torch.eye(cells, dtype=torch.float64, device="cpu")
     return F.interpolate(identity[None], size=size, mode="linear", align_corners=False)[0].T
 
 
@@ -30,7 +30,7 @@ def gaussian(size: int, sigma: float) -> Tensor:
 
     Its own rows sum to 1, also at the edges.
     """
-    position = torch.arange(size, dtype=torch.float64)
+    position = torch.arange(size, dtype=torch.float64, device="cpu")
     weight = torch.exp(-((position[:, None] - position[None]) ** 2) / (2 * sigma**2))
     return weight / weight.sum(1, keepdim=True)
 

@@ -98,9 +98,14 @@ class Random(Reference):
 
     def __call__(self, inputs: Tensor) -> Tensor:
         # Drawn on the CPU in float32, so that every device and dtype gets the same numbers.
-        generator = torch.Generator().manual_seed(self.seed)
-        images = torch.rand(self.samples, *inputs.shape[1:], generator=generator)
-        return images.to(inputs)
+        size = (self.samples, *inputs.shape[1:])
+        drawn = torch.rand(
+            size,
+            generator=torch.Generator("cpu").manual_seed(self.seed),
+            dtype=torch.float32,
+            device="cpu",
+        )
+        return drawn.to(inputs)
 
 
 @dataclass(frozen=True)

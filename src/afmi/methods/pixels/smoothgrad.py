@@ -93,7 +93,9 @@ class SmoothGrad(Method):
             # One draw for each copy, so that the numbers do not depend on how many go together.
             noise = torch.stack(
                 [
-                    torch.randn(inputs.shape[1:], generator=generator)
+                    torch.randn(
+                        inputs.shape[1:], generator=generator, dtype=torch.float32, device="cpu"
+                    )
                     for _ in range(copies)
                     for generator in generators
                 ]

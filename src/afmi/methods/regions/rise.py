@@ -11,6 +11,7 @@ from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
+from afmi.network.randomness import generator_of
 from afmi.pictures.matrices import CellsToPixels, crops, interpolation
 from afmi.progress import track
 
@@ -93,10 +94,12 @@ class _Masks:
     """Makes the masks of any range when they are used; only their small grids are kept."""
 
     def __init__(self, method: RISE, height: int, width: int, like: Tensor) -> None:
-        generator = torch.Generator().manual_seed(method.seed)
+        generator = generator_of(method.seed)
         side, count = method.cells, method.masks
-        visible = torch.rand(count, side, side, generator=generator) < method.probability
-        self.grids = visible.to(like)
+        drawn = torch.rand(
+            count, side, side, generator=generator, dtype=torch.float32, device="cpu"
+        )
+        self.grids = (drawn < method.probability).to(like)
         self.down, self.row = self._axis(height, side, count, generator, like)
         self.across, self.column = self._axis(width, side, count, generator, like)
 
@@ -107,7 +110,7 @@ class _Masks:
         """Return the interpolation from each offset, (offsets, size, cells), and the offsets."""
         cell = -(-size // cells)
         full = interpolation(cells, (cells + 1) * cell)
-        offset = torch.randint(0, cell, (count,), generator=generator)
+        offset = torch.randint(0, cell, (count,), generator=generator, device="cpu")
         return crops(full[: cell + size - 1], size).to(like), offset.to(like.device)
 
     def __call__(self, start: int, stop: int) -> Tensor:
