@@ -173,7 +173,11 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
         if step.position >= end or step.name in _POOLING or passing:
             continue
         holds, layout = map_layout(flow, step.output, step.position + 1)
-        if not holds or (layout is not None and step.name == "linear"):
+        if (
+            not holds
+            or not step.output.is_floating_point()
+            or (layout is not None and step.name == "linear")
+        ):
             continue  # a bare projection of tokens, such as an attending head's keys and values
         if layout is not None and not depends_on_places(flow, step, layout):
             continue
