@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afmi.errors import LayerError, ModelError, ShapeError
-from afmi.gradients.interception import ORDINARY, UNSEEN, Interception, Rules, maps_of
+from afmi.errors import LayerError, ModelError
+from afmi.gradients.interception import ORDINARY, Interception, Rules, maps_of
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
+from afmi.network.checking import UNSEEN, check_run, opaque_part
 from afmi.network.folding import FoldedExecution, run_folded
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
@@ -236,24 +237,24 @@ def _run(
         graph_logits = logits_of(model(images))
     if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
         _keep_from_odd_strides(graph_logits)
-    return _finished(state, graph_logits, len(images), None if layer is None else layer[1])
+    return _finished(model, state, graph_logits, images, None if layer is None else layer[1])
 
 
 def _finished(
-    state: Interception, graph_logits: Tensor, images: int, layer: Layer | None
+    model: nn.Module, state: Interception, graph_logits: Tensor, images: Tensor, layer: Layer | None
 ) -> ForwardPass:
     """Check a run that ended, and return what gradients need of it."""
     if state.leaf is None:
         assert layer is not None
         raise LayerError(
-            f"layer {layer} was not reached in a forward pass; choose one that the network runs"
+            opaque_part(model)
+            or f"layer {layer} was not reached in a forward pass; choose one that the network runs"
             + ("" if layer.then is None else f", followed by the operation {layer.then!r}")
         )
     state.check_logits(graph_logits)
     for reader in state.readers:
         reader.finish()
-    if graph_logits.shape[0] != images:
-        raise ShapeError(f"expected logits for {images} images, got {graph_logits.shape[0]} rows")
+    check_run(graph_logits, images)
     token_layout = None if layer is None else layer.token_layout
     features, extra_tokens = _split(state.leaf.detach(), token_layout)
     return ForwardPass(

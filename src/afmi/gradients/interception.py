@@ -19,10 +19,11 @@ from torch.overrides import TorchFunctionMode
 from afmi.errors import LayerError, ModelError, OperationError
 from afmi.gradients.operation import Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
+from afmi.network.checking import UNSEEN
 from afmi.network.layers import Layer
 from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
 
-__all__ = ["ORDINARY", "UNSEEN", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
+__all__ = ["ORDINARY", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
 
 
 Handler = Callable[["Interception", Operation], Any]
@@ -69,12 +70,6 @@ _VALUES = "_afmi_values"
 # What an operand is to the feature maps: differentiable from them, or made of their values where
 # autograd does not follow (a mask, an index, a detached copy).
 _PATH, _OF_VALUES = 1, 2
-
-
-UNSEEN = (
-    "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
-    "detaches them or runs under no_grad; choose a layer behind that"
-)
 
 
 @dataclass(slots=True)

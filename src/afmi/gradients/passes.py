@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from afmi.errors import UsageError
 from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
+from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.folding import FoldedExecution, folded_execution, run_folded
 from afmi.network.memory import in_parts
 from afmi.network.outputs import logits_of
@@ -41,6 +42,7 @@ class BatchRunner:
     """
 
     def __init__(self, model: nn.Module, like: Tensor, batch_size: int | None = None) -> None:
+        check_model(model)
         check_batch_size(batch_size)
         self.model = model
         if batch_size is None:
@@ -64,9 +66,11 @@ class BatchRunner:
 
                 return in_fast_layout(self.model, classified, images[start:stop])
 
-            return (run_folded(self.model, logits, images, self._folded),)
+            rows = run_folded(self.model, logits, images, self._folded)
+            return (check_run(rows, images[start:stop]),)
 
-        return self._halving(run, len(images))[0]
+        with named_failures(self.model, images):
+            return self._halving(run, len(images))[0]
 
     def gradients(
         self, images: Tensor, slope: Callable[[Tensor, int, int], Tensor]

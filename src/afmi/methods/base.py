@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from afmi import specs
-from afmi.errors import AfmiError, ModelError, ShapeError, UsageError
+from afmi.errors import AfmiError, UsageError
 from afmi.methods.work import Work
+from afmi.network.checking import check_images, check_model, named_failures
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import Layer, resolve_layer
 from afmi.network.memory import in_parts
@@ -174,41 +175,17 @@ class Method(ABC):
     @contextmanager
     def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
         """Check the arguments and guard the model and the random state around a computation."""
-        self._check(inputs)
+        check_model(self.model)
+        check_images(self.model, inputs)
         wanted = class_target(target, inputs)
         with (
             torch.inference_mode(False),
             torch.no_grad(),
             keeping_random_state(inputs.device),
             evaluation_mode(self.model),
+            named_failures(self.model, inputs),
         ):
             yield (inputs.clone() if inputs.is_inference() else inputs.detach()), wanted
-
-    def _check(self, inputs: Tensor) -> None:
-        if not isinstance(self.model, nn.Module):
-            raise ModelError(
-                f"expected a model that is an nn.Module, got {type(self.model).__name__}; "
-                "use afmi.load_model(name) or afmi.Classifier(network)"
-            )
-        if not isinstance(inputs, Tensor):
-            raise ShapeError(
-                f"expected a tensor of images (N, C, H, W), got {type(inputs).__name__}; "
-                "afmi.explain takes files, model.prepare(image) makes a tensor of one"
-            )
-        if inputs.dim() != 4 or 0 in inputs.shape or not inputs.is_floating_point():
-            raise ShapeError(
-                "expected a non-empty floating-point tensor of images (N, C, H, W), got "
-                f"{tuple(inputs.shape)} {inputs.dtype}; add a batch dimension with images[None], "
-                "divide bytes by 255"
-            )
-        weight = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        if weight is not None and weight.device != inputs.device:
-            raise ShapeError(
-                f"expected images on the model's device {weight.device}, got {inputs.device}; "
-                "move them with images.to(device)"
-            )
-        if not _finite(*inputs.detach().aminmax()):
-            raise UsageError("expected finite pixels, got NaN or infinity in the images")
 
     def _check_maps(self, maps: Tensor) -> None:
         low, high = maps.flatten(1).aminmax(dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
 from afmi.network.channels_last import in_fast_layout
+from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import logits_of
 from afmi.pictures.transforms import resize_and_crop, to_tensor
@@ -86,7 +87,7 @@ class Classifier(nn.Module):
         self.interpolation = interpolation
         self.layer = layer
         self.name = name or type(network).__name__
-        self.training = network.training
+        self.training = getattr(network, "training", False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C) for images (N, 3, H, W) in [0, 1]."""
@@ -112,8 +113,15 @@ class Classifier(nn.Module):
 
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits (N, C) of images (N, C, H, W), without gradients."""
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        return in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
+    check_model(model)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        evaluation_mode(model),
+        named_failures(model, inputs),
+    ):
+        logits = in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
+    return check_run(logits, inputs)
 
 
 def class_label(model: nn.Module, index: int) -> str:

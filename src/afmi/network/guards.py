@@ -40,19 +40,23 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return modules
 
 
+def _is_training(module: nn.Module) -> bool:
+    return getattr(module, "training", False)  # which a frozen TorchScript module has not
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Hold all modules in evaluation mode; the last thread to leave restores their modes."""
     modules = all_modules(model)
     with _lock:
         # Where nobody trains and nobody else holds anything, there is nothing to restore.
-        if not _held and not any(module.training for module in modules):
+        if not _held and not any(map(_is_training, modules)):
             modules = []
         for module in modules:
-            count, before = _held.get(id(module), (0, module.training))
+            count, before = _held.get(id(module), (0, _is_training(module)))
             _held[id(module)] = (count + 1, before)
             # Set flags one by one: `model.eval()` may be overridden and do more than that.
-            if module.training:
+            if _is_training(module):
                 module.training = False
     try:
         yield

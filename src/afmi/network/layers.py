@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import LayerError, near_matches
+from afmi.network.checking import opaque_part
 from afmi.network.classifier import Classifier
 from afmi.network.graph import Call, Dataflow, Step
 from afmi.network.operations import Trait, operations_with
 from afmi.network.tokens import TokenLayout, depends_on_places, map_layout
 
-__all__ = ["Layer", "find_layer", "layer_names", "resolve_layer"]
+__all__ = ["Layer", "check_layer", "find_layer", "layer_names", "resolve_layer"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ def layer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in _network(model).named_modules() if name]
 
 
+def check_layer(layer: object) -> None:
+    """Raise a `LayerError` unless this can name a layer: text, a module or a `Layer`."""
+    if not isinstance(layer, (str, nn.Module, Layer)):
+        several = isinstance(layer, (list, tuple, set, dict))
+        raise LayerError(
+            "expected one layer, as a dotted name such as 'layer4' or a module of the network, got "
+            f"{layer!r}; " + ("explain with each by itself" if several else "name it by a text")
+        )
+
+
 def resolve_layer(
     model: nn.Module, layer: str | nn.Module | Layer | None, inputs: Tensor
 ) -> tuple[nn.Module, Layer]:
@@ -62,11 +73,12 @@ def resolve_layer(
         LayerError: when the layer is not part of the network; near matches are listed.
     """
     network = _network(model)
+    if layer is None and isinstance(model, Classifier):
+        layer = model.layer
     if layer is None:
-        layer = getattr(model, "layer", None)
-        if not isinstance(layer, (str, Layer)):
-            layer = find_layer(model, inputs)
-            return network.get_submodule(layer.name), layer
+        layer = find_layer(model, inputs)
+        return network.get_submodule(layer.name), layer
+    check_layer(layer)
     if isinstance(layer, nn.Module):
         for name, module in network.named_modules():
             if module is layer:
@@ -201,6 +213,9 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
 
 def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerError:
     """Return the error to raise where no module returns the last stage's output (``missed``)."""
+    opaque = opaque_part(network)
+    if opaque is not None:
+        return LayerError(f"found no last convolutional stage in this network: {opaque}")
     if missed is None:
         return LayerError(
             "found no last convolutional stage in this network: no feature maps (N, K, h, w) or "

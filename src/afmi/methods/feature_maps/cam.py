@@ -12,6 +12,7 @@ from afmi.errors import LayerError, OperationError
 from afmi.gradients import Interception, Operation, Rules, forward_pass
 from afmi.gradients.rule_sets import linear_rules
 from afmi.methods.base import Attribution, LayerMethod
+from afmi.network.checking import opaque_part
 from afmi.network.operations import Trait, operations_with
 from afmi.targets import Target
 
@@ -61,6 +62,8 @@ class CAM(LayerMethod):
         try:
             run = forward_pass(self.model, inputs, layer=layer, rules=_affine_head())
         except OperationError as error:
+            if opaque_part(self.model) is not None:
+                raise
             raise LayerError(
                 _NEEDS.format(f"the operations behind {layer[1]} are not all linear")
             ) from error
