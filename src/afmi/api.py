@@ -30,7 +30,7 @@ from afmi.network.classifier import Classifier, classify, find_class
 from afmi.pictures.batches import neighbours
 from afmi.pictures.finding import Unreadable
 from afmi.pictures.images import ImageSource, read_image
-from afmi.pictures.references import Reference
+from afmi.pictures.references import ReferenceLike
 from afmi.pictures.transforms import to_tensor
 
 __all__ = [
@@ -58,7 +58,7 @@ def explain(
     *,
     method: MethodLike = "AFMI",
     layer: Any = None,
-    reference: Reference | str | None = None,
+    reference: ReferenceLike | None = None,
     **parameters: Any,
 ) -> Explanation:
     """Explain why the network gave an image its class.
@@ -74,7 +74,8 @@ def explain(
             predicts.
         method: a name (``"grad-cam"``), class or instance out of `afmi.methods`.
         layer: see `afmi.methods.LayerMethod`; for methods that take one.
-        reference: a `Reference` or its name (``"white"``, a file); for methods that take one.
+        reference: a `Reference`, its name (``"white"``, a file), a picture, a tensor, …, as in
+            `afmi.references.reference_of`; for methods that take one.
         **parameters: other hyperparameters of the method.
 
     Raises:
@@ -281,8 +282,6 @@ def _class_indices(
 def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> Method:
     """Return the method that was meant, with the parameters that were given."""
     given = {name: value for name, value in parameters.items() if value is not None}
-    if isinstance(given.get("reference"), str):
-        given["reference"] = specs.parse(given["reference"], Reference)
     cls: Any = method
     if isinstance(method, str):
         cls, in_text = specs.read(method, Method, model=model)

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -17,10 +17,11 @@ from afmi.errors import AfmiError, UsageError
 from afmi.methods.work import Work
 from afmi.network.checking import check_images, check_model, named_failures
 from afmi.network.guards import evaluation_mode
-from afmi.network.layers import Layer, resolve_layer
+from afmi.network.layers import Layer, check_layer, resolve_layer
 from afmi.network.memory import in_parts
 from afmi.network.randomness import keeping_random_state
 from afmi.pictures.maps import upsample
+from afmi.pictures.references import reference_of
 from afmi.targets import Target, TargetLike, class_rows, class_target
 
 __all__ = [
@@ -85,6 +86,13 @@ class Method(ABC):
     """Authors, title, venue and year."""
 
     model: nn.Module = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Take loose values of fields; a subclass that checks its own calls this first."""
+        for one in fields(self):
+            given = getattr(self, one.name)
+            if str(one.type) in ("Reference", "Reference | None") and given is not None:
+                object.__setattr__(self, one.name, reference_of(given))
 
     @abstractmethod
     def work(self, inputs: Tensor) -> Work:
@@ -216,6 +224,12 @@ class LayerMethod(Method):
 
     _: KW_ONLY
     layer: str | nn.Module | Layer | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        """See `Method`."""
+        super().__post_init__()
+        if self.layer is not None:
+            check_layer(self.layer)
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""

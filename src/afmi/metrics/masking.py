@@ -22,7 +22,7 @@ from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import probabilities
 from afmi.pictures.maps import rank_pixels
-from afmi.pictures.references import Black, Reference
+from afmi.pictures.references import Black, Reference, reference_of
 
 __all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masked_curves", "masking_columns"]
 
@@ -201,6 +201,7 @@ class MaskedMetric(Metric):
     batch_size: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "canvas", reference_of(self.canvas))
         shares = self.fractions
         rising = all(a < b for a, b in itertools.pairwise(shares))
         if len(shares) < 2 or not rising or not 0 <= shares[0] <= shares[-1] <= 1:

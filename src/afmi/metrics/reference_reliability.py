@@ -16,7 +16,7 @@ from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
 from afmi.pictures.maps import rank_correlation
-from afmi.pictures.references import Black, Random, Reference, White
+from afmi.pictures.references import Black, Random, Reference, White, reference_of
 from afmi.specs import text
 
 __all__ = ["ReferenceReliability"]
@@ -72,6 +72,7 @@ class ReferenceReliability(Metric):
     references: tuple[Reference, ...] = (Black(), White(), Random())
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "references", tuple(map(reference_of, self.references)))
         names = [text(reference) for reference in self.references]
         if len(names) < 2 or len(set(names)) < len(names):
             raise UsageError(

@@ -26,7 +26,8 @@ __all__ = ["UNSEEN", "check_images", "check_model", "check_run", "named_failures
 
 UNSEEN = (
     "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
-    "detaches them or runs under no_grad; choose a layer behind that"
+    "detaches them or runs under no_grad; choose a layer behind that, or a method that needs no "
+    "gradient (RISE, LIME, …)"
 )
 """What a `ModelError` says where there is no gradient."""
 
@@ -94,10 +95,10 @@ def check_images(model: nn.Module, images: object) -> None:
             "expected images that hold numbers, got a tensor on the device 'meta', which holds none"
         )
     if images.is_nested or images.layout is not torch.strided:
+        kind = "nested" if images.is_nested else images.layout
+        advice = "torch.stack images of one size" if images.is_nested else "use images.to_dense()"
         raise ShapeError(
-            "expected a dense tensor of images (N, C, H, W), got "
-            + ("a nested one; stack the images" if images.is_nested else f"one of {images.layout}")
-            + ("" if images.is_nested else "; convert it with images.to_dense()")
+            f"expected a dense tensor of images (N, C, H, W), got a {kind} one; {advice}"
         )
     if images.dim() != 4 or 0 in images.shape or images.dtype not in _FLOATS:
         raise ShapeError(
@@ -189,7 +190,7 @@ def _named(model: nn.Module, images: Tensor, error: Exception) -> AfmiError | No
     if channels and int(channels[2]) == shape[1]:
         return ShapeError(
             f"expected images of {channels[1]} channels, (N, {channels[1]}, H, W), as the network "
-            f"takes them, got {shape[1]} channels, {shape}"
+            f"takes them, got {shape[1]} channels"
         )
     weight = _like(model)
     if weight is not None and _DTYPES.search(text) and weight.dtype != images.dtype:

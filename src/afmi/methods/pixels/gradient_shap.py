@@ -60,6 +60,7 @@ class GradientSHAP(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 1:
             raise UsageError(f"expected at least 1 sample, got samples={self.samples}")
         check_batch_size(self.batch_size)

@@ -67,6 +67,7 @@ class KernelSHAP(BlackBoxMethod):
     reference: Reference = field(default_factory=Black)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples is not None and self.samples < 2:
             raise UsageError(f"expected at least 2 samples, or None, got {self.samples}")
 

@@ -61,6 +61,7 @@ class SmoothGrad(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 1 or not self.noise >= 0:
             raise UsageError(
                 "expected at least 1 sample and noise from 0 up, got "

@@ -90,6 +90,7 @@ class ExtremalPerturbation(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "areas", tuple(self.areas))
         if not self.areas or not all(0 < area < 1 for area in self.areas):
             raise UsageError(f"expected areas above 0 and below 1, got {self.areas}")

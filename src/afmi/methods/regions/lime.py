@@ -70,6 +70,7 @@ class LIME(BlackBoxMethod):
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 2 or not self.kernel_width > 0 or not self.ridge >= 0:
             raise UsageError(
                 "expected at least 2 samples, a kernel_width above 0 and a ridge of at least 0, "

@@ -86,6 +86,7 @@ class MeaningfulPerturbation(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = min(self.learning_rate, self.power, self.cell, self.blur)
         if self.iterations < 1 or self.jitter < 1 or not sizes > 0:
             raise UsageError(

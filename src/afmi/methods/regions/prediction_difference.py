@@ -79,6 +79,7 @@ class PredictionDifference(BlackBoxMethod):
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         stride = 1 if self.stride is None else self.stride
         if min(self.window, stride, self.samples, self.images) < 1 or self.padding < 0:
             raise UsageError(

@@ -62,6 +62,7 @@ class RISE(BlackBoxMethod):
     probability: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.masks < 1 or self.cells < 1 or not 0 < self.probability <= 1:
             raise UsageError(
                 "expected at least 1 mask and 1 cell and a probability above 0 and up to 1, got "

@@ -72,6 +72,7 @@ class XRAI(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or not self.scales:
             raise UsageError(
                 "expected at least 1 step and 1 scale, got "
