@@ -23,7 +23,7 @@ from torch import Tensor
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
 from afmi.pictures.images import ImageSource, read_image
-from afmi.pictures.matrices import gaussian
+from afmi.pictures.matrices import gaussian, product
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = [
@@ -135,7 +135,7 @@ class Blurred(Reference):
         sigma = self.sigma or max(min(height, width) / 10, 0.5)
         across = gaussian(width, sigma).to(inputs)
         down = gaussian(height, sigma).to(inputs)
-        return down @ inputs.detach() @ across.T
+        return product(down, inputs.detach(), across.T)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
 from afmi.network.randomness import generator_of
-from afmi.pictures.matrices import CellsToPixels, crops, interpolation
+from afmi.pictures.matrices import CellsToPixels, crops, interpolation, product
 from afmi.progress import track
 
 __all__ = ["RISE"]
@@ -86,7 +86,7 @@ class RISE(BlackBoxMethod):
             for n in range(count):
                 logits = runner.logits(inputs[n] * batch)
                 score = torch.softmax(logits.to(wide), 1)[:, classes[:, n]]
-                total[:, n] += score.T @ flat
+                total[:, n] += product(score.T, flat)
         maps = total / (self.masks * self.probability)
         return maps.view(*classes.shape, 1, height, width), None
 
