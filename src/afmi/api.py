@@ -313,7 +313,7 @@ def _class_index(model: nn.Module, wanted: Any) -> int:
         if isinstance(wanted, (bool, np.bool_)):
             raise TypeError
         return find_class(model, operator.index(wanted))
-    except TypeError:
+    except (TypeError, RuntimeError):  # the latter from tensors without numbers
         raise TargetError(
             f"expected a class's index or label, got {wanted!r}; explain_classes takes several"
         ) from None

@@ -147,11 +147,11 @@ def find_class(model: nn.Module, wanted: str | int) -> int:
     labels: tuple[str, ...] = tuple(getattr(model, "labels", ()))
     text = str(wanted).strip()
     if re.fullmatch(r"-?\d+", text):
-        index = int(text)
-        if labels and not 0 <= index < len(labels):
+        index, last = int(text), len(labels) - 1 if labels else 2**63 - 1
+        if not 0 <= index <= last:
+            classes = f"a class from 0 to {last}" if labels else "the index of a class"
             raise TargetError(
-                f"expected a class from 0 to {len(labels) - 1}, got {index}; "
-                "`afmi models` shows how to list the labels"
+                f"expected {classes}, got {index}; `afmi models` shows how to list the labels"
             )
         return index
     if not labels:

@@ -98,6 +98,10 @@ def watching_module(module: nn.Module, callback: Callable[[object], object]) -> 
     What the callback returns, unless None, replaces the output. The hook is removed on leaving;
     unlike PyTorch's process-wide one it costs the other modules nothing.
     """
+    if isinstance(module, torch.jit.ScriptModule):  # which takes no hook of its own
+        with watching_all_modules(lambda run, output: callback(output) if run is module else None):
+            yield
+        return
     thread = threading.get_ident()
 
     def on_output(_module: nn.Module, _args: object, output: object) -> object:

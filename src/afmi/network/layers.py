@@ -215,7 +215,12 @@ def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerE
     """Return the error to raise where no module returns the last stage's output (``missed``)."""
     opaque = opaque_part(network)
     if opaque is not None:
-        return LayerError(f"found no last convolutional stage in this network: {opaque}")
+        calls = [(name, call.output) for name, call in _single_calls(network, flow)]
+        maps = [name for name, output in calls if output.dim() == 4 and output[0, 0].numel() > 1]
+        return LayerError(
+            f"found no last convolutional stage in this network: {opaque}"
+            + (f"; or pass a layer that gives feature maps, as layer={maps[-1]!r}" if maps else "")
+        )
     if missed is None:
         return LayerError(
             "found no last convolutional stage in this network: no feature maps (N, K, h, w) or "
