@@ -19,13 +19,13 @@ from afmi import specs
 from afmi.errors import (
     AfmiError,
     ImageError,
-    ModelError,
     ShapeError,
     TargetError,
     UsageError,
 )
 from afmi.explanation import Explanation, explanation_of
 from afmi.methods import Method
+from afmi.network.checking import check_dense, check_model
 from afmi.network.classifier import Classifier, classify, find_class
 from afmi.pictures.batches import neighbours
 from afmi.pictures.finding import Unreadable
@@ -294,11 +294,8 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
             )
     elif not (isinstance(cls, type) and issubclass(cls, Method)):
         raise UsageError(f"expected a method's name, class or instance, got {method!r}")
-    elif not isinstance(model, nn.Module):
-        raise ModelError(
-            f"expected a model that is an nn.Module, got {model!r}; "
-            "use afmi.load_model(name) or afmi.Classifier(network)"
-        )
+    else:
+        check_model(model)
     for name in given:
         specs.check_parameter(cls if isinstance(cls, type) else type(cls), name)
     if isinstance(cls, Method):
@@ -342,12 +339,20 @@ def _like_model(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
+    check_dense(image)
     batch = image[None] if image.dim() == 3 else image
     fits = batch.dim() == 4 and batch.shape[0] == 1 and batch.shape[1] in (1, 3)
     if not fits or 0 in batch.shape or not batch.is_floating_point():
+        advice = "convert it with image.float()"
+        if image.dtype == torch.uint8:
+            advice = "divide bytes by 255"
+        elif batch.dim() == 4 and batch.shape[0] != 1:
+            advice = "explain_many takes several"
+        elif not fits:
+            advice = "Method.attribute takes any number of channels, as (N, C, H, W)"
         raise ShapeError(
             "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
-            f"{tuple(image.shape)} {image.dtype}; explain_many takes several; divide bytes by 255"
+            f"{tuple(image.shape)} {image.dtype}; {advice}"
         )
     if isinstance(model, Classifier):
         low, high = (float(value) for value in batch.detach().aminmax())

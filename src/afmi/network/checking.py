@@ -22,7 +22,15 @@ from afmi.errors import (
 from afmi.network.guards import all_modules
 from afmi.network.memory import is_out_of_memory
 
-__all__ = ["UNSEEN", "check_images", "check_model", "check_run", "named_failures", "opaque_part"]
+__all__ = [
+    "UNSEEN",
+    "check_dense",
+    "check_images",
+    "check_model",
+    "check_run",
+    "named_failures",
+    "opaque_part",
+]
 
 UNSEEN = (
     "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
@@ -90,16 +98,7 @@ def check_images(model: nn.Module, images: object) -> None:
             f"expected a tensor of images (N, C, H, W), got {type(images).__name__}; "
             "afmi.explain takes files, model.prepare(image) makes a tensor of one"
         )
-    if images.is_meta:
-        raise ShapeError(
-            "expected images that hold numbers, got a tensor on the device 'meta', which holds none"
-        )
-    if images.is_nested or images.layout is not torch.strided:
-        kind = "nested" if images.is_nested else images.layout
-        advice = "torch.stack images of one size" if images.is_nested else "use images.to_dense()"
-        raise ShapeError(
-            f"expected a dense tensor of images (N, C, H, W), got a {kind} one; {advice}"
-        )
+    check_dense(images)
     if images.dim() != 4 or 0 in images.shape or images.dtype not in _FLOATS:
         raise ShapeError(
             "expected a non-empty floating-point tensor of images (N, C, H, W), got "
@@ -113,6 +112,20 @@ def check_images(model: nn.Module, images: object) -> None:
         )
     if not bool(torch.isfinite(torch.stack(images.detach().aminmax())).all()):
         raise UsageError("expected finite pixels, got NaN or infinity in the images")
+
+
+def check_dense(images: Tensor) -> None:
+    """Raise a `ShapeError` unless the tensor holds a number for each pixel."""
+    if images.is_meta:
+        raise ShapeError(
+            "expected images that hold numbers, got a tensor on the device 'meta', which holds none"
+        )
+    if images.is_nested or images.layout is not torch.strided:
+        kind = "nested" if images.is_nested else images.layout
+        advice = "torch.stack images of one size" if images.is_nested else "use images.to_dense()"
+        raise ShapeError(
+            f"expected a dense tensor of images (N, C, H, W), got a {kind} one; {advice}"
+        )
 
 
 def _advice(images: Tensor) -> str:
