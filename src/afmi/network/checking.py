@@ -9,7 +9,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from afmi.errors import (
     AfmiError,
@@ -51,20 +51,18 @@ def check_model(model: object) -> None:
         raise ModelError(
             f"expected a model that is an nn.Module, got {type(model).__name__}; {advice}"
         )
-    tensors = [
-        tensor
-        for module in all_modules(model)
-        for owned in (module._parameters, module._buffers)
-        for tensor in owned.values()
-        if tensor is not None
-    ]
-    if any(map(is_lazy, tensors)):
+    tensors: list[Tensor | None] = []
+    for module in all_modules(model):
+        tensors += module._parameters.values()
+        tensors += module._buffers.values()
+    kinds = set(map(type, tensors))
+    if any(issubclass(kind, (UninitializedBuffer, UninitializedParameter)) for kind in kinds):
         names = _names(name for name, tensor in _weights(model) if is_lazy(tensor))
         raise ModelError(
             f"the network's {names} are not initialised yet, as in lazy modules before their first "
             "run; run one image through it first: model(images[:1])"
         )
-    if any(tensor.is_meta for tensor in tensors):
+    if any(tensor is not None and tensor.is_meta for tensor in tensors):
         names = _names(name for name, tensor in _weights(model) if tensor.is_meta)
         raise ModelError(
             f"the network's {names} are on the device 'meta', where tensors have no numbers; load "

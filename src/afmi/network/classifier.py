@@ -91,11 +91,14 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C) for images (N, 3, H, W) in [0, 1]."""
-        if images.dim() != 4 or images.shape[1] != self.mean.shape[0]:
+        channels = self.mean.shape[0]
+        if images.dim() != 4 or images.shape[1] != channels:
+            advice = "add a batch dimension with images[None]"
+            if images.dim() == 4:
+                advice = f"the network takes {channels} channels, and these have {images.shape[1]}"
             raise ShapeError(
-                f"expected images of shape (N, {self.mean.shape[0]}, H, W) in [0, 1], "
-                f"got {tuple(images.shape)}; add a batch dimension with images[None] or convert "
-                "to RGB"
+                f"expected images of shape (N, {channels}, H, W) in [0, 1], got "
+                f"{tuple(images.shape)}; {advice}"
             )
         logits = logits_of(self.network((images - self.mean) / self.std))
         if self.labels and logits.shape[1] != len(self.labels):
