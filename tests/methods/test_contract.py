@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from typing import Any
 
@@ -24,7 +25,7 @@ from afmi.errors import (
 )
 from afmi.methods import CATALOGUE, Method
 from afmi.methods.work import Work
-from afmi.pictures.references import Blurred, Random, White
+from afmi.pictures.references import Blurred, Mean, Random, White
 from afmi.pictures.superpixels import Grid
 
 pytestmark = pytest.mark.filterwarnings(
@@ -125,6 +126,25 @@ def test_several_classes_equal_each_class(name: str) -> None:
     )
 
 
+OF_REFERENCES = [
+    (name, one.name)
+    for name, kind in CATALOGUE.items()
+    for one in dataclasses.fields(kind)
+    if "Reference" in str(one.type)
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), OF_REFERENCES)
+def test_what_stands_for_a_reference_is_one(name: str, parameter: str) -> None:
+    x = images(1)
+    of = made(name, "resnet", **{parameter: 0.5})
+    expected = made(name, "resnet", **{parameter: Mean((0.5, 0.5, 0.5))}).attribute(x, 1)
+    torch.testing.assert_close(of.attribute(x, 1), expected)
+    assert torch.equal(dataclasses.replace(of).attribute(x, 1), of.attribute(x, 1))
+    with pytest.raises(UsageError, match="expected a reference"):
+        made(name, "resnet", **{parameter: object()})
+
+
 BAD_TARGETS: list[tuple[Any, str]] = [
     (5, "0 to 4, got 5"),
     (-1, "got -1"),
@@ -136,6 +156,11 @@ BAD_TARGETS: list[tuple[Any, str]] = [
     ("cat", "cat"),
     (torch.zeros(2, 2, dtype=torch.int64), r"\(2, 2\)"),
     ([], r"\(0,\)|float"),
+    (2**70, "got 1180591620717411303424"),
+    ({0, 1}, "got {0, 1}"),
+    ([[0], [1, 2]], "got"),
+    (b"1", "got b'1'"),
+    (torch.tensor(1, device="meta"), "got"),
 ]
 
 
@@ -145,6 +170,12 @@ def test_bad_targets(name: str, target: Any, came: str) -> None:
     of = made(name, "resnet")
     with pytest.raises(TargetError, match=came):
         of.attribute(images(2), target)
+
+
+@pytest.mark.parametrize("targets", [1, 1.5, "cat", None, {0, 1}, [[0], [1, 2]], [2**70], [True]])
+def test_bad_rows_of_targets(targets: Any) -> None:
+    with pytest.raises(TargetError, match="expected"):
+        made("GradCAM", "resnet").attribute_classes(images(2), targets)
 
 
 BAD_INPUTS: list[tuple[Any, type[AfmiError], str]] = [

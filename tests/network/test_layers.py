@@ -12,7 +12,7 @@ import torchvision
 from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
-from afmi.errors import LayerError
+from afmi.errors import LayerError, ShapeError
 from afmi.methods import AFMI
 from afmi.network.classifier import Classifier
 from afmi.network.layers import Layer, find_layer, layer_names, resolve_layer
@@ -310,7 +310,7 @@ def test_finding_a_layer_leaves_the_model_as_it_was() -> None:
 
 def test_a_model_that_raises_is_left_as_it_was() -> None:
     network = build("vgg").train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ShapeError, match=r"images of 3 channels.*got 4"):
         find_layer(network, images(channels=4))
     assert all(module.training for module in network.modules())
     assert str(find_layer(network, images())) == "features.5"
@@ -329,6 +329,21 @@ def test_layers_are_looked_up_by_module_and_inside_a_classifier() -> None:
     assert resolve_layer(model, None, images())[1] == Layer("bn1", "relu")
     assert resolve_layer(model, model.network.layer1, images())[1] == Layer("layer1")
     assert layer_names(model)[:2] == ["conv1", "bn1"]
+
+
+def test_only_a_classifiers_own_layer_is_taken_for_one() -> None:
+    network = build("resnet")
+    network.layer = "of another kind"  # a setting of the network's own
+    assert resolve_layer(network, None, images())[1] == Layer("layer1")
+
+
+@pytest.mark.parametrize("layer", [["layer1", "layer2"], 5, ("layer1",)])
+def test_what_names_no_layer_is_refused(layer: Any) -> None:
+    with pytest.raises(LayerError, match=r"expected one layer, as a dotted name .* got [\[(5]"):
+        resolve_layer(build("resnet"), layer, images())
+    model = Classifier(build("resnet"), layer=layer)
+    with pytest.raises(LayerError, match="expected one layer"):
+        resolve_layer(model, None, images())
 
 
 @pytest.mark.parametrize(
