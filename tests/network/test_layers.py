@@ -308,6 +308,12 @@ def test_finding_a_layer_leaves_the_model_as_it_was() -> None:
     assert x.grad is None
 
 
+@pytest.mark.parametrize("wrong", [None, images(1)[0], images(1).numpy(), images(1).byte()])
+def test_a_stage_is_found_on_images(wrong: Any) -> None:
+    with pytest.raises(ShapeError, match=r"images \(N, C, H, W\)"):
+        find_layer(build("vgg"), wrong)
+
+
 def test_a_model_that_raises_is_left_as_it_was() -> None:
     network = build("vgg").train()
     with pytest.raises(ShapeError, match=r"images of 3 channels.*got 4"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from afmi.network.checking import check_model, named_failures
+from afmi.network.checking import check_images, check_model, named_failures
 from afmi.network.guards import (
     evaluation_mode,
     watching_all_modules,
@@ -140,6 +140,7 @@ class Dataflow:
     def of(cls, model: nn.Module, image: Tensor) -> Dataflow:
         """Run one image (1, C, H, W) and return the steps of its forward pass."""
         check_model(model)
+        check_images(model, image)
         with named_failures(model, image):
             flow = cls._of(model, image, whole=False)
             return flow if flow._path else cls._of(model, image, whole=True)

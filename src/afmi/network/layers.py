@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import LayerError, near_matches
-from afmi.network.checking import opaque_part
+from afmi.network.checking import check_images, opaque_part
 from afmi.network.classifier import Classifier
 from afmi.network.graph import Call, Dataflow, Step
 from afmi.network.operations import Trait, operations_with
@@ -165,6 +165,8 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     Raises:
         LayerError: when there is no such tensor, or no module returns it; name a layer then.
     """
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        check_images(model, inputs)
     known = _stages.setdefault(model, {})
     if inputs.shape[1:] in known:
         return known[inputs.shape[1:]]
