@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from settings import STRANGE_DEFAULTS, defaults
 from torch import Tensor, nn
 
 import afmi
@@ -73,6 +74,19 @@ def test_what_stands_for_a_reference(reference: Any, model) -> None:
     expected = DeepLIFT(model, reference=reference_of(reference)).attribute(image[None], 1)
     assert torch.equal(explanation.map, expected[0, 0])
     assert "reference" in json.dumps(explanation.to_dict())
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+def test_default_dtype_and_device_change_nothing(strange: dict[str, Any], photo, model) -> None:
+    def drawn() -> list[np.ndarray]:
+        explanation = explain(model, photo, "newt")
+        compared = afmi.compare(model, photo, "newt", methods=["a-fmi", "rise:masks=4"])
+        return [np.asarray(explanation.overlay()), np.array(compared.probabilities)]
+
+    expected = drawn()
+    with defaults(**strange):
+        for one, other in zip(drawn(), expected, strict=True):
+            assert np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("network", [nn.LazyConv2d(2, 3), nn.Conv2d(3, 2, 3, device="meta")])
