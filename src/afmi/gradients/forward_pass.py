@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afmi.errors import LayerError, ModelError
-from afmi.gradients.interception import ORDINARY, Interception, Rules, maps_of
+from afmi.errors import LayerError, OperationError
+from afmi.gradients.interception import ORDINARY, UNSEEN, Interception, Rules, maps_of
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
-from afmi.network.checking import UNSEEN, check_run, opaque_part
+from afmi.network.checking import check_run, opaque_part
 from afmi.network.folding import FoldedExecution, run_folded
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
@@ -83,7 +83,7 @@ class ForwardPass:
             allow_unused=True,
         )
         if gradient is None:
-            raise ModelError(UNSEEN)
+            raise OperationError(UNSEEN)
         return gradient
 
     def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from afmi.errors import LayerError, ModelError, OperationError
+from afmi.errors import LayerError, OperationError
 from afmi.gradients.operation import Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
-from afmi.network.checking import UNSEEN
 from afmi.network.layers import Layer
 from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
 
-__all__ = ["ORDINARY", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
+__all__ = ["ORDINARY", "UNSEEN", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
 
 
 Handler = Callable[["Interception", Operation], Any]
@@ -70,6 +69,13 @@ _VALUES = "_afmi_values"
 # What an operand is to the feature maps: differentiable from them, or made of their values where
 # autograd does not follow (a mask, an index, a detached copy).
 _PATH, _OF_VALUES = 1, 2
+
+
+UNSEEN = (
+    "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
+    "detaches them or runs under no_grad; choose a layer behind that, or a method that needs no "
+    "gradient (RISE, LIME, …)"
+)
 
 
 @dataclass(slots=True)
@@ -286,7 +292,7 @@ class Interception(TorchFunctionMode):
     def check_logits(self, logits: Tensor) -> None:
         """Raise unless the logits depend on the feature maps by operations that were seen."""
         if not logits.requires_grad:
-            raise ModelError(UNSEEN)
+            raise OperationError(UNSEEN)
         if self.rules.complete and getattr(logits, _MARK, None) is not self:
             self._out_of_sight(logits)
 

@@ -24,7 +24,6 @@ from afmi.network.guards import all_modules
 from afmi.network.memory import is_out_of_memory
 
 __all__ = [
-    "UNSEEN",
     "check_dense",
     "check_images",
     "check_model",
@@ -32,13 +31,6 @@ __all__ = [
     "named_failures",
     "opaque_part",
 ]
-
-UNSEEN = (
-    "the logits do not depend on the layer's feature maps, as far as autograd sees: the network "
-    "detaches them or runs under no_grad; choose a layer behind that, or a method that needs no "
-    "gradient (RISE, LIME, …)"
-)
-"""What a `ModelError` says where there is no gradient."""
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -162,12 +154,13 @@ def named_failures(model: nn.Module, images: Tensor) -> Iterator[None]:
     """
     try:
         yield
-    except AfmiError as error:
-        watched = isinstance(error, OperationError) or error.args == (UNSEEN,)
-        part = opaque_part(model) if watched else None
+    except OperationError as error:
+        part = opaque_part(model)
         if part is None:
             raise
         raise OperationError(part) from error
+    except AfmiError:
+        raise
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from afmi.errors import LayerError, OperationError
 from afmi.gradients import Interception, Operation, Rules, forward_pass
+from afmi.gradients.interception import UNSEEN
 from afmi.gradients.rule_sets import linear_rules
 from afmi.methods.base import Attribution, LayerMethod
 from afmi.network.checking import opaque_part
@@ -62,7 +63,7 @@ class CAM(LayerMethod):
         try:
             run = forward_pass(self.model, inputs, layer=layer, rules=_affine_head())
         except OperationError as error:
-            if opaque_part(self.model) is not None:
+            if opaque_part(self.model) is not None or error.args == (UNSEEN,):
                 raise
             raise LayerError(
                 _NEEDS.format(f"the operations behind {layer[1]} are not all linear")
