@@ -138,6 +138,8 @@ class Trait(Enum):
     """Moves numbers to other places, or repeats them there."""
     RESAMPLE = auto()
     """Changes the size of maps by interpolation."""
+    FOURIER = auto()
+    """Fourier transforms, and what joins or parts real and imaginary numbers."""
     AVERAGE_POOL = auto()
     MAX_POOL = auto()
     NONLINEAR_POOL = auto()
@@ -213,6 +215,11 @@ _OPERATIONS: dict[Trait, str] = {
         flip rot90 roll tile repeat repeat_interleave pixel_shuffle pixel_unshuffle
         channel_shuffle pad constant_pad_nd""",
     Trait.RESAMPLE: "interpolate upsample",
+    Trait.FOURIER: """
+        fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft fft_fft2 fft_ifft2 fft_rfft2
+        fft_irfft2 fft_hfft2 fft_ihfft2 fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn
+        fft_ihfftn fft_fftshift fft_ifftshift stft istft complex view_as_complex view_as_real imag
+        conj conj_physical resolve_conj""",
     Trait.AVERAGE_POOL: _AVERAGE_POOLS,
     Trait.MAX_POOL: _MAX_POOLS,
     Trait.NONLINEAR_POOL: _OTHER_POOLS,
