@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from afmi.methods import CATALOGUE, Method
@@ -28,3 +31,24 @@ def method(name: str, model: nn.Module, **options: Any) -> Method:
     fields = kind.__dataclass_fields__
     few = {key: value for key, value in _FEW.items() if key in fields}
     return kind(model, **{**few, **options})
+
+
+# What a program may have set for its own tensors. On "meta" no tensor holds numbers, so that one
+# made there by mistake is noticed without a second device.
+STRANGE_DEFAULTS: list[dict[str, Any]] = [
+    {"dtype": torch.float64},
+    {"dtype": torch.bfloat16},
+    {"device": "meta"},
+]
+
+
+@contextmanager
+def defaults(dtype: torch.dtype = torch.float32, device: str = "cpu") -> Iterator[None]:
+    """Make tensors in this dtype and on this device where they are made without saying so."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)

@@ -61,6 +61,23 @@ def test_methods_that_the_network_cannot_have_do_not_stop_the_others(model: Clas
         compare(model, images(1)[0], methods=[])
 
 
+def test_networks_without_gradients_are_compared_by_what_needs_none() -> None:
+    class Detached(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = build("vgg")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).detach()
+
+    model, image = Detached().eval(), images(1)[0]
+    comparison = compare(model, image, 1, methods=["rise:masks=4", "gradient", "deeplift"])
+    assert [explanation.method for explanation in comparison.explanations] == ["RISE (masks=4)"]
+    assert "do not depend" in comparison.refused["Gradient"]
+    assert "detach" in comparison.refused["DeepLIFT"]
+    assert estimate(model, image, "rise:masks=4").total > 0
+
+
 def test_the_time_is_estimated_by_the_passes(model: Classifier) -> None:
     estimated = estimate(model, images(1)[0], "all")
     assert set(estimated.seconds) == {cls.name for cls in CATALOGUE.values()}

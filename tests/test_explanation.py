@@ -8,21 +8,23 @@ import platform
 from collections import Counter
 from dataclasses import FrozenInstanceError, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import networks
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from settings import STRANGE_DEFAULTS, defaults
+from torch import Tensor, nn
 
 import afmi
 from afmi.api import explain, explain_classes, explain_files, explain_many
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.explanation import Explanation
-from afmi.methods import AFMI, GradCAM, Gradient, Method, Random
+from afmi.methods import AFMI, DeepLIFT, GradCAM, Gradient, Method, Random
 from afmi.pictures.finding import Unreadable
-from afmi.pictures.references import White
+from afmi.pictures.references import White, reference_of
 
 LABELS = ("tabby cat", "collie", "newt", "Border terrier", "church / tower")
 
@@ -46,6 +48,51 @@ def _file(folder: Path, name: str, seed: int = 0, size: tuple[int, int] = (40, 3
 @pytest.fixture
 def photo(tmp_path):
     return _file(tmp_path, "photo.png")
+
+
+@pytest.mark.parametrize(
+    ("image", "advice"),
+    [
+        (torch.zeros(4, 8, 8), "Method.attribute takes any number of channels"),
+        (torch.zeros(8, 8), "takes any number of channels"),
+        (torch.zeros(2, 3, 8, 8), "explain_many takes several"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "divide bytes by 255"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), r"image\.float\(\)"),
+        (torch.zeros(3, 8, 8).to_sparse(), r"to_dense\(\)"),
+        (torch.zeros(3, 8, 8, device="meta"), "'meta', which holds none"),
+    ],
+)
+def test_a_tensor_that_is_not_one_image(image: Tensor, advice: str, model) -> None:
+    with pytest.raises(ShapeError, match=advice):
+        explain(model, image, 1, method="gradient")
+
+
+@pytest.mark.parametrize("reference", [0.5, Image.new("RGB", (9, 9), "red"), torch.rand(3, 20, 20)])
+def test_what_stands_for_a_reference(reference: Any, model) -> None:
+    image = networks.images(1)[0]
+    explanation = explain(model, image, 1, method="deeplift", reference=reference)
+    expected = DeepLIFT(model, reference=reference_of(reference)).attribute(image[None], 1)
+    assert torch.equal(explanation.map, expected[0, 0])
+    assert "reference" in json.dumps(explanation.to_dict())
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+def test_default_dtype_and_device_change_nothing(strange: dict[str, Any], photo, model) -> None:
+    def drawn() -> list[np.ndarray]:
+        explanation = explain(model, photo, "newt")
+        compared = afmi.compare(model, photo, "newt", methods=["a-fmi", "rise:masks=4"])
+        return [np.asarray(explanation.overlay()), np.array(compared.probabilities)]
+
+    expected = drawn()
+    with defaults(**strange):
+        for one, other in zip(drawn(), expected, strict=True):
+            assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("network", [nn.LazyConv2d(2, 3), nn.Conv2d(3, 2, 3, device="meta")])
+def test_networks_that_cannot_be_explained(network: nn.Module) -> None:
+    with pytest.raises(ModelError, match=r"not initialised|on the device 'meta'"):
+        explain(network, networks.images(1)[0], 1)
 
 
 class Counting(nn.Module):

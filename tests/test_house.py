@@ -220,6 +220,9 @@ def test_afmi_commands_exist() -> None:
 SCRIPTS = sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "training").rglob("*.py")])
 
 
+SOURCES = sorted((ROOT / "src" / "afmi").rglob("*.py"))
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_import_what_there_is(path: Path) -> None:
     """They take minutes to run, so nothing else notices when a name of the package is removed."""
@@ -229,6 +232,43 @@ def test_scripts_import_what_there_is(path: Path) -> None:
             for alias in node.names:
                 if not hasattr(module, alias.name):
                     importlib.import_module(f"{node.module}.{alias.name}")
+
+
+# What makes tensors in the default dtype and on the default device unless it is told otherwise.
+DRAWN = {"rand", "randn", "zeros", "ones", "empty", "full", "eye", "linspace", "logspace", "tensor"}
+PLACED = DRAWN | {"arange", "randint", "randperm", "as_tensor", "scalar_tensor", "Generator"}
+
+
+def _said(node: ast.Call) -> set[str]:
+    """Return what a call that makes a tensor says of it."""
+    device = {"device"} if ast.unparse(node.func) == "torch.Generator" and node.args else set()
+    return device | {str(keyword.arg) for keyword in node.keywords}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tensors_are_made_in_a_stated_dtype_on_a_stated_device(path: Path) -> None:
+    """So that nothing depends on defaults, which belong to the user's program."""
+    calls = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Call)]
+    for node in calls:
+        owner, _, name = ast.unparse(node.func).rpartition(".")
+        if owner == "torch" and name in PLACED:
+            wanted = {"device"} | ({"dtype"} if name in DRAWN else set())
+            assert wanted <= _said(node), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_double_precision_is_for_the_cpu(path: Path) -> None:
+    """Apple's GPUs have none: numbers move to the CPU first, or the code asks for the device."""
+    text = path.read_text("utf-8")
+    asks = 'device.type == "mps"' in text
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or asks:
+            continue
+        call = ast.unparse(node)
+        if node.func.attr == "double":
+            assert ast.unparse(node.func.value).endswith(".cpu()"), call
+        elif node.func.attr == "to" and "torch.float64" in map(ast.unparse, node.args):
+            assert "'cpu'" in map(ast.unparse, node.args), call
 
 
 def test_ci_can_be_run() -> None:

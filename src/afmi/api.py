@@ -19,18 +19,18 @@ from afmi import specs
 from afmi.errors import (
     AfmiError,
     ImageError,
-    ModelError,
     ShapeError,
     TargetError,
     UsageError,
 )
 from afmi.explanation import Explanation, explanation_of
 from afmi.methods import Method
+from afmi.network.checking import check_dense, check_model
 from afmi.network.classifier import Classifier, classify, find_class
 from afmi.pictures.batches import neighbours
 from afmi.pictures.finding import Unreadable
 from afmi.pictures.images import ImageSource, read_image
-from afmi.pictures.references import Reference
+from afmi.pictures.references import ReferenceLike
 from afmi.pictures.transforms import to_tensor
 
 __all__ = [
@@ -58,7 +58,7 @@ def explain(
     *,
     method: MethodLike = "AFMI",
     layer: Any = None,
-    reference: Reference | str | None = None,
+    reference: ReferenceLike | None = None,
     **parameters: Any,
 ) -> Explanation:
     """Explain why the network gave an image its class.
@@ -74,7 +74,8 @@ def explain(
             predicts.
         method: a name (``"grad-cam"``), class or instance out of `afmi.methods`.
         layer: see `afmi.methods.LayerMethod`; for methods that take one.
-        reference: a `Reference` or its name (``"white"``, a file); for methods that take one.
+        reference: a `Reference`, its name (``"white"``, a file), a picture, a tensor, …, as in
+            `afmi.references.reference_of`; for methods that take one.
         **parameters: other hyperparameters of the method.
 
     Raises:
@@ -281,8 +282,6 @@ def _class_indices(
 def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> Method:
     """Return the method that was meant, with the parameters that were given."""
     given = {name: value for name, value in parameters.items() if value is not None}
-    if isinstance(given.get("reference"), str):
-        given["reference"] = specs.parse(given["reference"], Reference)
     cls: Any = method
     if isinstance(method, str):
         cls, in_text = specs.read(method, Method, model=model)
@@ -295,11 +294,8 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
             )
     elif not (isinstance(cls, type) and issubclass(cls, Method)):
         raise UsageError(f"expected a method's name, class or instance, got {method!r}")
-    elif not isinstance(model, nn.Module):
-        raise ModelError(
-            f"expected a model that is an nn.Module, got {model!r}; "
-            "use afmi.load_model(name) or afmi.Classifier(network)"
-        )
+    else:
+        check_model(model)
     for name in given:
         specs.check_parameter(cls if isinstance(cls, type) else type(cls), name)
     if isinstance(cls, Method):
@@ -314,7 +310,7 @@ def _class_index(model: nn.Module, wanted: Any) -> int:
         if isinstance(wanted, (bool, np.bool_)):
             raise TypeError
         return find_class(model, operator.index(wanted))
-    except TypeError:
+    except (TypeError, RuntimeError):  # the latter from tensors without numbers
         raise TargetError(
             f"expected a class's index or label, got {wanted!r}; explain_classes takes several"
         ) from None
@@ -343,12 +339,20 @@ def _like_model(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
+    check_dense(image)
     batch = image[None] if image.dim() == 3 else image
     fits = batch.dim() == 4 and batch.shape[0] == 1 and batch.shape[1] in (1, 3)
     if not fits or 0 in batch.shape or not batch.is_floating_point():
+        advice = "convert it with image.float()"
+        if image.dtype == torch.uint8:
+            advice = "divide bytes by 255"
+        elif batch.dim() == 4 and batch.shape[0] != 1:
+            advice = "explain_many takes several"
+        elif not fits:
+            advice = "Method.attribute takes any number of channels, as (N, C, H, W)"
         raise ShapeError(
             "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
-            f"{tuple(image.shape)} {image.dtype}; explain_many takes several; divide bytes by 255"
+            f"{tuple(image.shape)} {image.dtype}; {advice}"
         )
     if isinstance(model, Classifier):
         low, high = (float(value) for value in batch.detach().aminmax())
@@ -387,7 +391,9 @@ def _explain_batch(
         return []
     model, inputs = method.model, torch.cat([item.inputs for item in items])
     if items[0].classes is not None:
-        classes = torch.tensor([item.classes for item in items], device=inputs.device).T
+        classes = torch.tensor(
+            [item.classes for item in items], dtype=torch.int64, device=inputs.device
+        ).T
         attributions = method.attributions(inputs, classes)
     elif top_k is None:
         attributions = [method.attribution(inputs)]

@@ -49,7 +49,7 @@ class ModelError(AfmiError, ValueError):
 
 
 class OperationError(AfmiError, NotImplementedError):
-    """The network uses an operation that has no rule for the modified gradient."""
+    """The network has an operation without a rule, or one through which no gradient passes."""
 
 
 class CompletenessWarning(UserWarning):

@@ -244,7 +244,7 @@ def explanation_of(
         source: its file.
     """
     model, target, residual = method.model, int(attribution.target[row]), attribution.residual
-    probabilities = logits.detach().double().softmax(0)
+    probabilities = logits.detach().to("cpu", torch.float64).softmax(0)
     predicted = int(logits.argmax())
     # The layer apart: the record's own `layer` says which it was.
     parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}

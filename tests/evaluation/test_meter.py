@@ -35,6 +35,18 @@ def test_seconds() -> None:
     assert 0.05 <= took.seconds < 1
 
 
+def test_seconds_on_apples_gpus_count_what_is_not_finished(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waits.append(time.sleep(0.02) or 0.02))
+    with measured(torch.device("mps")) as took:
+        pass
+    assert len(waits) == 2  # before the clock starts, and before it stops
+    assert 0.02 <= took.seconds < 1
+    assert math.isnan(took.peak_bytes)
+
+
 @tells
 def test_memory_at_its_highest() -> None:
     # Twice: what the first left to be used again must not hide what the second needs.

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from settings import method
+from settings import STRANGE_DEFAULTS, defaults, method
 from torch import nn
 
 import afmi.evaluation.run as run_module
@@ -80,6 +80,18 @@ def numbers(folder: Path) -> dict[str, dict[str, list[float]]]:
         }
         for label in results.methods
     }
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+def test_default_dtype_and_device_change_nothing(
+    strange: dict[str, Any], photos: Path, tmp_path: Path
+) -> None:
+    model, methods = network(), f"{CHEAP},smoothgrad:samples=2"
+    options: dict[str, Any] = {"methods": methods, "metrics": "all", "limit": 4, "examples": 1}
+    evaluate(model, photos, tmp_path / "expected", **options)
+    with defaults(**strange):
+        evaluate(model, photos, tmp_path / "out", **options)
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "expected")
 
 
 def test_rows_are_what_the_metrics_say(photos: Path, tmp_path: Path) -> None:

@@ -354,7 +354,19 @@ SMALL: dict[str, Function] = {
     ),
 }
 
-FUNCTIONS = {**ELEMENTWISE, **OTHER, **MIXING, **SMALL}
+FOURIER: dict[str, Function] = {
+    "filter": lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 0.5j, s=x.shape[-2:]),
+    "real_spectrum": lambda x: torch.fft.fft2(x, norm="ortho").real,
+    "imaginary_spectrum": lambda x: torch.fft.fft(x, dim=1, norm="ortho").imag,
+    "shifted": lambda x: (
+        torch.fft.fftshift(torch.fft.fftn(x, dim=(2, 3), norm="ortho"), (2, 3)).real
+    ),
+    "pairs": lambda x: torch.view_as_real(torch.fft.fft2(x, norm="ortho")).sum(-1),
+    "joined": lambda x: (torch.complex(x, x.flip(2)) * (1 + 2j)).conj().imag,
+    "spectral_relu": lambda x: F.relu(torch.fft.fft2(x, norm="ortho").real),
+}
+
+FUNCTIONS = {**ELEMENTWISE, **OTHER, **MIXING, **SMALL, **FOURIER}
 
 
 class Stack(nn.Module):
@@ -531,6 +543,26 @@ UNSUPPORTED: dict[str, Function] = {
     "tanh": lambda x: torch.fft.fft2(x).tanh().real,
     "lstm": recurrent(nn.LSTM(6, 6, proj_size=3)),
 }
+
+
+COMPLEX: dict[str, Function] = {
+    "abs": lambda z: z.abs(),
+    "mul": lambda z: (z * z).real,
+    "div": lambda z: (1.0 / (z + 3)).real,
+    "matmul": lambda z: (z @ z.mT).real.mean(3, keepdim=True).expand_as(z),
+    "tanh": lambda z: torch.tanh(z).real,
+    "square": lambda z: z.square().real,
+    "pow": lambda z: (z**2).real,
+    "angle": lambda z: z.angle(),
+    "softmax": lambda z: torch.softmax(z.real, 1) * z.imag + torch.exp(z).imag,
+    "polar": lambda z: torch.polar(z.real, z.imag).real,
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_nonlinear_functions_of_complex_numbers_raise(name: str) -> None:
+    with pytest.raises(OperationError, match="has no rule"):
+        errors(Stack([lambda x: COMPLEX[name](torch.fft.fft2(x))]), pictures(), Random())
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

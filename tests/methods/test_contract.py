@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from networks import TINY, build, images
-from settings import method
+from settings import STRANGE_DEFAULTS, defaults, method
 from torch import Tensor, nn
 
 from afmi.errors import (
@@ -24,7 +25,7 @@ from afmi.errors import (
 )
 from afmi.methods import CATALOGUE, Method
 from afmi.methods.work import Work
-from afmi.pictures.references import Blurred, Random, White
+from afmi.pictures.references import Blurred, Mean, Random, White
 from afmi.pictures.superpixels import Grid
 
 pytestmark = pytest.mark.filterwarnings(
@@ -89,6 +90,22 @@ def test_same_seed_gives_the_same_bits(name: str) -> None:
         assert not torch.equal(attribute(made(name, "resnet", seed=1), x, 1), first)
 
 
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_default_dtype_and_device_change_nothing(name: str, strange: dict[str, Any]) -> None:
+    """The same random numbers and bits, whatever a program has set for tensors of its own."""
+    several = {} if name != "MeaningfulPerturbation" else {"area": 0.0}
+    x, network = images(2), Pooled().eval()
+    expected = method(name, network, **several).attribution(x, 1)
+    network = copy.deepcopy(network)  # of which nothing is kept
+    with defaults(**strange):
+        attribution = method(name, network, **several).attribution(x, 1)
+    assert torch.equal(attribution.maps, expected.maps)
+    assert expected.maps.std() > 0
+    for value in (attribution.logits, attribution.residual):
+        assert value is None or (value.dtype, value.device) == (x.dtype, x.device)
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_ways_to_give_the_target(name: str) -> None:
     x, of = images(2), made(name, "resnet")
@@ -109,6 +126,25 @@ def test_several_classes_equal_each_class(name: str) -> None:
     )
 
 
+OF_REFERENCES = [
+    (name, one.name)
+    for name, kind in CATALOGUE.items()
+    for one in dataclasses.fields(kind)
+    if "Reference" in str(one.type)
+]
+
+
+@pytest.mark.parametrize(("name", "parameter"), OF_REFERENCES)
+def test_what_stands_for_a_reference_is_one(name: str, parameter: str) -> None:
+    x = images(1)
+    of = made(name, "resnet", **{parameter: 0.5})
+    expected = made(name, "resnet", **{parameter: Mean((0.5, 0.5, 0.5))}).attribute(x, 1)
+    torch.testing.assert_close(of.attribute(x, 1), expected)
+    assert torch.equal(dataclasses.replace(of).attribute(x, 1), of.attribute(x, 1))
+    with pytest.raises(UsageError, match="expected a reference"):
+        made(name, "resnet", **{parameter: object()})
+
+
 BAD_TARGETS: list[tuple[Any, str]] = [
     (5, "0 to 4, got 5"),
     (-1, "got -1"),
@@ -120,6 +156,11 @@ BAD_TARGETS: list[tuple[Any, str]] = [
     ("cat", "cat"),
     (torch.zeros(2, 2, dtype=torch.int64), r"\(2, 2\)"),
     ([], r"\(0,\)|float"),
+    (2**70, "got 1180591620717411303424"),
+    ({0, 1}, "got {0, 1}"),
+    ([[0], [1, 2]], "got"),
+    (b"1", "got b'1'"),
+    (torch.tensor(1, device="meta"), "got"),
 ]
 
 
@@ -129,6 +170,12 @@ def test_bad_targets(name: str, target: Any, got: str) -> None:
     of = made(name, "resnet")
     with pytest.raises(TargetError, match=got):
         of.attribute(images(2), target)
+
+
+@pytest.mark.parametrize("targets", [1, 1.5, "cat", None, {0, 1}, [[0], [1, 2]], [2**70], [True]])
+def test_bad_rows_of_targets(targets: Any) -> None:
+    with pytest.raises(TargetError, match="expected"):
+        made("GradCAM", "resnet").attribute_classes(images(2), targets)
 
 
 BAD_INPUTS: list[tuple[Any, type[AfmiError], str]] = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import case_of, companions_for, part
 from networks import build, images
-from settings import method
+from settings import STRANGE_DEFAULTS, defaults, method
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -82,6 +82,17 @@ def test_same_again(name: str) -> None:
     again = CATALOGUE[name]().measure(one)
     for key, value in first.items():
         torch.testing.assert_close(again[key], value, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_default_dtype_and_device_change_nothing(name: str, strange: dict[str, Any]) -> None:
+    one = case(made("AFMI"))
+    expected = CATALOGUE[name]().measure(one)
+    with defaults(**strange):
+        values = CATALOGUE[name]().measure(one)
+    for key, value in expected.items():
+        torch.testing.assert_close(values[key], value, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("training", [False, True])

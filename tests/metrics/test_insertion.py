@@ -46,6 +46,13 @@ def sigmoid(x: float) -> float:
 QUARTERS = (0.25, 0.5, 0.75, 1.0)
 
 
+def test_what_stands_for_a_reference_is_a_canvas() -> None:
+    assert Insertion(canvas=0.5).canvas == Mean((0.5,))  # type: ignore[arg-type]
+    assert Insertion(canvas="white").canvas == White()  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected a reference"):
+        Insertion(canvas={})  # type: ignore[arg-type]
+
+
 def test_insertion_worked_by_hand() -> None:
     model, images, targets, maps = two_by_two()
     curves = Insertion(fractions=QUARTERS).curves(model, images, targets, maps)

@@ -475,8 +475,21 @@ def test_unknown_layers_and_devices_are_refused() -> None:
     for device in ("cuda:77", "gpu", "meta"):
         with pytest.raises(UsageError, match=f"the device '{device}' cannot be used here"):
             load_model(TINY, weights=None, device=device)
-    auto = load_model(TINY, weights=None, device="auto")
-    assert auto.mean.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_a_gpu_where_there_is_one(
+    cuda: bool, mps: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    moved: list[torch.device] = []
+    monkeypatch.setattr(Classifier, "to", lambda model, device: moved.append(device) or model)
+    load_model(TINY, weights=None, device="auto")
+    assert moved == [torch.device(chosen)]
 
 
 def test_the_façade_gives_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torchvision
 from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
-from afmi.errors import LayerError
+from afmi.errors import LayerError, ShapeError
+from afmi.methods import AFMI
 from afmi.network.classifier import Classifier
 from afmi.network.layers import Layer, find_layer, layer_names, resolve_layer
 
@@ -209,6 +211,79 @@ def test_a_stage_that_no_module_gives_is_refused_with_a_proposal() -> None:
         find_layer(Gated(), images())
 
 
+class Passing(nn.Module):
+    """Two convolutions, and between them what brings the maps through another dtype."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.between = between
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.stage = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stage(self.between(self.first(x))).mean((2, 3)))
+
+
+def _scaled_spectrum(x: Tensor) -> Tensor:
+    scale = torch.linspace(1, 2, x.shape[-1] // 2 + 1).to(torch.complex64)
+    return torch.fft.irfft2(torch.fft.rfft2(x) * scale, s=x.shape[-2:])
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda x: torch.fft.irfft2(torch.fft.rfft2(x), s=x.shape[-2:]),
+        _scaled_spectrum,
+        lambda x: torch.fft.fft2(x).real,
+        lambda x: torch.view_as_real(torch.fft.fft2(x))[..., 0],
+        lambda x: torch.fft.fft2(x).abs(),
+        lambda x: F.relu(x.half()).float(),
+        lambda x: F.relu(x.bfloat16()).float(),
+        lambda x: F.relu(x.double()).float(),
+        lambda x: (x * 100).int().float() / 100,
+        lambda x: x.view(torch.int32).view(torch.float32),
+        lambda x: (x > 0).to(x),
+    ],
+    ids=["fft", "filter", "real", "pairs", "abs", "half", "bf16", "double", "int", "bits", "bool"],
+)
+def test_the_stage_is_found_behind_any_dtype(between: Callable[[Tensor], Tensor]) -> None:
+    network = Passing(between).eval()
+    assert str(find_layer(network, images())) == "stage"
+    residual = AFMI(network, averaged=False).attribution(images(2), 1).residual
+    assert residual is not None
+    assert residual.abs().max() < 1e-4
+
+
+def test_indices_beside_the_maps_are_no_way_to_the_logits() -> None:
+    class Routed(Passing):
+        def forward(self, x: Tensor) -> Tensor:
+            index = x[:, :1, 1:-1, 1:-1].expand(-1, 4, -1, -1).argsort(2)
+            maps = self.stage(self.first(x))
+            return self.fc(maps.gather(2, index).mean((2, 3)))
+
+    assert str(find_layer(Routed(nn.Identity()).eval(), images())) == "stage+gather"
+
+
+def test_complex_numbers_are_no_feature_maps() -> None:
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.fft2(x)
+
+    class Head(Passing):
+        def __init__(self) -> None:
+            super().__init__(nn.Identity())
+            self.spectrum = Spectrum()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.spectrum(self.stage(self.first(x))).abs().mean((2, 3)))
+
+    network = Head().eval()
+    assert str(find_layer(network, images())) == "spectrum+abs"
+    with pytest.raises(LayerError, match=r"layer spectrum .* \(1, 4, 18, 18\) torch.complex64"):
+        AFMI(network, layer="spectrum").attribute(images(), 1)
+
+
 @pytest.mark.parametrize("name", ["sequence", "perceptron"])
 def test_networks_without_a_convolutional_stage_are_refused(name: str) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 400, 5))
@@ -233,9 +308,15 @@ def test_finding_a_layer_leaves_the_model_as_it_was() -> None:
     assert x.grad is None
 
 
+@pytest.mark.parametrize("wrong", [None, images(1)[0], images(1).numpy(), images(1).byte()])
+def test_a_stage_is_found_on_images(wrong: Any) -> None:
+    with pytest.raises(ShapeError, match=r"images \(N, C, H, W\)"):
+        find_layer(build("vgg"), wrong)
+
+
 def test_a_model_that_raises_is_left_as_it_was() -> None:
     network = build("vgg").train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ShapeError, match=r"images of 3 channels.*got 4"):
         find_layer(network, images(channels=4))
     assert all(module.training for module in network.modules())
     assert str(find_layer(network, images())) == "features.5"
@@ -254,6 +335,21 @@ def test_layers_are_looked_up_by_module_and_inside_a_classifier() -> None:
     assert resolve_layer(model, None, images())[1] == Layer("bn1", "relu")
     assert resolve_layer(model, model.network.layer1, images())[1] == Layer("layer1")
     assert layer_names(model)[:2] == ["conv1", "bn1"]
+
+
+def test_only_a_classifiers_own_layer_is_taken_for_one() -> None:
+    network = build("resnet")
+    network.layer = "of another kind"  # a setting of the network's own
+    assert resolve_layer(network, None, images())[1] == Layer("layer1")
+
+
+@pytest.mark.parametrize("layer", [["layer1", "layer2"], 5, ("layer1",)])
+def test_what_names_no_layer_is_refused(layer: Any) -> None:
+    with pytest.raises(LayerError, match=r"expected one layer, as a dotted name .* got [\[(5]"):
+        resolve_layer(build("resnet"), layer, images())
+    model = Classifier(build("resnet"), layer=layer)
+    with pytest.raises(LayerError, match="expected one layer"):
+        resolve_layer(model, None, images())
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from networks import images
 from PIL import Image as Picture
+from settings import STRANGE_DEFAULTS, defaults
 
 from afmi.errors import ImageError, ShapeError, UsageError
 from afmi.pictures.references import (
@@ -21,6 +23,7 @@ from afmi.pictures.references import (
     Reference,
     Several,
     White,
+    reference_of,
 )
 from afmi.specs import parse
 
@@ -55,6 +58,15 @@ def test_random_is_seeded_and_the_same_in_every_dtype() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(UsageError, match="samples=0"):
         Random(samples=0)
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+@pytest.mark.parametrize("name", sorted(REFERENCES.keys() - {"Image"}))
+def test_default_dtype_and_device_change_nothing(name: str, strange: dict[str, Any]) -> None:
+    x = images(2)
+    expected = REFERENCES[name]()(x)
+    with defaults(**strange):
+        assert torch.equal(REFERENCES[name]()(x), expected)
 
 
 def test_blurred_keeps_flat_pictures_and_removes_detail() -> None:
@@ -109,6 +121,75 @@ def test_several() -> None:
     for wrong in ([], [Black(), Blurred()]):
         with pytest.raises(UsageError, match="one or more references"):
             Several(wrong)
+
+
+GREEN = Picture.new("RGB", (30, 20), (51, 204, 102))
+
+
+@pytest.mark.parametrize(
+    ("given", "pixel"),
+    [
+        (White(), [1, 1, 1]),
+        (White, [1, 1, 1]),
+        ("white", [1, 1, 1]),
+        (0.5, [0.5, 0.5, 0.5]),
+        (1, [1, 1, 1]),
+        (np.float32(0.5), [0.5, 0.5, 0.5]),
+        (torch.tensor(0.5), [0.5, 0.5, 0.5]),
+        ((0.2, 0.4, 0.6), [0.2, 0.4, 0.6]),
+        ([0, 0.5, 1], [0, 0.5, 1]),
+        (torch.full((3, 20, 20), 0.25), [0.25, 0.25, 0.25]),
+        (GREEN, [0.2, 0.8, 0.4]),
+        (np.array(GREEN), [0.2, 0.8, 0.4]),
+    ],
+    ids=str,
+)
+def test_what_stands_for_a_reference(given: Any, pixel: list[float]) -> None:
+    made = reference_of(given)(images(2))
+    assert made.shape == (1, 3, 20, 20)
+    assert made.dtype == torch.float32
+    assert made[0, :, 3, 4].tolist() == pytest.approx(pixel)
+
+
+def test_files_and_several_stand_for_references(tmp_path: Path) -> None:
+    path = tmp_path / "green.png"
+    GREEN.save(path)
+    for given in (path, str(path)):
+        assert reference_of(given)(images(1))[0, :, 1, 1].tolist() == pytest.approx([0.2, 0.8, 0.4])
+    made = reference_of(["white", 0.5, torch.rand(2, 3, 20, 20), path])(images(1))
+    assert made[:, 0, 0, 0].tolist()[:2] == [1, 0.5]
+    assert made.shape == (5, 3, 20, 20)
+
+
+def test_pictures_as_references_are_copies_and_told_apart() -> None:
+    picture = GREEN.copy()
+    reference = reference_of(picture)
+    picture.paste((0, 0, 0), (0, 0, 30, 20))
+    assert reference(images(1))[0, 1].min() == pytest.approx(0.8)
+    assert str(reference) == str(reference_of(GREEN)) != str(reference_of(picture))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, UsageError, "expected a reference such as .* got None"),
+        (True, UsageError, "got True"),
+        (5j, UsageError, "got 5j"),
+        ({}, UsageError, r"got \{\}"),
+        ([], UsageError, r"got \[\]"),
+        (torch.rand(8), UsageError, r"got a tensor \(8,\)"),
+        (float("nan"), UsageError, r"finite number .* color=\(nan,\)"),
+        (torch.full((3, 20, 20), torch.nan), UsageError, "expected finite pixels"),
+        (torch.zeros(3, 20, 20, dtype=torch.uint8), ShapeError, "uint8; divide bytes by 255"),
+        (torch.zeros(20, 20), ShapeError, r"\(20, 20\)"),
+        (["white", Blurred()], UsageError, "a blurred reference stands alone"),
+        ("blak", UsageError, "did you mean 'black'"),
+    ],
+    ids=str,
+)
+def test_what_stands_for_no_reference(given: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        reference_of(given)
 
 
 def test_equal_references_are_equal_keys() -> None:

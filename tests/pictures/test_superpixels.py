@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from networks import images
+from settings import STRANGE_DEFAULTS, defaults
 
 from afmi.errors import ShapeError
 from afmi.pictures.superpixels import Grid, Quickshift, Slic, superpixels
@@ -24,6 +26,15 @@ def test_superpixels_cover_every_picture(segmentation, channels: int, size: int)
     assert labels.unique().tolist() == list(range(int(labels.max()) + 1))
     assert int(labels.max()) + 1 >= 9
     assert torch.equal(labels, superpixels(segmentation, image))
+
+
+@pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
+@pytest.mark.parametrize("segmentation", [Quickshift(), Slic(), Grid(3)], ids=str)
+def test_default_dtype_and_device_change_nothing(segmentation, strange: dict[str, Any]) -> None:
+    image = images(1, 24)[0]
+    expected = superpixels(segmentation, image)
+    with defaults(**strange):
+        assert torch.equal(superpixels(segmentation, image), expected)
 
 
 def test_superpixels_of_normalised_images_are_those_of_the_picture() -> None:

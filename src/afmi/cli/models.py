@@ -124,7 +124,7 @@ def _layers(name: str) -> list[dict[str, Any]]:
     model = _built(name)
     crop = model.crop or model.resize or 224
     size = crop if isinstance(crop, tuple) else (crop, crop)
-    image = torch.full((1, model.mean.shape[0], *size), 0.5).to(model.mean)
+    image = model.mean.new_full((1, model.mean.shape[0], *size), 0.5)
     names = {module: name for name, module in model.network.named_modules() if name}
     shapes: dict[nn.Module, list[int]] = {}
 

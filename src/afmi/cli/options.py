@@ -125,7 +125,7 @@ _MODEL_OPTIONS = (
         help="A .safetensors or .pth file, default: those that come with the network "
         "(downloaded once), none: random.",
     ),
-    click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda or cuda:1."),
+    click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda:1, mps, …"),
     click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Own network: mean, in [0, 1]."),
     click.option("--std", type=NUMBERS, metavar="R,G,B", help="Own network: standard deviation."),
     click.option(

@@ -22,6 +22,7 @@ from afmi.files import write_files
 from afmi.methods import AFMI, GradCAM, Gradient, Method
 from afmi.models import load_model
 from afmi.network.classifier import Classifier, classify
+from afmi.network.outputs import probabilities
 from afmi.pictures import figures, plots
 from afmi.pictures.images import read_image
 from afmi.pictures.maps import display_range
@@ -213,7 +214,7 @@ def _explain(
     explanation = explain(model, prepared, target, method=method)
     seconds = time.perf_counter() - started
     shown = to_tensor(explanation.insertion(KEPT))[None].to(prepared)
-    kept = classify(model, shown).double().softmax(1)[0, explanation.target]
+    kept = probabilities(classify(model, shown))[0, explanation.target]
     return _Finding(explanation, seconds, float(kept))
 
 
@@ -272,8 +273,8 @@ def _page(
 
 
 def _how_to_read() -> Section:
-    ramp = torch.linspace(-1, 1, 480).expand(28, -1)
-    legend = plots.overlay(torch.full((3, *ramp.shape), 0.5), ramp)
+    ramp = torch.linspace(-1, 1, 480, dtype=torch.float32, device="cpu").expand(28, -1)
+    legend = plots.overlay(ramp.new_full((3, *ramp.shape), 0.5), ramp)
     return Section(
         "How to read the pictures",
         rows=[TileRow([Tile(legend, "", "← against the answer · no difference · for it →")])],

@@ -43,19 +43,26 @@ def measured(device: torch.device) -> Iterator[Measurement]:
     """
     took = Measurement()
     cuda = device.type == "cuda"
+    _finish(device)
     if cuda:
-        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = float(torch.cuda.memory_allocated(device))
     else:
         before = _reset_peak() if device.type == "cpu" else math.nan
     start = time.perf_counter()
     yield took
-    if cuda:
-        torch.cuda.synchronize(device)
+    _finish(device)
     took.seconds = time.perf_counter() - start
     peak = float(torch.cuda.max_memory_allocated(device)) if cuda else _status("VmHWM")
     took.peak_bytes = max(peak - before, 0.0) if not math.isnan(peak - before) else math.nan
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what the device was given to do, where it works on by itself."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _reset_peak() -> float:

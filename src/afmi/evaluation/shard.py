@@ -158,7 +158,9 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
     method = shard.method
     inputs = torch.cat([picture.inputs for picture in batch])
     targets = torch.tensor(
-        [int(shard.images.labels[picture.index]) for picture in batch], device=inputs.device
+        [int(shard.images.labels[picture.index]) for picture in batch],
+        dtype=torch.int64,
+        device=inputs.device,
     )
     # Blank maps are counted in a row of their own.
     with blank_maps_allowed():
@@ -191,7 +193,7 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
             for name, numbers in measurements.items():
                 values[f"{key}/{name}"] = numbers.tolist()
     low, high = attribution.maps.flatten(1).aminmax(dim=1)
-    values["blank"] = (low == high).double().tolist()
+    values["blank"] = (low == high).float().tolist()
     for n, picture in enumerate(batch):
         result.rows.extend((picture.index, name, row[n], None) for name, row in values.items())
         if picture.index in shard.examples:

@@ -1,6 +1,6 @@
 """Modified gradients (Eq. 2–5): derivatives replaced by chords, so that they sum to delta."""
 
-from afmi.gradients.forward_pass import ForwardPass, forward_pass, layer_pass
+from afmi.gradients.forward_pass import ForwardPass, UnseenError, forward_pass, layer_pass
 from afmi.gradients.interception import ORDINARY, BackwardState, Handler, Interception, Rules
 from afmi.gradients.modified import ModifiedGradient, modified_gradient
 from afmi.gradients.operation import Operation
@@ -27,6 +27,7 @@ __all__ = [
     "Rule",
     "Rules",
     "Tensors",
+    "UnseenError",
     "forward_pass",
     "layer_pass",
     "modified_gradient",

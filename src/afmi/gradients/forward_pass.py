@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afmi.errors import LayerError, ModelError, ShapeError
+from afmi.errors import LayerError, ModelError, OperationError
 from afmi.gradients.interception import ORDINARY, Interception, Rules, maps_of
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
+from afmi.network.checking import check_run, opaque_part
 from afmi.network.graph import first_tensor
 from afmi.network.guards import (
     evaluation_mode,
@@ -29,7 +30,11 @@ from afmi.network.trace import Remembered, Trace, form_of
 from afmi.network.trial import try_once
 from afmi.network.watch import Watch
 
-__all__ = ["ForwardPass", "forward_pass", "layer_pass"]
+__all__ = ["ForwardPass", "UnseenError", "forward_pass", "layer_pass"]
+
+
+class UnseenError(OperationError):
+    """The logits depend on the layer in no way that autograd could follow."""
 
 
 @dataclass(frozen=True)
@@ -163,18 +168,19 @@ def _split(tensor: Tensor, layer: Layer | None) -> tuple[Tensor, Tensor]:
     return layer.token_layout.maps(tensor), layer.token_layout.extra_tokens(tensor)
 
 
-def _unseen(layer: Layer | None) -> ModelError:
+def _unseen(layer: Layer | None) -> UnseenError:
     """Return the error to raise where no gradient leads to the maps or the images."""
     if layer is None:
-        return ModelError(
+        return UnseenError(
             "the logits do not depend on the images, as far as autograd sees: the network detaches "
             "its activations or runs under no_grad; leave that out, or explain the network from a "
             "layer behind it, or by a method that only looks at outputs, such as RISE"
         )
-    return ModelError(
+    return UnseenError(
         "the logits do not depend on the layer's feature maps, as far as autograd sees: the "
         "network detaches them, runs under no_grad, or has the layer inside of an "
-        "autograd.Function of its own, such as gradient checkpointing; choose a layer behind that"
+        "autograd.Function of its own, such as gradient checkpointing; choose a layer behind "
+        "that, or a method that needs no gradient (RISE, LIME, …)"
     )
 
 
@@ -294,28 +300,28 @@ def _run(
             if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
                 _keep_from_odd_strides(graph_logits)
             named = None if layer is None else layer[1]
-            return _finished(state, graph_logits, len(images), model, named)
+            return _finished(model, state, graph_logits, images, named)
     except BaseException:
         state.end()
         raise
 
 
 def _finished(
-    state: Interception, graph_logits: Tensor, images: int, model: nn.Module, layer: Layer | None
+    model: nn.Module, state: Interception, graph_logits: Tensor, images: Tensor, layer: Layer | None
 ) -> ForwardPass:
     """Check a run that ended, and return what gradients need of it."""
     if state.leaf is None:
         assert layer is not None
         raise LayerError(
-            f"layer {layer} was not reached in a forward pass; choose one that the network runs"
+            opaque_part(model)
+            or f"layer {layer} was not reached in a forward pass; choose one that the network runs"
             + ("" if layer.then is None else f", followed by the operation {layer.then!r}")
         )
     if not state.finish(graph_logits):
         raise _unseen(layer)
     for reader in state.readers:
         reader.finish()
-    if graph_logits.shape[0] != images:
-        raise ShapeError(f"expected logits for {images} images, got {graph_logits.shape[0]} rows")
+    check_run(graph_logits, images)
     features, extra_tokens = _split(state.leaf.detach().as_subclass(Tensor), layer)
     return ForwardPass(
         features=features,

@@ -71,7 +71,7 @@ def integrated_gradients(
         (R, N, C, H, W).
     """
     count = inputs.shape[0]
-    alpha = (torch.arange(steps, device=inputs.device).to(inputs.dtype) + 0.5) / steps
+    alpha = (torch.arange(steps, dtype=inputs.dtype, device=inputs.device) + 0.5) / steps
     integrated = []
     for start in reference.for_each(inputs).transpose(0, 1):
         total = torch.zeros_like(inputs)

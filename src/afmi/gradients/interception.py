@@ -337,9 +337,13 @@ class Interception(TorchFunctionMode):
 def maps_of(layer: Layer, output: object) -> Tensor:
     """Return a layer's output, where it has the shape that the layer is said to give."""
     layout = layer.token_layout
-    if isinstance(output, Tensor) and (layout.fits(output) if layout else output.dim() == 4):
-        return output
-    form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if isinstance(output, Tensor):
+        fits = layout.fits(output) if layout else output.dim() == 4
+        if fits and output.is_floating_point():
+            return output
+        form = f"{tuple(output.shape)} {output.dtype}"
+    else:
+        form = type(output).__name__
     raise LayerError(
         f"layer {layer} must give feature maps (N, K, h, w), but gives {form}; choose a "
         "convolutional layer, or one whose tokens are those of places"

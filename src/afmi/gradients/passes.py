@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from afmi.errors import UsageError
 from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
+from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.memory import in_parts
 from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
@@ -42,6 +43,7 @@ class BatchRunner:
     """
 
     def __init__(self, model: nn.Module, like: Tensor, batch_size: int | None = None) -> None:
+        check_model(model)
         check_batch_size(batch_size)
         self.model = model
         if batch_size is None:
@@ -59,9 +61,11 @@ class BatchRunner:
         def run(start: int, stop: int) -> tuple[Tensor]:
             try_once(self.model, images)
             watched = partial(run_watched, self.model)
-            return (in_fast_layout(self.model, watched, images[start:stop]),)
+            rows = in_fast_layout(self.model, watched, images[start:stop])
+            return (check_run(rows, images[start:stop]),)
 
-        return self._halving(run, len(images))[0]
+        with named_failures(self.model, images):
+            return self._halving(run, len(images))[0]
 
     def gradients(
         self, images: Tensor, slope: Callable[[Tensor, int, int], Tensor]

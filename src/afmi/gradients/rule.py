@@ -100,6 +100,9 @@ class Rule(ABC):
 
     def apply(self, interception: Interception, operation: Operation, *operands: Tensor) -> Any:
         """Make the call with this rule's backward pass towards ``operands``."""
+        if any(x.is_complex() for x in operands):
+            name = operation.name
+            raise interception.no_rule(f"{name!r} of complex numbers", name=name)
         return _Function.apply(self, interception, operation, *operands)
 
 

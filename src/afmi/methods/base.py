@@ -6,20 +6,22 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from afmi import specs
-from afmi.errors import AfmiError, ModelError, ShapeError, UsageError
+from afmi.errors import AfmiError, UsageError
 from afmi.methods.work import Work
+from afmi.network.checking import check_images, check_model, named_failures
 from afmi.network.guards import evaluation_mode
-from afmi.network.layers import Layer, Place, resolve_layer
+from afmi.network.layers import Layer, Place, check_layer, resolve_layer
 from afmi.network.memory import in_parts
 from afmi.network.randomness import keeping_random_state
 from afmi.pictures.maps import upsample
+from afmi.pictures.references import reference_of
 from afmi.targets import Target, TargetLike, class_rows, class_target
 
 __all__ = [
@@ -85,6 +87,13 @@ class Method(ABC):
 
     model: nn.Module = field(repr=False)
 
+    def __post_init__(self) -> None:
+        """Take loose values of fields; a subclass that checks its own calls this first."""
+        for one in fields(self):
+            given = getattr(self, one.name)
+            if str(one.type) in ("Reference", "Reference | None") and given is not None:
+                object.__setattr__(self, one.name, reference_of(given))
+
     @abstractmethod
     def work(self, inputs: Tensor) -> Work:
         """Return how often an image like these (N, C, H, W) goes through the network.
@@ -95,7 +104,7 @@ class Method(ABC):
     @property
     def cost(self) -> str:
         """The work for one colour image of 224 × 224 pixels, in words."""
-        return str(self.work(torch.zeros(1, 3, 224, 224)))
+        return str(self.work(torch.zeros(1, 3, 224, 224, dtype=torch.float32, device="cpu")))
 
     @classmethod
     def default_cost(cls) -> str:
@@ -174,42 +183,18 @@ class Method(ABC):
     @contextmanager
     def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
         """Check the arguments and guard the model and the random state around a computation."""
-        self._check(inputs)
+        check_model(self.model)
+        check_images(self.model, inputs)
         wanted = class_target(target, inputs)
         with (
             torch.inference_mode(False),
             torch.no_grad(),
             keeping_random_state(inputs.device),
             evaluation_mode(self.model),
+            named_failures(self.model, inputs),
         ):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             yield images.as_subclass(Tensor), wanted
-
-    def _check(self, inputs: Tensor) -> None:
-        if not isinstance(self.model, nn.Module):
-            raise ModelError(
-                f"expected a model that is an nn.Module, got {type(self.model).__name__}; "
-                "use afmi.load_model(name) or afmi.Classifier(network)"
-            )
-        if not isinstance(inputs, Tensor):
-            raise ShapeError(
-                f"expected a tensor of images (N, C, H, W), got {type(inputs).__name__}; "
-                "afmi.explain takes files, model.prepare(image) makes a tensor of one"
-            )
-        if inputs.dim() != 4 or 0 in inputs.shape or not inputs.is_floating_point():
-            raise ShapeError(
-                "expected a non-empty floating-point tensor of images (N, C, H, W), got "
-                f"{tuple(inputs.shape)} {inputs.dtype}; add a batch dimension with images[None], "
-                "divide bytes by 255"
-            )
-        weight = next((p for p in self.model.parameters() if p.is_floating_point()), None)
-        if weight is not None and weight.device != inputs.device:
-            raise ShapeError(
-                f"expected images on the model's device {weight.device}, got {inputs.device}; "
-                "move them with images.to(device)"
-            )
-        if not _finite(*inputs.detach().aminmax()):
-            raise UsageError("expected finite pixels, got NaN or infinity in the images")
 
     def _check_maps(self, maps: Tensor) -> None:
         low, high = maps.flatten(1).aminmax(dim=1)
@@ -240,6 +225,12 @@ class LayerMethod(Method):
 
     _: KW_ONLY
     layer: str | nn.Module | Layer | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        """See `Method`."""
+        super().__post_init__()
+        if self.layer is not None:
+            check_layer(self.layer)
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""

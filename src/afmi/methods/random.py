@@ -51,5 +51,10 @@ class Random(Method):
         # The logits are needed to know the class, and to notice one that does not exist.
         logits = classify(self.model, inputs)
         size = (1, inputs.shape[2], inputs.shape[3])
-        maps = [torch.rand(size, generator=image_generator(self.seed, x)) for x in inputs]
+        maps = [
+            torch.rand(
+                size, generator=image_generator(self.seed, x), dtype=torch.float32, device="cpu"
+            )
+            for x in inputs
+        ]
         return Attribution(torch.stack(maps).to(inputs), target.of(logits), logits)

@@ -64,7 +64,9 @@ class ClassDiscriminability(Metric):
         """
         names = ("rank_correlation@second", "rank_correlation@least")
         if case.logits.shape[1] < 2:
-            nothing = torch.full((case.inputs.shape[0],), torch.nan, dtype=torch.float64)
+            nothing = torch.full(
+                (case.inputs.shape[0],), torch.nan, dtype=torch.float64, device="cpu"
+            )
             return {name: nothing.clone() for name in names}
         explained = case.targets.to(case.logits.device)[:, None]
         second = case.logits.scatter(1, explained, -torch.inf).argmax(1)

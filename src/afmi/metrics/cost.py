@@ -67,5 +67,6 @@ class Cost(Metric):
         values = {"seconds": case.seconds, "peak_mib": case.peak_bytes / 2**20}
         count = case.inputs.shape[0]
         return {
-            name: torch.full((count,), value, dtype=torch.float64) for name, value in values.items()
+            name: torch.full((count,), value, dtype=torch.float64, device="cpu")
+            for name, value in values.items()
         }

@@ -63,7 +63,7 @@ class FMIPrototypes:
                 f"expected classes from 0 to {n_classes - 1}, got {int(labels.min())} to "
                 f"{int(labels.max())}"
             )
-        sums = torch.zeros(n_classes, vectors.shape[1], dtype=torch.float64)
+        sums = torch.zeros(n_classes, vectors.shape[1], dtype=torch.float64, device="cpu")
         return cls(sums.index_add(0, labels, vectors), labels.bincount(minlength=n_classes))
 
     def __add__(self, other: FMIPrototypes) -> FMIPrototypes:
@@ -139,7 +139,7 @@ def shuffled(importance: Tensor, seed: int = 0, keys: Tensor | None = None) -> T
     size = importance.shape[1]
     result = importance.clone()
     for row, key in zip(result, keys, strict=True):
-        order = torch.randperm(size, generator=image_generator(seed, key))
+        order = torch.randperm(size, generator=image_generator(seed, key), device="cpu")
         row.copy_(row[order.to(row.device)])
     return result
 

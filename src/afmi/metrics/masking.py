@@ -22,7 +22,7 @@ from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import probabilities
 from afmi.pictures.maps import rank_pixels
-from afmi.pictures.references import Black, Reference
+from afmi.pictures.references import Black, Reference, reference_of
 
 __all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masking_columns"]
 
@@ -54,7 +54,7 @@ class Curves:
     @property
     def accuracy(self) -> Tensor:
         """Classification Accuracy@PI (Eq. 8): share of the pictures, (P,)."""
-        return self.correct.double().mean(0)
+        return self.correct.to("cpu", torch.float64).mean(0)
 
     @property
     def ratios(self) -> Tensor:
@@ -92,7 +92,7 @@ class Curves:
     @property
     def accuracy_areas(self) -> Tensor:
         """Each picture's own area, whose mean is `accuracy_auc`, (N,)."""
-        return torch.trapezoid(self.correct.double(), self.fractions)
+        return torch.trapezoid(self.correct.to("cpu", torch.float64), self.fractions)
 
     @property
     def softmax_areas(self) -> Tensor:
@@ -117,9 +117,9 @@ class Curves:
         """Return the numbers of each picture by name, float64 (N,)."""
         values = {"accuracy_auc": self.accuracy_areas, "softmax_ratio_auc": self.softmax_areas}
         for i, fraction in enumerate(self.fractions.tolist()):
-            values[point("correct", fraction)] = self.correct[:, i].double()
+            values[point("correct", fraction)] = self.correct[:, i].to("cpu", torch.float64)
             values[point("probability", fraction)] = self.probability[:, i]
-        values["original_correct"] = self.original_correct.double()
+        values["original_correct"] = self.original_correct.to("cpu", torch.float64)
         values["original_probability"] = self.original_probability
         return values
 
@@ -201,6 +201,7 @@ class MaskedMetric(Metric):
     batch_size: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "canvas", reference_of(self.canvas))
         shares = self.fractions
         rising = all(a < b for a, b in itertools.pairwise(shares))
         if len(shares) < 2 or not rising or not 0 <= shares[0] <= shares[-1] <= 1:
@@ -351,7 +352,7 @@ def _curves(
     where = targets.to("cpu")
     every = probabilities(masked.flatten(0, 1)).view(masked.shape)
     return Curves(
-        fractions=torch.tensor(list(fractions), dtype=torch.float64),
+        fractions=torch.tensor(list(fractions), dtype=torch.float64, device="cpu"),
         correct=masked.argmax(2).cpu() == where[:, None],
         probability=every.gather(2, where[:, None, None].expand(-1, len(fractions), 1))[..., 0],
         original_correct=logits.argmax(1).cpu() == where,

@@ -20,6 +20,7 @@ from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
 from afmi.network.classifier import classify
 from afmi.network.guards import watching_all_modules
+from afmi.network.randomness import generator_of
 from afmi.pictures.maps import rank_correlation
 
 __all__ = ["ParameterRandomisation"]
@@ -103,7 +104,7 @@ class ParameterRandomisation(Metric):
                 f"cannot be copied ({error}); make copy.deepcopy(model) work, or leave this "
                 "metric out"
             ) from error
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = generator_of(self.seed)
         modules = dict(method.model.named_modules())
         values: dict[str, Tensor] = {}
         done = 0
@@ -179,10 +180,12 @@ def _randomise(module: nn.Module, generator: torch.Generator) -> None:
         if parameter.dim() > 1:
             # Drawn on the CPU in float32, so that every device and dtype gets the same numbers.
             fan_in = parameter.numel() / parameter.shape[0]
-            numbers = torch.randn(parameter.shape, generator=generator) * math.sqrt(2 / fan_in)
-            parameter.copy_(numbers)
+            numbers = torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float32, device="cpu"
+            )
+            parameter.copy_(numbers * math.sqrt(2 / fan_in))
         elif "bias" in name:
             parameter.zero_()
         else:
-            order = torch.randperm(parameter.numel(), generator=generator)
+            order = torch.randperm(parameter.numel(), generator=generator, device="cpu")
             parameter.copy_(parameter.flatten()[order.to(parameter.device)].view_as(parameter))

@@ -16,7 +16,7 @@ from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
 from afmi.pictures.maps import rank_correlation
-from afmi.pictures.references import Black, Random, Reference, White
+from afmi.pictures.references import Black, Random, Reference, White, reference_of
 from afmi.specs import text
 
 __all__ = ["ReferenceReliability"]
@@ -72,6 +72,7 @@ class ReferenceReliability(Metric):
     references: tuple[Reference, ...] = (Black(), White(), Random())
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "references", tuple(map(reference_of, self.references)))
         names = [text(reference) for reference in self.references]
         if len(names) < 2 or len(set(names)) < len(names):
             raise UsageError(
@@ -130,7 +131,7 @@ def _ssim(first: Tensor, second: Tensor) -> Tensor:
     """Return the structural similarity of each pair of maps (N, 1, H, W): float64 (N,)."""
     side = min(first.shape[-2:])
     window = min(_WINDOW, side - 1 + side % 2)  # odd, and no larger than the maps
-    values = torch.full((first.shape[0],), torch.nan, dtype=torch.float64)
+    values = torch.full((first.shape[0],), torch.nan, dtype=torch.float64, device="cpu")
     for i, (one, other) in enumerate(zip(_stretched(first), _stretched(second), strict=True)):
         if window >= 3 and bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
             # With other options it returns a tuple, and its types do not tell which.

@@ -54,8 +54,8 @@ def load_model(
         resize: short side that pictures are resized to, in pixels. None: the model's own.
         crop: side of the central square that the network sees. None: the model's own.
         layer: dotted name of the feature-map layer that methods use. None: found automatically.
-        device: ``"cuda:0"``, ``"cpu"``, …; ``"auto"``: a GPU where there is one. None: as built,
-            that is, the CPU.
+        device: ``"cuda:0"``, ``"cpu"``, …; ``"auto"``: a GPU where there is one, Apple's
+            ("mps") too. None: as built, that is, the CPU.
         **options: passed on to torchvision's builder, to ``timm.create_model`` or to the factory;
             with ``hf:`` changes of the configuration (``num_hidden_layers=2``).
 
@@ -103,10 +103,9 @@ def load_model(
         )
     if layer is not None:
         size = model.crop or model.resize or 224
-        image = torch.full(
-            (1, len(model.mean), *((size,) * 2 if isinstance(size, int) else size)), 0.5
-        )
-        model.layer = str(resolve_layer(model, layer, image.to(model.mean))[1])
+        sides = (size, size) if isinstance(size, int) else size
+        image = model.mean.new_full((1, len(model.mean), *sides), 0.5)
+        model.layer = str(resolve_layer(model, layer, image)[1])
     return model.to(place).eval() if place is not None else model.eval()
 
 
@@ -141,10 +140,11 @@ def _device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        return torch.device(next((name for name, there in available.items() if there()), "cpu"))
     try:
         place = torch.device(device)
-        torch.empty(1, device=place).cpu()
+        torch.empty(1, dtype=torch.float32, device=place).cpu()
     except Exception as error:  # builds of PyTorch without the device raise errors of many types
         raise UsageError(
             f"the device {str(device)!r} cannot be used here ({first_line(error)}); "

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
 from afmi.network.channels_last import in_fast_layout
+from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import logits_of
 from afmi.network.trial import try_once
@@ -76,7 +77,10 @@ class Classifier(nn.Module):
             )
         self.network = network
         # The normalisation joins the network where it is, on its device and in its precision.
-        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+        like = next(
+            (p for p in network.parameters() if p.is_floating_point()),
+            torch.empty(0, dtype=torch.float32, device="cpu"),
+        )
         for key, values in (("mean", mean), ("std", std)):
             tensor = torch.tensor(list(values), dtype=like.dtype, device=like.device)
             self.register_buffer(key, tensor.view(-1, 1, 1), persistent=False)
@@ -86,15 +90,18 @@ class Classifier(nn.Module):
         self.interpolation = interpolation
         self.layer = layer
         self.name = name or type(network).__name__
-        self.training = network.training
+        self.training = getattr(network, "training", False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (N, C) for images (N, 3, H, W) in [0, 1]."""
-        if images.dim() != 4 or images.shape[1] != self.mean.shape[0]:
+        channels = self.mean.shape[0]
+        if images.dim() != 4 or images.shape[1] != channels:
+            advice = "add a batch dimension with images[None]"
+            if images.dim() == 4:
+                advice = f"the network takes {channels} channels, and these have {images.shape[1]}"
             raise ShapeError(
-                f"expected images of shape (N, {self.mean.shape[0]}, H, W) in [0, 1], "
-                f"got {tuple(images.shape)}; add a batch dimension with images[None] or convert "
-                "to RGB"
+                f"expected images of shape (N, {channels}, H, W) in [0, 1], got "
+                f"{tuple(images.shape)}; {advice}"
             )
         logits = logits_of(self.network((images - self.mean) / self.std))
         if self.labels and logits.shape[1] != len(self.labels):
@@ -112,9 +119,16 @@ class Classifier(nn.Module):
 
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits (N, C) of images (N, C, H, W), without gradients."""
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+    check_model(model)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        evaluation_mode(model),
+        named_failures(model, inputs),
+    ):
         try_once(model, inputs)
-        return in_fast_layout(model, partial(run_watched, model), inputs.detach())
+        logits = in_fast_layout(model, partial(run_watched, model), inputs.detach())
+    return check_run(logits, inputs)
 
 
 def class_label(model: nn.Module, index: int) -> str:
@@ -140,11 +154,11 @@ def find_class(model: nn.Module, wanted: str | int) -> int:
     labels: tuple[str, ...] = tuple(getattr(model, "labels", ()))
     text = str(wanted).strip()
     if re.fullmatch(r"-?\d+", text):
-        index = int(text)
-        if labels and not 0 <= index < len(labels):
+        index, last = int(text), len(labels) - 1 if labels else 2**63 - 1
+        if not 0 <= index <= last:
+            classes = f"a class from 0 to {last}" if labels else "the index of a class"
             raise TargetError(
-                f"expected a class from 0 to {len(labels) - 1}, got {index}; "
-                "`afmi models` shows how to list the labels"
+                f"expected {classes}, got {index}; `afmi models` shows how to list the labels"
             )
         return index
     if not labels:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from afmi.network.checking import check_images, check_model, named_failures
 from afmi.network.guards import (
     evaluation_mode,
     watching_all_modules,
@@ -41,7 +42,7 @@ def first_tensor(output: object) -> Tensor | None:
 
 @dataclass(eq=False)
 class Step:
-    """One operation whose output is a floating-point tensor.
+    """One operation whose output is a tensor that carries the image on; see `Dataflow`.
 
     Attributes:
         name: its canonical name.
@@ -102,21 +103,26 @@ class Call:
     made_by: int | None
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+def _tensors(values: Iterable[Any], *, whole: bool) -> Iterator[Tensor]:
+    """Yield the tensors among some values, those of whole numbers and of bools only if asked."""
     for value in values:
         if isinstance(value, Tensor):
-            if value.is_floating_point():
+            if whole or value.is_floating_point() or value.is_complex():
                 yield value
         elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
+            yield from _tensors(value, whole=whole)
 
 
 @dataclass
 class Dataflow:
     """The steps of one image's forward pass, and what follows from their order.
 
+    Real and complex numbers carry the image to the logits. Whole numbers do so only in a network
+    where no other way leads there, such as one that rounds to bytes: elsewhere they are indices
+    and masks, which stand beside the maps.
+
     Attributes:
-        steps: all operations with floating-point outputs, in order.
+        steps: all operations whose outputs carry the image, in order.
         calls: all module calls that returned a tensor, in the order in which they returned.
         image: the size (H, W) of the image.
         classes: the number of logits.
@@ -133,9 +139,17 @@ class Dataflow:
     @classmethod
     def of(cls, model: nn.Module, image: Tensor) -> Dataflow:
         """Run one image (1, C, H, W) and return the steps of its forward pass."""
+        check_model(model)
+        check_images(model, image)
+        with named_failures(model, image):
+            flow = cls._of(model, image, whole=False)
+            return flow if flow._path else cls._of(model, image, whole=True)
+
+    @classmethod
+    def _of(cls, model: nn.Module, image: Tensor, *, whole: bool) -> Dataflow:
         image = image.detach().clone()
         known = {id(t) for m in (model.parameters(), model.buffers()) for t in m}
-        probe = _Probe(image, known)
+        probe = _Probe(image, known, whole=whole)
         with (
             evaluation_mode(model),
             without_fused_attention(),
@@ -252,7 +266,7 @@ def _moved(step: Step, x: Tensor, axis: int, output: Tensor) -> int | None:
 class _Probe(TorchFunctionMode):
     """List the operations and module calls of one forward pass."""
 
-    def __init__(self, image: Tensor, known: set[int]) -> None:
+    def __init__(self, image: Tensor, known: set[int], *, whole: bool) -> None:
         super().__init__()
         self.steps: list[Step] = []
         self.calls: list[Call] = []
@@ -260,13 +274,15 @@ class _Probe(TorchFunctionMode):
         self.made: dict[int, int] = {id(image): _IMAGE}
         self._image = image
         self._known = known
+        self._whole = whole
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        inputs = tuple(_tensors([*args, *kwargs.values()]))
+        inputs = tuple(_tensors([*args, *kwargs.values()], whole=self._whole))
         output = func(*args, **kwargs)
         name = operation_name(func)
-        outputs = tuple(_tensors([args[0] if name == "setitem" else output]))
+        result = args[0] if name == "setitem" else output
+        outputs = tuple(_tensors([result], whole=self._whole))
         if outputs:
             position = len(self.steps)
             # A tensor made out of sight is taken to come from the step before.

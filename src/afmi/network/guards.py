@@ -46,6 +46,10 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return modules
 
 
+def _is_training(module: nn.Module) -> bool:
+    return getattr(module, "training", False)  # which a frozen TorchScript module has not
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Hold all modules in evaluation mode; the last thread to leave restores their modes.
@@ -55,13 +59,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     modules = all_modules(model)
     with _lock:
         # Where nobody trains and nobody else holds anything, there is nothing to restore.
-        if not _held and not any(module.training for module in modules):
+        if not _held and not any(map(_is_training, modules)):
             modules = []
         for module in modules:
-            count, before = _held.get(id(module), (0, module.training))
+            count, before = _held.get(id(module), (0, _is_training(module)))
             _held[id(module)] = (count + 1, before)
             # Set flags one by one: `model.eval()` may be overridden and do more than that.
-            if module.training:
+            if _is_training(module):
                 module.training = False
     try:
         with _without_checkpointing():
@@ -104,6 +108,10 @@ def watching_module(module: nn.Module, callback: Callable[[object], object]) -> 
     What the callback returns, unless None, replaces the output. The hook is removed on leaving;
     unlike PyTorch's process-wide one it costs the other modules nothing.
     """
+    if isinstance(module, torch.jit.ScriptModule):  # which takes no hook of its own
+        with watching_all_modules(lambda run, output: callback(output) if run is module else None):
+            yield
+        return
     thread = threading.get_ident()
 
     def on_output(_module: nn.Module, _args: object, output: object) -> object:

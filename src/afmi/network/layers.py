@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from afmi.errors import LayerError, near_matches
+from afmi.network.checking import check_images, opaque_part
 from afmi.network.classifier import Classifier
 from afmi.network.graph import Call, Dataflow, Step
 from afmi.network.operations import Trait, operations_with
@@ -17,6 +18,7 @@ __all__ = [
     "Layer",
     "LayerChoice",
     "Place",
+    "check_layer",
     "check_place",
     "find_layer",
     "layer_names",
@@ -56,6 +58,16 @@ def layer_names(model: nn.Module) -> list[str]:
     return [name for name, _ in _network(model).named_modules() if name]
 
 
+def check_layer(layer: object) -> None:
+    """Raise a `LayerError` unless this can name a layer: text, a module or a `Layer`."""
+    if not isinstance(layer, (str, nn.Module, Layer)):
+        several = isinstance(layer, (list, tuple, set, dict))
+        raise LayerError(
+            "expected one layer, as a dotted name such as 'layer4' or a module of the network, got "
+            f"{layer!r}; " + ("explain with each by itself" if several else "name it by a text")
+        )
+
+
 def resolve_layer(model: nn.Module, layer: str | nn.Module | Layer | None, inputs: Tensor) -> Place:
     """Return the module and the `Layer` that the caller meant.
 
@@ -70,11 +82,12 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module | Layer | None, input
         LayerError: when the layer is not part of the network; near matches are listed.
     """
     network = _network(model)
+    if layer is None and isinstance(model, Classifier):
+        layer = model.layer
     if layer is None:
-        layer = getattr(model, "layer", None)
-        if not isinstance(layer, (str, Layer)):
-            layer = find_layer(model, inputs)
-            return network.get_submodule(layer.name), layer
+        layer = find_layer(model, inputs)
+        return network.get_submodule(layer.name), layer
+    check_layer(layer)
     if isinstance(layer, nn.Module):
         for name, module in network.named_modules():
             if module is layer:
@@ -170,6 +183,8 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     Raises:
         LayerError: when there is no such tensor, or no module returns it; name a layer then.
     """
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        check_images(model, inputs)
     return _locate(_network(model), Dataflow.of(model, inputs[:1]))
 
 
@@ -185,7 +200,11 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
         if step.position >= end or step.name in _POOLING or passing:
             continue
         holds, layout = map_layout(flow, step.output, step.position + 1)
-        if not holds or (layout is not None and step.name == "linear"):
+        if (
+            not holds
+            or not step.output.is_floating_point()
+            or (layout is not None and step.name == "linear")
+        ):
             continue  # a bare projection of tokens, such as an attending head's keys and values
         if layout is not None and not depends_on_places(flow, step, layout):
             continue
@@ -209,6 +228,14 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
 
 def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerError:
     """Return the error to raise where no module returns the last stage's output (``missed``)."""
+    opaque = opaque_part(network)
+    if opaque is not None:
+        calls = [(name, call.output) for name, call in _single_calls(network, flow)]
+        maps = [name for name, output in calls if output.dim() == 4 and output[0, 0].numel() > 1]
+        return LayerError(
+            f"found no last convolutional stage in this network: {opaque}"
+            + (f"; or pass a layer that gives feature maps, as layer={maps[-1]!r}" if maps else "")
+        )
     if missed is None:
         return LayerError(
             "found no last convolutional stage in this network: no feature maps (N, K, h, w) or "

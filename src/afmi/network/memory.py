@@ -14,8 +14,9 @@ T = TypeVar("T")
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Tell whether an error says that a tensor could not be allocated, on a GPU or a CPU."""
-    # On a CPU PyTorch raises a plain RuntimeError, known by its allocator's words alone.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # On a CPU and on Apple's GPUs PyTorch raises a plain RuntimeError, known by its words alone.
+    words = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[T], int]:

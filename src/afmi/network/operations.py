@@ -259,7 +259,9 @@ _OPERATIONS: dict[Trait, str] = {
     Trait.COPY: """
         contiguous clone alias identity copy to type type_as float double half bfloat16 cpu cuda
         detach data requires_grad as_subclass conj conj_physical resolve_conj resolve_neg""",
-    Trait.FOURIER: f"{_FOURIER} stft istft real imag complex view_as_real view_as_complex",
+    Trait.FOURIER: f"""
+        {_FOURIER} stft istft real imag complex view_as_real view_as_complex conj conj_physical
+        resolve_conj""",
     Trait.CREATE: """
         zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full""",
     Trait.LIKE_OTHER: "type_as view_as reshape_as expand_as",

@@ -23,8 +23,11 @@ def logits_of(output: object) -> Tensor:
         logits = output.logits  # type: ignore[attr-defined]
     elif isinstance(output, (tuple, list)) and output:
         logits = output[0]
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.is_floating_point():
-        returned = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(output)
+    tensor = isinstance(logits, Tensor)
+    if not tensor or logits.dim() != 2 or not logits.is_floating_point() or not logits.shape[1]:
+        returned = f"{tuple(logits.shape)} {logits.dtype}" if tensor else type(output).__name__
+        if isinstance(output, dict):
+            returned = f"a dict of {', '.join(map(repr, output)) or 'nothing'}"
         raise ModelError(
             f"the network must return class logits (N, C), but returned {returned}; "
             "wrap it in an nn.Module whose forward returns the logits"

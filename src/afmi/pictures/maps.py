@@ -110,7 +110,7 @@ def _centred_ranks(maps: Tensor) -> Tensor:
     starts = torch.ones_like(values, dtype=torch.bool)
     starts[:, 1:] = values[:, 1:] != values[:, :-1]
     run = starts.long().cumsum(1) - 1
-    sizes = torch.zeros(values.shape, dtype=torch.float64)
+    sizes = torch.zeros_like(values)
     sizes.scatter_add_(1, run, torch.ones_like(sizes))
     mean = sizes.cumsum(1) - (sizes + 1) / 2 - (flat.shape[1] - 1) / 2
     return torch.empty_like(mean).scatter_(1, order, mean.gather(1, run))
@@ -126,7 +126,7 @@ def display_range(values: Tensor) -> tuple[float, float]:
     Args:
         values: one map, any shape.
     """
-    flat = values.detach().double().flatten()
+    flat = values.detach().to("cpu", torch.float64).flatten()
     low = float(torch.quantile(flat, 0.005)) if flat.numel() <= 2**24 else float(flat.min())
     high = float(torch.quantile(flat, 0.995)) if flat.numel() <= 2**24 else float(flat.max())
     if float(flat.min()) < 0:

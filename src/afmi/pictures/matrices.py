@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CellsToPixels", "at_224", "crops", "gaussian", "interpolation"]
+__all__ = ["CellsToPixels", "at_224", "crops", "gaussian", "interpolation", "product"]
 
 
 def at_224(length: float, inputs: Tensor) -> float:
@@ -21,7 +23,7 @@ def interpolation(cells: int, size: int) -> Tensor:
 
     It is what ``F.interpolate(…, mode="bilinear", align_corners=False)`` does along one axis.
     """
-    identity = torch.eye(cells, dtype=torch.float64)
+    identity = torch.eye(cells, dtype=torch.float64, device="cpu")
     return F.interpolate(identity[None], size=size, mode="linear", align_corners=False)[0].T
 
 
@@ -30,9 +32,20 @@ def gaussian(size: int, sigma: float) -> Tensor:
 
     Its own rows sum to 1, also at the edges.
     """
-    position = torch.arange(size, dtype=torch.float64)
+    position = torch.arange(size, dtype=torch.float64, device="cpu")
     weight = torch.exp(-((position[:, None] - position[None]) ** 2) / (2 * sigma**2))
     return weight / weight.sum(1, keepdim=True)
+
+
+def product(*factors: Tensor) -> Tensor:
+    """Return the matrix product of two or more tensors, in their own precision.
+
+    Autocast, which a user switches on for the network, would compute it in 16 bits.
+    """
+    device = factors[0].device.type
+    off = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if off else nullcontext():
+        return reduce(torch.matmul, factors)
 
 
 def crops(matrix: Tensor, size: int) -> Tensor:
@@ -54,8 +67,8 @@ class CellsToPixels:
 
     def __call__(self, masks: Tensor) -> Tensor:
         """Return masks (B, h, w) at pixel size, (B, 1, H, W)."""
-        return (self.down @ masks @ self.across.mT)[:, None]
+        return product(self.down, masks, self.across.mT)[:, None]
 
     def pull_back(self, gradient: Tensor) -> Tensor:
         """Return the gradient by the cells, (B, h, w), given the one by pixels (B, 1, H, W)."""
-        return self.down.mT @ gradient[:, 0] @ self.across
+        return product(self.down.mT, gradient[:, 0], self.across)

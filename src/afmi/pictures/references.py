@@ -7,18 +7,23 @@ as they are, and the references' numbers too.
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
-from afmi.pictures.images import read_image
-from afmi.pictures.matrices import gaussian
+from afmi.pictures.images import ImageSource, read_image
+from afmi.pictures.matrices import gaussian, product
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = [
@@ -29,8 +34,10 @@ __all__ = [
     "Mean",
     "Random",
     "Reference",
+    "ReferenceLike",
     "Several",
     "White",
+    "reference_of",
 ]
 
 
@@ -98,9 +105,14 @@ class Random(Reference):
 
     def __call__(self, inputs: Tensor) -> Tensor:
         # Drawn on the CPU in float32, so that every device and dtype gets the same numbers.
-        generator = torch.Generator().manual_seed(self.seed)
-        images = torch.rand(self.samples, *inputs.shape[1:], generator=generator)
-        return images.to(inputs)
+        size = (self.samples, *inputs.shape[1:])
+        drawn = torch.rand(
+            size,
+            generator=torch.Generator("cpu").manual_seed(self.seed),
+            dtype=torch.float32,
+            device="cpu",
+        )
+        return drawn.to(inputs)
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class Blurred(Reference):
         sigma = self.sigma or max(min(height, width) / 10, 0.5)
         across = gaussian(width, sigma).to(inputs)
         down = gaussian(height, sigma).to(inputs)
-        return down @ inputs.detach() @ across.T
+        return product(down, inputs.detach(), across.T)
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,10 @@ class Mean(Reference):
     """
 
     color: tuple[float, ...] = (0.485, 0.456, 0.406)
+
+    def __post_init__(self) -> None:
+        if not self.color or not all(map(math.isfinite, self.color)):
+            raise UsageError(f"expected a finite number for each channel, got color={self.color}")
 
     def __call__(self, inputs: Tensor) -> Tensor:
         color = torch.tensor(self.color, dtype=inputs.dtype, device=inputs.device)
@@ -153,23 +169,28 @@ class Image(Reference):
     """A given picture.
 
     Args:
-        source: tensor (C, H, W) or (R, C, H, W) in the images' own range and size, or a file,
-            which is resized and cropped to the images' size.
+        source: tensor (C, H, W) or (R, C, H, W) in the images' own range and size; or a file, or
+            a picture as `afmi.read_image` takes it, which is resized and cropped to the images'
+            size.
     """
 
-    source: Tensor | str | os.PathLike[str]
+    source: Tensor | ImageSource
     _tensor: Tensor | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         if isinstance(self.source, Tensor):
-            if self.source.dim() not in (3, 4):
+            if self.source.dim() not in (3, 4) or not self.source.is_floating_point():
                 raise ShapeError(
-                    "expected a reference image (C, H, W) or images (R, C, H, W), got "
-                    f"{tuple(self.source.shape)}"
+                    "expected a reference image (C, H, W) or images (R, C, H, W), floating point, "
+                    f"got {tuple(self.source.shape)} {self.source.dtype}; divide bytes by 255"
                 )
+            if not bool(self.source.isfinite().all()):
+                raise UsageError("expected finite pixels, got NaN or infinity in the reference")
             # A copy: what the caller does with the tensor later must not change cached runs.
             copy = self.source.detach().clone()
             object.__setattr__(self, "_tensor", copy if copy.dim() == 4 else copy[None])
+        elif not isinstance(self.source, (str, os.PathLike)):
+            object.__setattr__(self, "source", np.array(read_image(self.source)))
 
     def __call__(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[-2:]
@@ -185,6 +206,54 @@ class Image(Reference):
                 f"{tuple(self._tensor.shape[1:])}; resize it"
             )
         return self._tensor.to(inputs)
+
+
+ReferenceLike: TypeAlias = (
+    "Reference | type[Reference] | ImageSource | Tensor | float | Sequence[ReferenceLike]"
+)
+
+
+def reference_of(given: ReferenceLike) -> Reference:
+    """Return the reference that a user meant.
+
+    Args:
+        given: a `Reference` or the class of one; its name (``"white"``) or a file of a picture; a
+            picture (PIL, or an array (H, W, 3)); a tensor (C, H, W) or (R, C, H, W); a number, the
+            value of every pixel; numbers, one for each channel; or a list of several of these.
+
+    Raises:
+        UsageError: when it is none of these.
+
+    Example:
+        >>> reference_of(0.5), reference_of("white")
+        (Mean(color=(0.5,)), White())
+    """
+    if isinstance(given, type) and issubclass(given, Reference):
+        given = given()
+    if isinstance(given, Reference):
+        return given
+    if isinstance(given, str):
+        return specs.parse(given, Reference)
+    pictures = (os.PathLike, PIL.Image.Image)
+    if isinstance(given, pictures) or (isinstance(given, (Tensor, np.ndarray)) and given.ndim >= 2):
+        return Image(given)
+    if _is_number(given):
+        return Mean((float(given),))  # type: ignore[arg-type]
+    if isinstance(given, (tuple, list)) and given:
+        if all(map(_is_number, given)):
+            return Mean(tuple(float(number) for number in given))  # type: ignore[arg-type]
+        return Several([reference_of(one) for one in given])
+    form = f"a tensor {tuple(given.shape)}" if isinstance(given, Tensor) else repr(given)
+    raise UsageError(
+        "expected a reference such as Black(), 'white', a file, a picture, a tensor (C, H, W) or a "
+        f"number, got {form}"
+    )
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -54,18 +54,7 @@ def class_target(target: TargetLike, inputs: Tensor) -> Target:
     """
     if target is None:
         return Target(None)
-    if isinstance(target, (bool, str)):
-        raise TargetError(
-            f"expected a class index, got {target!r}; afmi.find_class(model, label) finds it"
-        )
-    try:
-        classes = torch.as_tensor(target, device=inputs.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TargetError(
-            f"expected a class index or one for each image, got {target!r}"
-        ) from error
-    if not _integer(classes):
-        raise TargetError(f"expected integer classes, got {classes.dtype}")
+    classes = _indices(target, inputs)
     batch = inputs.shape[0]
     if classes.dim() == 0 or classes.shape == (1,):
         classes = classes.reshape(1).expand(batch)
@@ -87,17 +76,28 @@ def class_rows(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
     Raises:
         TargetError: when they are no such classes.
     """
-    classes = torch.as_tensor(targets, device=inputs.device)
+    classes = _indices(targets, inputs)
     if classes.dim() == 1:
         classes = classes[:, None].expand(-1, inputs.shape[0])
-    fits = classes.dim() == 2 and classes.shape[1] == inputs.shape[0] and classes.shape[0] > 0
-    if not fits or not _integer(classes):
+    if classes.dim() != 2 or classes.shape[1] != inputs.shape[0] or not classes.shape[0]:
         raise TargetError(
             f"expected T classes or integer classes (T, {inputs.shape[0]}), got shape "
-            f"{tuple(classes.shape)} {classes.dtype}"
+            f"{tuple(classes.shape)}"
         )
     return classes.to(torch.int64)
 
 
-def _integer(classes: Tensor) -> bool:
-    return not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+def _indices(given: object, inputs: Tensor) -> Tensor:
+    """Return classes as whole numbers on the images' device, in the shape in which they came."""
+    try:
+        if isinstance(given, bool):
+            raise TypeError("a truth value is no class")
+        classes = torch.as_tensor(given, device=inputs.device).to_dense()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TargetError(
+            f"expected a class index, or several in a list or tensor, got {given!r}; "
+            "afmi.find_class(model, label) finds a label's"
+        ) from error
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TargetError(f"expected integer classes, got {tuple(classes.shape)} {classes.dtype}")
+    return classes

@@ -145,7 +145,7 @@ def _epoch(parts: dict[str, Any], images: Tensor, labels: Tensor, seed: int, epo
     # The order and the dropout depend on the epoch alone, so that a resumed training has the same.
     torch.manual_seed((seed << 16) + epoch)
     model, optimizer, scheduler = parts["model"], parts["optimizer"], parts["scheduler"]
-    batches: Sequence[Tensor] = torch.randperm(len(images)).split(BATCH)
+    batches: Sequence[Tensor] = torch.randperm(len(images), device="cpu").split(BATCH)
     for batch in track(batches, f"{model.name}, epoch {epoch + 1}"):
         optimizer.zero_grad()
         F.cross_entropy(model(images[batch]), labels[batch]).backward()

@@ -20,6 +20,7 @@ from afmi.methods import AFMI
 from afmi.metrics import FMIPrototypes
 from afmi.metrics.fmi_prototypes import shuffled
 from afmi.network.classifier import Classifier, classify
+from afmi.network.randomness import generator_of
 from afmi.pictures.batches import neighbours
 from afmi.progress import track
 
@@ -83,7 +84,7 @@ def measure_agreement(
         importance, labels = part["importance"][right], part["labels"][right]
         predicted_classes.append(total.classify(importance))
         true_classes.append(labels)
-        keys = torch.arange(len(right))[right][:, None] + number * _PART
+        keys = torch.arange(len(right), device="cpu")[right][:, None] + number * _PART
         control += int(total.agreement(shuffled(importance, keys=keys), labels).sum())
     if total is None or not true_classes:
         raise UsageError(
@@ -91,7 +92,7 @@ def measure_agreement(
             "choose the data that it was trained for, or another network"
         )
     predicted, true = torch.cat(predicted_classes), torch.cat(true_classes)
-    exchanged = torch.randperm(len(true), generator=torch.Generator().manual_seed(0))
+    exchanged = torch.randperm(len(true), generator=generator_of(0), device="cpu")
     _, layer = method.resolved_layer(validation.first())
     return {
         "network": model.name,
@@ -140,13 +141,16 @@ def _computed(
 
     for pairs in neighbours(readable(), batch, lambda pair: pair[0].shape):
         inputs = torch.cat([picture for picture, _ in pairs])
-        classes = torch.tensor([label for _, label in pairs], device=inputs.device)
+        classes = torch.tensor(
+            [label for _, label in pairs], dtype=torch.int64, device=inputs.device
+        )
         importance.append(method.feature_map_importance(inputs, classes).float().cpu())
         predicted.append(classify(method.model, inputs).argmax(1).cpu())
-        labels += classes.tolist()
+        labels.append(classes.cpu())
+    no_class = torch.empty(0, dtype=torch.int64, device="cpu")
     return {
-        "importance": torch.cat(importance) if importance else torch.zeros(0, 0),
-        "labels": torch.tensor(labels, dtype=torch.int64),
-        "predicted": torch.cat(predicted) if predicted else torch.zeros(0, dtype=torch.int64),
-        "unreadable": torch.tensor(unreadable),
+        "importance": torch.cat(importance) if importance else no_class.new_zeros(0, 0).float(),
+        "labels": torch.cat([no_class, *labels]),
+        "predicted": torch.cat([no_class, *predicted]),
+        "unreadable": no_class.new_tensor(unreadable),
     }

@@ -114,7 +114,7 @@ def _agreement(
 ) -> list[dict[str, Any]]:
     """Return a row for every two references."""
     inputs = prepare(model, photo.image)
-    targets = torch.tensor([photo.target], device=inputs.device)
+    targets = torch.tensor([photo.target], dtype=torch.int64, device=inputs.device)
     case = Case(
         dataclasses.replace(method, reference=REFERENCES[0]),
         inputs,

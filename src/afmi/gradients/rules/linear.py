@@ -60,8 +60,7 @@ def scatter(interception: Interception, operation: Operation) -> Any:
 _LINEAR = operations_with(
     *(Trait.SUM, Trait.JOIN, Trait.RESHAPE, Trait.EXPAND, Trait.TRANSPOSE, Trait.CHOOSE),
     *(Trait.SCATTER, Trait.REARRANGE, Trait.RESAMPLE, Trait.AVERAGE_POOL, Trait.COPY),
-    Trait.CREATE,
-    Trait.FOURIER,
+    *(Trait.CREATE, Trait.FOURIER),
 )
 
 RULES: dict[str, Handler] = {

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from afmi.errors import LayerError, OperationError
-from afmi.gradients import Interception, Operation, Rules, layer_pass
+from afmi.gradients import Interception, Operation, Rules, UnseenError, layer_pass
 from afmi.gradients.rule_sets import linear_rules
 from afmi.methods.base import Attribution, LayerMethod
+from afmi.network.checking import opaque_part
 from afmi.network.layers import LayerChoice
 from afmi.network.operations import Trait, operations_with
 from afmi.targets import Target
@@ -60,7 +61,11 @@ class CAM(LayerMethod):
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
         try:
             run = layer_pass(self.model, inputs, LayerChoice(self.layer), _affine_head())
+        except UnseenError:
+            raise
         except OperationError as error:
+            if opaque_part(self.model) is not None:
+                raise
             raise LayerError(
                 _NEEDS.format("the operations behind the layer are not all linear")
             ) from error

@@ -60,6 +60,7 @@ class GradientSHAP(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 1:
             raise UsageError(f"expected at least 1 sample, got samples={self.samples}")
         check_batch_size(self.batch_size)
@@ -91,7 +92,11 @@ class GradientSHAP(Method):
         which, alpha = [], []
         for i, image in enumerate(inputs):
             generator = image_generator(self.seed, image)
-            drawn = torch.randint(len(references), (self.samples,), generator=generator)
+            drawn = torch.randint(
+                len(references), (self.samples,), generator=generator, device="cpu"
+            )
             which.append(torch.full_like(drawn, i) if self.reference.per_image else drawn)
-            alpha.append(torch.rand(self.samples, generator=generator))
+            alpha.append(
+                torch.rand(self.samples, generator=generator, dtype=torch.float32, device="cpu")
+            )
         return torch.cat(which).to(inputs.device), torch.cat(alpha).to(inputs)

@@ -60,6 +60,7 @@ class IntegratedGradients(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1:
             raise UsageError(f"expected at least 1 step, got steps={self.steps}")
         check_batch_size(self.batch_size)

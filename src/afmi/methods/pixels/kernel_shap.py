@@ -67,6 +67,7 @@ class KernelSHAP(BlackBoxMethod):
     reference: Reference = field(default_factory=Black)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples is not None and self.samples < 2:
             raise UsageError(f"expected at least 2 samples, or None, got {self.samples}")
 
@@ -93,7 +94,8 @@ class KernelSHAP(BlackBoxMethod):
         count = int(labels.max()) + 1
         samples = 2 * count + 2048 if self.samples is None else self.samples
         kept, weight = coalitions(count, samples, image_generator(self.seed, image))
-        return torch.cat([torch.tensor([[False], [True]]).expand(2, count), kept]), weight
+        empty_and_whole = torch.tensor([[False], [True]], dtype=torch.bool, device="cpu")
+        return torch.cat([empty_and_whole.expand(2, count), kept]), weight
 
     def _one(
         self, image: Tensor, references: Tensor, classes: Tensor, runner: BatchRunner
@@ -101,7 +103,7 @@ class KernelSHAP(BlackBoxMethod):
         """Return maps (T, H, W) and y_c(x) − y_c(x̄) (T,) of one image (C, H, W)."""
         labels = superpixels(self.segmentation, image)
         kept, weight = self._coalitions(labels, image)
-        scores = torch.zeros(len(kept), len(classes), dtype=torch.float64)
+        scores = torch.zeros(len(kept), len(classes), dtype=torch.float64, device="cpu")
         for start, stop in track(runner.ranges(len(kept)), self.name):
             visible = kept[start:stop].to(image.device)[:, labels][:, None]
             for reference in references:
@@ -139,14 +141,14 @@ def coalitions(count: int, samples: int, generator: torch.Generator) -> tuple[Te
         left -= len(sizes) * number
         for k in sizes:
             del of_size[k]
-    members = torch.zeros(len(chosen), count, dtype=torch.bool)
+    members = torch.zeros(len(chosen), count, dtype=torch.bool, device="cpu")
     for row, players in enumerate(chosen):
         members[row, players] = True
     if of_size and left >= 2:
         drawn = torch.stack(list(_draw(of_size, count, left // 2, generator))).flatten(0, 1)
         members = torch.cat([members, drawn])
         weights += [sum(of_size.values()) / len(drawn)] * len(drawn)
-    weight = torch.tensor(weights, dtype=torch.float64)
+    weight = torch.tensor(weights, dtype=torch.float64, device="cpu")
     return members, weight / weight.sum()
 
 
@@ -154,11 +156,15 @@ def _draw(
     of_size: dict[int, float], count: int, pairs: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
     """Yield pairs of a coalition and its complement, (2, count), sizes by their weight."""
-    sizes, shares = list(of_size), torch.tensor(list(of_size.values()), dtype=torch.float64)
+    sizes, shares = (
+        list(of_size),
+        torch.tensor(list(of_size.values()), dtype=torch.float64, device="cpu"),
+    )
     picks = torch.multinomial(shares, pairs, replacement=True, generator=generator)
     for pick in picks.tolist():
-        coalition = torch.zeros(count, dtype=torch.bool)
-        coalition[torch.randperm(count, generator=generator)[: sizes[pick]]] = True
+        coalition = torch.zeros(count, dtype=torch.bool, device="cpu")
+        order = torch.randperm(count, generator=generator, device="cpu")
+        coalition[order[: sizes[pick]]] = True
         yield torch.stack([coalition, ~coalition])
 
 

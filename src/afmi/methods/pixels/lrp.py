@@ -105,6 +105,7 @@ class LRP(Method):
     epsilon: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.epsilon < float("inf"):
             raise UsageError(f"expected epsilon from 0 up, got {self.epsilon}")
 

@@ -61,6 +61,7 @@ class SmoothGrad(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 1 or not self.noise >= 0:
             raise UsageError(
                 "expected at least 1 sample and noise from 0 up, got "
@@ -93,7 +94,9 @@ class SmoothGrad(Method):
             # One draw for each copy, so that the numbers do not depend on how many go together.
             noise = torch.stack(
                 [
-                    torch.randn(inputs.shape[1:], generator=generator)
+                    torch.randn(
+                        inputs.shape[1:], generator=generator, dtype=torch.float32, device="cpu"
+                    )
                     for _ in range(copies)
                     for generator in generators
                 ]

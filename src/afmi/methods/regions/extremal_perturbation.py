@@ -90,6 +90,7 @@ class ExtremalPerturbation(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "areas", tuple(self.areas))
         if not self.areas or not all(0 < area < 1 for area in self.areas):
             raise UsageError(f"expected areas above 0 and below 1, got {self.areas}")
@@ -167,7 +168,7 @@ class _Lattice:
         # Distances in lattice steps; the kernel is cut off where it falls below 1/50.
         fall = method.sigma / method.step - 1
         self.reach = int(1 + fall * 2)
-        line = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64)
+        line = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64, device="cpu")
         distance = (line[:, None] ** 2 + line[None] ** 2).sqrt()
         kernel = torch.exp(-(((distance - 1).clamp(min=0) / fall) ** 2))
         self.kernel = kernel.flatten()[:, None].to(inputs)
@@ -180,13 +181,13 @@ class _Lattice:
 
     def start(self, count: int) -> Tensor:
         """Return the first m̄, (B, h, w): the whole image sharp, where its gradient tells most."""
-        return torch.ones(count, *self.size).to(self.like)
+        return self.like.new_ones(count, *self.size)
 
     def ranked(self, area: float) -> Tensor:
         """Return r_a (h·w): zeros, then ones on the share ``area``, at least one place."""
         places = self.size[0] * self.size[1]
         ones = min(max(round(area * places), 1), places)
-        return (torch.arange(places) >= places - ones).to(self.like)
+        return (torch.arange(places, device="cpu") >= places - ones).to(self.like)
 
     def smooth(self, free: Tensor) -> Tensor:
         """Return m (B, h, w): the max-convolution of m̄."""

@@ -70,6 +70,7 @@ class LIME(BlackBoxMethod):
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.samples < 2 or not self.kernel_width > 0 or not self.ridge >= 0:
             raise UsageError(
                 "expected at least 2 samples, a kernel_width above 0 and a ridge of at least 0, "
@@ -104,14 +105,16 @@ class LIME(BlackBoxMethod):
         if hidden is None:
             hidden = mean_colors(image, labels, count)
         generator = image_generator(self.seed, image)
-        kept = torch.randint(0, 2, (self.samples, count), generator=generator, dtype=torch.bool)
+        kept = torch.randint(
+            0, 2, (self.samples, count), generator=generator, dtype=torch.bool, device="cpu"
+        )
         kept[0] = True
-        scores = torch.empty(self.samples, len(classes), dtype=torch.float64)
+        scores = torch.empty(self.samples, len(classes), dtype=torch.float64, device="cpu")
         for start, stop in track(runner.ranges(self.samples), self.name):
             visible = kept[start:stop].to(image.device)[:, labels][:, None]
             logits = runner.logits(torch.where(visible, image, hidden))
             scores[start:stop] = probabilities(logits)[:, classes.cpu()]
-        design = kept.to(torch.float64)
+        design = kept.to("cpu", torch.float64)
         distance = 1 - (design.sum(1) / count).sqrt()
         closeness = torch.exp(-(distance**2) / (2 * self.kernel_width**2))
         weights = weighted_ridge(design, scores, closeness, self.ridge)
@@ -121,7 +124,7 @@ class LIME(BlackBoxMethod):
 def mean_colors(image: Tensor, labels: Tensor, count: int) -> Tensor:
     """Return the image (C, H, W) with each superpixel's mean colour in place of its pixels."""
     flat, label = image.flatten(1).to("cpu", torch.float64), labels.flatten().cpu()
-    sums = torch.zeros(flat.shape[0], count, dtype=torch.float64).index_add_(1, label, flat)
+    sums = flat.new_zeros(flat.shape[0], count).index_add_(1, label, flat)
     means = sums / torch.bincount(label, minlength=count)
     return means.to(image)[:, labels]
 
@@ -140,5 +143,5 @@ def weighted_ridge(design: Tensor, values: Tensor, weight: Tensor, ridge: float)
     values = values - (share * values).sum(0)
     root = weight.sqrt()[:, None]
     normal = (root * design).T @ (root * design)
-    normal += ridge * torch.eye(design.shape[1], dtype=design.dtype)
+    normal.diagonal().add_(ridge)
     return torch.linalg.pinv(normal, hermitian=True) @ ((weight[:, None] * design).T @ values)

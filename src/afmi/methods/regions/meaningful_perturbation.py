@@ -12,6 +12,7 @@ from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.classifier import classify
+from afmi.network.randomness import generator_of
 from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.references import Blurred, Reference
 from afmi.progress import track
@@ -85,6 +86,7 @@ class MeaningfulPerturbation(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         sizes = min(self.learning_rate, self.power, self.cell, self.blur)
         if self.iterations < 1 or self.jitter < 1 or not sizes > 0:
             raise UsageError(
@@ -110,8 +112,10 @@ class MeaningfulPerturbation(Method):
         before = before.clamp_min(torch.finfo(before.dtype).tiny)
         mask = self._start(scene, classes, before, runner).requires_grad_(True)
         optimizer = torch.optim.Adam([mask], lr=self.learning_rate)
-        generator = torch.Generator().manual_seed(self.seed)
-        offsets = torch.randint(0, scene.jitter, (self.iterations, 2), generator=generator)
+        generator = generator_of(self.seed)
+        offsets = torch.randint(
+            0, scene.jitter, (self.iterations, 2), generator=generator, device="cpu"
+        )
 
         def slope(logits: Tensor, start: int, stop: int) -> Tensor:
             probabilities = torch.softmax(logits, 1)
@@ -141,8 +145,8 @@ class MeaningfulPerturbation(Method):
     def _start(self, scene: _Scene, classes: Tensor, before: Tensor, runner: BatchRunner) -> Tensor:
         """Return for each image the smallest centred disc of zeros that hides the class."""
         height, width = scene.cells
-        row = (torch.arange(height, dtype=torch.float64) + 0.5) * 2 / height - 1
-        column = (torch.arange(width, dtype=torch.float64) + 0.5) * 2 / width - 1
+        row = (torch.arange(height, dtype=torch.float64, device="cpu") + 0.5) * 2 / height - 1
+        column = (torch.arange(width, dtype=torch.float64, device="cpu") + 0.5) * 2 / width - 1
         radius = (row[:, None] ** 2 + column[None] ** 2).sqrt()
         steps = 20
         # The last disc covers the corners.

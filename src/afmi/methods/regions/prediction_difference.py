@@ -79,6 +79,7 @@ class PredictionDifference(BlackBoxMethod):
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         stride = 1 if self.stride is None else self.stride
         if min(self.window, stride, self.samples, self.images) < 1 or self.padding < 0:
             raise UsageError(
@@ -137,8 +138,8 @@ class PredictionDifference(BlackBoxMethod):
             for left in _positions(width, side, stride)
         ]
         whole = self._log_odds(probabilities(runner.logits(image[None].clone())))[:, classes.cpu()]
-        evidence = torch.zeros(len(classes), height, width, dtype=torch.float64)
-        covered = torch.zeros(height, width, dtype=torch.float64)
+        evidence = whole.new_zeros(len(classes), height, width)
+        covered = whole.new_zeros(height, width)
         count = sampler.count
         group = max(1, runner.size // count)
         for start in track(range(0, len(corners), group), self.name):
@@ -210,15 +211,15 @@ class _PatchModel:
             (C, k², l² − k²) and the square root (C, k², k²) of the conditional covariance.
         """
         if (down, right) not in self._known:
-            mask = torch.zeros(self.outer, self.outer, dtype=torch.bool)
+            mask = torch.zeros(self.outer, self.outer, dtype=torch.bool, device="cpu")
             mask[down : down + self.side, right : right + self.side] = True
             inside, outside = mask.flatten().nonzero()[:, 0], (~mask).flatten().nonzero()[:, 0]
             covariance = self.covariance
             cross = covariance[:, inside][:, :, outside]
             # A little white noise keeps the inverse stable where patches are few or smooth.
-            level = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * 1e-6 + 1e-12
+            level = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None] * 1e-6 + 1e-12
             ring = covariance[:, outside][:, :, outside]
-            ring = ring + level * torch.eye(len(outside), dtype=ring.dtype)
+            ring.diagonal(dim1=1, dim2=2).add_(level)
             gain = torch.linalg.solve(ring, cross.mT).mT if len(outside) else cross
             left = covariance[:, inside][:, :, inside] - gain @ cross.mT
             values, vectors = torch.linalg.eigh((left + left.mT) / 2)
@@ -245,7 +246,7 @@ class _Conditional:
         ring = (patch - model.mean)[:, outside]
         mean = model.mean[:, inside] + (gain @ ring[:, :, None])[:, :, 0]
         shape = (self.count, *mean.shape)
-        noise = torch.randn(shape, generator=self.generator, dtype=mean.dtype)
+        noise = torch.randn(shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
         drawn = mean + (root @ noise[..., None])[..., 0]
         drawn = torch.minimum(torch.maximum(drawn, model.low[:, None]), model.high[:, None])
         return drawn.unflatten(2, (side, side))

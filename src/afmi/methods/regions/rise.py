@@ -11,7 +11,8 @@ from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
-from afmi.pictures.matrices import CellsToPixels, crops, interpolation
+from afmi.network.randomness import generator_of
+from afmi.pictures.matrices import CellsToPixels, crops, interpolation, product
 from afmi.progress import track
 
 __all__ = ["RISE"]
@@ -61,6 +62,7 @@ class RISE(BlackBoxMethod):
     probability: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.masks < 1 or self.cells < 1 or not 0 < self.probability <= 1:
             raise UsageError(
                 "expected at least 1 mask and 1 cell and a probability above 0 and up to 1, got "
@@ -84,7 +86,7 @@ class RISE(BlackBoxMethod):
             for n in range(count):
                 logits = runner.logits(inputs[n] * batch)
                 score = torch.softmax(logits.to(wide), 1)[:, classes[:, n]]
-                total[:, n] += score.T @ flat
+                total[:, n] += product(score.T, flat)
         maps = total / (self.masks * self.probability)
         return maps.view(*classes.shape, 1, height, width), None
 
@@ -93,10 +95,12 @@ class _Masks:
     """Makes the masks of any range when they are used; only their small grids are kept."""
 
     def __init__(self, method: RISE, height: int, width: int, like: Tensor) -> None:
-        generator = torch.Generator().manual_seed(method.seed)
+        generator = generator_of(method.seed)
         side, count = method.cells, method.masks
-        visible = torch.rand(count, side, side, generator=generator) < method.probability
-        self.grids = visible.to(like)
+        drawn = torch.rand(
+            count, side, side, generator=generator, dtype=torch.float32, device="cpu"
+        )
+        self.grids = (drawn < method.probability).to(like)
         self.down, self.row = self._axis(height, side, count, generator, like)
         self.across, self.column = self._axis(width, side, count, generator, like)
 
@@ -107,7 +111,7 @@ class _Masks:
         """Return the interpolation from each offset, (offsets, size, cells), and the offsets."""
         cell = -(-size // cells)
         full = interpolation(cells, (cells + 1) * cell)
-        offset = torch.randint(0, cell, (count,), generator=generator)
+        offset = torch.randint(0, cell, (count,), generator=generator, device="cpu")
         return crops(full[: cell + size - 1], size).to(like), offset.to(like.device)
 
     def __call__(self, start: int, stop: int) -> Tensor:

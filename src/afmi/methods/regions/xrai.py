@@ -72,6 +72,7 @@ class XRAI(Method):
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.steps < 1 or not self.scales:
             raise UsageError(
                 "expected at least 1 step and 1 scale, got "
@@ -91,7 +92,9 @@ class XRAI(Method):
                 for picture in map(_picture, inputs)
             ]
             try:
-                pixels = self._attributions(inputs, classes).amax(1).double().cpu().numpy()
+                pixels = (
+                    self._attributions(inputs, classes).amax(1).to("cpu", torch.float64).numpy()
+                )
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -142,7 +145,7 @@ def _picture(image: Tensor) -> np.ndarray:
     """Stretch an image (C, H, W) to [−1, 1], for which the scales are meant: (224, 224, C)."""
     from skimage.transform import resize
 
-    pixels = image.detach().double().cpu().numpy()
+    pixels = image.detach().to("cpu", torch.float64).numpy()
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) / max(high - low, 1e-12) * 2 - 1
     # One channel at a time, because splines across the channels would take four times as long.
