@@ -135,7 +135,8 @@ def _cut_off(tensor: Tensor) -> None:
         tensor.detach_()
         return
     plain = tensor.detach()
-    plain.__dict__.update(tensor.__dict__)
+    for name, value in vars(tensor).items():
+        setattr(plain, name, value)
     try:
         torch.utils.swap_tensors(tensor, plain)
     except RuntimeError:  # somebody holds it by a weak reference
