@@ -47,6 +47,7 @@ _ALIASES = {
     "linalg_cross": "cross",
     "fliplr": "flip",
     "flipud": "flip",
+    "reversed": "flip",
     "concat": "cat",
     "concatenate": "cat",
     "swapaxes": "transpose",
@@ -279,8 +280,8 @@ _OPERATIONS: dict[Trait, str] = {
         softmax log_softmax softmin logsumexp scaled_dot_product_attention
         multi_head_attention_forward layer_norm group_norm instance_norm rms_norm
         local_response_norm normalize var std var_mean std_mean norm vector_norm
-        linalg_vector_norm linalg_norm cosine_similarity amax amin aminmax prod cumprod cdist dist
-        hypot logaddexp""",
+        linalg_vector_norm linalg_norm linalg_matrix_norm cosine_similarity amax amin aminmax prod
+        cumprod cdist dist hypot logaddexp""",
     Trait.CHANNELS_FIRST: f"""
         {_CONVOLUTIONS} {_AVERAGE_POOLS} {_MAX_POOLS} {_OTHER_POOLS} max_unpool1d max_unpool2d
         max_unpool3d batch_norm group_norm instance_norm local_response_norm interpolate upsample
