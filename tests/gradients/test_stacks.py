@@ -344,6 +344,8 @@ SMALL: dict[str, Function] = {
     "distances": lambda x: x + torch.cdist(x, x.exp()) + torch.cdist(x, _weights(6, 6), p=1),
     "cross": lambda x: torch.cat([x[:, :1], torch.cross(x[:, 1:], x[:, 1:].exp(), dim=1)], 1),
     "bilinear": lambda x: x + F.bilinear(x, x.square(), _weights(6, 6, 6)),
+    "Frobenius": lambda x: x / torch.linalg.matrix_norm(x, keepdim=True),
+    "reversed": lambda x: torch.stack([*reversed(x.exp().transpose(0, 1))], 1),
     "vecdot": lambda x: x + torch.linalg.vecdot(x, x.exp()).unsqueeze(-1),
     "grids of frequencies": lambda x: torch.fft.irfft2(
         torch.fft.rfft2(x.exp()) * torch.complex(_weights(6, 4), _weights(6, 4)), s=(6, 6)

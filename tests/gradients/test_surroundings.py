@@ -21,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from afmi.errors import AfmiError, ModelError, OperationError
+from afmi.errors import AfmiError, CompletenessWarning, ModelError, OperationError
+from afmi.gradients.tape import TapeMismatchError
 from afmi.methods import (
     AFMI,
     LRP,
@@ -559,25 +560,46 @@ def test_writes_beside_autograd_raise(method: str, write: Callable[[Tensor], Any
         METHODS[method](subclass(forward)).attribute(IMAGES, 2)
 
 
+READS: dict[str, Callable[[Tensor], float]] = {
+    "item": lambda maps: maps.sum().item(),
+    "float": lambda maps: float(maps.sum()),
+    "tolist": lambda maps: max(maps.flatten().tolist()),
+    "numpy": lambda maps: float(maps.numpy().max()),
+    "int": lambda maps: 1.0 + int(maps.abs().sum()),
+}
+
+
 @pytest.mark.parametrize("method", ["A-FMI", "DeepLIFT"])
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda maps: maps.max().item(),
-        lambda maps: float(maps.sum()),
-        lambda maps: maps.flatten().tolist()[3],
-        lambda maps: float(maps.numpy().max()),
-        lambda maps: 1.0 + int(maps.abs().sum() * 1e6),
-    ],
-    ids=["item", "float", "tolist", "numpy", "int"],
-)
-def test_values_read_from_tensors_raise(method: str, read: Callable[[Tensor], float]) -> None:
+@pytest.mark.parametrize("read", READS)
+def test_numbers_read_from_tensors_show_in_the_sum(method: str, read: str) -> None:
     def forward(self: Network, x: Tensor) -> Tensor:
         maps = self.maps(self.trunk(x))
-        return self.head(maps * read(maps))
+        # Each image by itself: one must not depend on the others of a batch.
+        return self.head(torch.stack([each * READS[read](each) for each in maps]))
 
-    # Where they are read of all images at once, these depend on one another besides.
-    with pytest.raises(ModelError, match=r"must stay in tensors|other outputs in a batch"):
+    with pytest.warns(CompletenessWarning):
+        METHODS[method](subclass(forward)).attribute(IMAGES[:1], 2)
+
+
+@pytest.mark.parametrize("read", READS)
+def test_numbers_may_be_noted(read: str, method: str, expected: dict[str, Tensor]) -> None:
+    def forward(self: Network, x: Tensor) -> Tensor:
+        maps = self.maps(self.trunk(x))
+        notes.append(READS[read](maps.detach() if read == "numpy" else maps))
+        return self.head(maps)
+
+    notes: list[float] = []
+    _same(subclass(forward), method, expected)
+    assert notes
+
+
+@pytest.mark.parametrize("method", ["A-FMI", "DeepLIFT"])
+def test_decisions_on_values_raise(method: str) -> None:
+    def forward(self: Network, x: Tensor) -> Tensor:
+        maps = self.maps(self.trunk(x))
+        return self.head(maps if torch.allclose(maps[..., 0, 0], maps[..., 4, 4]) else 2 * maps)
+
+    with pytest.raises(TapeMismatchError, match="must not depend on the values"):
         METHODS[method](subclass(forward)).attribute(IMAGES, 2)
 
 

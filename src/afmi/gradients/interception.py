@@ -224,23 +224,20 @@ class Interception(TorchFunctionMode):
             self.recording.keep(written)
 
     def _read(self, operation: Operation) -> Any:
-        """Compare what the network reads of the maps' values with what it read of the reference.
+        """Let the network read values, and compare its decisions with those for the reference.
 
-        It goes on with numbers that nobody can follow, or decides by them what to run.
+        A number that it goes on with shows in the sum, which is compared with the logit's change.
         """
         outcome = operation.with_operands(x.detach() for x in operation.path_operands)
-        if not (self.recording or self.readers):
+        if not isinstance(outcome, bool):
             return outcome
-        entry = Entry(operation.name, (), torch.as_tensor(outcome).clone())
         if self.recording is not None:
-            self.recording.entries.append(entry)
+            self.recording.entries.append(Entry("bool", (), torch.tensor(outcome)))
         for reader in self.readers:
-            if not torch.equal(reader.next(operation.name, ()).output, entry.output):
+            if bool(reader.next("bool", ()).output) != outcome:
                 raise TapeMismatchError(
-                    f"the network reads values of its activations ({operation.name!r}; an `if` on "
-                    "a tensor asks for 'bool') that differ from the reference's, and decides by "
-                    "them or computes with them as constants; its flow must not depend on the "
-                    "values of its input, and what it computes must stay in tensors"
+                    "the network decides otherwise for the images than for the reference (an `if` "
+                    "on a tensor's values); its flow must not depend on the values of its input"
                 )
         return outcome
 
@@ -317,6 +314,9 @@ class Interception(TorchFunctionMode):
 
     def _follow(self, operation: Operation, output: Any) -> None:
         """Remember that what an operation gave depends on the maps."""
+        if isinstance(output, Tensor) and output.requires_grad:  # as nearly always
+            self._dependence.follow(output)
+            return
         name = operation.name
         for tensor in tensors_in(output):
             if tensor.requires_grad:

@@ -47,6 +47,7 @@ _ALIASES = {
     "linalg_cross": "cross",
     "fliplr": "flip",
     "flipud": "flip",
+    "reversed": "flip",
     "concat": "cat",
     "concatenate": "cat",
     "swapaxes": "transpose",
@@ -260,8 +261,7 @@ _OPERATIONS: dict[Trait, str] = {
         contiguous clone alias identity copy to type type_as float double half bfloat16 cpu cuda
         detach data requires_grad as_subclass conj conj_physical resolve_conj resolve_neg""",
     Trait.FOURIER: f"""
-        {_FOURIER} stft istft real imag complex view_as_real view_as_complex conj conj_physical
-        resolve_conj""",
+        {_FOURIER} stft istft real imag complex view_as_real view_as_complex""",
     Trait.CREATE: """
         zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full""",
     Trait.LIKE_OTHER: "type_as view_as reshape_as expand_as",
@@ -285,8 +285,8 @@ _OPERATIONS: dict[Trait, str] = {
         softmax log_softmax softmin logsumexp scaled_dot_product_attention
         multi_head_attention_forward layer_norm group_norm instance_norm rms_norm
         local_response_norm normalize var std var_mean std_mean norm vector_norm
-        linalg_vector_norm linalg_norm cosine_similarity amax amin aminmax prod cumprod cdist dist
-        hypot logaddexp""",
+        linalg_vector_norm linalg_norm linalg_matrix_norm cosine_similarity amax amin aminmax prod
+        cumprod cdist dist hypot logaddexp""",
     Trait.CHANNELS_FIRST: f"""
         {_CONVOLUTIONS} {_AVERAGE_POOLS} {_MAX_POOLS} {_OTHER_POOLS} max_unpool1d max_unpool2d
         max_unpool3d batch_norm group_norm instance_norm local_response_norm interpolate upsample

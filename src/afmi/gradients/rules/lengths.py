@@ -94,6 +94,18 @@ def linalg_norm(
     return torch.linalg.vector_norm(x, _order(ord), dim, keepdim, dtype=dtype)
 
 
+def matrix_norm(
+    x: Tensor,
+    ord: Any = "fro",
+    dim: Any = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Tensor:
+    """``torch.linalg.matrix_norm``, Frobenius'."""
+    return torch.linalg.norm(x, ord, dim, keepdim, dtype=dtype)
+
+
 def _order(p: float | str | None) -> float:
     if p is None or p == "fro":
         return 2
@@ -190,6 +202,7 @@ RULES: dict[str, Handler] = {
     "vector_norm": length,
     "norm": composed(norm),
     "linalg_norm": composed(linalg_norm),
+    "linalg_matrix_norm": composed(matrix_norm),
     "var": composed(variance),
     "std": composed(deviation),
     "var_mean": composed(_with_mean(variance)),
