@@ -62,7 +62,7 @@ class Explanation:
         reference: what the picture was compared with; None for methods that compare with nothing.
         residual: (Σ map − Δy) / |Δy| at the layer's size, where Δy is the change of the class
             score from the reference: 0 when the map accounts for all of it. None where the
-            method promises no such sum, or it was not computed.
+            method promises no such sum, it was not computed, or the score did not change.
         model: the model's name.
         source: the file; None for pictures from memory.
         versions: of afmi, torch, torchvision and python.
@@ -243,7 +243,8 @@ def explanation_of(
         logits: (C,), of the image.
         source: its file.
     """
-    model, target, residual = method.model, int(attribution.target[row]), attribution.residual
+    model, target = method.model, int(attribution.target[row])
+    residual = None if attribution.residual is None else float(attribution.residual[row])
     probabilities = logits.detach().double().softmax(0)
     predicted = int(logits.argmax())
     # The layer apart: the record's own `layer` says which it was.
@@ -262,7 +263,7 @@ def explanation_of(
         parameters=parameters,
         layer=None if attribution.layer is None else str(attribution.layer),
         reference=None if reference is None else specs.text(reference),
-        residual=None if residual is None else float(residual[row]),
+        residual=_finite(residual),
         model=str(getattr(model, "name", type(model).__name__)),
         source=source,
     )

@@ -72,6 +72,27 @@ def test_bad_files_are_reported_and_the_rest_go_on(nets, pictures, tmp_path):
     assert "missing.png' does not exist" in errors[1]
 
 
+def test_what_the_network_fails_on_is_named_and_the_rest_go_on(afmi, small, pictures, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    Image.new("RGB", (16, 16), "white").save(pictures / "b.png")
+    small[1] = small[1].replace(":build", ":nan_on_white")
+    result = afmi("explain", empty, pictures, tmp_path / "*.gif", *small, "--json")
+    assert result.exit_code == 1, result.stderr
+    records = _records(result.stdout)
+    assert ["error" in record for record in records] == [True, True, False, True, False]
+    errors = result.stderr.splitlines()
+    assert f"no image in the folder '{empty}'" in errors[0]
+    assert "no image in the glob" in errors[1]
+    assert f"'{pictures / 'b.png'}' cannot be explained: the network's outputs" in errors[2]
+    assert "NaN" in errors[2]
+    assert len(errors) == 3
+    result = afmi("explain", empty, tmp_path / "*.gif", *small)
+    assert result.exit_code == 2
+    assert "no image in the folder" in result.stderr
+    assert "no image in the glob" in result.stderr
+
+
 def test_several_pictures_are_summed_up_unless_quiet(afmi, small, pictures):
     result = afmi("explain", pictures / "*.png", *small)
     assert len(result.stdout.splitlines()) == 2

@@ -12,10 +12,11 @@ __all__ = ["in_parts", "is_out_of_memory"]
 T = TypeVar("T")
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error says that a tensor could not be allocated, on a GPU or a CPU."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that memory ran out, on a GPU or a CPU."""
     # On a CPU PyTorch raises a plain RuntimeError, known by its allocator's words alone.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
 
 
 def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[T], int]:
@@ -40,7 +41,7 @@ def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[
             parts.append(run(start, stop))
             start = stop
             continue
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if stop - start == 1 or not is_out_of_memory(error):
                 raise
             size = (stop - start) // 2

@@ -13,6 +13,7 @@ from afmi.errors import ShapeError, UsageError
 __all__ = [
     "channel_maximum",
     "display_range",
+    "is_blank",
     "rank_correlation",
     "rank_pixels",
     "top_mask",
@@ -114,6 +115,23 @@ def _centred_ranks(maps: Tensor) -> Tensor:
     sizes.scatter_add_(1, run, torch.ones_like(sizes))
     mean = sizes.cumsum(1) - (sizes + 1) / 2 - (flat.shape[1] - 1) / 2
     return torch.empty_like(mean).scatter_(1, order, mean.gather(1, run))
+
+
+def is_blank(maps: Tensor) -> Tensor:
+    """Tell which maps are the same everywhere within rounding, so that they rank no pixel.
+
+    Args:
+        maps: (N, 1, H, W).
+
+    Returns:
+        bool (N,).
+
+    Example:
+        >>> is_blank(torch.tensor([[[[0.1, 0.1 + 1e-8]]], [[[0.0, 1e-8]]]])).tolist()
+        [True, False]
+    """
+    low, high = maps.flatten(1).aminmax(dim=1)
+    return high - low <= 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
 
 
 def display_range(values: Tensor) -> tuple[float, float]:
