@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,22 @@ from typing import IO, Any
 
 from afmi.errors import AfmiError
 
-__all__ = ["as_json", "write_files"]
+__all__ = ["as_json", "regular_file_size", "write_files"]
+
+
+def regular_file_size(path: Path) -> int:
+    """Return how many bytes a file holds, before it is opened.
+
+    Raises:
+        OSError: it is missing or no regular file. A pipe would block, and a device never end.
+    """
+    info = path.stat()
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(info.st_mode):
+        why = "it is a pipe, socket or device, and not a regular file"
+        raise OSError(errno.EINVAL, why, str(path))
+    return info.st_size
 
 
 def write_files(contents: Mapping[Path, bytes | Callable[[IO[bytes]], object]]) -> None:
