@@ -19,7 +19,7 @@ from afmi.cli.options import (
     quiet_option,
     writable_folder,
 )
-from afmi.cli.terminal import Progress, progress_shown
+from afmi.cli.terminal import Progress, echo, progress_shown
 from afmi.errors import ImageError, UsageError
 from afmi.files import as_json
 
@@ -237,7 +237,7 @@ class _Run:
         if len(self.paths) + len(self.nothing) > 1 and not (self.quiet or self.json_wanted):
             count = len(self.paths) + len(self.nothing)
             failed = f"; {self.failed} of {count} failed" if self.failed else ""
-            click.echo(f"{self._kept()}{failed}", err=True)
+            echo(f"{self._kept()}{failed}", err=True)
         return SOME_FAILED if self.failed else 0
 
     def _kept(self) -> str:
