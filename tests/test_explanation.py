@@ -689,3 +689,25 @@ def test_the_facade_leads_here():
     assert (afmi.explain_classes, afmi.explain_many) == (explain_classes, explain_many)
     assert afmi.Explanation is Explanation
     assert issubclass(afmi.methods.AFMI, Method)
+
+
+def test_large_images_are_drawn_at_a_bounded_size(tmp_path):
+    ramp = torch.linspace(0, 1, 2100).expand(1050, -1).contiguous()
+    found = Explanation(
+        image=ramp.expand(3, -1, -1), map=ramp, target=0, label="ramp", probability=1.0,
+        predicted=0, predicted_label="ramp", predicted_probability=1.0, method="none",
+        parameters={},
+    )  # fmt: skip
+    for picture in (found.overlay(), found.heatmap(), found.insertion(0.5)):
+        assert picture.size == (1024, 512)
+    inserted = np.asarray(found.insertion(0.5)).any(2)
+    assert inserted[:, 512:].all()
+    assert not inserted[:, :512].any()
+    files = found.save(tmp_path)
+    assert np.load(files["map"]).shape == (1050, 2100)
+    assert found.to_dict()["image"]["width"] == 2100
+
+
+def test_classes_of_one_image_share_it(model, photo):
+    first, second = explain_classes(model, photo, top_k=2)
+    assert first.image is second.image

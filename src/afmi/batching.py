@@ -23,7 +23,7 @@ from afmi.errors import (
     UsageError,
     first_line,
 )
-from afmi.explanation import Explanation, explanation_of
+from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Method
 from afmi.network.classifier import Classifier, classify
 from afmi.network.memory import is_out_of_memory
@@ -228,10 +228,13 @@ def explain_batch(
     if logits is None:
         logits = classify(model, inputs)
     check_finite(logits)
-    return [
-        [
-            explanation_of(method, one, row, item.inputs[0], logits[row], item.source)
-            for one in attributions
-        ]
-        for row, item in enumerate(items)
-    ]
+    explained = []
+    for row, item in enumerate(items):
+        image = shown_image(item.inputs[0])  # one for all classes
+        explained.append(
+            [
+                explanation_of(method, attribution, row, image, logits[row], item.source)
+                for attribution in attributions
+            ]
+        )
+    return explained

@@ -37,7 +37,10 @@ from afmi.pictures.transforms import to_image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INSERTED", "Explanation", "explanation_of"]
+__all__ = ["DRAWN_SIDE", "INSERTED", "Explanation", "explanation_of", "shown_image"]
+
+DRAWN_SIDE = 1024
+"""Longest side, in pixels, of the pictures that are drawn of an image and its map."""
 
 INSERTED = 0.1
 """Share of the pixels that figures show on black: the paper's Figure 1."""
@@ -85,23 +88,33 @@ class Explanation:
     source: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
 
+    @functools.cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """Image and map at the size at which they are drawn."""
+        return plots.reduced(self.image, DRAWN_SIDE), plots.reduced(self.map, DRAWN_SIDE)
+
     def overlay(self) -> PIL.Image.Image:
-        """Return the map over the photograph; see `afmi.plots.overlay`."""
-        return plots.overlay(self.image, self.map)
+        """Return the map over the photograph; see `afmi.plots.overlay`.
+
+        What is larger than `DRAWN_SIDE` pixels a side is drawn at that size, here and in the other
+        pictures.
+        """
+        return plots.overlay(*self._drawn)
 
     def heatmap(self) -> PIL.Image.Image:
         """Return the map by itself; see `afmi.plots.heatmap`."""
-        return plots.heatmap(self.map)
+        return plots.heatmap(self._drawn[1])
 
     def insertion(self, fraction: float = INSERTED) -> PIL.Image.Image:
         """Return the most important ``fraction`` of the pixels on black."""
-        return plots.insertion(self.image, self.map, fraction)
+        return plots.insertion(*self._drawn, fraction)
 
     def figure(self) -> Figure:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
-        scale = display_range(self.map)
+        image, map = self._drawn
+        scale = display_range(map)
         panels = [
-            figures.Panel(to_image(self.image), "What the network saw"),
+            figures.Panel(to_image(image), "What the network saw"),
             figures.Panel(self.overlay(), "Where its evidence lies"),
             figures.Panel(
                 self.heatmap(),
@@ -131,7 +144,7 @@ class Explanation:
 
         Numbers that are not finite become None, which JSON can hold.
         """
-        pixels = self.image.contiguous().numpy().tobytes()
+        pixels = self.image.contiguous().numpy()
         height, width = self.map.shape
         return {
             "source": self.source,
@@ -186,8 +199,8 @@ class Explanation:
         def write_map(file: IO[bytes]) -> None:
             # Not np.save, which reports a full disk with an error of its own on real files.
             buffer = io.BytesIO()
-            np.save(buffer, self.map.numpy().astype(np.float32))
-            file.write(buffer.getvalue())
+            np.save(buffer, self.map.numpy().astype(np.float32, copy=False))
+            file.write(buffer.getbuffer())
 
         write_files(
             {
@@ -239,7 +252,7 @@ def explanation_of(
         method: that explained the batch.
         attribution: of the batch.
         row: of the image in it.
-        image: (C, H, W), as the network saw it.
+        image: (3, H, W), for the record; see `shown_image`.
         logits: (C,), of the image.
         source: its file.
     """
@@ -251,7 +264,7 @@ def explanation_of(
     parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}
     reference = getattr(method, "reference", None)
     return Explanation(
-        image=_for_display(image),
+        image=image,
         map=attribution.maps[row, 0].detach().cpu().clone(),
         target=target,
         label=class_label(model, target),
@@ -269,8 +282,12 @@ def explanation_of(
     )
 
 
-def _for_display(image: Tensor) -> Tensor:
-    """Return an image (3, H, W) in [0, 1]; a bare network's own range is stretched to that."""
+def shown_image(image: Tensor) -> Tensor:
+    """Return the image of a record, (3, H, W) in [0, 1], on the CPU.
+
+    Args:
+        image: (C, H, W), as the network saw it; a bare network's own range is stretched to [0, 1].
+    """
     shown = image.detach().to("cpu", torch.float32, copy=True)
     low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:
