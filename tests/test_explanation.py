@@ -24,6 +24,7 @@ from afmi.explanation import Explanation
 from afmi.methods import AFMI, BlankMapWarning, GradCAM, Gradient, Method, Random
 from afmi.pictures.references import White
 
+COMPARING = ("a-fmi", "deeplift", "integratedgradients:steps=8", "kernelshap:samples=64")
 LABELS = ("tabby cat", "collie", "newt", "Border terrier", "church / tower")
 
 
@@ -397,8 +398,12 @@ def test_what_no_image_can_be_explained_with_ends_the_run(tmp_path):
         list(explain_many(model, images, 9))
     results = list(explain_many(model, images, [1, 9, 1]))
     assert [isinstance(result, Unexplained) for result in results] == [False, True, False]
+    file = _file(tmp_path, "a.png")
     with pytest.raises(UsageError, match="top_k up to the 5 classes"):
-        list(explain_files(model, [_file(tmp_path, "a.png")], top_k=6))
+        list(explain_files(model, [file], top_k=6))
+    (tmp_path / "reference.png").write_text("no picture")
+    with pytest.raises(ImageError, match=r"reference\.png' is not an image"):
+        list(explain_files(model, [file], reference=str(tmp_path / "reference.png")))
 
 
 def test_a_class_may_be_ruled_out_by_minus_infinity():
@@ -427,7 +432,9 @@ class Standardising(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore::afmi.errors.CompletenessWarning")
-@pytest.mark.parametrize("method", ["a-fmi", "deeplift", "integratedgradients", "kernelshap"])
+@pytest.mark.parametrize(
+    "method", ["a-fmi", "deeplift", "integratedgradients", "kernelshap:samples=64"]
+)
 def test_a_reference_that_the_network_answers_with_nan_is_named(method):
     model = Standardising()
     layer = {"layer": "inner.features.5"} if method == "a-fmi" else {}
@@ -440,7 +447,9 @@ def test_a_reference_that_the_network_answers_with_nan_is_named(method):
 
 
 @pytest.mark.parametrize("reference", ["black", "blurred", "mean(color=0.5+0.5+0.5)"])
-@pytest.mark.parametrize("method", ["a-fmi", "deeplift", "integratedgradients", "kernelshap"])
+@pytest.mark.parametrize(
+    "method", ["a-fmi", "deeplift", "integratedgradients", "kernelshap:samples=64"]
+)
 def test_an_image_equal_to_its_reference_is_blank_in_a_batch_too(method, reference):
     model, images = networks.build("vgg"), torch.rand(8, 3, 20, 20)
     images[3] = 0 if reference == "black" else 0.5
@@ -706,6 +715,12 @@ def test_large_images_are_drawn_at_a_bounded_size(tmp_path):
     files = found.save(tmp_path)
     assert np.load(files["map"]).shape == (1050, 2100)
     assert found.to_dict()["image"]["width"] == 2100
+
+
+def test_an_image_of_one_value_outside_the_range_is_shown(tmp_path):
+    found = explain(networks.build("vgg"), torch.full((3, 20, 20), 2.0), 1, method="gradient")
+    assert found.image.unique().tolist() == [0]
+    found.save(tmp_path)
 
 
 def test_classes_of_one_image_share_it(model, photo):

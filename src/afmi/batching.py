@@ -44,9 +44,9 @@ __all__ = [
 
 AnyImage: TypeAlias = ImageSource | Tensor
 
-# They speak of the network, the method or the options. Where an image has been explained, these
-# can be used, so the error is about the image all the same.
-_ABOUT_ALL = (LayerError, ModelError, OperationError, TargetError, UsageError)
+# They speak of the network, the method, the options or a reference's file. Where an image has been
+# explained, these can be used, so the error is about the image all the same.
+_ABOUT_ALL = (ImageError, LayerError, ModelError, OperationError, TargetError, UsageError)
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,16 @@ def items_of(
         try:
             yield Item.of(model, image, classes, index)
         except Exception as error:  # one bad image must not stop the rest
-            yield _unexplained(index, _source(image), "prepared for the network", error)
+            source = _source(image)
+            if isinstance(error, ImageError) and source is not None:
+                yield Unexplained(index, source, str(error))  # which names the file
+            else:
+                yield _unexplained(index, source, "prepared for the network", error)
 
 
 def _unexplained(index: int, source: str | None, what: str, error: Exception) -> Unexplained:
     name = f"image {index}" if source is None else repr(source)
     text = " ".join(str(error).split())
-    if isinstance(error, ImageError) and source is not None:
-        return Unexplained(index, source, text)  # it names the file already
     if is_out_of_memory(error):
         text = "there is too little memory for it; scale it down, or choose a cheaper method"
     elif not isinstance(error, AfmiError):

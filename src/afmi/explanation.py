@@ -291,7 +291,7 @@ def shown_image(image: Tensor) -> Tensor:
     shown = image.detach().to("cpu", torch.float32, copy=True)
     low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:
-        shown = (shown - low) / (high - low)
+        shown = (shown - low) / ((high - low) or 1)
     return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
 
 

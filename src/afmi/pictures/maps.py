@@ -121,7 +121,7 @@ def is_blank(maps: Tensor) -> Tensor:
     """Tell which maps are the same everywhere within rounding, so that they rank no pixel.
 
     Args:
-        maps: (N, 1, H, W).
+        maps: (N, …).
 
     Returns:
         bool (N,).
@@ -151,6 +151,6 @@ def display_range(values: Tensor) -> tuple[float, float]:
         bound = max(abs(low), abs(high)) or float(flat.abs().max())
         return -bound, bound
     lowest = float(flat.min())
-    if lowest == float(flat.max()):
+    if bool(is_blank(values.detach().reshape(1, -1))):
         return 0.0, high or 1.0
     return lowest, high if high > lowest else float(flat.max())
