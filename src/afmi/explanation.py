@@ -144,7 +144,7 @@ class Explanation:
 
         Numbers that are not finite become None, which JSON can hold.
         """
-        pixels = self.image.contiguous().numpy()
+        pixels = self.image.contiguous().numpy().data
         height, width = self.map.shape
         return {
             "source": self.source,

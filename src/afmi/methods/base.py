@@ -171,34 +171,29 @@ class Method(ABC):
         size = (inputs.shape[2], inputs.shape[3])
         maps = upsample(attribution.maps.detach(), size).to(inputs.dtype)
         residual = attribution.residual
-        if residual is not None and bool(residual.isnan().any()):
-            self._check_reference(inputs)
         same = self._same_as_reference(inputs, maps, attribution.logits)
-        if same is not None:
-            # What is left is rounding: the two ran in batches of other sizes.
-            maps = maps.masked_fill(same[:, None, None, None], 0)
-            residual = None if residual is None else residual.masked_fill(same, torch.nan)
+        # What such maps hold is rounding: image and reference ran in batches of other sizes.
+        maps = maps.masked_fill(same[:, None, None, None], 0)
+        if residual is not None:
+            if bool((residual.isnan() & ~same).any()):
+                self._check_reference(inputs)
+            residual = residual.masked_fill(same, torch.nan)
         self._check_maps(maps, inputs)
         return replace(attribution, maps=maps, residual=residual)
 
-    def _same_as_reference(
-        self, inputs: Tensor, maps: Tensor, logits: Tensor | None
-    ) -> Tensor | None:
-        """Tell of each image whether it equals its references within rounding, bool (N,).
-
-        None: no image does, or the method compares with no reference.
-        """
+    def _same_as_reference(self, inputs: Tensor, maps: Tensor, logits: Tensor | None) -> Tensor:
+        """Tell of each image whether it equals its references within rounding, bool (N,)."""
+        none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
         reference = getattr(self, "reference", None)
         if not isinstance(reference, Reference):
-            return None
+            return none
         eps = torch.finfo(inputs.dtype).eps
         largest = maps.abs().amax((1, 2, 3))
         if logits is not None and bool((largest > eps**0.5 * logits.abs().amax(1)).all()):
-            return None  # Spares making the references, which may be drawn or read from a file.
+            return none  # Spares making the references, which may be drawn or read from a file.
         images = inputs.detach()
         difference = (images[:, None] - reference.for_each(images)).abs().amax((1, 2, 3, 4))
-        same = difference <= 4 * eps * images.abs().amax((1, 2, 3)).clamp_min(1)
-        return same if bool(same.any()) else None
+        return difference <= 4 * eps * images.abs().amax((1, 2, 3)).clamp_min(1)
 
     @contextmanager
     def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
