@@ -488,6 +488,30 @@ def test_files_cut_anywhere_or_damaged_give_an_image_or_an_image_error(kind):
         assert "\n" not in told
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_jpeg_whose_data_end_early_is_refused_in_spite_of_its_end_marker(mode, sampling):
+    picture = noise(160, 240).convert(mode)
+    content = encode(picture, "JPEG", subsampling=sampling, quality=90)
+    data = content.index(b"\xff\xda") + 20
+    for share in (0.05, 0.3, 0.6):
+        cut = content[: data + int(share * (len(content) - data))]
+        assert "before row 168 of 240" in refusal(cut + b"\xff\xd9")
+        assert "before row 168 of 240" in refusal(cut + b"\xff\xd9" + bytes(500))
+
+
+@pytest.mark.parametrize("size", [(160, 240), (1, 73), (90, 72), (33, 105)])
+@pytest.mark.parametrize(
+    "options", [{}, {"restart_marker_blocks": 1}, {"progressive": True}, {"quality": 1}]
+)
+def test_whole_jpegs_are_read_to_their_last_row(size, options):
+    for mode in ("RGB", "L", "CMYK"):
+        content = encode(noise(*size).convert(mode), "JPEG", **options)
+        with Image.open(io.BytesIO(content)) as expected:
+            for trailing in (b"", b"\xff\xd8 a second picture \xff\xd9"):
+                assert same(read_image(content + trailing), expected.convert("RGB"))
+
+
 def test_what_libtiff_prints_is_told_and_not_printed(capfd):
     picture = noise(64, 64).convert("1")
     content = bytearray(encode(picture, "TIFF", compression="group4"))

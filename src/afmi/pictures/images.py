@@ -34,6 +34,7 @@ MAX_SIDE = 2**22
 """Images of more pixels a side are refused before they are decoded: each row costs memory, too."""
 
 _MAX_COMMENTS = 1000
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends the data of a scan
 _BMP_STEPS = 2**22  # Each run of equal pixels takes two.
 
 ImageSource: TypeAlias = (
@@ -179,7 +180,9 @@ def _decode_file(file: BinaryIO, name: str, suffix: str, size: int) -> Image.Ima
                 f"{_EXPECTED}: convert it"
             ) from error
     bounded.header_read(size, steps=_BMP_STEPS if image.format == "BMP" else 0)
-    if re.match(rb"P[123]\s", head):
+    if image.format == "JPEG":
+        _watch_end(file, image, bounded)
+    elif re.match(rb"P[123]\s", head):
         _check_comments(file, name)
     tags = getattr(image, "tag_v2", {})
     if image.format == "TIFF" and (suffix in _RAW_SUFFIXES or _TIFF_DNG_VERSION in tags):
@@ -187,6 +190,15 @@ def _decode_file(file: BinaryIO, name: str, suffix: str, size: int) -> Image.Ima
         raise ImageError(f"{name} is a camera raw file; {_EXPECTED}: export it as one of these")
     _mend_transparent_colour(image)
     return _decode(image, name)
+
+
+def _watch_end(file: BinaryIO, image: Image.Image, bounded: BoundedFile) -> None:
+    """Let the end of a JPEG's data be watched, unless they come in several scans."""
+    place = file.tell()  # where the data begin
+    marker = _JPEG_MARKER.search(file.read())
+    file.seek(place)
+    if marker is not None and marker[0] == b"\xff\xd9":
+        bounded.watch_end(image, place + marker.start())
 
 
 def _check_comments(file: BinaryIO, name: str) -> None:
