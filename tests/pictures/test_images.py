@@ -518,6 +518,8 @@ def test_what_libtiff_prints_is_told_and_not_printed(capfd):
     assert same(read_image(bytes(content)), picture.convert("RGB"))
     content[100:150] = bytes(range(100, 150))
     assert "damaged (Fax4Decode: " in refusal(bytes(content))
+    # 9,219 samples a pixel, which Pillow logs; without a handler logging prints it.
+    assert "TIFF image" in refusal(tiff(2, 2, bytes(4), {277: (3, 9219)}))
     assert capfd.readouterr().err == ""
 
 

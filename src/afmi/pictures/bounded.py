@@ -112,9 +112,9 @@ class BoundedFile:
 
 @contextmanager
 def printed_lines() -> Iterator[list[str]]:
-    """Collect what C libraries print on the process's standard error in this block.
+    """Collect what is printed on the process's standard error in this block, by C libraries too.
 
-    What Python prints meanwhile, in other threads, is not kept apart from it.
+    What other threads print meanwhile is not kept apart from it.
     """
     lines: list[str] = []
     sys.stderr.flush()
@@ -129,6 +129,7 @@ def printed_lines() -> Iterator[list[str]]:
             try:
                 yield lines
             finally:
+                sys.stderr.flush()
                 os.dup2(before, 2)
                 file.seek(0)
                 lines += file.read().decode(errors="replace").splitlines()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from afmi.errors import ImageError, near_matches
 from afmi.files import regular_file_size
@@ -166,7 +166,7 @@ def _decode_file(file: BinaryIO, name: str, suffix: str, size: int) -> Image.Ima
         warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or harmless
         bounded: Any = BoundedFile(file, name)
         try:
-            image = Image.open(bounded, formats=_FORMATS)
+            image = _open(bounded, head)
         except ImageError:
             raise
         except Image.DecompressionBombError as error:
@@ -190,6 +190,13 @@ def _decode_file(file: BinaryIO, name: str, suffix: str, size: int) -> Image.Ima
         raise ImageError(f"{name} is a camera raw file; {_EXPECTED}: export it as one of these")
     _mend_transparent_colour(image)
     return _decode(image, name)
+
+
+def _open(file: Any, head: bytes) -> Image.Image:
+    if head[:2] not in (b"II", b"MM"):
+        return Image.open(file, formats=_FORMATS)
+    with printed_lines():  # of a TIFF what is wrong is logged as well as raised
+        return Image.open(file, formats=_FORMATS)
 
 
 def _watch_end(file: BinaryIO, image: Image.Image, bounded: BoundedFile) -> None:
@@ -234,7 +241,10 @@ def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
 
 def _damaged(name: str, kind: str | None, error: BaseException) -> str:
     what = f"a {kind} image that is" if kind else "an image that is"
-    return f"{name} is {what} cut short or damaged ({_one_line(error)}); get the file again"
+    # Pillow's own words for it name the file object.
+    unknown = isinstance(error, UnidentifiedImageError)
+    why = "its beginning cannot be read" if unknown else _one_line(error)
+    return f"{name} is {what} cut short or damaged ({why}); get the file again"
 
 
 def _looks_like(head: bytes) -> str:
