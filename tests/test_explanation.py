@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 import afmi
 from afmi.api import explain, explain_classes, explain_files, explain_many
+from afmi.batching import Unexplained
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.explanation import Explanation
-from afmi.methods import AFMI, DeepLIFT, GradCAM, Gradient, Method, Random
-from afmi.pictures.finding import Unreadable
+from afmi.methods import AFMI, BlankMapWarning, DeepLIFT, GradCAM, Gradient, Method, Random
 from afmi.pictures.references import White, reference_of
 
+COMPARING = ("a-fmi", "deeplift", "integratedgradients:steps=8", "kernelshap:samples=64")
 LABELS = ("tabby cat", "collie", "newt", "Border terrier", "church / tower")
 
 
@@ -346,7 +347,7 @@ def test_files_in_order_with_the_bad_ones_reported(model, tmp_path):
     paths = [good[0], bad, good[1], tmp_path / "none.png", good[2], good[3]]
     for batch_size in (1, 2, 3, 8):
         results = list(explain_files(model, paths, method=AFMI(model), batch_size=batch_size))
-        assert [isinstance(r, Unreadable) for r in results] == [
+        assert [isinstance(r, Unexplained) for r in results] == [
             False,
             True,
             False,
@@ -355,14 +356,165 @@ def test_files_in_order_with_the_bad_ones_reported(model, tmp_path):
             False,
         ]
         for path, result in zip(paths, results, strict=True):
-            if isinstance(result, Unreadable):
-                assert result.path == path
+            if isinstance(result, Unexplained):
+                assert result.source == str(path)
+                assert result.index == paths.index(path)
                 assert path.name in result.reason
                 assert "\n" not in result.reason
             else:
                 (only,) = result
                 assert only.source == str(path)
                 torch.testing.assert_close(only.map, explain(model, path).map)
+
+
+class Failing(nn.Module):
+    """Fails on images that are brighter than ``limit`` at their first pixel."""
+
+    def __init__(self, failure: BaseException | float, limit: float = 0.9) -> None:
+        super().__init__()
+        self.inner = networks.build("vgg")
+        self.failure = failure
+        self.limit = limit
+
+    def forward(self, x):
+        bright = x[:, :, 0, 0].amin(1) > self.limit
+        if isinstance(self.failure, BaseException):
+            if bright.any():
+                raise self.failure
+            return self.inner(x)
+        return torch.where(bright[:, None], self.failure, self.inner(x))
+
+
+def _ten_images() -> torch.Tensor:
+    """Ten images, of which ``Failing`` refuses the one at place 5."""
+    images = 0.8 * torch.rand(10, 3, 20, 20)
+    images[5, :, 0, 0] = 1
+    return images
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (RuntimeError("a bad\nday"), "image 5 cannot be explained: RuntimeError: a bad"),
+        (MemoryError(), "image 5 cannot be explained: there is too little memory for it"),
+        (AfmiError("it overflows"), "image 5 cannot be explained: it overflows"),
+        (float("nan"), "the network's outputs for the image are NaN or infinite"),
+        (float("inf"), "the network's outputs for the image are NaN or infinite"),
+        (-float("inf"), "the network's outputs for the image are NaN or infinite"),
+    ],
+)
+@pytest.mark.parametrize("method", ["a-fmi", "random"])
+def test_an_image_that_fails_does_not_stop_the_rest_of_its_batch(failure, words, method):
+    model = afmi.Classifier(Failing(failure), layer="inner.features.5")
+    images = _ten_images()
+    results = list(explain_many(model, images, method=method, batch_size=8))
+    failed = [result for result in results if isinstance(result, Unexplained)]
+    assert [result.index for result in failed] == [5]
+    assert words in failed[0].reason
+    assert failed[0].reason.startswith("image 5 ")
+    assert "\n" not in failed[0].reason
+    for image, result in zip(images, results, strict=True):
+        if isinstance(result, Explanation):
+            torch.testing.assert_close(result.map, explain(model, image, method=method).map)
+
+
+def test_a_file_that_fails_is_named_and_the_rest_go_on(tmp_path):
+    model = afmi.Classifier(Failing(RuntimeError("no"), limit=0.99), layer="inner.features.5")
+    files = [tmp_path / f"{color}.png" for color in ("red", "green", "white", "blue")]
+    for file in files:
+        Image.new("RGB", (20, 20), file.stem).resize((24, 24)).save(file)
+    results = list(explain_files(model, files, classes=[1, 2], batch_size=3))
+    assert [isinstance(result, Unexplained) for result in results] == [False, False, True, False]
+    assert results[2].source == str(files[2])
+    assert results[2].reason.startswith(f"{str(files[2])!r} cannot be explained: RuntimeError: no")
+    assert [one.target for one in results[3]] == [1, 2]
+
+
+def test_images_that_cannot_be_prepared_keep_their_places(model, photo, tmp_path):
+    nan = torch.full((3, 20, 20), float("nan"))
+    images = [photo, tmp_path / "none.png", nan, torch.zeros(5, 20, 20), object(), photo]
+    results = list(explain_many(model, images))
+    assert [isinstance(result, Unexplained) for result in results] == [False, *[True] * 4, False]
+    reasons = [result.reason for result in results if isinstance(result, Unexplained)]
+    assert "none.png' does not exist" in reasons[0]
+    assert "image 2 cannot be prepared for the network: expected finite pixels" in reasons[1]
+    assert "image 3 cannot be prepared for the network: expected one image" in reasons[2]
+    assert "image 4 cannot be prepared for the network: expected a path" in reasons[3]
+
+
+def test_what_no_image_can_be_explained_with_ends_the_run(tmp_path):
+    model = networks.build("vgg")
+    images = torch.rand(3, 3, 20, 20)
+    with pytest.raises(TargetError, match="expected a class from 0 to 4, got 9"):
+        list(explain_many(model, images, 9))
+    results = list(explain_many(model, images, [1, 9, 1]))
+    assert [isinstance(result, Unexplained) for result in results] == [False, True, False]
+    file = _file(tmp_path, "a.png")
+    with pytest.raises(UsageError, match="top_k up to the 5 classes"):
+        list(explain_files(model, [file], top_k=6))
+    (tmp_path / "reference.png").write_text("no picture")
+    with pytest.raises(ImageError, match=r"reference\.png' is not an image"):
+        list(explain_files(model, [file], reference=str(tmp_path / "reference.png")))
+
+
+def test_a_class_may_be_ruled_out_by_minus_infinity():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = networks.build("vgg")
+
+        def forward(self, x):
+            return self.inner(x).index_fill(1, torch.tensor([4]), -torch.inf)
+
+    found = explain(Masked(), torch.rand(3, 20, 20), 1, method="gradient")
+    assert 0 < found.probability < 1
+
+
+class Standardising(nn.Module):
+    """Standardises each image, so that one of a single colour becomes NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = networks.build("vgg")
+
+    def forward(self, x):
+        mean, std = x.mean((1, 2, 3), keepdim=True), x.std((1, 2, 3), keepdim=True)
+        return self.inner((x - mean) / std)
+
+
+@pytest.mark.filterwarnings("ignore::afmi.errors.CompletenessWarning")
+@pytest.mark.parametrize(
+    "method", ["a-fmi", "deeplift", "integratedgradients", "kernelshap:samples=64"]
+)
+def test_a_reference_that_the_network_answers_with_nan_is_named(method):
+    model = Standardising()
+    layer = {"layer": "inner.features.5"} if method == "a-fmi" else {}
+    options = {"method": method, "reference": "black", **layer}
+    with pytest.raises(AfmiError, match="outputs for the reference black are NaN or infinite"):
+        explain(model, torch.rand(3, 20, 20), **options)
+    explain(model, torch.rand(3, 20, 20), **(options | {"reference": "random"}))
+    with pytest.raises(AfmiError, match="outputs for the image are NaN or infinite"):
+        explain(model, torch.full((3, 20, 20), 0.5), **options)
+
+
+@pytest.mark.parametrize("reference", ["black", "blurred", "mean(color=0.5+0.5+0.5)"])
+@pytest.mark.parametrize(
+    "method", ["a-fmi", "deeplift", "integratedgradients", "kernelshap:samples=64"]
+)
+def test_an_image_equal_to_its_reference_is_blank_in_a_batch_too(method, reference):
+    model, images = networks.build("vgg"), torch.rand(8, 3, 20, 20)
+    images[3] = 0 if reference == "black" else 0.5
+    # As another program might have rounded it.
+    images[3, 0, 0, 0] += 1e-7
+    with pytest.warns(BlankMapWarning, match="the same everywhere for image 3:"):
+        found = list(explain_many(model, images, 1, method=method, reference=reference))
+    assert found[3].map.abs().max() == 0
+    assert found[3].residual is None
+    assert all(one.map.abs().max() > 0 for one in found[:3] + found[4:])
+    with pytest.warns(BlankMapWarning, match="the same everywhere for image 0:"):
+        alone = explain(model, images[3], 1, method=method, reference=reference)
+    assert alone.map.abs().max() == 0
+    assert alone.residual is None
 
 
 def test_files_of_many_sizes_behind_a_bare_network(tmp_path):
@@ -602,3 +754,31 @@ def test_the_facade_leads_here():
     assert (afmi.explain_classes, afmi.explain_many) == (explain_classes, explain_many)
     assert afmi.Explanation is Explanation
     assert issubclass(afmi.methods.AFMI, Method)
+
+
+def test_large_images_are_drawn_at_a_bounded_size(tmp_path):
+    ramp = torch.linspace(0, 1, 2100).expand(1050, -1).contiguous()
+    found = Explanation(
+        image=ramp.expand(3, -1, -1), map=ramp, target=0, label="ramp", probability=1.0,
+        predicted=0, predicted_label="ramp", predicted_probability=1.0, method="none",
+        parameters={},
+    )  # fmt: skip
+    for picture in (found.overlay(), found.heatmap(), found.insertion(0.5)):
+        assert picture.size == (1024, 512)
+    inserted = np.asarray(found.insertion(0.5)).any(2)
+    assert inserted[:, 512:].all()
+    assert not inserted[:, :512].any()
+    files = found.save(tmp_path)
+    assert np.load(files["map"]).shape == (1050, 2100)
+    assert found.to_dict()["image"]["width"] == 2100
+
+
+def test_an_image_of_one_value_outside_the_range_is_shown(tmp_path):
+    found = explain(networks.build("vgg"), torch.full((3, 20, 20), 2.0), 1, method="gradient")
+    assert found.image.unique().tolist() == [0]
+    found.save(tmp_path)
+
+
+def test_classes_of_one_image_share_it(model, photo):
+    first, second = explain_classes(model, photo, top_k=2)
+    assert first.image is second.image

@@ -20,6 +20,7 @@ _HOMES = {
     "Classifier": "afmi.network.classifier",
     "Comparison": "afmi.comparison",
     "Explanation": "afmi.explanation",
+    "Unexplained": "afmi.batching",
     "compare": "afmi.comparison",
     "errors": "afmi.errors",
     "evaluate": "afmi.evaluation.run",

@@ -9,6 +9,7 @@ from afmi._version import __version__ as __version__
 from afmi.api import explain as explain
 from afmi.api import explain_classes as explain_classes
 from afmi.api import explain_many as explain_many
+from afmi.batching import Unexplained as Unexplained
 from afmi.comparison import Comparison as Comparison
 from afmi.comparison import compare as compare
 from afmi.evaluation.run import evaluate as evaluate
@@ -31,6 +32,7 @@ __all__ = [
     "Classifier",
     "Comparison",
     "Explanation",
+    "Unexplained",
     "compare",
     "errors",
     "evaluate",

@@ -6,45 +6,33 @@ import dataclasses
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from afmi import specs
-from afmi.errors import (
-    AfmiError,
-    ImageError,
-    ShapeError,
-    TargetError,
-    UsageError,
-)
-from afmi.explanation import Explanation, explanation_of
+from afmi.batching import AnyImage, Item, Unexplained, explain_batch, explain_items, items_of
+from afmi.errors import TargetError, UsageError
+from afmi.explanation import Explanation
 from afmi.methods import Method
-from afmi.network.checking import check_dense, check_model
-from afmi.network.classifier import Classifier, classify, find_class
-from afmi.pictures.batches import neighbours
-from afmi.pictures.finding import Unreadable
-from afmi.pictures.images import ImageSource, read_image
+from afmi.network.checking import check_model
+from afmi.network.classifier import find_class
 from afmi.pictures.references import ReferenceLike
-from afmi.pictures.transforms import to_tensor
 
 __all__ = [
     "AnyImage",
     "ClassLike",
     "Explanation",
+    "Unexplained",
     "explain",
     "explain_classes",
     "explain_files",
     "explain_many",
-    "prepare",
 ]
 
-AnyImage: TypeAlias = ImageSource | Tensor
 ClassLike: TypeAlias = int | str
 MethodLike: TypeAlias = str | type[Method] | Method
 T = TypeVar("T")
@@ -92,8 +80,8 @@ def explain(
         'newt'
     """
     chosen = _method(model, method, layer=layer, reference=reference, **parameters)
-    item = _item(chosen.model, image, _target(chosen.model, target))
-    return _explain_batch(chosen, [item])[0][0]
+    item = Item.of(chosen.model, image, _target(chosen.model, target))
+    return explain_batch(chosen, [item])[0][0]
 
 
 def explain_classes(
@@ -134,7 +122,7 @@ def explain_classes(
             "expected classes or top_k, got neither; explain takes the predicted class"
         )
     indices = _class_indices(chosen.model, classes, top_k)
-    return _explain_batch(chosen, [_item(chosen.model, image, indices)], top_k)[0]
+    return explain_batch(chosen, [Item.of(chosen.model, image, indices)], top_k)[0]
 
 
 def explain_many(
@@ -145,8 +133,9 @@ def explain_many(
     method: MethodLike = "AFMI",
     batch_size: int = 8,
     **parameters: Any,
-) -> Iterator[Explanation]:
-    """Explain images one batch at a time, each read when its turn comes.
+) -> Iterator[Explanation | Unexplained]:
+    """Explain images one batch at a time, each read when its turn comes; a bad one does not stop
+    the rest.
 
     Args:
         model: as in `explain`.
@@ -159,11 +148,13 @@ def explain_many(
         **parameters: as in `explain`, ``layer`` and ``reference`` among them.
 
     Yields:
-        The explanation of each image, in order.
+        For each image in order its explanation, or what is wrong with it: an image that cannot be
+        read, or on which the network or the method fails, is an `Unexplained`.
 
     Raises:
-        TargetError: when there is no such class, or not one for each image; otherwise as for
-            `explain`.
+        TargetError: when there is no such class, or not one for each image.
+        AfmiError: when the network, the method or an option cannot be used at all: none of the
+            images up to there could be explained.
 
     Example:
         >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
@@ -173,7 +164,7 @@ def explain_many(
     """
     chosen = _method(model, method, **parameters)
     _check_count("batch_size", batch_size)
-    items: Iterator[_Item]
+    pairs: Iterator[tuple[AnyImage, tuple[int, ...] | None]]
     if isinstance(targets, Sequence) and not isinstance(targets, str):
         if isinstance(images, Sized) and len(images) != len(targets):
             raise TargetError(
@@ -181,11 +172,15 @@ def explain_many(
                 "stands for the predicted class"
             )
         classes = [_target(chosen.model, target) for target in targets]
-        items = (_item(chosen.model, *pair) for pair in _paired(images, classes))
+        pairs = _paired(images, classes)
     else:
         target = _target(chosen.model, targets)
-        items = (_item(chosen.model, image, target) for image in images)
-    return (explanations[0] for explanations in _explain_items(chosen, items, batch_size))
+        pairs = ((image, target) for image in images)
+    items = items_of(chosen.model, pairs)
+    return (
+        result if isinstance(result, Unexplained) else result[0]
+        for result in explain_items(chosen, items, batch_size)
+    )
 
 
 def explain_files(
@@ -197,7 +192,7 @@ def explain_files(
     method: MethodLike = "AFMI",
     batch_size: int = 8,
     **parameters: Any,
-) -> Iterator[list[Explanation] | Unreadable]:
+) -> Iterator[list[Explanation] | Unexplained]:
     """Explain many files, one batch in memory at a time; a bad file does not stop the rest.
 
     Args:
@@ -211,38 +206,15 @@ def explain_files(
 
     Yields:
         For each path in order the explanations, one for each class, or what is wrong with it.
+
+    Raises:
+        AfmiError: as for `explain_many`.
     """
     chosen = _method(model, method, **parameters)
     _check_count("batch_size", batch_size)
     indices = _class_indices(chosen.model, classes, top_k)
-    items = (_file_item(chosen.model, Path(path), indices) for path in paths)
-    return _explain_items(chosen, items, batch_size, top_k)
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An image on its way into the network: (1, C, H, W), its file, the classes to explain."""
-
-    inputs: Tensor
-    source: str | None
-    classes: tuple[int, ...] | None
-
-
-def _item(model: nn.Module, image: AnyImage, classes: tuple[int, ...] | None) -> _Item:
-    source = os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
-    return _Item(prepare(model, image), source, classes)
-
-
-def _file_item(model: nn.Module, path: Path, classes: tuple[int, ...] | None) -> _Item | Unreadable:
-    try:
-        image = read_image(path)
-    except ImageError as error:
-        return Unreadable(path, str(error))
-    try:
-        return _Item(prepare(model, image), str(path), classes)
-    except AfmiError as error:
-        # A shape so extreme that the resized image would be huge, for one.
-        return Unreadable(path, f"{str(path)!r} cannot be prepared for the network: {error}")
+    items = items_of(chosen.model, ((Path(path), indices) for path in paths))
+    return explain_items(chosen, items, batch_size, top_k)
 
 
 def _paired(images: Iterable[T], classes: Iterable[U]) -> Iterator[tuple[T, U]]:
@@ -314,103 +286,3 @@ def _class_index(model: nn.Module, wanted: Any) -> int:
         raise TargetError(
             f"expected a class's index or label, got {wanted!r}; explain_classes takes several"
         ) from None
-
-
-def prepare(model: nn.Module, image: Any) -> Tensor:
-    """Return what the network is to see, (1, C, H, W), on the model's device.
-
-    Args:
-        model: as in `explain`.
-        image: as in `explain`.
-    """
-    if isinstance(image, Tensor):
-        return _prepare_tensor(model, image)
-    if isinstance(image, (list, tuple)):
-        raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
-    picture = read_image(image)
-    if isinstance(model, Classifier):
-        return model.prepare(picture)
-    return _like_model(model, to_tensor(picture)[None])
-
-
-def _like_model(model: nn.Module, images: Tensor) -> Tensor:
-    like = next((p for p in model.parameters() if p.is_floating_point()), None)
-    return images if like is None else images.to(like)
-
-
-def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
-    check_dense(image)
-    batch = image[None] if image.dim() == 3 else image
-    fits = batch.dim() == 4 and batch.shape[0] == 1 and batch.shape[1] in (1, 3)
-    if not fits or 0 in batch.shape or not batch.is_floating_point():
-        advice = "convert it with image.float()"
-        if image.dtype == torch.uint8:
-            advice = "divide bytes by 255"
-        elif batch.dim() == 4 and batch.shape[0] != 1:
-            advice = "explain_many takes several"
-        elif not fits:
-            advice = "Method.attribute takes any number of channels, as (N, C, H, W)"
-        raise ShapeError(
-            "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
-            f"{tuple(image.shape)} {image.dtype}; {advice}"
-        )
-    if isinstance(model, Classifier):
-        low, high = (float(value) for value in batch.detach().aminmax())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
-            raise UsageError(
-                f"expected pixels in [0, 1], got {low:g} to {high:g}; a Classifier normalises "
-                "inside, so pass images that are not normalised yet"
-            )
-    return _like_model(model, batch.detach())
-
-
-def _explain_items(
-    method: Method,
-    items: Iterable[_Item | T],
-    batch_size: int,
-    top_k: int | None = None,
-) -> Iterator[list[Explanation] | T]:
-    """Explain items as they come, in batches; what is no item is passed on in its place."""
-
-    def shape(item: _Item | T) -> tuple[object, ...] | None:
-        if not isinstance(item, _Item):
-            return None
-        return item.inputs.shape, None if item.classes is None else len(item.classes)
-
-    for batch in neighbours(items, batch_size, shape):
-        results = iter(_explain_batch(method, [i for i in batch if isinstance(i, _Item)], top_k))
-        for item in batch:
-            yield next(results) if isinstance(item, _Item) else item
-
-
-def _explain_batch(
-    method: Method, items: Sequence[_Item], top_k: int | None = None
-) -> list[list[Explanation]]:
-    """Explain images of one shape, each for as many classes, with as few passes as possible."""
-    if not items:
-        return []
-    model, inputs = method.model, torch.cat([item.inputs for item in items])
-    if items[0].classes is not None:
-        classes = torch.tensor(
-            [item.classes for item in items], dtype=torch.int64, device=inputs.device
-        ).T
-        attributions = method.attributions(inputs, classes)
-    elif top_k is None:
-        attributions = [method.attribution(inputs)]
-    else:
-        logits = classify(model, inputs)
-        if top_k > logits.shape[1]:
-            raise UsageError(f"expected top_k up to the {logits.shape[1]} classes, got {top_k}")
-        # Stable, so that among equals the first comes first, as with arg-max.
-        ranked = logits.argsort(dim=1, descending=True, stable=True)[:, :top_k].T
-        attributions = method.attributions(inputs, ranked)
-    logits = attributions[0].logits
-    if logits is None:
-        logits = classify(model, inputs)
-    return [
-        [
-            explanation_of(method, one, row, item.inputs[0], logits[row], item.source)
-            for one in attributions
-        ]
-        for row, item in enumerate(items)
-    ]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from afmi.api import AnyImage, ClassLike, explain, prepare
+from afmi.api import ClassLike, explain
+from afmi.batching import AnyImage, prepare
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.explanation import Explanation
 from afmi.methods import Gradient, MethodsLike, chosen_methods

@@ -37,7 +37,10 @@ from afmi.pictures.transforms import to_image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["INSERTED", "Explanation", "explanation_of"]
+__all__ = ["DRAWN_SIDE", "INSERTED", "Explanation", "explanation_of", "shown_image"]
+
+DRAWN_SIDE = 1024
+"""Longest side, in pixels, of the pictures that are drawn of an image and its map."""
 
 INSERTED = 0.1
 """Share of the pixels that figures show on black: the paper's Figure 1."""
@@ -62,7 +65,7 @@ class Explanation:
         reference: what the picture was compared with; None for methods that compare with nothing.
         residual: (Σ map − Δy) / |Δy| at the layer's size, where Δy is the change of the class
             score from the reference: 0 when the map accounts for all of it. None where the
-            method promises no such sum, or it was not computed.
+            method promises no such sum, it was not computed, or the score did not change.
         model: the model's name.
         source: the file; None for pictures from memory.
         versions: of afmi, torch, torchvision and python.
@@ -85,23 +88,33 @@ class Explanation:
     source: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
 
+    @functools.cached_property
+    def _drawn(self) -> tuple[Tensor, Tensor]:
+        """Image and map at the size at which they are drawn."""
+        return plots.reduced(self.image, DRAWN_SIDE), plots.reduced(self.map, DRAWN_SIDE)
+
     def overlay(self) -> PIL.Image.Image:
-        """Return the map over the photograph; see `afmi.plots.overlay`."""
-        return plots.overlay(self.image, self.map)
+        """Return the map over the photograph; see `afmi.plots.overlay`.
+
+        What is larger than `DRAWN_SIDE` pixels a side is drawn at that size, here and in the other
+        pictures.
+        """
+        return plots.overlay(*self._drawn)
 
     def heatmap(self) -> PIL.Image.Image:
         """Return the map by itself; see `afmi.plots.heatmap`."""
-        return plots.heatmap(self.map)
+        return plots.heatmap(self._drawn[1])
 
     def insertion(self, fraction: float = INSERTED) -> PIL.Image.Image:
         """Return the most important ``fraction`` of the pixels on black."""
-        return plots.insertion(self.image, self.map, fraction)
+        return plots.insertion(*self._drawn, fraction)
 
     def figure(self) -> Figure:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
-        scale = display_range(self.map)
+        image, map = self._drawn
+        scale = display_range(map)
         panels = [
-            figures.Panel(to_image(self.image), "What the network saw"),
+            figures.Panel(to_image(image), "What the network saw"),
             figures.Panel(self.overlay(), "Where its evidence lies"),
             figures.Panel(
                 self.heatmap(),
@@ -131,7 +144,7 @@ class Explanation:
 
         Numbers that are not finite become None, which JSON can hold.
         """
-        pixels = self.image.contiguous().numpy().tobytes()
+        pixels = self.image.contiguous().numpy().data
         height, width = self.map.shape
         return {
             "source": self.source,
@@ -186,8 +199,8 @@ class Explanation:
         def write_map(file: IO[bytes]) -> None:
             # Not np.save, which reports a full disk with an error of its own on real files.
             buffer = io.BytesIO()
-            np.save(buffer, self.map.numpy().astype(np.float32))
-            file.write(buffer.getvalue())
+            np.save(buffer, self.map.numpy().astype(np.float32, copy=False))
+            file.write(buffer.getbuffer())
 
         write_files(
             {
@@ -239,18 +252,19 @@ def explanation_of(
         method: that explained the batch.
         attribution: of the batch.
         row: of the image in it.
-        image: (C, H, W), as the network saw it.
+        image: (3, H, W), for the record; see `shown_image`.
         logits: (C,), of the image.
         source: its file.
     """
-    model, target, residual = method.model, int(attribution.target[row]), attribution.residual
+    model, target = method.model, int(attribution.target[row])
+    residual = None if attribution.residual is None else float(attribution.residual[row])
     probabilities = logits.detach().to("cpu", torch.float64).softmax(0)
     predicted = int(logits.argmax())
     # The layer apart: the record's own `layer` says which it was.
     parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}
     reference = getattr(method, "reference", None)
     return Explanation(
-        image=_for_display(image),
+        image=image,
         map=attribution.maps[row, 0].detach().cpu().clone(),
         target=target,
         label=class_label(model, target),
@@ -262,18 +276,22 @@ def explanation_of(
         parameters=parameters,
         layer=None if attribution.layer is None else str(attribution.layer),
         reference=None if reference is None else specs.text(reference),
-        residual=None if residual is None else float(residual[row]),
+        residual=_finite(residual),
         model=str(getattr(model, "name", type(model).__name__)),
         source=source,
     )
 
 
-def _for_display(image: Tensor) -> Tensor:
-    """Return an image (3, H, W) in [0, 1]; a bare network's own range is stretched to that."""
+def shown_image(image: Tensor) -> Tensor:
+    """Return the image of a record, (3, H, W) in [0, 1], on the CPU.
+
+    Args:
+        image: (C, H, W), as the network saw it; a bare network's own range is stretched to [0, 1].
+    """
     shown = image.detach().to("cpu", torch.float32, copy=True)
     low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:
-        shown = (shown - low) / (high - low)
+        shown = (shown - low) / ((high - low) or 1)
     return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
 
 

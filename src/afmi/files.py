@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import secrets
+import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +15,49 @@ from typing import IO, Any
 
 from afmi.errors import AfmiError
 
-__all__ = ["as_json", "write_files"]
+__all__ = ["as_json", "parse_json", "read_text_file", "regular_file_size", "write_files"]
+
+_TEXT_BYTES = 2**24
+
+
+def regular_file_size(path: Path) -> int:
+    """Return how many bytes a file holds, before it is opened.
+
+    Raises:
+        OSError: it is missing or no regular file. A pipe would block, and a device never end.
+    """
+    info = path.stat()
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+    if not stat.S_ISREG(info.st_mode):
+        why = "it is a pipe, socket or device, and not a regular file"
+        raise OSError(errno.EINVAL, why, str(path))
+    return info.st_size
+
+
+def read_text_file(path: Path) -> str:
+    """Return the text, in UTF-8, of a file of at most 16 MiB.
+
+    Raises:
+        OSError: it is missing, no regular file, or larger.
+        UnicodeDecodeError: it is no text.
+    """
+    if regular_file_size(path) > _TEXT_BYTES:
+        why = f"it has more than {_TEXT_BYTES} bytes, too many for a text of this kind"
+        raise OSError(errno.EFBIG, why, str(path))
+    return path.read_text(encoding="utf-8-sig")
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON says.
+
+    Raises:
+        ValueError: it is no JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_files(contents: Mapping[Path, bytes | Callable[[IO[bytes]], object]]) -> None:

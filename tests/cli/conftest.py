@@ -39,6 +39,19 @@ class Slow(nn.Module):
         return self.inner(x)
 
 
+def nan_on_white():
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = build().network
+
+        def forward(self, x):
+            white = x.mean((1, 2, 3)) > 0.99
+            return torch.where(white[:, None], torch.nan, self.inner(x))
+
+    return Classifier(Strange(), resize=16, crop=16, layer="inner.0")
+
+
 def unlabelled():
     return build().network
 """
@@ -46,7 +59,7 @@ def unlabelled():
 
 @pytest.fixture(scope="session")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """File whose functions ``build``, ``Slow`` and ``unlabelled`` make networks."""
+    """File of networks: ``build``, ``Slow``, ``nan_on_white`` and ``unlabelled`` make them."""
     path = tmp_path_factory.mktemp("nets") / "nets.py"
     path.write_text(NETS)
     return path

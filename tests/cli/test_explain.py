@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
+import unicodedata
 import warnings
 
 import pytest
 from PIL import Image
 
 import afmi.cli
+from afmi.cli.interrupts import interruptible
 from afmi.cli.terminal import Progress, one_line_warnings
 from afmi.files import as_json
 
@@ -70,6 +74,27 @@ def test_bad_files_are_reported_and_the_rest_go_on(nets, pictures, tmp_path):
     assert len(errors) == 2
     assert all(error.startswith("afmi: ") for error in errors)
     assert "missing.png' does not exist" in errors[1]
+
+
+def test_what_the_network_fails_on_is_named_and_the_rest_go_on(afmi, small, pictures, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    Image.new("RGB", (16, 16), "white").save(pictures / "b.png")
+    small[1] = small[1].replace(":build", ":nan_on_white")
+    result = afmi("explain", empty, pictures, tmp_path / "*.gif", *small, "--json")
+    assert result.exit_code == 1, result.stderr
+    records = _records(result.stdout)
+    assert ["error" in record for record in records] == [True, True, False, True, False]
+    errors = result.stderr.splitlines()
+    assert f"no image in the folder '{empty}'" in errors[0]
+    assert "no image in the glob" in errors[1]
+    assert f"'{pictures / 'b.png'}' cannot be explained: the network's outputs" in errors[2]
+    assert "NaN" in errors[2]
+    assert len(errors) == 3
+    result = afmi("explain", empty, tmp_path / "*.gif", *small)
+    assert result.exit_code == 2
+    assert "no image in the folder" in result.stderr
+    assert "no image in the glob" in result.stderr
 
 
 def test_several_pictures_are_summed_up_unless_quiet(afmi, small, pictures):
@@ -205,6 +230,60 @@ def test_ctrl_c_keeps_what_is_finished(nets, pictures, tmp_path):
             with Image.open(out / files[name]) as picture:
                 picture.load()
     assert not list(out.glob("*.part"))
+
+
+def _import_then_wait() -> None:
+    with interruptible():
+        assert importlib.import_module("interrupting").done
+        time.sleep(5)
+
+
+class _Interrupting:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def _delete_then_wait() -> None:
+    with interruptible():
+        _Interrupting()
+        time.sleep(5)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("work", [_import_then_wait, _delete_then_wait])
+def test_ctrl_c_is_raised_where_python_can_stop(work, tmp_path, monkeypatch):
+    (tmp_path / "interrupting.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\ndone = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    hook = sys.unraisablehook
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert sys.unraisablehook is hook
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_control_characters_in_names_are_written_out(afmi, small, pictures, tmp_path):
+    os.rename(pictures / "a.png", pictures / "\x1b[2J\x9b1m\u202e\na.png")
+    (pictures / "b.png").rename(pictures / "\x1b]0;b.png")
+    (pictures / "\x1b]0;b.png").write_text("no picture")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(["\x1b[31m\x07red"] * 4))
+    plain = afmi("explain", pictures, *small, "--labels", labels, "--out", tmp_path / "o\x9bt")
+    assert plain.exit_code == 1
+    for text in (plain.stdout, plain.stderr):
+        assert not any(c != "\n" and unicodedata.category(c) in ("Cc", "Cf") for c in text)
+    first = plain.stdout.splitlines()[0]
+    assert "/\\u001b[2J\\u009b1m\\u202e\\u000aa.png  \\u001b[31m\\u0007red" in first
+    result = afmi("explain", pictures, *small, "--labels", labels, "--json")
+    assert not any(c != "\n" and unicodedata.category(c) in ("Cc", "Cf") for c in result.stdout)
+    records = _records(result.stdout)
+    assert records[0]["source"].endswith("/\x1b[2J\x9b1m\u202e\na.png")
+    assert records[0]["label"] == "\x1b[31m\x07red"
 
 
 def test_json_is_strict():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -291,8 +293,47 @@ def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.pth' cannot be read: No such file"):
         load_model(TINY, weights=tmp_path / "none.pth")
-    with pytest.raises(ModelError, match="cannot be read: Is a directory"):
+    with pytest.raises(ModelError, match="cannot be read: it is a folder"):
         load_model(TINY, weights=tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX files")
+@pytest.mark.parametrize("what", ["weights", "labels"])
+def test_pipes_and_devices_are_refused_without_blocking(what: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path / "nu\0ll"):
+        with pytest.raises(ModelError, match="cannot be read"):
+            load_model(TINY, **({"weights": None} | {what: path}))
+
+
+def _deflated(tmp_path: Path) -> Path:
+    torch.save({"weight": torch.zeros(2**22)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    return tmp_path / "w.pth"
+
+
+def test_weights_that_unpack_to_much_more_are_refused(tmp_path: Path) -> None:
+    file = _deflated(tmp_path)
+    assert file.stat().st_size < 100_000
+    with pytest.raises(ModelError, match=r"but unpack to 167\d{5}; expected an archive as"):
+        read_weights(file)
+    assert read_weights(tmp_path / "plain.pth")["weight"].shape == (2**22,)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
+def test_numbers_that_would_lose_their_meaning_are_refused(
+    network: nn.Module, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    state = network.state_dict()
+    name = next(iter(state))
+    torch.save(state | {name: state[name].to(dtype)}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=rf"holds {name!r} as {dtype}, but \w+ as torch.float32"):
+        load_model(TINY, weights=tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 1}, torch.zeros(3)])
@@ -328,7 +369,8 @@ def build(classes=5, width=4):
     )
 
 def classifier():
-    return Classifier(build(), mean=[0.1] * 3, std=[0.2] * 3, labels="vwxyz", crop=32, name="mine")
+    labels = list("vwxyz")
+    return Classifier(build(), mean=[0.1] * 3, std=[0.2] * 3, labels=labels, crop=32, name="mine")
 
 class Special(Classifier):
     pass
@@ -449,6 +491,16 @@ def test_label_files(content: str, expected: tuple[str, ...], tmp_path: Path) ->
 def test_label_files_that_are_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "labels").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(ModelError, match="the labels"):
+        load_model(TINY, weights=None, labels=tmp_path / "labels")
+
+
+def test_labels_nested_too_deeply_and_too_large(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("[" * 200_000)
+    with pytest.raises(ModelError, match="nested too deeply"):
+        load_model(TINY, weights=None, labels=tmp_path / "labels")
+    with (tmp_path / "labels").open("wb") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(ModelError, match="more than 16777216 bytes"):
         load_model(TINY, weights=None, labels=tmp_path / "labels")
 
 

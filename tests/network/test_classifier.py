@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -65,9 +68,50 @@ def test_other_numbers_of_channels_follow_the_mean() -> None:
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {1: "b", 0: "a"},
+        {"1": "b", "0": "a"},
+        {"b": 1, "a": 0},
+        iter(["a", "b"]),
+        [("n01", "a"), ("n02", "b")],
+        np.array(["a", "b"]),
+    ],
+)
+def test_labels_as_dictionaries_and_other_sequences(labels: Any) -> None:
+    assert Classifier(build("vgg"), labels=labels).labels == ("a", "b")
+
+
+def test_labels_in_a_file(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    for file in (tmp_path / "labels.txt", str(tmp_path / "labels.txt")):
+        assert Classifier(build("vgg"), labels=file).labels == ("a", "b")
+    with pytest.raises(ModelError, match=r"'names\.txt' cannot be read"):
+        Classifier(build("vgg"), labels="names.txt")
+
+
+@pytest.mark.parametrize(
+    ("labels", "why"),
+    [
+        ({"a", "b"}, "got labels of type set .a set has no order"),
+        ({0: "a", 2: "b"}, "indices are missing"),
+        ({"a": 0, "b": 0}, "an index comes twice"),
+        ({"a": "b"}, "expected a list with one name for each class"),
+        ([0, 1], "not every name is text, such as 0"),
+        ([b"a"], "not every name is text"),
+        (7, "got labels of type int"),
+        (torch.tensor([1, 2]), "not every name is text"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels: Any, why: str) -> None:
+    with pytest.raises(ModelError, match=why):
+        Classifier(build("vgg"), labels=labels)
+
+
 def test_labels_that_do_not_fit_the_logits_are_refused() -> None:
     with pytest.raises(ModelError, match="5 classes apart but has 3 labels"):
-        Classifier(build("vgg"), labels="abc")(images(1))
+        Classifier(build("vgg"), labels=list("abc"))(images(1))
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), MEAN), (MEAN, (1, 0, 1)), ((), ())])

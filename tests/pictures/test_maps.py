@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afmi.errors import ShapeError, UsageError
-from afmi.pictures.maps import channel_maximum, display_range, rank_pixels, top_mask, upsample
+from afmi.pictures.maps import (
+    channel_maximum,
+    display_range,
+    is_blank,
+    rank_pixels,
+    top_mask,
+    upsample,
+)
 
 
 def test_upsample_is_bilinear() -> None:
@@ -64,3 +71,12 @@ def test_display_range() -> None:
     assert display_range(one) == (-7.0, 7.0)
     one[5] = 7
     assert display_range(one) == (0.0, 7.0)
+
+
+def test_rounding_is_not_drawn_as_contrast() -> None:
+    noise = 1e-8 * torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    assert display_range(0.25 + noise) == (0.0, 0.25)
+    assert display_range(torch.tensor([0.25, 0.2501])) == pytest.approx((0.25, 0.2501), abs=1e-6)
+    assert is_blank((0.25 + noise)[None, None]).tolist() == [True]
+    assert is_blank(noise[None, None]).tolist() == [False]
+    assert is_blank(torch.zeros(2, 1, 3, 3)).tolist() == [True, True]

@@ -226,3 +226,13 @@ def test_grey_pictures_are_drawn_as_their_colour_twins() -> None:
     colour = grey.expand(3, -1, -1)
     for draw in (plots.overlay, lambda image, m: plots.insertion(image, m, 0.3)):
         assert draw(grey, map_).tobytes() == draw(colour, map_).tobytes()
+
+
+def test_reduced_averages_what_falls_together():
+    picture = torch.arange(24.0).reshape(2, 3, 4)
+    assert plots.reduced(picture, 4) is picture
+    torch.testing.assert_close(plots.reduced(picture, 1), picture.mean((1, 2), keepdim=True))
+    halved = plots.reduced(picture[:, :2], 2)
+    torch.testing.assert_close(halved, torch.nn.functional.avg_pool2d(picture[:, :2], 2))
+    assert plots.reduced(picture[0], 2).shape == (2, 2)
+    assert plots.reduced(torch.zeros(1, 5000), 100).shape == (1, 100)

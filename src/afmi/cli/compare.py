@@ -16,8 +16,7 @@ from afmi.cli.options import (
     quiet_option,
     writable_folder,
 )
-from afmi.cli.terminal import progress_shown
-from afmi.files import as_json
+from afmi.cli.terminal import echo, echo_json, progress_shown
 
 if TYPE_CHECKING:
     from afmi.explanation import Explanation
@@ -105,8 +104,8 @@ def compare(
             ctx.exit(INTERRUPTED)
     figure = comparison.save(out / f"{stem}-comparison.png")
     for name, reason in comparison.refused.items():
-        click.echo(f"afmi: {name} left out: {reason}", err=True)
+        echo(f"afmi: {name} left out: {reason}", err=True)
     if json_wanted:
-        click.echo(as_json({**comparison.to_dict(), "figure": str(figure)}, indent=2))
+        echo_json({**comparison.to_dict(), "figure": str(figure)})
     elif talks:
-        click.echo(f"side by side → {figure}")
+        echo(f"side by side → {figure}")

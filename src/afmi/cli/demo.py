@@ -8,7 +8,7 @@ import click
 
 from afmi.cli.group import debug_option
 from afmi.cli.options import out_option, writable_folder
-from afmi.cli.terminal import one_line_warnings
+from afmi.cli.terminal import echo, one_line_warnings
 
 __all__ = ["demo"]
 
@@ -31,4 +31,4 @@ def demo(out: Path) -> None:
     from afmi.demo.run import run_demo
 
     with one_line_warnings():
-        run_demo(out, report=click.echo)
+        run_demo(out, report=echo)

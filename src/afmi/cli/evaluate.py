@@ -13,7 +13,7 @@ import click
 
 from afmi.cli.group import INTERRUPTED, debug_option
 from afmi.cli.options import batch_size_option, layer_option, model_options, out_option
-from afmi.cli.terminal import Progress, progress_shown
+from afmi.cli.terminal import Progress, echo, progress_shown
 from afmi.errors import AfmiError
 from afmi.progress import duration
 
@@ -126,13 +126,13 @@ def evaluate(
             ctx.exit(INTERRUPTED)
     failed = {i for label in results.methods for i in results.errors(label)}
     if failed:
-        click.echo(
+        echo(
             f"afmi: warning: {len(failed)} of {len(results.images)} pictures could not be read or "
             "explained; the report says why",
             err=True,
         )
     if not quiet:
-        click.echo(f"results → {out}; `afmi report {shlex.quote(str(out))}` makes the tables")
+        echo(f"results → {out}; `afmi report {shlex.quote(str(out))}` makes the tables")
 
 
 class _ProgressPrinter:

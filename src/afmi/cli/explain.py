@@ -19,15 +19,15 @@ from afmi.cli.options import (
     quiet_option,
     writable_folder,
 )
-from afmi.cli.terminal import Progress, progress_shown
-from afmi.errors import UsageError
+from afmi.cli.terminal import Progress, echo, progress_shown
+from afmi.errors import ImageError, UsageError
 from afmi.files import as_json
 
 if TYPE_CHECKING:
+    from afmi.batching import Unexplained
     from afmi.explanation import Explanation
     from afmi.methods import Method
     from afmi.network.classifier import Classifier
-    from afmi.pictures.finding import Unreadable
 
 __all__ = ["explain"]
 
@@ -114,15 +114,15 @@ def explain(
     chosen = _chosen_methods(methods, layer, reference)
     from afmi.models import load_model
     from afmi.network.classifier import find_class
-    from afmi.pictures.finding import find_images
     from afmi.specs import label_of
 
-    paths = find_images(images)
+    paths, nothing = _listed(images)
     classifier = load_model(**network, layer=layer)
     indices = list(dict.fromkeys(find_class(classifier, target) for target in targets))
     run = _Run(
         classifier=classifier,
         paths=paths,
+        nothing=nothing,
         methods=list({label_of(m): m for m in (c.of(classifier) for c in chosen)}.values()),
         options={"classes": indices or None, "top_k": top_k, "batch_size": batch_size},
         out=writable_folder(out),
@@ -132,6 +132,26 @@ def explain(
     code = run.explain_all()
     if code:
         ctx.exit(code)
+
+
+def _listed(patterns: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
+    """Return the files that arguments name, and why others name none.
+
+    Raises:
+        ImageError: none of the arguments names a file.
+    """
+    from afmi.pictures.finding import find_images
+
+    readable, nothing = [], {}
+    for pattern in patterns:
+        try:
+            find_images(pattern)
+            readable.append(pattern)
+        except ImageError as error:
+            nothing[pattern] = str(error)
+    if not readable:
+        raise ImageError("; ".join(nothing.values()))
+    return find_images(readable), nothing
 
 
 @dataclass(frozen=True)
@@ -189,6 +209,7 @@ class _Run:
 
     classifier: Classifier
     paths: list[Path]
+    nothing: dict[str, str]
     methods: list[Method]
     options: dict[str, Any]
     out: Path
@@ -203,6 +224,8 @@ class _Run:
 
         with progress_shown(len(self.paths), quiet=self.quiet) as progress:
             try:
+                for pattern, reason in self.nothing.items():
+                    self._refuse(pattern, reason, progress)
                 for path, results in self._results():
                     self._report(path, results, progress)
                     progress.step(path.name)
@@ -211,16 +234,17 @@ class _Run:
                 return INTERRUPTED
             except (MemoryError, torch.cuda.OutOfMemoryError) as error:
                 raise UsageError("out of memory; try a smaller --batch-size") from error
-        if len(self.paths) > 1 and not (self.quiet or self.json_wanted):
-            failed = f"; {self.failed} of {len(self.paths)} files failed" if self.failed else ""
-            click.echo(f"{self._kept()}{failed}", err=True)
+        if len(self.paths) + len(self.nothing) > 1 and not (self.quiet or self.json_wanted):
+            count = len(self.paths) + len(self.nothing)
+            failed = f"; {self.failed} of {count} failed" if self.failed else ""
+            echo(f"{self._kept()}{failed}", err=True)
         return SOME_FAILED if self.failed else 0
 
     def _kept(self) -> str:
         plural = "" if self.finished == 1 else "s"
         return f"{self.finished} explanation{plural} saved in {self.out}"
 
-    def _results(self) -> Iterator[tuple[Path, tuple[list[Explanation] | Unreadable, ...]]]:
+    def _results(self) -> Iterator[tuple[Path, tuple[list[Explanation] | Unexplained, ...]]]:
         """Yield each path with the results of all methods, which work in step."""
         from afmi.api import explain_files
 
@@ -233,21 +257,24 @@ class _Run:
     def _report(
         self,
         path: Path,
-        results: tuple[list[Explanation] | Unreadable, ...],
+        results: tuple[list[Explanation] | Unexplained, ...],
         progress: Progress,
     ) -> None:
-        from afmi.pictures.finding import Unreadable
+        from afmi.batching import Unexplained
 
-        reasons = [result.reason for result in results if isinstance(result, Unreadable)]
+        reasons = [result.reason for result in results if isinstance(result, Unexplained)]
         if reasons:
-            self.failed += 1
-            progress.line(f"afmi: {reasons[0]}", err=True)
-            if self.json_wanted:
-                progress.line(as_json({"source": str(path), "error": reasons[0]}))
+            self._refuse(str(path), reasons[0], progress)
         for result in results:
-            if not isinstance(result, Unreadable):
+            if not isinstance(result, Unexplained):
                 for explanation in result:
                     self._save(explanation, progress)
+
+    def _refuse(self, source: str, reason: str, progress: Progress) -> None:
+        self.failed += 1
+        progress.line(f"afmi: {reason}", err=True)
+        if self.json_wanted:
+            progress.line(as_json({"source": source, "error": reason}))
 
     def _save(self, explanation: Explanation, progress: Progress) -> None:
         files = explanation.save(self.out)

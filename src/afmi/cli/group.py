@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
+from afmi.cli.interrupts import interruptible
+from afmi.cli.terminal import echo
 from afmi.errors import AfmiError, near_matches
 
 __all__ = ["DEBUG", "INTERRUPTED", "UNUSABLE", "AfmiGroup", "debug_option"]
@@ -72,12 +74,13 @@ class AfmiGroup(click.Group):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         try:
-            code = super().main(*args, standalone_mode=False, **kwargs)
+            with interruptible():
+                code = super().main(*args, standalone_mode=False, **kwargs)
         except click.ClickException as error:
-            click.echo(f"afmi: {_one_line(error)}", err=True)
+            echo(f"afmi: {_one_line(error)}", err=True)
             code = error.exit_code
-        except click.Abort:
-            click.echo("afmi: interrupted", err=True)
+        except (click.Abort, KeyboardInterrupt):
+            echo("afmi: interrupted", err=True)
             code = INTERRUPTED
         code = code if isinstance(code, int) else 0
         if standalone_mode:

@@ -9,8 +9,7 @@ import click
 
 from afmi.cli.group import debug_option
 from afmi.cli.options import json_option
-from afmi.cli.terminal import print_table
-from afmi.files import as_json
+from afmi.cli.terminal import echo_json, print_table
 
 if TYPE_CHECKING:
     from afmi.methods import Method
@@ -42,7 +41,7 @@ def methods(json_wanted: bool) -> None:
 
     records = [_record(cls) for cls in CATALOGUE.values()]
     if json_wanted:
-        click.echo(as_json(records, indent=2))
+        echo_json(records)
         return
     columns = ("name", "family", "features", "scores", "cost", "paper")
     print_table(columns, [[record[column] for column in columns] for record in records])

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import debug_option
-from afmi.cli.terminal import print_table
-from afmi.files import as_json
+from afmi.cli.terminal import echo_json, print_table
 
 if TYPE_CHECKING:
     from afmi.metrics import Metric
@@ -40,7 +39,7 @@ def metrics(json_wanted: bool) -> None:
 
     records = [_record(cls) for cls in CATALOGUE.values()]
     if json_wanted:
-        click.echo(as_json(records, indent=2))
+        echo_json(records)
         return
     print_table(
         ("name", "measures", "better", "standard", "paper"),

@@ -9,8 +9,7 @@ import click
 
 from afmi.cli.group import debug_option
 from afmi.cli.options import json_option
-from afmi.cli.terminal import print_table
-from afmi.files import as_json
+from afmi.cli.terminal import echo_json, print_table
 
 if TYPE_CHECKING:
     from afmi.network.classifier import Classifier
@@ -60,7 +59,7 @@ def models(name: str | None, labels: bool, layers: bool, json_wanted: bool) -> N
         columns = ("name", "parameters", "top1", "input_size", "weights_file")
         records = _models(name)
     if json_wanted:
-        click.echo(as_json(records, indent=2))
+        echo_json(records)
         return
     heads = {"top1": "top-1", "input_size": "input", "weights_file": "weights"}
     print_table(

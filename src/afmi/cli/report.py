@@ -9,8 +9,7 @@ import click
 
 from afmi.cli.group import debug_option
 from afmi.cli.options import writable_folder
-from afmi.cli.terminal import print_table
-from afmi.files import as_json
+from afmi.cli.terminal import echo, echo_json, print_table
 
 if TYPE_CHECKING:
     from afmi.report.summary import Summary
@@ -60,17 +59,17 @@ def report(results: Path, out: Path | None, methods: str | None, json_wanted: bo
     files = write_summary(summary, out)
     warning = unfinished(summary)
     if warning:
-        click.echo(f"afmi: warning: {warning}", err=True)
+        echo(f"afmi: warning: {warning}", err=True)
     if json_wanted:
-        click.echo(as_json(_record(summary, files), indent=2))
+        echo_json(_record(summary, files))
         return
     headings, *rows = _table(summary)
     print_table(headings, rows)
     for label, reason in opened.refused.items():
-        click.echo(f"{label} left out: {reason}")
-    click.echo(finding(summary))
+        echo(f"{label} left out: {reason}")
+    echo(finding(summary))
     for path in files.values():
-        click.echo(f"→ {path}")
+        echo(f"→ {path}")
 
 
 def _table(summary: Summary) -> list[list[str]]:

@@ -16,8 +16,7 @@ from afmi.cli.options import (
     quiet_option,
     writable_folder,
 )
-from afmi.cli.terminal import print_table, progress_shown
-from afmi.files import as_json
+from afmi.cli.terminal import echo, echo_json, print_table, progress_shown
 
 __all__ = ["reproduce"]
 
@@ -94,7 +93,7 @@ def reproduce(
 
     if name is None:
         if json_wanted:
-            click.echo(as_json([_entry(cls) for cls in CATALOGUE.values()], indent=2))
+            echo_json([_entry(cls) for cls in CATALOGUE.values()])
             return
         print_table(
             ("name", "shows", "needs", "networks", "paper"),
@@ -127,16 +126,14 @@ def reproduce(
         )
     if json_wanted:
         files = [str(file) for file in result.files]
-        click.echo(
-            as_json({**_entry(type(experiment)), "rows": result.rows, "files": files}, indent=2)
-        )
+        echo_json({**_entry(type(experiment)), "rows": result.rows, "files": files})
     elif talks:
         if result.rows:
             columns = list(result.rows[0])
             print_table(columns, [[_cell(row.get(c)) for c in columns] for row in result.rows])
-        click.echo(f"The paper ({experiment.section}): {experiment.finding}.")
+        echo(f"The paper ({experiment.section}): {experiment.finding}.")
         for file in result.files:
-            click.echo(f"→ {file}")
+            echo(f"→ {file}")
 
 
 def _silent(_line: str) -> None:

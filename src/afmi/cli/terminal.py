@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from afmi.files import as_json
 from afmi.progress import reporting
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["Progress", "one_line_warnings", "print_table", "progress_shown"]
+__all__ = ["Progress", "echo", "echo_json", "one_line_warnings", "print_table", "progress_shown"]
+
+# Control characters, which could rewrite what a terminal shows, and marks that turn the direction
+# of writing or end the line.
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Return a text with its control characters written out, as JSON writes them.
+
+    Example:
+        >>> print(visible("\\x1b[2Jcat\\n"))
+        \\u001b[2Jcat\\u000a
+    """
+    return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a line; everything that a command prints goes through here, or through a table."""
+    click.echo(visible(text), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Print JSON, indented."""
+    for line in as_json(value, indent=2).split("\n"):
+        echo(line)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -34,7 +61,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         # Text, not str: brackets in a label are no markup.
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     with console.capture() as capture:
         console.print(table)
     for line in capture.get().splitlines():
@@ -68,7 +95,7 @@ class Progress:
     def step(self, description: str) -> None:
         """Count one picture as done."""
         if self._bar is not None and "" in self._tasks:
-            self._bar.update(self._tasks[""], advance=1, description=description)
+            self._bar.update(self._tasks[""], advance=1, description=visible(description))
 
     def within(self, what: str, done: int, total: int) -> None:
         """Show how far a method has come within a picture; an `afmi.progress.Reporter`."""
@@ -77,9 +104,9 @@ class Progress:
     def line(self, text: str, *, err: bool = False) -> None:
         """Print a line, above the bar where both share a terminal."""
         if self._bar is not None and (err or sys.stdout.isatty()):
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._bar.console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            click.echo(text, err=err)
+            echo(text, err=err)
 
     def _update(self, key: str, done: int, total: int, description: str) -> None:
         if not self._shown:
@@ -131,7 +158,7 @@ def one_line_warnings(progress: Progress | None = None) -> Iterator[None]:
             return
         shown.add(text)
         if progress is None:
-            click.echo(text, err=True)
+            echo(text, err=True)
         else:
             progress.line(text, err=True)
 

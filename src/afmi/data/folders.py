@@ -11,6 +11,7 @@ from typing import Any
 from afmi.data.classes import WNID
 from afmi.data.listing import Files, Listing, listed
 from afmi.errors import ImageError, UsageError
+from afmi.files import regular_file_size
 from afmi.pictures.finding import IMAGE_SUFFIXES, find_images
 
 __all__ = ["open_csv", "open_folder", "open_imagenet"]
@@ -88,6 +89,7 @@ def open_csv(path: Path, name: str) -> Listing:
             "with their labels"
         )
     try:
+        regular_file_size(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = _csv_rows(file, name)
     except (OSError, UnicodeDecodeError, csv.Error) as error:

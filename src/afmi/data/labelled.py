@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from afmi.api import prepare
+from afmi.batching import prepare
 from afmi.data.classes import Classes
 from afmi.data.folders import open_csv, open_folder, open_imagenet
 from afmi.data.items import open_items, open_mnist

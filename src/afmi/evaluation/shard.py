@@ -23,6 +23,7 @@ from afmi.metrics.base import blank_maps_allowed
 from afmi.network.classifier import classify
 from afmi.pictures import plots
 from afmi.pictures.batches import neighbours
+from afmi.pictures.maps import is_blank
 from afmi.pictures.transforms import to_image
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
@@ -192,8 +193,7 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
                 continue
             for name, numbers in measurements.items():
                 values[f"{key}/{name}"] = numbers.tolist()
-    low, high = attribution.maps.flatten(1).aminmax(dim=1)
-    values["blank"] = (low == high).float().tolist()
+    values["blank"] = is_blank(attribution.maps).float().tolist()
     for n, picture in enumerate(batch):
         result.rows.extend((picture.index, name, row[n], None) for name, row in values.items())
         if picture.index in shard.examples:

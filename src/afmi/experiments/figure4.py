@@ -6,7 +6,7 @@ import dataclasses
 from itertools import combinations
 from typing import Any
 
-from afmi.api import prepare
+from afmi.batching import prepare
 from afmi.comparison import Comparison
 from afmi.errors import UsageError
 from afmi.experiments.shared import published

@@ -16,12 +16,13 @@ from afmi import specs
 from afmi.errors import AfmiError, UsageError
 from afmi.methods.work import Work
 from afmi.network.checking import check_images, check_model, named_failures
+from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import Layer, Place, check_layer, resolve_layer
 from afmi.network.memory import in_parts
 from afmi.network.randomness import keeping_random_state
-from afmi.pictures.maps import upsample
-from afmi.pictures.references import reference_of
+from afmi.pictures.maps import is_blank, upsample
+from afmi.pictures.references import Reference, reference_of
 from afmi.targets import Target, TargetLike, class_rows, class_target
 
 __all__ = [
@@ -177,8 +178,30 @@ class Method(ABC):
         """Bring the maps to the inputs' size and dtype, and check them."""
         size = (inputs.shape[2], inputs.shape[3])
         maps = upsample(attribution.maps.detach(), size).to(inputs.dtype)
-        self._check_maps(maps)
-        return replace(attribution, maps=maps)
+        residual = attribution.residual
+        same = self._same_as_reference(inputs, maps, attribution.logits)
+        # What such maps hold is rounding: image and reference ran in batches of other sizes.
+        maps = maps.masked_fill(same[:, None, None, None], 0)
+        if residual is not None:
+            if bool((residual.isnan() & ~same).any()):
+                self._check_reference(inputs)
+            residual = residual.masked_fill(same, torch.nan)
+        self._check_maps(maps, inputs)
+        return replace(attribution, maps=maps, residual=residual)
+
+    def _same_as_reference(self, inputs: Tensor, maps: Tensor, logits: Tensor | None) -> Tensor:
+        """Tell of each image whether it equals its references within rounding, bool (N,)."""
+        none = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+        reference = getattr(self, "reference", None)
+        if not isinstance(reference, Reference):
+            return none
+        eps = torch.finfo(inputs.dtype).eps
+        largest = maps.abs().amax((1, 2, 3))
+        if logits is not None and bool((largest > eps**0.5 * logits.abs().amax(1)).all()):
+            return none  # Spares making the references, which may be drawn or read from a file.
+        images = inputs.detach()
+        difference = (images[:, None] - reference.for_each(images)).abs().amax((1, 2, 3, 4))
+        return difference <= 4 * eps * images.abs().amax((1, 2, 3)).clamp_min(1)
 
     @contextmanager
     def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
@@ -196,14 +219,14 @@ class Method(ABC):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             yield images.as_subclass(Tensor), wanted
 
-    def _check_maps(self, maps: Tensor) -> None:
-        low, high = maps.flatten(1).aminmax(dim=1)
-        if not _finite(low, high):
+    def _check_maps(self, maps: Tensor, inputs: Tensor) -> None:
+        if not _finite(*maps.aminmax()):
+            self._check_reference(inputs)
             raise AfmiError(
-                f"{self.name} gave NaN or infinity; the network's activations overflow in "
-                f"{maps.dtype}, or its logits are not finite; try float32 or float64"
+                f"{self.name} gave NaN or infinity, though the network's outputs are finite: "
+                f"activations or gradients overflow in {maps.dtype}; try float32 or float64"
             )
-        blank = (low == high).nonzero().flatten().tolist()
+        blank = is_blank(maps).nonzero().flatten().tolist()
         if blank and maps[0].numel() > 1:
             warnings.warn(
                 f"{self.name} gave a map that is the same everywhere for image {blank[0]}"
@@ -212,6 +235,20 @@ class Method(ABC):
                 BlankMapWarning,
                 stacklevel=4,
             )
+
+    def _check_reference(self, inputs: Tensor) -> None:
+        """Raise where the network's outputs for a reference image are not finite."""
+        reference = getattr(self, "reference", None)
+        if not isinstance(reference, Reference):
+            return
+        for images in reference.for_each(inputs).transpose(0, 1):
+            if not bool(classify(self.model, images).isfinite().all()):
+                raise AfmiError(
+                    f"the network's outputs for the reference {reference} are NaN or infinite, so "
+                    f"{self.name} has nothing to compare with; choose another, such as "
+                    "reference='random' or 'blurred' (a network that standardises each image "
+                    "divides by zero where all pixels are equal)"
+                )
 
 
 @dataclass(frozen=True)
@@ -272,9 +309,10 @@ def relative_residual(maps: Tensor, change: Tensor) -> Tensor:
         change: Δy_c, (…).
 
     Returns:
-        (…); not finite where the score did not change.
+        (…); NaN where the score did not change.
     """
-    return (maps.sum((-3, -2, -1)) - change) / change.abs()
+    residual = (maps.sum((-3, -2, -1)) - change) / change.abs()
+    return residual.masked_fill(change == 0, torch.nan)
 
 
 def _catalogue() -> Mapping[str, type[Method]]:

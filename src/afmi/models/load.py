@@ -13,7 +13,7 @@ from afmi.models import factory, photos, timm, torchvision, transformers
 from afmi.models.building import Preprocessing
 from afmi.models.weights import WEIGHT_SUFFIXES
 from afmi.network.classifier import Classifier
-from afmi.network.labels import read_labels
+from afmi.network.labels import Labels, read_labels
 from afmi.network.layers import Layer, resolve_layer
 
 __all__ = ["load_model"]
@@ -23,7 +23,7 @@ def load_model(
     name: str = photos.NAME,
     *,
     weights: str | os.PathLike[str] | Any | None = "default",
-    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    labels: Labels | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     resize: int | tuple[int, int] | None = None,
@@ -47,8 +47,9 @@ def load_model(
             without running code from it; where it has another number of classes, the network gets
             that number. ``"IMAGENET1K_V1"``: torchvision's by that name. None: random weights
             (seed them with ``torch.manual_seed``), or a factory's own.
-        labels: one name per class, or a file of them: one per line, or a JSON list, or a JSON
-            object from index to name or [id, name]. None: the model's own.
+        labels: one name per class, or a dictionary from index to name, or a file of them: one per
+            line, or a JSON list, or a JSON object from index to name or [id, name]. None: the
+            model's own.
         mean: what is subtracted from each channel, in [0, 1]. None: the model's own.
         std: what each channel is divided by. None: the model's own.
         resize: short side that pictures are resized to, in pixels. None: the model's own.

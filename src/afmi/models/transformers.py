@@ -15,7 +15,13 @@ from afmi.errors import ModelError, first_line, near_matches
 from afmi.models import image_processors, timm
 from afmi.models.building import ModelEntry, Preprocessing, build_error, extra, quiet, weights_path
 from afmi.models.hub import fetching
-from afmi.models.weights import classes_in_file, fit_names, read_weights, refuse_misfits
+from afmi.models.weights import (
+    classes_in_file,
+    fit_names,
+    read_weights,
+    refuse_misfits,
+    refuse_other_numbers,
+)
 
 __all__ = ["PREFIX", "BlueFirst", "build", "entries"]
 
@@ -201,6 +207,7 @@ class _Source:
     def _from_file(self, config: Any, path: Path) -> Any:
         network = self._random(config)
         state = fit_names(read_weights(path), network)
+        refuse_other_numbers(f"the file {str(path)!r}", network, state)
         # The library knows the names that the weights of its networks have in files, old and new.
         loaded, differences = self._filled(type(network), None, config, state_dict=dict(state))
         shapes = [(stored, expected) for _, stored, expected in differences["mismatched_keys"]]

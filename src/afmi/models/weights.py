@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, first_line
+from afmi.files import regular_file_size
 
 __all__ = [
     "WEIGHT_SUFFIXES",
@@ -22,6 +24,7 @@ __all__ = [
     "load_weights",
     "read_weights",
     "refuse_misfits",
+    "refuse_other_numbers",
     "reshaped",
 ]
 
@@ -51,11 +54,12 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     file = Path(path).expanduser()
     try:
+        regular_file_size(file)
         with file.open("rb") as stream:
             head = stream.read(64)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         raise ModelError(
-            f"the weights {str(file)!r} cannot be read: {error.strerror or error}; "
+            f"the weights {str(file)!r} cannot be read: {getattr(error, 'strerror', error)}; "
             "pass weights= a .safetensors or .pth file"
         ) from error
     if head[8:9] == b"{":
@@ -67,7 +71,26 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ModelError(
             f"{str(file)!r} is {_what(head)}; expected weights in a .safetensors, .pth or .pt file"
         )
+    if head[:2] == b"PK":
+        _check_unpacked_size(file)
     return _state_dict(_unpickle(file), file)
+
+
+def _check_unpacked_size(file: Path) -> None:
+    """Refuse an archive that unpacks to much more than it is, which could fill the memory."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # damaged files raise errors of many types
+        raise ModelError(f"{_damaged(file)} ({first_line(error)})") from error
+    size = file.stat().st_size
+    # PyTorch compresses nothing; of weights, other programs save a tenth or so.
+    if unpacked > 2 * size + 2**20:
+        raise ModelError(
+            f"the weights {str(file)!r} have {size} bytes, but unpack to {unpacked}; expected an "
+            "archive as torch.save writes it, which is not compressed: save them again, or as "
+            ".safetensors"
+        )
 
 
 def _unpickle(file: Path) -> object:
@@ -175,8 +198,9 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
         source: the weights' name in errors.
 
     Raises:
-        ModelError: a weight is missing, left over or of another shape.
+        ModelError: a weight is missing, left over, of another shape, or would lose its meaning.
     """
+    refuse_other_numbers(source, network, state)
     expected = network.state_dict()
     # Checkpoints from before PyTorch 0.4.1 do not count batches; nothing here reads the count.
     missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
@@ -189,6 +213,27 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], source: str) -
         network.load_state_dict(fitting, strict=False)
         return
     refuse_misfits(source, network, missing, unexpected, shapes)
+
+
+def refuse_other_numbers(source: str, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise where a weight would lose its imaginary part, or its scale.
+
+    Args:
+        source: what to call the weights in errors.
+        network: what they are meant for.
+        state: tensors by name.
+
+    Raises:
+        ModelError: the file has complex numbers for real ones, or whole numbers for fractions.
+    """
+    for name, expected in network.state_dict().items():
+        stored = state.get(name, expected)
+        if expected.is_floating_point() and not stored.is_floating_point():
+            raise ModelError(
+                f"{source} holds {name!r} as {stored.dtype}, but {type(network).__name__} as "
+                f"{expected.dtype}, and converting it would lose what it means; save the weights "
+                "as real, unquantised numbers, or build the network that they belong to"
+            )
 
 
 def refuse_misfits(

@@ -14,6 +14,7 @@ from afmi.errors import ModelError, ShapeError, TargetError, near_matches
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
+from afmi.network.labels import Labels, read_labels
 from afmi.network.outputs import logits_of
 from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
@@ -33,7 +34,8 @@ class Classifier(nn.Module):
             ``.logits``. Kept as it is; its mode is not changed.
         mean: the mean that the network's training subtracted, one number per channel, in [0, 1].
         std: the standard deviation that it divided by, per channel.
-        labels: one name per class, in the order of the logits. Empty: classes have no names.
+        labels: one name per class, in the order of the logits; or a dictionary from each index to
+            its name; or a file of them (see `afmi.load_model`). Empty: classes have no names.
         resize: what the short side of a picture is resized to before the crop, in pixels (or
             (height, width) exactly). None: pictures keep their size.
         crop: side of the central square that the network sees, in pixels. None: no crop.
@@ -43,7 +45,7 @@ class Classifier(nn.Module):
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        >>> model = Classifier(network, mean=[0.5] * 3, std=[0.25] * 3, labels="abcd")
+        >>> model = Classifier(network, mean=[0.5] * 3, std=[0.25] * 3, labels=list("abcd"))
         >>> model(torch.rand(2, 3, 8, 8)).shape
         torch.Size([2, 4])
     """
@@ -57,7 +59,7 @@ class Classifier(nn.Module):
         *,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
-        labels: Sequence[str] = (),
+        labels: Labels = (),
         resize: int | tuple[int, int] | None = None,
         crop: int | tuple[int, int] | None = None,
         interpolation: Image.Resampling = Image.Resampling.BILINEAR,
@@ -84,7 +86,7 @@ class Classifier(nn.Module):
         for key, values in (("mean", mean), ("std", std)):
             tensor = torch.tensor(list(values), dtype=like.dtype, device=like.device)
             self.register_buffer(key, tensor.view(-1, 1, 1), persistent=False)
-        self.labels = tuple(str(label) for label in labels)
+        self.labels = read_labels(labels)
         self.resize = resize
         self.crop = crop
         self.interpolation = interpolation

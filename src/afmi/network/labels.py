@@ -1,57 +1,91 @@
-"""Read the names of classes from a file."""
+"""Read the names of classes: a list, a dictionary, or a file of either."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from afmi.errors import ModelError, first_line
+from afmi.files import parse_json, read_text_file
 
-__all__ = ["read_labels"]
+__all__ = ["Labels", "read_labels"]
+
+Labels: TypeAlias = Iterable[str] | Mapping[Any, Any] | str | os.PathLike[str]
+"""What `read_labels` takes."""
+
+_EXPECTED = (
+    "expected a list with one name for each class, in the order of the logits, or a dictionary "
+    "from each index, 0 to the last, to its name"
+)
 
 
-def read_labels(labels: Sequence[str] | str | os.PathLike[str]) -> tuple[str, ...]:
-    """Return the names given, or those in a file: one per line, or JSON.
+def read_labels(labels: Labels) -> tuple[str, ...]:
+    """Return the names of the classes, in the order of the logits.
+
+    Args:
+        labels: a list of names; a dictionary from each index to its name, or from each name to its
+            index; or the name of a file of such: one name per line, or JSON.
 
     Raises:
-        ModelError: the file cannot be read, or its JSON is no list of names.
+        ModelError: these are no names, their order is not known, or the file cannot be read.
     """
-    if not isinstance(labels, (str, os.PathLike)):
-        return tuple(str(label) for label in labels)
-    path = Path(labels).expanduser()
+    if isinstance(labels, (str, os.PathLike)):
+        return _labels_in_file(Path(labels).expanduser())
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return _names(labels)
+    except (ValueError, TypeError) as error:
         raise ModelError(
-            f"the labels {str(path)!r} cannot be read ({first_line(error)}); "
-            "expected a text file with one label per line, or JSON"
+            f"{_EXPECTED}; got labels of type {type(labels).__name__} ({first_line(error)})"
+        ) from error
+
+
+def _labels_in_file(path: Path) -> tuple[str, ...]:
+    try:
+        text = read_text_file(path)
+    except (OSError, ValueError) as error:  # ValueError: no text, or a null byte in the path
+        why = getattr(error, "strerror", None) or first_line(error)
+        raise ModelError(
+            f"the labels {str(path)!r} cannot be read ({why}); expected a text file with one label "
+            "per line, or JSON (labels themselves are passed as a list)"
         ) from error
     if text.lstrip()[:1] not in ("[", "{"):
         return tuple(line.strip() for line in text.rstrip().splitlines())
     try:
-        return _json_labels(json.loads(text))
-    except (ValueError, TypeError, KeyError) as error:
+        names = _names(parse_json(text))
+        if not names:
+            raise ValueError("it is empty")
+    except (ValueError, TypeError) as error:
         raise ModelError(
             f"the labels {str(path)!r} are no JSON list of names, nor an object from each index, "
             f"0 to the last, to its name ({first_line(error)})"
         ) from error
+    return names
 
 
-def _json_labels(data: Any) -> tuple[str, ...]:
-    if isinstance(data, dict) and "id2label" in data:  # a Hugging Face config.json
-        data = data["id2label"]
-    if isinstance(data, dict) and all(type(value) is int for value in data.values()):
-        data = {index: label for label, index in data.items()}
-    if isinstance(data, dict):
-        by_index = {int(index): label for index, label in data.items()}
-        if sorted(by_index) != list(range(len(by_index))):
-            raise ValueError("indices are missing")
-        data = [by_index[index] for index in range(len(by_index))]
+def _names(labels: Any) -> tuple[str, ...]:
+    if isinstance(labels, Mapping):
+        labels = _in_order(labels)
+    if isinstance(labels, (set, frozenset)):
+        raise TypeError("a set has no order")
     # ImageNet's usual file gives [WordNet id, name] for each class.
-    names = [entry[-1] if isinstance(entry, list) else entry for entry in data]
-    if not names or not all(isinstance(entry, str) for entry in names):
-        raise ValueError("not every name is text")
-    return tuple(names)
+    names = [entry[-1] if isinstance(entry, (list, tuple)) else entry for entry in labels]
+    strange = [name for name in names if not isinstance(name, str)]
+    if strange:
+        raise TypeError(f"not every name is text, such as {strange[0]!r}")
+    return tuple(str(name) for name in names)
+
+
+def _in_order(labels: Mapping[Any, Any]) -> list[Any]:
+    if "id2label" in labels:  # a Hugging Face config.json
+        labels = labels["id2label"]
+    if all(type(value) is int for value in labels.values()):
+        by_index = {value: label for label, value in labels.items()}
+        if len(by_index) < len(labels):
+            raise ValueError("an index comes twice")
+    else:
+        by_index = {int(index): label for index, label in labels.items()}
+    if sorted(by_index) != list(range(len(by_index))):
+        raise ValueError("indices are missing")
+    return [by_index[index] for index in range(len(by_index))]

@@ -12,11 +12,12 @@ __all__ = ["in_parts", "is_out_of_memory"]
 T = TypeVar("T")
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error says that a tensor could not be allocated, on a GPU or a CPU."""
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error says that memory ran out, on a GPU or a CPU."""
     # On a CPU and on Apple's GPUs PyTorch raises a plain RuntimeError, known by its words alone.
     words = ("can't allocate memory", "MPS backend out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or any(word in str(error) for word in words)
 
 
 def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[T], int]:
@@ -41,7 +42,7 @@ def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[
             parts.append(run(start, stop))
             start = stop
             continue
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if stop - start == 1 or not is_out_of_memory(error):
                 raise
             size = (stop - start) // 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from afmi.errors import ModelError
+from afmi.errors import AfmiError, ModelError
 
-__all__ = ["logits_of", "probabilities"]
+__all__ = ["check_finite", "logits_of", "probabilities"]
 
 
 def logits_of(output: object) -> Tensor:
@@ -38,3 +38,26 @@ def logits_of(output: object) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """Return softmax probabilities of logits (N, K), in double precision on the CPU."""
     return torch.softmax(logits.to("cpu", torch.float64), 1)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Raise where the outputs of an image say nothing, so that no class of it can be explained.
+
+    A class may be ruled out by −∞; NaN, +∞, and −∞ for all classes leave no probabilities.
+
+    Args:
+        logits: (N, K).
+
+    Raises:
+        AfmiError: the softmax of a row is not defined.
+    """
+    largest = logits.detach().amax(1)  # to which NaN spreads
+    bad = (~largest.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        which = f"image {bad[0]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+        raise AfmiError(
+            f"the network's outputs for {which if len(logits) > 1 else 'the image'} are NaN or "
+            "infinite, so no class is predicted; see whether the image suits the network (one that "
+            "standardises each image divides by zero where all pixels are equal), whether its "
+            f"weights are finite, and whether its activations overflow in {logits.dtype}"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -13,26 +12,13 @@ from PIL import Image
 from afmi.errors import ImageError
 from afmi.pictures.images import read_image
 
-__all__ = ["IMAGE_SUFFIXES", "Unreadable", "find_images", "read_images"]
+__all__ = ["IMAGE_SUFFIXES", "find_images", "read_images"]
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
     *(".pgm", ".ppm", ".pnm"),
 )
 """Suffixes (lower case) of the files that `find_images` takes from folders and globs."""
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """A file of a batch that could not be read.
-
-    Attributes:
-        path: the file.
-        reason: one line that names the file and says what is wrong with it.
-    """
-
-    path: Path
-    reason: str
 
 
 def find_images(patterns: Iterable[str | os.PathLike[str]] | str | os.PathLike[str]) -> list[Path]:

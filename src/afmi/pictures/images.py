@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import stat
+import re
 import threading
 import warnings
 from itertools import islice
@@ -16,14 +16,26 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from afmi.errors import ImageError, near_matches
+from afmi.files import regular_file_size
+from afmi.pictures.bounded import BoundedFile, printed_lines
 
-__all__ = ["MAX_PIXELS", "ImageSource", "read_image"]
+__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "ImageSource", "read_image"]
 
 MAX_PIXELS = 89_478_485
 """Images of more pixels are refused before they are decoded; assign to it to change the limit."""
+
+MAX_BYTES = 2**29
+"""Files of more bytes are refused before they are read; assign to it to change the limit."""
+
+MAX_SIDE = 2**22
+"""Images of more pixels a side are refused before they are decoded: each row costs memory, too."""
+
+_MAX_COMMENTS = 1000
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends the data of a scan
+_BMP_STEPS = 2**22  # Each run of equal pixels takes two.
 
 ImageSource: TypeAlias = (
     str | os.PathLike[str] | Image.Image | np.ndarray | bytes | bytearray | memoryview | BinaryIO
@@ -85,7 +97,7 @@ def read_image(source: ImageSource) -> Image.Image:
         filename = getattr(source, "name", "")
         name = f"the open file {filename!r}" if isinstance(filename, str) else "the open file"
         try:
-            content = source.read()
+            content = source.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
             raise ImageError(f"{name} cannot be read: {_one_line(error)}") from error
         if not isinstance(content, bytes):
@@ -105,16 +117,11 @@ def _one_line(error: BaseException) -> str:
 def _read_path(path: Path) -> Image.Image:
     name = repr(str(path))  # repr keeps odd names (newlines, undecodable bytes) on one line
     try:
-        info = path.stat()
-        # A FIFO or a device would block or never end, so only regular files are opened.
-        if stat.S_ISDIR(info.st_mode):
-            raise ImageError(f"{name} is a folder; expected a file: name an image inside it")
-        if not stat.S_ISREG(info.st_mode):
-            raise ImageError(
-                f"{name} is a pipe, socket or device; expected a regular file: copy it to one"
-            )
+        size = regular_file_size(path)
         with path.open("rb") as file:
-            return _decode_file(file, name, path.suffix.lower())
+            return _decode_file(file, name, path.suffix.lower(), size)
+    except IsADirectoryError as error:
+        raise ImageError(f"{name} is a folder; expected a file: name an image inside it") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(_why_missing(path, name)) from error
     except PermissionError as error:
@@ -143,17 +150,25 @@ def _why_missing(path: Path, name: str) -> str:
 
 
 def _read_bytes(content: bytes, name: str) -> Image.Image:
-    return _decode_file(io.BytesIO(content), name, "")
+    return _decode_file(io.BytesIO(content), name, "", len(content))
 
 
-def _decode_file(file: BinaryIO, name: str, suffix: str) -> Image.Image:
+def _decode_file(file: BinaryIO, name: str, suffix: str, size: int) -> Image.Image:
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{name} has more than {MAX_BYTES} bytes; expected at most so many: scale it down, or "
+            "raise afmi.images.MAX_BYTES if you trust it"
+        )
     head = file.read(512)
     if not head:
         raise ImageError(f"{name} is empty; {_EXPECTED}: get the file again (or rewind it)")
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or harmless
+        bounded: Any = BoundedFile(file, name)
         try:
-            image = Image.open(file, formats=_FORMATS)
+            image = _open(bounded, head)
+        except ImageError:
+            raise
         except Image.DecompressionBombError as error:
             raise ImageError(f"{_too_large(name)} ({_one_line(error)})") from error
         except Exception as error:  # on hostile bytes decoders raise errors of many types
@@ -164,12 +179,45 @@ def _decode_file(file: BinaryIO, name: str, suffix: str) -> Image.Image:
                 f"{name} is not an image that can be read (it holds {_looks_like(head)}); "
                 f"{_EXPECTED}: convert it"
             ) from error
+    bounded.header_read(size, steps=_BMP_STEPS if image.format == "BMP" else 0)
+    if image.format == "JPEG":
+        _watch_end(file, image, bounded)
+    elif re.match(rb"P[123]\s", head):
+        _check_comments(file, name)
     tags = getattr(image, "tag_v2", {})
     if image.format == "TIFF" and (suffix in _RAW_SUFFIXES or _TIFF_DNG_VERSION in tags):
         # Pillow would read the small preview that leads such files.
         raise ImageError(f"{name} is a camera raw file; {_EXPECTED}: export it as one of these")
     _mend_transparent_colour(image)
     return _decode(image, name)
+
+
+def _open(file: Any, head: bytes) -> Image.Image:
+    if head[:2] not in (b"II", b"MM"):
+        return Image.open(file, formats=_FORMATS)
+    with printed_lines():  # of a TIFF what is wrong is logged as well as raised
+        return Image.open(file, formats=_FORMATS)
+
+
+def _watch_end(file: BinaryIO, image: Image.Image, bounded: BoundedFile) -> None:
+    """Let the end of a JPEG's data be watched, unless they come in several scans."""
+    place = file.tell()  # where the data begin
+    marker = _JPEG_MARKER.search(file.read())
+    file.seek(place)
+    if marker is not None and marker[0] == b"\xff\xd9":
+        bounded.watch_end(image, place + marker.start())
+
+
+def _check_comments(file: BinaryIO, name: str) -> None:
+    """Refuse a plain PNM file with many comments, each of which Pillow copies all the rest for."""
+    place = file.tell()
+    comments = sum(block.count(b"#") for block in iter(lambda: file.read(2**20), b""))
+    file.seek(place)
+    if comments > _MAX_COMMENTS:
+        raise ImageError(
+            f"{name} holds {comments} comments; expected at most {_MAX_COMMENTS}: save the "
+            "picture again without them"
+        )
 
 
 def _mend_transparent_colour(image: Image.Image) -> None:
@@ -193,7 +241,10 @@ def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
 
 def _damaged(name: str, kind: str | None, error: BaseException) -> str:
     what = f"a {kind} image that is" if kind else "an image that is"
-    return f"{name} is {what} cut short or damaged ({_one_line(error)}); get the file again"
+    # Pillow's own words for it name the file object.
+    unknown = isinstance(error, UnidentifiedImageError)
+    why = "its beginning cannot be read" if unknown else _one_line(error)
+    return f"{name} is {what} cut short or damaged ({why}); get the file again"
 
 
 def _looks_like(head: bytes) -> str:
@@ -217,15 +268,32 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         raise ImageError(f"{name} has {width} x {height} pixels; expected at least 1 x 1")
     if width * height > MAX_PIXELS:
         raise ImageError(_too_large(name, image.size))
+    if max(width, height) > MAX_SIDE:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels; expected at most {MAX_SIDE} a side: cut it up, "
+            "or raise afmi.images.MAX_SIDE if you trust it"
+        )
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image.load()
+            _load(image)
             return _to_rgb(image, name)
         except ImageError:
             raise
         except Exception as error:  # on hostile bytes decoders raise errors of many types
             raise ImageError(_damaged(name, image.format, error)) from error
+
+
+def _load(image: Image.Image) -> None:
+    if image.format != "TIFF":
+        image.load()
+        return
+    # libtiff prints what is wrong, and often goes on.
+    with printed_lines() as lines:
+        image.load()
+    errors = [line for line in lines if "warning" not in line.lower()]
+    if errors:
+        raise OSError(errors[0])
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -13,6 +13,7 @@ from afmi.errors import ShapeError, UsageError
 __all__ = [
     "channel_maximum",
     "display_range",
+    "is_blank",
     "rank_correlation",
     "rank_pixels",
     "top_mask",
@@ -116,6 +117,23 @@ def _centred_ranks(maps: Tensor) -> Tensor:
     return torch.empty_like(mean).scatter_(1, order, mean.gather(1, run))
 
 
+def is_blank(maps: Tensor) -> Tensor:
+    """Tell which maps are the same everywhere within rounding, so that they rank no pixel.
+
+    Args:
+        maps: (N, …).
+
+    Returns:
+        bool (N,).
+
+    Example:
+        >>> is_blank(torch.tensor([[[[0.1, 0.1 + 1e-8]]], [[[0.0, 1e-8]]]])).tolist()
+        [True, False]
+    """
+    low, high = maps.flatten(1).aminmax(dim=1)
+    return high - low <= 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
+
+
 def display_range(values: Tensor) -> tuple[float, float]:
     """Return the range that a picture of a map should span.
 
@@ -133,6 +151,6 @@ def display_range(values: Tensor) -> tuple[float, float]:
         bound = max(abs(low), abs(high)) or float(flat.abs().max())
         return -bound, bound
     lowest = float(flat.min())
-    if lowest == float(flat.max()):
+    if bool(is_blank(values.detach().reshape(1, -1))):
         return 0.0, high or 1.0
     return lowest, high if high > lowest else float(flat.max())

@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from afmi.errors import ShapeError, UsageError
 from afmi.pictures.maps import display_range, top_mask
 from afmi.pictures.transforms import to_image
 
-__all__ = ["colorbar", "heatmap", "insertion", "overlay"]
+__all__ = ["colorbar", "heatmap", "insertion", "overlay", "reduced"]
 
 # An odd number, so that one entry is exactly in the middle and belongs to zero alone.
 _LEVELS = 511
@@ -71,6 +72,21 @@ def _values(map: Tensor, image: Tensor | None = None) -> np.ndarray:
     if not bool(torch.isfinite(values).all()):
         raise UsageError("expected a finite map, got NaN or infinity")
     return values.numpy()
+
+
+def reduced(picture: Tensor, side: int) -> Tensor:
+    """Return an image (C, H, W) or a map (H, W) whose longest side is ``side`` pixels at most.
+
+    A larger one is averaged over the pixels that fall together.
+    """
+    height, width = picture.shape[-2:]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    batch = picture.detach().reshape(1, -1, height, width)
+    smaller = F.interpolate(batch, size=size, mode="area")
+    return smaller.reshape(*picture.shape[:-2], *size)
 
 
 def heatmap(map: Tensor) -> Image.Image:

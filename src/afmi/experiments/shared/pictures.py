@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from afmi.api import prepare
+from afmi.batching import prepare
 from afmi.errors import AfmiError, ImageError, TargetError, UsageError
 from afmi.evaluation import LabelledImages, open_images
 from afmi.experiments.shared.base import Request

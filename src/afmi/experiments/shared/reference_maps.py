@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from afmi.api import explain, prepare
+from afmi.api import explain
+from afmi.batching import prepare
 from afmi.comparison import estimate
 from afmi.errors import UsageError
 from afmi.experiments.shared.base import Experiment, Request, Result, networks

@@ -1,0 +1,253 @@
+"""Explain images batch by batch: one that fails is named, and the others are explained."""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from afmi.errors import (
+    AfmiError,
+    ImageError,
+    LayerError,
+    ModelError,
+    OperationError,
+    ShapeError,
+    TargetError,
+    UsageError,
+    first_line,
+)
+from afmi.explanation import Explanation, explanation_of, shown_image
+from afmi.methods import Method
+from afmi.network.checking import check_dense
+from afmi.network.classifier import Classifier, classify
+from afmi.network.memory import is_out_of_memory
+from afmi.network.outputs import check_finite
+from afmi.pictures.batches import neighbours
+from afmi.pictures.images import ImageSource, read_image
+from afmi.pictures.transforms import to_tensor
+
+__all__ = [
+    "AnyImage",
+    "Item",
+    "Unexplained",
+    "explain_batch",
+    "explain_items",
+    "items_of",
+    "prepare",
+]
+
+AnyImage: TypeAlias = ImageSource | Tensor
+
+# They speak of the network, the method, the options or a reference's file. Where an image has been
+# explained, these can be used, so the error is about the image all the same.
+_ABOUT_ALL = (ImageError, LayerError, ModelError, OperationError, TargetError, UsageError)
+
+
+@dataclass(frozen=True)
+class Unexplained:
+    """An image of several that could not be read or explained.
+
+    Attributes:
+        index: its place among the images, from 0.
+        source: its file; None for images from memory.
+        reason: one line that names the image and says what is wrong.
+    """
+
+    index: int
+    source: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image on its way into the network.
+
+    Attributes:
+        inputs: (1, C, H, W).
+        source: its file; None for images from memory.
+        classes: to explain; None: the predicted one, or the most probable ones.
+        index: its place among the images, from 0.
+    """
+
+    inputs: Tensor
+    source: str | None
+    classes: tuple[int, ...] | None
+    index: int = 0
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, image: AnyImage, classes: tuple[int, ...] | None, index: int = 0
+    ) -> Item:
+        """Read and prepare an image."""
+        return cls(prepare(model, image), _source(image), classes, index)
+
+
+def _source(image: object) -> str | None:
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+
+
+def items_of(
+    model: nn.Module, images: Iterable[tuple[AnyImage, tuple[int, ...] | None]]
+) -> Iterator[Item | Unexplained]:
+    """Yield images with their classes as they are read and prepared, each in its turn."""
+    for index, (image, classes) in enumerate(images):
+        try:
+            yield Item.of(model, image, classes, index)
+        except Exception as error:  # one bad image must not stop the rest
+            source = _source(image)
+            if isinstance(error, ImageError) and source is not None:
+                yield Unexplained(index, source, str(error))  # which names the file
+            else:
+                yield _unexplained(index, source, "prepared for the network", error)
+
+
+def _unexplained(index: int, source: str | None, what: str, error: Exception) -> Unexplained:
+    name = f"image {index}" if source is None else repr(source)
+    text = " ".join(str(error).split())
+    if is_out_of_memory(error):
+        text = "there is too little memory for it; scale it down, or choose a cheaper method"
+    elif not isinstance(error, AfmiError):
+        text = f"{type(error).__name__}: {first_line(error)}"
+    return Unexplained(index, source, f"{name} cannot be {what}: {text}")
+
+
+def prepare(model: nn.Module, image: Any) -> Tensor:
+    """Return what the network is to see, (1, C, H, W), on the model's device.
+
+    Args:
+        model: as in `afmi.explain`.
+        image: as in `afmi.explain`.
+    """
+    if isinstance(image, Tensor):
+        return _prepare_tensor(model, image)
+    if isinstance(image, (list, tuple)):
+        raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
+    picture = read_image(image)
+    if isinstance(model, Classifier):
+        return model.prepare(picture)
+    return _like_model(model, to_tensor(picture)[None])
+
+
+def _like_model(model: nn.Module, images: Tensor) -> Tensor:
+    like = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return images if like is None else images.to(like)
+
+
+def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
+    check_dense(image)
+    batch = image[None] if image.dim() == 3 else image
+    fits = batch.dim() == 4 and batch.shape[0] == 1 and batch.shape[1] in (1, 3)
+    if not fits or 0 in batch.shape or not batch.is_floating_point():
+        advice = "convert it with image.float()"
+        if image.dtype == torch.uint8:
+            advice = "divide bytes by 255"
+        elif batch.dim() == 4 and batch.shape[0] != 1:
+            advice = "explain_many takes several"
+        elif not fits:
+            advice = "Method.attribute takes any number of channels, as (N, C, H, W)"
+        raise ShapeError(
+            "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
+            f"{tuple(image.shape)} {image.dtype}; {advice}"
+        )
+    low, high = (float(value) for value in batch.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UsageError("expected finite pixels, got NaN or infinity in the image")
+    if isinstance(model, Classifier) and not (low >= -1e-3 and high <= 1 + 1e-3):
+        raise UsageError(
+            f"expected pixels in [0, 1], got {low:g} to {high:g}; a Classifier normalises "
+            "inside, so pass images that are not normalised yet"
+        )
+    return _like_model(model, batch.detach())
+
+
+def explain_items(
+    method: Method,
+    items: Iterable[Item | Unexplained],
+    batch_size: int,
+    top_k: int | None = None,
+) -> Iterator[list[Explanation] | Unexplained]:
+    """Explain items as they come, in batches; what could not be prepared stays in its place.
+
+    Raises:
+        AfmiError: the network, the method or an option cannot be used, so that no image has been
+            explained.
+    """
+
+    def shape(item: Item | Unexplained) -> tuple[object, ...] | None:
+        if isinstance(item, Unexplained):
+            return None
+        return item.inputs.shape, None if item.classes is None else len(item.classes)
+
+    usable = False
+    for batch in neighbours(items, batch_size, shape):
+        outcomes = _outcomes(method, [item for item in batch if isinstance(item, Item)], top_k)
+        usable = usable or any(isinstance(outcome, list) for outcome in outcomes)
+        for outcome in outcomes:
+            if isinstance(outcome, _ABOUT_ALL) and not usable:
+                raise outcome
+        remaining = iter(outcomes)
+        for item in batch:
+            if isinstance(item, Unexplained):
+                yield item
+            elif isinstance(outcome := next(remaining), list):
+                yield outcome
+            else:
+                yield _unexplained(item.index, item.source, "explained", outcome)
+
+
+def _outcomes(
+    method: Method, items: Sequence[Item], top_k: int | None
+) -> list[list[Explanation] | Exception]:
+    """Explain images of one shape at once, or, where that fails, one by one."""
+    try:
+        return [*explain_batch(method, items, top_k)]
+    except Exception as error:
+        # Else the frames of the failed run would keep its tensors.
+        traceback.clear_frames(error.__traceback__)
+        if len(items) == 1:
+            return [error]
+    return [outcome for item in items for outcome in _outcomes(method, [item], top_k)]
+
+
+def explain_batch(
+    method: Method, items: Sequence[Item], top_k: int | None = None
+) -> list[list[Explanation]]:
+    """Explain images of one shape, each for as many classes, with as few passes as possible."""
+    if not items:
+        return []
+    model, inputs = method.model, torch.cat([item.inputs for item in items])
+    if items[0].classes is not None:
+        classes = torch.tensor(
+            [item.classes for item in items], dtype=torch.int64, device=inputs.device
+        ).T
+        attributions = method.attributions(inputs, classes)
+    elif top_k is None:
+        attributions = [method.attribution(inputs)]
+    else:
+        logits = classify(model, inputs)
+        if top_k > logits.shape[1]:
+            raise UsageError(f"expected top_k up to the {logits.shape[1]} classes, got {top_k}")
+        # Stable, so that among equals the first comes first, as with arg-max.
+        ranked = logits.argsort(dim=1, descending=True, stable=True)[:, :top_k].T
+        attributions = method.attributions(inputs, ranked)
+    logits = attributions[0].logits
+    if logits is None:
+        logits = classify(model, inputs)
+    check_finite(logits)
+    explained = []
+    for row, item in enumerate(items):
+        image = shown_image(item.inputs[0])  # one for all classes
+        explained.append(
+            [
+                explanation_of(method, attribution, row, image, logits[row], item.source)
+                for attribution in attributions
+            ]
+        )
+    return explained
