@@ -26,7 +26,10 @@ from afmi.files import write_files
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Drawings", "ResultsFolder", "Row"]
+__all__ = ["ERROR", "Drawings", "ResultsFolder", "Row"]
+
+ERROR = "error"
+"""The metric of the rows that say why a picture failed; ``<metric>/error``: why a metric did."""
 
 Row = tuple[int, str, float, str | None]
 """(image, metric, value, note): a line of a piece."""
@@ -193,6 +196,11 @@ class ResultsFolder:
         damage is not looked for here; `read_piece` names the file.
         """
         return _whole(self.piece_path(key, start))
+
+    def remove_pieces(self, key: str) -> None:
+        """Remove the pieces of a method that was refused: errors, and nothing else."""
+        for path in self.piece_paths(key):
+            path.unlink(missing_ok=True)
 
     def write_piece(
         self, label: str, key: str, start: int, rows: Sequence[Row], drawings: Drawings

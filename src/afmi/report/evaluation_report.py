@@ -273,8 +273,8 @@ def _failure_section(summary: Summary) -> Section | None:
     ]
     count = len({failure.key for failure in summary.failures})
     text = (
-        f"{counted(count, 'picture')} could not be read or explained, and "
-        f"{'is' if count == 1 else 'are'} left out of the averages."
+        f"{counted(count, 'picture')} could not be read, explained or measured, and "
+        f"{'is' if count == 1 else 'are'} left out of those averages."
     )
     if len(summary.failures) > _MOST_FAILURES:
         text += f" The first {_MOST_FAILURES} reasons are listed."
