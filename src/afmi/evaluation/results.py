@@ -162,14 +162,14 @@ class Results:
 
         Raises:
             UsageError: when the evaluation has no such method.
-            AfmiError: when a piece is damaged.
+            AfmiError: when a piece is damaged, or of another method, run or list of pictures.
         """
         count = len(self.images)
         values: dict[str, np.ndarray] = {}
         errors: dict[str, dict[int, str]] = {}
         done = np.zeros(count, bool)
         for path in self.files.piece_paths(self._key(method)):
-            piece = self.files.read_piece(path)
+            piece = self.files.read_piece(path, method, self.facts(method))
             places = self._places(piece["image"].to_numpy(), path)
             done[places] = True
             metric = piece["metric"].combine_chunks().dictionary_encode()

@@ -130,13 +130,12 @@ def evaluate(
         label: _pieces(label, method, wanted, first, len(images))
         for label, method in chosen.items()
     }
-    for label, method in chosen.items():
-        folder.add_method(label, _entry(method, label, pieces[label]))
+    entries = {label: _entry(method, label, pieces[label]) for label, method in chosen.items()}
+    for label, entry in entries.items():
+        folder.add_method(label, entry)
     todo = {
-        label: [
-            piece for piece in pieces[label] if not folder.has_piece(key_of(label), piece.start)
-        ]
-        for label in chosen
+        label: [p for p in pieces[label] if not folder.has_piece(label, entry, p.start)]
+        for label, entry in entries.items()
     }
     total = sum(piece.passes for missing in todo.values() for piece in missing)
     drawn = {round(i * (len(images) - 1) / max(examples - 1, 1)) for i in range(examples)}
@@ -156,10 +155,10 @@ def evaluate(
                 total -= sum(p.passes for p in todo[label] if p.start >= piece.start)
                 folder.remove_pieces(key_of(label))
                 break
-            folder.write_piece(label, key_of(label), piece.start, result.rows, result.pictures)
+            folder.write_piece(label, entries[label], piece.start, result.rows, result.pictures)
             done += piece.passes
         # Again, in case another process overwrote the manifest.
-        folder.add_method(label, _entry(method, label, pieces[label], tried.refusal))
+        folder.add_method(label, entries[label] | {"refused": tried.refusal})
         if tried.refusal is not None:
             on_refusal(label, tried.refusal)
         else:
@@ -249,9 +248,7 @@ def _passes(work: Work) -> float:
     return work.forwards + 2 * work.backwards
 
 
-def _entry(
-    method: Method, label: str, pieces: list[Piece], refused: str | None = None
-) -> dict[str, Any]:
+def _entry(method: Method, label: str, pieces: list[Piece]) -> dict[str, Any]:
     return {
         "class": type(method).__name__,
         "key": key_of(label),
@@ -259,5 +256,5 @@ def _entry(
         "images_per_piece": pieces[0].stop,
         "family": method.family,
         "paper": method.paper,
-        "refused": refused,
+        "refused": None,
     }
