@@ -22,7 +22,7 @@ from filelock import FileLock
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation.manifest import differences, parse_manifest, run_digest
 from afmi.evaluation.tables import DamagedTableError, is_whole, read_about, read_table, table_bytes
-from afmi.files import write_files
+from afmi.files import check_length, write_files
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -170,8 +170,14 @@ class ResultsFolder:
 
         Raises:
             UsageError: when it is there with other parameters.
+            AfmiError: when it cannot be written, or the paths of its files are too long.
         """
         added = json.loads(json.dumps(entry))
+        for path in (
+            self.piece_path(key := entry["key"], 0),
+            self.example_path(0, key, "insertion"),
+        ):
+            check_length(path)
         with self._locked():
             manifest = self.manifest()
             known = manifest["methods"].get(label)
