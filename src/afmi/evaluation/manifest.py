@@ -206,7 +206,7 @@ def _differences(before: Any, now: Any, path: tuple[str, ...]) -> Iterator[str]:
     if path == ("model", "outputs") and before and now:
         gap = _largest_gap(before, now)
         if gap > 1:
-            yield f"{where} on test images, by {gap:.1g} times what rounding explains"
+            yield f"{where} differ by {gap:.3g} times what rounding explains"
     elif isinstance(before, dict) and isinstance(now, dict):
         # A digest says the least to a reader, so it comes last.
         for key in sorted({*before, *now}, key=lambda key: (key == "fingerprint", key)):
@@ -221,10 +221,11 @@ def _largest_gap(before: Mapping[str, Any], now: Mapping[str, Any]) -> float:
     """Return the largest difference of two networks' outputs, in units of the tolerance."""
     try:
         pairs = list(zip(before["numbers"], now["numbers"], strict=True))
-        scale = now["tolerance"] * max((abs(b) for _, b in pairs if b is not None), default=0.0)
+        scale = now["tolerance"] * max(
+            (abs(b) for _, b in pairs if isinstance(b, float)), default=0.0
+        )
         gaps = [
-            (0.0 if a is b else math.inf) if a is None or b is None else abs(a - b)
-            for a, b in pairs
+            0.0 if a == b else math.inf if a is None or b is None else abs(a - b) for a, b in pairs
         ]
     except (KeyError, TypeError, ValueError):
         return math.inf

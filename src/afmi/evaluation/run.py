@@ -16,7 +16,7 @@ from torch import nn
 from afmi.data.labelled import LabelledImages, open_images
 from afmi.errors import LayerError, OperationError, UsageError
 from afmi.evaluation.folder import ResultsFolder
-from afmi.evaluation.identity import identity_of
+from afmi.evaluation.identity import code_of, identity_of
 from afmi.evaluation.meter import processor
 from afmi.evaluation.results import Results
 from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
@@ -251,6 +251,7 @@ def _passes(work: Work) -> float:
 def _entry(method: Method, label: str, pieces: list[Piece]) -> dict[str, Any]:
     return {
         "class": type(method).__name__,
+        "code": code_of(method),
         "key": key_of(label),
         "parameters": parameters(method),
         "images_per_piece": pieces[0].stop,

@@ -286,7 +286,7 @@ def _repeat_section(summary: Summary) -> Section:
     run, machine = manifest["run"], manifest.get("machine") or {}
     model, data = run.get("model", {}), run.get("data", {})
     terms = {
-        "Network": _facts(model, ("name", "weights", "fingerprint")),
+        "Network": _facts(model, ("name", "weights")),
         "Pictures": _facts(data, ("name", "images", "fingerprint")),
         "Versions": _facts({**run, "python": machine.get("python")}, ("afmi", "torch", "python")),
         "Machine": _facts(machine, [key for key in machine if key != "python"]),
