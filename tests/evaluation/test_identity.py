@@ -141,10 +141,10 @@ def test_what_changes_no_code_is_the_same(factory: Callable[..., nn.Module], old
 @pytest.mark.parametrize(
     ("old", "words"),
     [
-        ("F.relu(self.norm", r"model: code: _afmi_factory_net\.Net\.forward has changed"),
+        ("F.relu(self.norm", r"model: code: net\.Net\.forward has changed"),
         ("self.scale = 0.7", r"model: modules: network has changed; model: outputs differ by"),
         ("torch.tensor([0.25])", r"model: modules: network has changed; model: outputs differ by"),
-        ("LIMIT = 6.0", r"model: code: _afmi_factory_net\.LIMIT was 6\.0, now 7\.0"),
+        ("LIMIT = 6.0", r"model: code: net\.LIMIT was 6\.0, now 7\.0"),
         ("return x - 0.1", r"model: code: helper\.last has changed"),
     ],
 )

@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from afmi.models.factory import FILE_PREFIX
+
 __all__ = ["CodeReader", "tensor_digest"]
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.Size)
@@ -135,7 +137,8 @@ class CodeReader:
         if self._is_own(home):
             for used in names:
                 if used in function.__globals__ and not used.startswith("__"):
-                    self._use(f"{home}.{used}", function.__globals__[used], names)
+                    variable = f"{_module_name(home)}.{used}"
+                    self._use(variable, function.__globals__[used], names)
 
     def _use(self, name: str, value: Any, attributes: Sequence[str]) -> None:
         """Read what a function uses; of a module, the attributes that the function may want."""
@@ -191,7 +194,11 @@ def _digest(*parts: Any) -> str:
 def _name(value: Any) -> str:
     home = getattr(value, "__module__", None)
     name = getattr(value, "__qualname__", None) or type(value).__qualname__
-    return f"{home}.{name}" if home else name
+    return f"{_module_name(home)}.{name}" if home else name
+
+
+def _module_name(home: str) -> str:
+    return home.removeprefix(FILE_PREFIX)
 
 
 @functools.cache

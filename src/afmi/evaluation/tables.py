@@ -113,7 +113,10 @@ def _digest(table: pa.Table, about: Mapping[str, Any]) -> str:
     for name, column in zip(table.column_names, table.columns, strict=True):
         digest.update(f"{name} {column.type} {len(column)} {column.null_count} ".encode())
         if pa.types.is_string(column.type):
-            digest.update(json.dumps(column.to_pylist()).encode())
+            # A dictionary is in the order of first appearance.
+            encoded = column.combine_chunks().dictionary_encode()
+            digest.update(json.dumps(encoded.dictionary.to_pylist()).encode())
+            digest.update(encoded.indices.fill_null(-1).to_numpy().tobytes())
         else:
             digest.update(column.to_numpy().tobytes())
     return digest.hexdigest()
