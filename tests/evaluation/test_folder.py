@@ -21,7 +21,7 @@ import afmi.evaluation.folder as folder_module
 import afmi.files
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation import Results
-from afmi.evaluation.folder import ResultsFolder
+from afmi.evaluation.folder import ResultsFolder, Row
 from afmi.metrics import Insertion
 from afmi.report import write_report
 from afmi.specs import key_of
@@ -200,7 +200,7 @@ def with_pieces(folder: Path, **run: Any) -> ResultsFolder:
     store = opened(folder, **run)
     for number, label in enumerate(("Gradient", "Random")):
         store.add_method(label, entry(label))
-        rows = [(image, "m/x", number + image / 7, None) for image in range(2)]
+        rows: list[Row] = [(image, "m/x", number + image / 7, None) for image in range(2)]
         rows.append((1, "m/error", float("nan"), "ValueError: no"))
         store.write_piece(label, entry(label), 0, rows, {})
     return store

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -18,7 +22,9 @@ from afmi.evaluation import evaluate
 from afmi.evaluation.code import CodeReader
 from afmi.evaluation.identity import _network, code_of
 from afmi.evaluation.manifest import differences
+from afmi.methods import AFMI
 from afmi.metrics import Cost
+from afmi.pictures.references import Reference
 
 FACTORY = """
 import functools
@@ -305,6 +311,28 @@ def test_networks_without_outputs() -> None:
     assert differences({"model": {"outputs": nan}}, {"model": {"outputs": finite}})
 
 
+@pytest.mark.slow
+def test_the_network_is_the_same_in_every_process(
+    factory: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys, torch, afmi\n"
+        "from afmi.evaluation.identity import _network\n"
+        "model = afmi.load_model('net.py:build')\n"
+        "print(json.dumps({'model': _network(model, torch.rand(1, 3, 12, 12))}))\n"
+    )
+    factory()  # writes the files
+
+    def printed(seed: int) -> Any:
+        environment = os.environ | {"PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(1 + seed)}
+        arguments = [sys.executable, script.name]
+        output = subprocess.check_output(arguments, cwd=tmp_path, env=environment, text=True)
+        return json.loads(output)
+
+    assert not differences(printed(0), printed(1))
+
+
 def test_texts_are_alike_in_every_process() -> None:
     reader = CodeReader()
     assert reader.text({"b": {"y", "x"}, "a": SimpleNamespace(c=(1, None))}) == (
@@ -323,8 +351,31 @@ class Own(Cost):
         return super().measure(case)
 
 
-def test_code_of_own_metrics_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = code_of(Own(), Cost())
-    assert list(before) == [f"{__name__}.Own.measure"]
+@dataclass(frozen=True)
+class Grey(Reference):
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.full_like(images[:1], 0.5)
+
+
+def test_code_of_own_metrics_and_references_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = AFMI(Busy(), reference=Grey())
+    before = code_of(Own(), Cost(), method)
+    assert {f"{__name__}.Own.measure", f"{__name__}.Grey.__call__"} <= set(before)
+    assert not any("Busy" in name for name in before) and not code_of(Cost())
     monkeypatch.setattr(Own, "measure", lambda self, case: {})
-    assert code_of(Own()) != before
+    monkeypatch.setattr(Grey, "__call__", lambda self, images: images[:1])
+    after = code_of(Own(), method)
+    assert f"{__name__}.Own.measure" not in after
+    assert after.get(f"{__name__}.Grey.__call__") != before[f"{__name__}.Grey.__call__"]
+
+
+def test_modules_that_functions_import_count(factory: Callable[..., nn.Module]) -> None:
+    lazily = "import helper; return self.hidden[0](helper.last"
+    edited = ("return self.hidden[0](helper.last", lazily)
+    before = described(factory(*edited))
+    vars(sys.modules["helper"])["last"] = lambda x: x - 0.1 - 1e-9
+    different = differences(before, described(factory(*edited)))
+    assert not different  # loaded anew
+    model = factory(*edited)
+    vars(sys.modules["helper"])["last"] = lambda x: x - 0.1 - 1e-9
+    assert "code" in differences(before, described(model))

@@ -139,6 +139,8 @@ class CodeReader:
                 if used in function.__globals__ and not used.startswith("__"):
                     variable = f"{_module_name(home)}.{used}"
                     self._use(variable, function.__globals__[used], names)
+                elif used in sys.modules:  # it was imported within the function
+                    self._use(used, sys.modules[used], names)
 
     def _use(self, name: str, value: Any, attributes: Sequence[str]) -> None:
         """Read what a function uses; of a module, the attributes that the function may want."""

@@ -57,10 +57,13 @@ def identity_of(
 
 
 def code_of(*values: Any) -> dict[str, str]:
-    """Return the digests of the code of these objects' classes, the package's own left out."""
+    """Return the digests of the code of these methods or metrics, the package's own left out."""
     reader = CodeReader()
     for value in values:
         reader.read(type(value))
+        for part in vars(value).values():
+            if not isinstance(part, nn.Module):  # the network is described by itself
+                reader.text(part)
     return reader.code
 
 
