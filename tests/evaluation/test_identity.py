@@ -250,6 +250,7 @@ class Busy(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 2)
         self.seen: list[float] = []
+        self.masks: dict[int, Tensor] = {}
         self.register_buffer("average", torch.zeros(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -260,6 +261,7 @@ class Busy(nn.Module):
         self.seen.append(float(x.mean()))
         self.average = 0.5 * self.average + self.kept.mean(0)
         self.grid = torch.arange(x.shape[-1])
+        self.masks[x.shape[-1]] = self.grid > 2
         return self.linear(self.kept)
 
 
@@ -333,11 +335,20 @@ def test_the_network_is_the_same_in_every_process(
     assert not differences(printed(0), printed(1))
 
 
+def test_attributes_are_not_taken_for_global_variables() -> None:
+    def function(x: Tensor) -> Tensor:
+        return x.passes + len(DATA)  # type: ignore[attr-defined]
+
+    reader = CodeReader()
+    reader.read(function)
+    assert f"{__name__}.DATA" in reader.code and f"{__name__}.passes" not in reader.code
+
+
 def test_texts_are_alike_in_every_process() -> None:
     reader = CodeReader()
     assert reader.text({"b": {"y", "x"}, "a": SimpleNamespace(c=(1, None))}) == (
-        "builtins.dict('b'=builtins.set(='x', ='y'), 'a'=types.SimpleNamespace(c=builtins.tuple(=1,"
-        " =None)))"
+        "builtins.dict('b'=builtins.set(='x', ='y'), 'a'=types.SimpleNamespace("
+        "'c'=builtins.tuple(=1, =None)))"
     )
     assert "0x" not in reader.text([object(), lambda: 0, torch.relu, torch.Generator()])
     assert reader.text(str(Path.cwd())) == reader.text("/elsewhere") == "a path"

@@ -281,6 +281,29 @@ def test_what_stops_a_program_is_no_row(
         evaluate(model, photos, tmp_path / "out", methods="gradient")
 
 
+def test_a_device_that_fails_stops_the_run(
+    photos: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU after an assertion of its own: each later call fails, for no fault of an image."""
+    model, out = network(), tmp_path / "out"
+    zeros = torch.zeros
+
+    def dead(*size: Any, **options: Any) -> torch.Tensor:
+        if len(sizes) > 6 and "device" in options:
+            raise RuntimeError("device-side assert triggered")
+        return zeros(*size, **options)
+
+    with monkeypatch.context() as patch:
+        error = RuntimeError("device-side assert triggered")
+        sizes = failing_on(patch, Gradient, [open_images(photos, model).read(6)], error)
+        patch.setattr(torch, "zeros", dead)
+        with pytest.raises(AfmiError, match=r"no longer since Gradient was given dog/1\.png \("):
+            evaluate(model, photos, out, methods="gradient", batch_size=1)
+    assert not any(numbers(out)["Gradient"]["blank"][n] == "nan" for n in range(4))
+    resumed = evaluate(model, photos, out, methods="gradient", batch_size=1)
+    assert resumed.read("Gradient").done.all() and not resumed.errors("Gradient")
+
+
 def test_an_error_of_a_metric_costs_one_image_that_metric(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ installed packages by their versions. Memory addresses and absolute paths are le
 from __future__ import annotations
 
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
@@ -80,7 +81,9 @@ class CodeReader:
     def _parts(self, value: Any, depth: int) -> Iterator[tuple[str, str]]:
         if isinstance(value, Mapping):
             for key, item in value.items():
-                yield self.text(key, depth), self.text(item, depth)
+                # Tensors by keys such as sizes are a cache, more often than not.
+                if not isinstance(item, Tensor):
+                    yield self.text(key, depth), self.text(item, depth)
         elif isinstance(value, (set, frozenset)):
             yield from (("", text) for text in sorted(self.text(item, depth) for item in value))
         elif isinstance(value, (tuple, list)):
@@ -94,9 +97,11 @@ class CodeReader:
         if isinstance(value, nn.Module):  # one that its parent did not register
             for name, tensor in (*value.named_parameters(), *value.named_buffers()):
                 yield name, tensor_digest(tensor)
-        elif dataclasses.is_dataclass(value) or isinstance(value, types.SimpleNamespace):
-            for name, item in vars(value).items():
-                yield name, self.text(item, depth)
+        elif isinstance(value, types.SimpleNamespace):
+            yield from self._parts(vars(value), depth)
+        elif dataclasses.is_dataclass(value):
+            for field in dataclasses.fields(value):
+                yield field.name, self.text(getattr(value, field.name, None), depth)
 
     def _is_own(self, home: str | None) -> bool:
         """Tell whether a module is the user's; of an installed package, note the version."""
@@ -132,15 +137,15 @@ class CodeReader:
                 self._use(f"{name}.{free}", cell.cell_contents, ())
             except ValueError:  # it is empty still
                 continue
-        names = sorted(_names(code))
-        home = function.__globals__.get("__name__", "")
+        variables, home = function.__globals__, function.__globals__.get("__name__", "")
         if self._is_own(home):
-            for used in names:
-                if used in function.__globals__ and not used.startswith("__"):
-                    variable = f"{_module_name(home)}.{used}"
-                    self._use(variable, function.__globals__[used], names)
-                elif used in sys.modules:  # it was imported within the function
-                    self._use(used, sys.modules[used], names)
+            attributes = _used(code, "LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
+            for variable in _used(code, "LOAD_GLOBAL", "LOAD_NAME"):
+                if variable in variables and not variable.startswith("__"):
+                    where = f"{_module_name(home)}.{variable}"
+                    self._use(where, variables[variable], attributes)
+            for module in _used(code, "IMPORT_NAME"):
+                self._use(module, sys.modules.get(module), attributes)
 
     def _use(self, name: str, value: Any, attributes: Sequence[str]) -> None:
         """Read what a function uses; of a module, the attributes that the function may want."""
@@ -178,10 +183,13 @@ def _code_parts(code: types.CodeType) -> Iterator[Any]:
             yield repr(ordered)
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Return the names of globals and attributes that code uses, also within inner functions."""
-    inner = (_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*inner)
+def _used(code: types.CodeType, *operations: str) -> list[str]:
+    """Return the names that code uses in these operations, also within inner functions."""
+    names = {str(i.argval) for i in dis.get_instructions(code) if i.opname in operations}
+    inner = (
+        _used(part, *operations) for part in code.co_consts if isinstance(part, types.CodeType)
+    )
+    return sorted(names.union(*inner))
 
 
 def _digest(*parts: Any) -> str:

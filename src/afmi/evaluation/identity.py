@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import math
@@ -61,7 +62,8 @@ def code_of(*values: Any) -> dict[str, str]:
     reader = CodeReader()
     for value in values:
         reader.read(type(value))
-        for part in vars(value).values():
+        for field in dataclasses.fields(value):
+            part = getattr(value, field.name)
             if not isinstance(part, nn.Module):  # the network is described by itself
                 reader.text(part)
     return reader.code

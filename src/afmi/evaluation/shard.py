@@ -145,7 +145,7 @@ def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
     try:
         return _explained(shard, batch)
     except Exception as error:
-        _check_device(batch[0].inputs.device, shard.images.keys[batch[0].index], error)
+        _check_device(shard, batch, error)
         if len(batch) == 1:
             # The error itself would keep the tensors of its traceback.
             same = type(error)(str(error)) if isinstance(error, _UNSUPPORTED) else None
@@ -166,16 +166,19 @@ def _cause(shard: Shard, picture: _Picture, error: Exception) -> Exception:
     return error
 
 
-def _check_device(device: torch.device, key: str, error: Exception) -> None:
+def _check_device(shard: Shard, batch: list[_Picture], error: Exception) -> None:
     """Raise unless the device works: after some errors of a GPU every later call fails, too."""
+    device = batch[0].inputs.device
     try:
         torch.zeros(1, device=device).cpu()
     except torch.OutOfMemoryError:
         pass
     except RuntimeError as dead:
+        keys = ", ".join(shard.images.keys[picture.index] for picture in batch)
         raise AfmiError(
-            f"{device} works no longer since {key} ({_reason(error)}); start the evaluation again, "
-            "which resumes after the last finished piece"
+            f"{device} works no longer since {shard.method.name} was given {keys} "
+            f"({_reason(error)}); start the evaluation again, which resumes after the last "
+            "finished piece"
         ) from dead
 
 
