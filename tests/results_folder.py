@@ -75,7 +75,7 @@ def write_folder(
     run = {
         "afmi": "0.1.0",
         "torch": "2.15.0",
-        "model": {"name": "squeezenet", "fingerprint": "abc123", "labels": ["cat", "dog", "bus"]},
+        "model": {"name": "squeezenet", "weights": "abc123", "labels": ["cat", "dog", "bus"]},
         "data": {"name": "photographs", "fingerprint": "def456", "images": len(keys)},
         "metrics": {"insertion": {"class": "Insertion", "fractions": [0.05, 1.0]}},
         "seed": 0,
