@@ -129,6 +129,23 @@ def test_damaged_manifest(tmp_path: Path, left: bytes) -> None:
     assert (tmp_path / "manifest.json").read_bytes() == left
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_pipes_keep_no_reader_waiting(tmp_path: Path) -> None:
+    store = with_pieces(tmp_path)
+    for path in (store.piece_path("gradient", 0), store.images_path, store.manifest_path):
+        whole = path.read_bytes()
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(AfmiError, match=f"{path.name}' is|no {path.name}"):
+            Results.open(tmp_path).read("Gradient")
+        path.unlink()
+        path.write_bytes(whole)
+    store.manifest_path.unlink()
+    os.mkfifo(store.manifest_path)
+    with pytest.raises(AfmiError, match="it is no file"):
+        opened(tmp_path)
+
+
 def test_another_run(tmp_path: Path) -> None:
     opened(tmp_path)
     opened(tmp_path, data={"name": "moved", "images": 2})

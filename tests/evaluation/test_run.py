@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,25 @@ def test_moved_data_are_the_same_data(photos: Path, tmp_path: Path) -> None:
     evaluate(model, photos, out, methods="gradient")
     moved = photos.rename(tmp_path / "moved")
     assert evaluate(model, moved, out, methods="random").methods == ("Gradient", "Random")
+
+
+@dataclass(frozen=True)
+class Corner(Random):
+    """A method of one's own."""
+
+    def _attribute(self, inputs: torch.Tensor, target: Any) -> Any:
+        return super()._attribute(inputs, target)
+
+
+def test_another_code_of_a_method_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods=[Corner(model)], metrics="cost", limit=4)
+    evaluate(model, photos, out, methods=[Corner(model)], metrics="cost", limit=4)
+    monkeypatch.setattr(Corner, "_attribute", lambda *_: None)
+    with pytest.raises(UsageError, match=r"other settings \(code: .*Corner\._attribute"):
+        evaluate(model, photos, out, methods=[Corner(model)], metrics="cost", limit=4)
 
 
 def test_folder_with_other_files(photos: Path, tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ class ResultsFolder:
             AfmiError: when it cannot be read.
         """
         try:
+            if not self.manifest_path.is_file():
+                raise ValueError("it is no file")
             return parse_manifest(self.manifest_path.read_bytes())
         except (OSError, ValueError) as error:
             why = " ".join(str(error).split())[:160]

@@ -58,6 +58,8 @@ def read_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
         DamagedTableError: when it cannot be read, or any of its values is not as it was written.
     """
     try:
+        if not path.is_file():  # a pipe would keep the reader waiting
+            raise ValueError("it is no file")
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             note = _note(file.metadata)
             table = file.read()
@@ -87,12 +89,14 @@ def read_about(path: Path) -> dict[str, Any] | None:
 
 def is_whole(path: Path) -> bool:
     """Tell whether a file begins and ends as a Parquet file does."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             begin = file.read(len(_MARK))
             end = file.seek(-len(_MARK), os.SEEK_END)
             return begin == file.read() == _MARK and end > len(_MARK)
-    except OSError:  # it is not there, or too short
+    except OSError:  # it is too short, or may not be read
         return False
 
 
