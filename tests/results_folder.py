@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from PIL import Image
-from pyarrow import parquet
 
+from afmi.evaluation.folder import ResultsFolder
 from afmi.metrics import Completeness, Cost, GridPointing, Insertion
 
 Row = tuple[int, str, float, str | None]
@@ -44,20 +43,10 @@ def key(label: str) -> str:
 
 def write_piece(folder: Path, method: str, start: int, rows: Iterable[Row]) -> Path:
     """Write one piece, as an evaluation does."""
-    numbers, names, values, notes = zip(*rows, strict=True)
-    table = pa.table(
-        {
-            "image": pa.array(numbers, pa.int32()),
-            "method": pa.array([method] * len(numbers), pa.string()).dictionary_encode(),
-            "metric": pa.array(names, pa.string()).dictionary_encode(),
-            "value": pa.array(values, pa.float64()),
-            "note": pa.array(notes, pa.string()),
-        }
-    )
-    path = folder / "pieces" / key(method) / f"{start:08d}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(table, path)
-    return path
+    files = ResultsFolder(folder)
+    entry = files.manifest()["methods"][method]
+    files.write_piece(method, entry, start, list(rows), {})
+    return files.piece_path(entry["key"], start)
 
 
 def write_folder(
@@ -86,7 +75,7 @@ def write_folder(
     run = {
         "afmi": "0.1.0",
         "torch": "2.15.0",
-        "model": {"name": "squeezenet", "fingerprint": "abc123", "labels": ["cat", "dog", "bus"]},
+        "model": {"name": "squeezenet", "weights": "abc123", "labels": ["cat", "dog", "bus"]},
         "data": {"name": "photographs", "fingerprint": "def456", "images": len(keys)},
         "metrics": {"insertion": {"class": "Insertion", "fractions": [0.05, 1.0]}},
         "seed": 0,
@@ -101,12 +90,7 @@ def write_folder(
         **manifest,
     }
     (folder / "manifest.json").write_text(json.dumps(record), encoding="utf-8")
-    pictures = {
-        "image": pa.array(range(len(keys)), pa.int32()),
-        "key": pa.array(keys, pa.string()),
-        "label": pa.array(labels, pa.int32()),
-    }
-    parquet.write_table(pa.table(pictures), folder / "images.parquet")
+    ResultsFolder.begin(folder, record["run"], (keys, labels), {})
     return folder
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from networks import build, images
@@ -84,3 +88,34 @@ def test_the_time_is_estimated_by_the_passes(model: Classifier) -> None:
     ratio = estimated.seconds["XRAI"] / estimated.seconds["Gradient"]
     assert ratio == pytest.approx(200, rel=0.05)
     assert estimated.total == pytest.approx(sum(estimated.seconds.values()))
+
+
+def test_comparisons_are_saved_under_names_of_their_own(model: Classifier, tmp_path: Path) -> None:
+    one, other = (compare(model, image, methods="random", fractions=(0.5,)) for image in images(2))
+    files = one.save(tmp_path, "pic")
+    assert {kind: path.name for kind, path in files.items()} == {
+        "figure": "pic-comparison.png",
+        "record": "pic-comparison.json",
+    }
+    assert other.save(tmp_path, "pic")["figure"].name == "pic-comparison-2.png"
+    assert one.save(tmp_path, "pic") == files
+    assert len(list(tmp_path.iterdir())) == 4
+    record = json.loads(files["record"].read_text(encoding="utf-8"))
+    inserted = record["methods"][0]["inserted_probabilities"]
+    assert inserted == pytest.approx(one.probabilities[0])
+
+
+def test_a_network_that_gives_nan_for_what_is_left_has_no_probability(model: Classifier) -> None:
+    image = images(1)[0]
+    mean = float(image.mean())
+
+    class Standardised(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            dark = x.mean((1, 2, 3)) < 0.5 * mean
+            return torch.where(dark[:, None], torch.nan, model(x))
+
+    result = compare(Standardised(), image, methods="random", fractions=(0.1, 1.0))
+    (probabilities,) = result.probabilities
+    assert math.isnan(probabilities[0]) and probabilities[1] > 0
+    texts = " ".join(text.get_text() for axes in result.figure().axes for text in axes.texts)
+    assert "nan" not in texts

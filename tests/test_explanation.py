@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ from afmi.api import explain, explain_classes, explain_files, explain_many
 from afmi.batching import Unexplained
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
 from afmi.explanation import Explanation
+from afmi.files import save_record
 from afmi.methods import AFMI, BlankMapWarning, DeepLIFT, GradCAM, Gradient, Method, Random
+from afmi.pictures import figures
 from afmi.pictures.references import White, reference_of
 
 COMPARING = ("a-fmi", "deeplift", "integratedgradients:steps=8", "kernelshap:samples=64")
@@ -398,9 +402,9 @@ def _ten_images() -> torch.Tensor:
         (RuntimeError("a bad\nday"), "image 5 cannot be explained: RuntimeError: a bad"),
         (MemoryError(), "image 5 cannot be explained: there is too little memory for it"),
         (AfmiError("it overflows"), "image 5 cannot be explained: it overflows"),
-        (float("nan"), "the network's outputs for the image are NaN or infinite"),
-        (float("inf"), "the network's outputs for the image are NaN or infinite"),
-        (-float("inf"), "the network's outputs for the image are NaN or infinite"),
+        (float("nan"), "the network gives NaN instead of logits"),
+        (float("inf"), "the network gives infinity instead of logits"),
+        (-float("inf"), "the network gives infinity instead of logits"),
     ],
 )
 @pytest.mark.parametrize("method", ["a-fmi", "random"])
@@ -493,7 +497,7 @@ def test_a_reference_that_the_network_answers_with_nan_is_named(method):
     with pytest.raises(AfmiError, match="outputs for the reference black are NaN or infinite"):
         explain(model, torch.rand(3, 20, 20), **options)
     explain(model, torch.rand(3, 20, 20), **(options | {"reference": "random"}))
-    with pytest.raises(AfmiError, match="outputs for the image are NaN or infinite"):
+    with pytest.raises(AfmiError, match="gives NaN instead of logits"):
         explain(model, torch.full((3, 20, 20), 0.5), **options)
 
 
@@ -634,6 +638,72 @@ def test_files_of_others_are_left_alone(model, photo, tmp_path, content):
     (tmp_path / "photo-newt-a-fmi.json").write_bytes(content)
     assert explanation.save(tmp_path)["record"].name == "photo-newt-a-fmi-2.json"
     assert (tmp_path / "photo-newt-a-fmi.json").read_bytes() == content
+
+
+def test_a_file_without_a_record_is_left_alone(model, photo, tmp_path):
+    taken = tmp_path / "photo-newt-a-fmi-map.npy"
+    taken.write_bytes(b"mine")
+    assert explain(model, photo, "newt").save(tmp_path)["map"].name == "photo-newt-a-fmi-2-map.npy"
+    assert taken.read_bytes() == b"mine"
+    assert len(list(tmp_path.glob("photo-newt*"))) == 1 + 4
+
+
+def namesakes(explanation, count):
+    """Return explanations of different images that are all called img.jpg."""
+    changed = (explanation.image * (1 - n / 99) for n in range(count))
+    return [
+        replace(explanation, image=image, source=f"{n}/img.jpg", map=explanation.map * n)
+        for n, image in enumerate(changed)
+    ]
+
+
+def test_threads_that_save_namesakes_lose_none(model, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "figure_png", lambda _, file: file.write(b"drawn"))
+    explanations = namesakes(explain(model, photo, "newt"), 8)
+    gate = threading.Barrier(8)
+
+    def save(explanation):
+        gate.wait()
+        return explanation.save(tmp_path / "out")
+
+    with ThreadPoolExecutor(8) as pool:
+        saved = list(pool.map(save, explanations))
+    assert len(list((tmp_path / "out").iterdir())) == 8 * 4
+    for explanation, files in zip(explanations, saved, strict=True):
+        record = json.loads(files["record"].read_text(encoding="utf-8"))
+        assert record["source"] == explanation.source
+        assert record["files"] == {kind: path.name for kind, path in files.items()}
+        assert np.array_equal(np.load(files["map"]), explanation.map.numpy())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_processes_that_save_namesakes_lose_none(tmp_path):
+    children = []
+    for process in range(4):
+        child = os.fork()
+        if child == 0:
+            for n in range(8):
+                record = {"source": [process, n]}
+                contents = {"map": (".npy", f"{process} {n}".encode())}
+                save_record(tmp_path, "img", contents, record, lambda found: found["source"])
+            os._exit(0)
+        children.append(child)
+    assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    assert sorted(r["source"] for r in records) == [[p, n] for p in range(4) for n in range(8)]
+    for record in records:
+        process, n = record["source"]
+        assert (tmp_path / record["files"]["map"]).read_text() == f"{process} {n}"
+    assert len(list(tmp_path.iterdir())) == 2 * 32
+
+
+def test_a_name_that_is_too_long_is_found_before_anything_is_written(tmp_path):
+    def write(file):
+        raise AssertionError("it was written")
+
+    with pytest.raises(AfmiError, match="the name or the path is too long") as caught:
+        save_record(tmp_path, "x" * 300, {"map": (".npy", write)}, {}, dict)
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("stem", ["../../etc/x", "a/b\\c:d*?", "x" * 400, "猫" * 200, "", ".."])

@@ -28,7 +28,7 @@ from afmi.methods import Method
 from afmi.network.checking import check_dense
 from afmi.network.classifier import Classifier, classify
 from afmi.network.memory import is_out_of_memory
-from afmi.network.outputs import check_finite
+from afmi.network.outputs import check_outputs
 from afmi.pictures.batches import neighbours
 from afmi.pictures.images import ImageSource, read_image
 from afmi.pictures.transforms import to_tensor
@@ -240,7 +240,7 @@ def explain_batch(
     logits = attributions[0].logits
     if logits is None:
         logits = classify(model, inputs)
-    check_finite(logits)
+    check_outputs(logits)
     explained = []
     for row, item in enumerate(items):
         image = shown_image(item.inputs[0])  # one for all classes

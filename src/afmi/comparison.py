@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from afmi.api import ClassLike, explain
 from afmi.batching import AnyImage, prepare
 from afmi.errors import AfmiError, LayerError, OperationError
-from afmi.explanation import Explanation
+from afmi.explanation import Explanation, identity_of_record
+from afmi.files import save_record, slug
 from afmi.methods import Gradient, MethodsLike, chosen_methods
 from afmi.network.classifier import classify
 from afmi.network.outputs import probabilities
@@ -65,7 +67,8 @@ class Comparison:
     Attributes:
         explanations: one for each supported method, in the order asked for.
         probabilities: for each of them, the class's softmax probability when only the top
-            ``fractions`` of the pixels are kept and the rest is black.
+            ``fractions`` of the pixels are kept and the rest is black; NaN where the network
+            gives NaN for these.
         refused: the reason why each other method is not supported, by its label.
         seconds: that each method took, by its label.
         fractions: the shares of the pixels.
@@ -85,7 +88,7 @@ class Comparison:
         rows = [[original, *(figures.Panel(e.overlay()) for e in self.explanations)]]
         for i, fraction in enumerate(self.fractions):
             inserted = [
-                figures.Panel(e.insertion(fraction), subtitle=f"{p[i]:.0%} {e.label}")
+                figures.Panel(e.insertion(fraction), subtitle=_subtitle(p[i], e.label))
                 for e, p in zip(self.explanations, self.probabilities, strict=True)
             ]
             rows.append([figures.Panel(None), *inserted])
@@ -104,13 +107,36 @@ class Comparison:
             side=side,
         )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the figure as PNG, whole or not at all, and return the path.
+    def save(self, folder: str | os.PathLike[str], stem: str | None = None) -> dict[str, Path]:
+        """Write the figure and the numbers to a folder, as `Explanation.save` does.
+
+        The files are named ``<stem>-comparison…``. Saving the same comparison again replaces them;
+        another one that would get the same names is numbered (``…-2``).
+
+        Args:
+            folder: where to; made where missing.
+            stem: the beginning of the names; None: the source's name, or ``image``.
+
+        Returns:
+            The paths: ``figure`` (PNG) and ``record`` (JSON, of `to_dict`).
 
         Raises:
-            AfmiError: when it cannot be written.
+            AfmiError: when they cannot be written.
         """
-        return figures.save_png(self.figure(), path)
+        source = self.explanations[0].source
+        if stem is None:
+            stem = Path(source).stem if source else "image"
+        figure = self.figure()
+        return save_record(
+            Path(folder),
+            f"{slug(stem, 120)}-comparison".lstrip("-"),
+            {"figure": (".png", lambda file: figures.figure_png(figure, file))},
+            self.to_dict(),
+            lambda record: [
+                record["fractions"],
+                *(identity_of_record(one) for one in record["methods"]),
+            ],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers and records as JSON holds them."""
@@ -131,6 +157,11 @@ class Comparison:
         buffer = io.BytesIO()
         figures.figure_png(self.figure(), buffer)
         return buffer.getvalue()
+
+
+def _subtitle(probability: float, label: str) -> str:
+    # NaN where the network gives no outputs for the pixels shown.
+    return f"no output for {label}" if math.isnan(probability) else f"{probability:.0%} {label}"
 
 
 def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") -> Estimate:

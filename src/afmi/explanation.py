@@ -7,16 +7,12 @@ import functools
 import hashlib
 import html
 import io
-import json
 import math
 import os
 import platform
-import re
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,7 +23,7 @@ from torch import Tensor
 
 import afmi
 from afmi import specs
-from afmi.files import write_files
+from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
 from afmi.network.classifier import class_label
 from afmi.pictures import figures, plots
@@ -37,7 +33,14 @@ from afmi.pictures.transforms import to_image
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DRAWN_SIDE", "INSERTED", "Explanation", "explanation_of", "shown_image"]
+__all__ = [
+    "DRAWN_SIDE",
+    "INSERTED",
+    "Explanation",
+    "explanation_of",
+    "identity_of_record",
+    "shown_image",
+]
 
 DRAWN_SIDE = 1024
 """Longest side, in pixels, of the pictures that are drawn of an image and its map."""
@@ -172,9 +175,10 @@ class Explanation:
         """Write figure, overlay, map and record to a folder, which is made where missing.
 
         Files are named ``<stem>-<label>-<method>…``. Saving the same explanation again replaces
-        its files; another one that would get the same names is numbered (``…-2``). The four are
-        written aside and then take their names, the record last: no file is ever half written,
-        and where a record is, the others are too.
+        its files; another one that would get the same names is numbered (``…-2``), also where
+        several threads or processes save at once. The four are written aside and then take their
+        names, the record last: no file is ever half written, and where a record is, the others
+        are too.
 
         Args:
             folder: where to.
@@ -186,14 +190,9 @@ class Explanation:
         Raises:
             AfmiError: when the files cannot be written.
         """
-        folder = Path(folder)
         if stem is None:
             stem = Path(self.source).stem if self.source else "image"
-        parts = (_slug(stem, 80), _slug(self.label, 40).lower(), _slug(self.method, 40).lower())
-        record = self.to_dict()
-        files = _free_files(folder, "-".join(part for part in parts if part), record)
-        record["files"] = {kind: path.name for kind, path in files.items()}
-        text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        parts = (slug(stem, 80), slug(self.label, 40).lower(), slug(self.method, 40).lower())
         figure, overlay = self.figure(), self.overlay()
 
         def write_map(file: IO[bytes]) -> None:
@@ -202,15 +201,17 @@ class Explanation:
             np.save(buffer, self.map.numpy().astype(np.float32, copy=False))
             file.write(buffer.getbuffer())
 
-        write_files(
+        return save_record(
+            Path(folder),
+            "-".join(part for part in parts if part),
             {
-                files["figure"]: lambda file: figures.figure_png(figure, file),
-                files["overlay"]: lambda file: overlay.save(file, "PNG"),
-                files["map"]: write_map,
-                files["record"]: text.encode(errors="backslashreplace"),
-            }
+                "figure": (".png", lambda file: figures.figure_png(figure, file)),
+                "overlay": ("-overlay.png", lambda file: overlay.save(file, "PNG")),
+                "map": ("-map.npy", write_map),
+            },
+            self.to_dict(),
+            identity_of_record,
         )
-        return files
 
     @functools.cached_property
     def _png(self) -> bytes:
@@ -315,29 +316,7 @@ def _versions() -> Mapping[str, str]:
     return {**versions, "python": platform.python_version()}
 
 
-def _slug(text: str, limit: int) -> str:
-    """Return letters, digits, dots, and single dashes or underscores; ``limit`` bytes at most."""
-    text = unicodedata.normalize("NFC", text).replace("++", "-plus-plus")
-    text = re.sub(r"-{2,}", "-", re.sub(r"[^\w.]+", "-", text))
-    return text.encode()[:limit].decode(errors="ignore").strip("-.")
-
-
-def _free_files(folder: Path, stem: str, record: dict[str, Any]) -> dict[str, Path]:
-    """Return names that are free, or that an earlier save of the same explanation took."""
-    for number in count(1):
-        base = stem if number == 1 else f"{stem}-{number}"
-        path = folder / f"{base}.json"
-        if not os.path.lexists(path) or _is_record_of(path, record):
-            break
-    endings = {"figure": ".png", "overlay": "-overlay.png", "map": "-map.npy", "record": ".json"}
-    return {kind: folder / f"{base}{ending}" for kind, ending in endings.items()}
-
-
-def _is_record_of(path: Path, record: dict[str, Any]) -> bool:
-    """Tell whether a file is the record of the same explanation, its numbers apart."""
-    try:
-        earlier = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    same = ("source", "image", "target", "method", "parameters", "layer", "model")
-    return isinstance(earlier, dict) and all(earlier.get(key) == record[key] for key in same)
+def identity_of_record(record: Mapping[str, Any]) -> list[Any]:
+    """Return what an explanation's record is of: all but its numbers."""
+    parts = ("source", "image", "target", "method", "parameters", "layer", "model")
+    return [record[part] for part in parts]

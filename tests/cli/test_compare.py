@@ -22,7 +22,32 @@ def test_the_figure_and_each_method_are_saved(afmi, small, pictures, tmp_path):
         assert picture.format == "PNG"
     # The small network has a deep head, which CAM does not support and the others do.
     assert "afmi: CAM left out: CAM needs global average pooling" in result.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 1 + 2 * 4
+    assert len(list((tmp_path / "out").iterdir())) == 2 + 2 * 4
+    record = json.loads(figure.with_suffix(".json").read_text(encoding="utf-8"))
+    assert [m["method"] for m in record["methods"]] == ["A-FMI", "Random"]
+
+
+def test_namesakes_of_two_folders_are_both_kept(afmi, small, pictures, tmp_path):
+    """And so is a name that is as long as names may be: it is cut before the work begins."""
+    out, name = tmp_path / "out", f"{'x' * 251}.png"
+    for folder, file in (("one", "a.png"), ("two", "b.png")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_bytes((pictures / file).read_bytes())
+    for folder in ("one", "two", "one"):
+        result = afmi("compare", tmp_path / folder / name, *small, "--methods", "random")
+        assert result.exit_code == 0, result.stderr
+    figures = sorted(out.glob("*comparison*.png"))
+    assert len(figures) == 2 and len(list(out.iterdir())) == 2 * (2 + 4)
+    assert figures[0].read_bytes() != figures[1].read_bytes()
+
+
+def test_a_path_that_is_too_long_is_refused_before_the_work(afmi, small, pictures, tmp_path):
+    deep = tmp_path
+    while len(str(deep)) < 3940:
+        deep = deep / ("y" * 60)
+    result = afmi("compare", pictures / "a.png", *small[:-1], deep, "--methods", "random")
+    assert result.exit_code == 2
+    assert "too long" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_json_holds_the_numbers(afmi, small, pictures):

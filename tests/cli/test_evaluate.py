@@ -120,6 +120,28 @@ def test_a_picture_that_cannot_be_read_is_counted(afmi, command, data):
     assert line == (
         "afmi: warning: 1 of 9 pictures could not be read or explained; the report says why"
     )
+    assert result.stdout.splitlines()[0].endswith("  1 of 9 pictures failed")
+
+
+def test_a_network_that_gives_nan_scores_nothing(afmi, command, nets, tmp_path):
+    file = tmp_path / "nan.py"
+    network = (
+        "class NaN(nn.Module):\n    def forward(self, x):\n        return net(x) * torch.nan\n"
+    )
+    file.write_text(
+        f"{nets.read_text()}\nnet = build().network\n\n{network}\n"
+        "def nan():\n    return Classifier(NaN(), labels='abcd', resize=16, crop=16)\n"
+    )
+    labelled = tmp_path / "labels.csv"
+    pictures = sorted((tmp_path / "data").rglob("*.png"))
+    labelled.write_text("image,label\n" + "".join(f"{path},a\n" for path in pictures))
+    options = ["--model", f"{file}:nan", "--data", str(labelled), "--methods", "random"]
+    result = afmi(*command, *options)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0] == "Random:  9 of 9 pictures failed"
+    results = Results.open(tmp_path / "out")
+    assert all("NaN instead of logits" in why for why in results.errors("Random").values())
+    assert not results.values("Random")
 
 
 def test_a_damaged_piece_is_named_and_keeps_no_method_waiting(afmi, command, tmp_path):
@@ -183,6 +205,20 @@ def test_folder_of_another_run(afmi, command):
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert "holds results of another run (data: " in line and "--out" in line
+
+
+def test_an_edited_factory_is_another_run(afmi, command, nets, tmp_path):
+    file, code = tmp_path / "edited.py", nets.read_text()
+    command = [*command, "--model", f"{file}:build", "--methods", "gradient"]
+    file.write_text(code)
+    assert afmi(*command).exit_code == 0
+    file.write_text(code.replace("nn.ReLU()", "nn.GELU()"))
+    result = afmi(*command)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "another run (model: modules: network.1 has changed; model: outputs differ by" in line
+    file.write_text(f"# the same again\n{code}")
+    assert afmi(*command).exit_code == 0
 
 
 class Clock:

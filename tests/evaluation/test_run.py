@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,19 @@ import afmi.evaluation.run as run_module
 import afmi.files
 from afmi import Classifier
 from afmi.errors import AfmiError, OperationError, UsageError
-from afmi.evaluation import Results, Shard, evaluate, evaluate_shard, open_images
+from afmi.evaluation import (
+    MetricWarning,
+    Results,
+    Shard,
+    evaluate,
+    evaluate_shard,
+    open_images,
+)
 from afmi.methods import AFMI, CATALOGUE, Gradient, Random
 from afmi.methods.work import Work
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Insertion, chosen_metrics
+from afmi.report.summary import summarise
 
 
 def results_key(name: str) -> str:
@@ -157,7 +166,10 @@ def test_folder_of_another_run(photos: Path, tmp_path: Path) -> None:
         other.network[0].weight[0, 0, 0, 0] += 1e-3  # type: ignore[index]
     before = (out / "manifest.json").read_bytes()
     for changed, words in (
-        (lambda: evaluate(other, photos, out, methods="gradient", limit=6), "model: fingerprint"),
+        (
+            lambda: evaluate(other, photos, out, methods="gradient", limit=6),
+            r"\(model: weights has changed\)",
+        ),
         (lambda: evaluate(model, photos, out, methods="gradient", limit=7), "data: "),
         (
             lambda: evaluate(model, photos, out, methods="gradient", limit=6, metrics="insertion"),
@@ -187,6 +199,25 @@ def test_moved_data_are_the_same_data(photos: Path, tmp_path: Path) -> None:
     evaluate(model, photos, out, methods="gradient")
     moved = photos.rename(tmp_path / "moved")
     assert evaluate(model, moved, out, methods="random").methods == ("Gradient", "Random")
+
+
+@dataclass(frozen=True)
+class Corner(Random):
+    """A method of one's own."""
+
+    def _attribute(self, inputs: torch.Tensor, target: Any) -> Any:
+        return super()._attribute(inputs, target)
+
+
+def test_another_code_of_a_method_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = network(), tmp_path / "out"
+    evaluate(model, photos, out, methods=[Corner(model)], metrics="cost", limit=4)
+    evaluate(model, photos, out, methods=[Corner(model)], metrics="cost", limit=4)
+    monkeypatch.setattr(Corner, "_attribute", lambda *_: None)
+    with pytest.raises(UsageError, match=r"other settings \(code: .*Corner\._attribute"):
+        evaluate(model, photos, out, methods=[Corner(model)], metrics="cost", limit=4)
 
 
 def test_folder_with_other_files(photos: Path, tmp_path: Path) -> None:
@@ -225,6 +256,176 @@ def test_a_failing_picture_does_not_cost_its_neighbours(
     measurements = evaluate(model, photos, tmp_path / "out", methods="gradient").read("Gradient")
     assert measurements.errors == {2: "this one overflows"}
     assert np.isnan(measurements.values["insertion/accuracy_auc"]).sum() == 1
+
+
+def failing_on(
+    monkeypatch: pytest.MonkeyPatch, kind: type, bad: list[torch.Tensor], error: BaseException
+) -> list[int]:
+    """Let a method raise when one of these images is in the batch; return the batches' sizes."""
+    original = kind._attribute
+    sizes: list[int] = []
+
+    def attribute(self: Any, inputs: torch.Tensor, target: Any) -> Any:
+        sizes.append(len(inputs))
+        if any(torch.equal(image, one[0]) for image in inputs for one in bad):
+            raise error
+        return original(self, inputs, target)
+
+    monkeypatch.setattr(kind, "_attribute", attribute)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("mat1 and mat2\n shapes"), "RuntimeError: mat1 and mat2 shapes"),
+        (ValueError("7"), "ValueError: 7"),
+        (MemoryError(), "MemoryError: no message"),
+        (AssertionError(), "AssertionError: no message"),
+        (OperationError("aten.magic has no rule"), "aten.magic has no rule"),
+    ],
+)
+def test_any_error_of_an_image_is_a_row_of_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    model, out = network(), tmp_path / "out"
+    whole = evaluate(model, photos, tmp_path / "whole", methods="gradient").read("Gradient")
+    bad = [open_images(photos, model).read(13)]
+    sizes = failing_on(monkeypatch, Gradient, bad, error)
+    results = evaluate(model, photos, out, methods="gradient,random")
+    measured = results.read("Gradient")
+    assert measured.errors == {13: reason} and measured.done.all()
+    assert not results.errors("Random") and not results.refused
+    for name in ("insertion/accuracy_auc", "blank"):
+        kept = np.delete(np.arange(20), 13)
+        np.testing.assert_allclose(measured.values[name][kept], whole.values[name][kept])
+        assert np.isnan(measured.values[name][13])
+    assert sizes == [8, 8, *[1] * 8, 4]  # the batch of the image is taken apart
+    evaluate(model, photos, out, methods="gradient,random")  # and nothing is done again
+    assert len(sizes) == 11
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
+def test_what_stops_a_program_is_no_row(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    model = network()
+    failing_on(monkeypatch, Gradient, [open_images(photos, model).read(2)], error)
+    with pytest.raises(type(error)):
+        evaluate(model, photos, tmp_path / "out", methods="gradient")
+
+
+def test_a_device_that_fails_stops_the_run(
+    photos: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU after an assertion of its own: each later call fails, for no fault of an image."""
+    model, out = network(), tmp_path / "out"
+    zeros = torch.zeros
+
+    def dead(*size: Any, **options: Any) -> torch.Tensor:
+        if len(sizes) > 6 and "device" in options:
+            raise RuntimeError("device-side assert triggered")
+        return zeros(*size, **options)
+
+    with monkeypatch.context() as patch:
+        error = RuntimeError("device-side assert triggered")
+        sizes = failing_on(patch, Gradient, [open_images(photos, model).read(6)], error)
+        patch.setattr(torch, "zeros", dead)
+        with pytest.raises(AfmiError, match=r"no longer since Gradient was given dog/1\.png \("):
+            evaluate(model, photos, out, methods="gradient", batch_size=1)
+    assert not any(numbers(out)["Gradient"]["blank"][n] == "nan" for n in range(4))
+    resumed = evaluate(model, photos, out, methods="gradient", batch_size=1)
+    assert resumed.read("Gradient").done.all() and not resumed.errors("Gradient")
+
+
+def test_an_error_of_a_metric_costs_one_image_that_metric(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    bad = open_images(photos, model).read(6)
+    original = Insertion.measure
+
+    def measure(self: Insertion, case: Any) -> Any:
+        if any(torch.equal(image, bad[0]) for image in case.inputs):
+            raise IndexError("out of range")
+        return original(self, case)
+
+    monkeypatch.setattr(Insertion, "measure", measure)
+    with pytest.warns(MetricWarning, match="Insertion: IndexError: out of range"):
+        results = evaluate(model, photos, tmp_path / "out", methods="gradient")
+    measured = results.read("Gradient")
+    assert not measured.errors
+    assert measured.metric_errors == {"insertion": {6: "IndexError: out of range"}}
+    assert np.isnan(measured.values["insertion/accuracy_auc"]).nonzero()[0].tolist() == [6]
+    assert np.isfinite(measured.values["cost/seconds"]).all()
+    (failure,) = summarise(results).failures
+    assert failure.key == "dog/1.png" and failure.reason == "Insertion: IndexError: out of range"
+
+
+class NaNWhere(nn.Module):
+    """Divides by zero where an image's mean lies below a limit."""
+
+    def __init__(self, inner: nn.Module, below: float) -> None:
+        super().__init__()
+        self.inner, self.below = inner, below
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = (x.mean((1, 2, 3)) < self.below)[:, None]
+        return torch.where(low, torch.nan, self.inner(x))
+
+
+@pytest.mark.filterwarnings("ignore::afmi.errors.CompletenessWarning")
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_nan_is_no_class(tmp_path: Path, name: str) -> None:
+    model = Classifier(NaNWhere(network().network, 2.0), labels=["a", "b", "c", "d"]).eval()
+    data = [(torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)), 0)] * 3
+    methods = [method(name, model), Random(model, seed=1)]
+    results = evaluate(model, data, tmp_path / "out", methods=methods, metrics="insertion")
+    for label in results.methods:
+        measured = results.read(label)
+        assert list(measured.errors) == [0, 1, 2] and not measured.values
+        assert all("NaN" in reason for reason in measured.errors.values()), measured.errors
+
+
+def test_nan_of_one_image(photos: Path, tmp_path: Path) -> None:
+    model = network()
+    images = open_images(photos, model)
+    means = torch.stack([images.read(i).mean() for i in range(20)])
+    lowest, second = means.sort().values[:2].tolist()
+    model.network = NaNWhere(model.network, (lowest + second) / 2)
+    results = evaluate(model, photos, tmp_path / "out", methods="random", metrics="cost")
+    assert list(results.errors("Random")) == [int(means.argmin())]
+
+
+def test_nan_of_a_masked_image_is_no_class(photos: Path, tmp_path: Path) -> None:
+    """Black images are the NaN: with too few pixels kept nothing is counted as class 0."""
+    model = network()
+    model.network = NaNWhere(model.network, 0.2)
+    with pytest.warns(MetricWarning, match="with 5 % of the pixels kept the network gives NaN"):
+        results = evaluate(model, photos, tmp_path / "out", methods="random")
+    measured = results.read("Random")
+    assert not measured.errors and list(measured.metric_errors["insertion"]) == list(range(20))
+    assert not any(name.startswith("insertion/") for name in measured.values)
+
+
+def test_hopeless_method_is_given_up(
+    photos: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = network(), tmp_path / "out"
+    monkeypatch.setattr(run_module, "_HOPELESS", 10)
+    images = open_images(photos, model)
+    bad = [images.read(i) for i in range(20)]
+    with monkeypatch.context() as patch:
+        failing_on(patch, Gradient, bad, RuntimeError("no kernel"))
+        results = evaluate(model, photos, out, methods="gradient,random")
+    assert results.methods == ("Random",)
+    reason = "it fails on each of the first 12 pictures: RuntimeError: no kernel"
+    assert results.refused == {"Gradient": reason}
+    assert not list(out.glob("pieces/gradient/*"))
+    # Once it is mended, all is measured; and what works is not given up for bad images later on.
+    failing_on(monkeypatch, Gradient, bad[1:], RuntimeError("no kernel"))
+    results = evaluate(model, photos, out, methods="gradient")
+    assert list(results.errors("Gradient")) == list(range(1, 20))
 
 
 def test_full_disk_loses_nothing(

@@ -10,7 +10,7 @@ from cases import case_of, companions_for
 from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
-from afmi.errors import LayerError, ModelError, ShapeError, UsageError
+from afmi.errors import AfmiError, LayerError, ModelError, ShapeError, UsageError
 from afmi.methods import AFMI, CAM, GradCAM, Gradient, InputXGradient, Method
 from afmi.methods.base import Attribution
 from afmi.methods.work import Work
@@ -104,14 +104,14 @@ def test_keeps_the_layer_of_the_images() -> None:
     recorded = []
 
     class Noting(AFMI):
-        def attribute(self, inputs, target=None):  # type: ignore[no-untyped-def]
+        def attribution(self, inputs, target=None):  # type: ignore[no-untyped-def]
             recorded.append(self.layer)
-            return super().attribute(inputs, target)
+            return super().attribution(inputs, target)
 
     x = images(1)
     case = case_of(Noting(build("resnet")), x, companions=companions_for(x))
     GridPointing().measure(case)
-    assert recorded == [case.attribution.layer]
+    assert recorded == [None, case.attribution.layer]
 
 
 class Fixed(nn.Module):
@@ -139,6 +139,17 @@ def test_an_error_of_the_method_itself_is_not_covered_up() -> None:
     refusing = replace(case, method=CAM(build("vgg"), layer="features.5"))
     with pytest.raises(LayerError, match="CAM needs global average pooling"):
         GridPointing().measure(refusing)
+
+
+def test_nan_for_the_tiled_images_is_no_share() -> None:
+    class NaNWhereWide(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) / (x.shape[-1] < 10)
+
+    x = torch.rand(1, 3, 6, 6)
+    case = replace(case_of(Brightness(NaNWhereWide()), x), companions=companions_for(x))
+    with pytest.raises(AfmiError, match="for four tiled images the network gives infinite"):
+        GridPointing().measure(case)
 
 
 def test_companions_are_needed() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from cases import case_of
 from torch import Tensor, nn
 
 from afmi import Classifier, load_model
-from afmi.errors import ShapeError, TargetError, UsageError
+from afmi.errors import AfmiError, ShapeError, TargetError, UsageError
 from afmi.gradients.passes import BatchRunner
+from afmi.methods import Random
 from afmi.metrics import Deletion, Insertion
 from afmi.metrics.masking import FRACTIONS
 from afmi.pictures.references import Black, Blurred, Mean, Several, White
@@ -230,3 +233,32 @@ def test_per_image_canvas() -> None:
 def test_mean_canvas_and_standard_fractions() -> None:
     assert len(FRACTIONS) == 20 and FRACTIONS[0] == 0.05 and FRACTIONS[-1] == 1
     assert Insertion(canvas=Mean()) != Insertion()
+
+
+@pytest.mark.parametrize("metric", [Insertion, Deletion])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nan_of_a_masked_image_is_no_class(metric: type, bad: float) -> None:
+    class Fails(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)).where((x != 0).flatten(1).any(1)[:, None], torch.tensor(bad))
+
+    image, map_ = torch.rand(1, 3, 4, 4) + 0.1, torch.rand(1, 1, 4, 4)
+    black = 0.0 if metric is Insertion else 1.0
+    words = "with 0 % of the pixels kept" if metric is Insertion else "with 100 % .* removed"
+    with pytest.raises(AfmiError, match=f"{words} the network gives (NaN|infinite) instead of"):
+        metric(fractions=sorted((black, 0.5))).curves(Fails(), image, torch.tensor([0]), map_)
+    fine = metric(fractions=(0.4, 0.5)).curves(Fails(), image, torch.tensor([0]), map_)
+    assert fine.probability.isfinite().all()
+
+
+def test_logits_of_minus_infinity_are_fine_unless_all_are() -> None:
+    logits = torch.tensor([[1.0, -torch.inf], [0.0, 2.0]])
+    image, maps = torch.rand(2, 3, 4, 4), torch.rand(2, 1, 4, 4)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    curves = Insertion().curves(network, image, torch.tensor([0, 1]), maps, logits=logits)
+    assert curves.original_correct.all() and curves.original_probability[0] == 1
+    logits[1] = -torch.inf
+    with pytest.raises(AfmiError, match="instead of logits for 1 of 2 images"):
+        Insertion().curves(network, image, torch.tensor([0, 1]), maps, logits=logits)
+    with pytest.raises(AfmiError, match="the network gives NaN instead of logits for 2 of 2"):
+        replace(case_of(Random(network), image), logits=logits * torch.nan)

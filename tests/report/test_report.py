@@ -186,7 +186,10 @@ def test_the_page_tells_what_went_wrong_and_how_to_repeat(hand_worked):
     assert "<c>.png" in page.text
     assert "'<c>.png' is cut short" in page.text
     assert "all methods" in page.text
-    assert "1 picture could not be read or explained, and is left out of the averages." in page.text
+    assert (
+        "1 picture could not be read, explained or measured, and is left out of those averages."
+        in page.text
+    )
     assert "averaged = true" in page.text
     assert "afmi evaluate photographs --out results" in page.text
     assert any("abc123" in words for words in page.text)

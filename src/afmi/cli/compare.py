@@ -38,7 +38,10 @@ __all__ = ["compare"]
 )
 @model_options
 @layer_option
-@out_option("afmi-out", "Folder for the figure and, for each method, its pictures and record.")
+@out_option(
+    "afmi-out",
+    "Folder for the figure, its numbers and, for each method, pictures and record.",
+)
 @json_option()
 @quiet_option
 @debug_option
@@ -102,7 +105,7 @@ def compare(
         except KeyboardInterrupt:
             progress.line(f"afmi: interrupted; what was finished is in {out}", err=True)
             ctx.exit(INTERRUPTED)
-    figure = comparison.save(out / f"{stem}-comparison.png")
+    figure = comparison.save(out, stem)["figure"]
     for name, reason in comparison.refused.items():
         echo(f"afmi: {name} left out: {reason}", err=True)
     if json_wanted:

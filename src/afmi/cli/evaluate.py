@@ -176,7 +176,7 @@ class _ProgressPrinter:
         import numpy as np
 
         try:
-            values = results.values(label)
+            measured = results.read(label)
         except AfmiError as error:
             self._progress.line(f"afmi: warning: {error}", err=True)
             return
@@ -185,8 +185,10 @@ class _ProgressPrinter:
             ("insertion/accuracy_auc", "Accuracy-AUC {:.4f}"),
             ("cost/seconds", "{:.3g} s per picture"),
         ):
-            if name in values:
-                parts.append(text.format(np.nanmean(values[name])))
+            if name in measured.values:
+                parts.append(text.format(np.nanmean(measured.values[name])))
+        if measured.errors:
+            parts.append(f"{len(measured.errors)} of {len(results.images)} pictures failed")
         self._progress.line("  ".join(parts))
 
     def refusal(self, label: str, reason: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from afmi.errors import UsageError
+from afmi.files import LONGEST_NAME, check_length
 
 __all__ = [
     "batch_size_option",
@@ -96,6 +97,7 @@ def writable_folder(folder: Path) -> Path:
 
     Raises:
         UsageError: when that fails.
+        AfmiError: when names of the length that we give are too long for it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +108,7 @@ def writable_folder(folder: Path) -> Path:
         raise UsageError(
             f"cannot write into the folder {str(folder)!r}: {why}; choose another with --out"
         ) from error
+    check_length(folder / ("x" * LONGEST_NAME))
     return folder
 
 

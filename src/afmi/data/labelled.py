@@ -137,8 +137,8 @@ class LabelledImages:
         for index in range(len(self)):
             try:
                 return self.read(index)
-            except AfmiError as error:
-                reason = reason or str(error)
+            except Exception as error:
+                reason = reason or str(error) or type(error).__name__
         raise AfmiError(f"none of the {len(self)} pictures can be read; the first: {reason}")
 
     def only(self, positions: Sequence[int]) -> LabelledImages:

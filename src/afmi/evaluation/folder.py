@@ -6,27 +6,31 @@ does without its import, which takes seconds.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from afmi.errors import AfmiError, UsageError
-from afmi.files import write_files
+from afmi.evaluation.manifest import differences, parse_manifest, run_digest
+from afmi.evaluation.tables import DamagedTableError, is_whole, read_about, read_table, table_bytes
+from afmi.files import check_length, write_files
 
 if TYPE_CHECKING:
     import PIL.Image
 
-__all__ = ["Drawings", "ResultsFolder", "Row"]
+__all__ = ["ERROR", "Drawings", "ResultsFolder", "Row"]
+
+ERROR = "error"
+"""The metric of the rows that say why a picture failed; ``<metric>/error``: why a metric did."""
 
 Row = tuple[int, str, float, str | None]
 """(image, metric, value, note): a line of a piece."""
@@ -34,7 +38,6 @@ Row = tuple[int, str, float, str | None]
 Drawings = Mapping[int, Mapping[str, "PIL.Image.Image"]]
 """For each example its drawings by kind: ``picture``, ``map``, ``insertion``."""
 
-_MANIFEST_PARTS = ("run", "methods", "metrics")
 _PIECE = pa.schema(
     [
         ("image", pa.int32()),
@@ -45,6 +48,8 @@ _PIECE = pa.schema(
     ]
 )
 _IMAGES = pa.schema([("image", pa.int32()), ("key", pa.string()), ("label", pa.int32())])
+_FIXED = ("class", "code", "parameters", "images_per_piece")
+"""What must stay the same of a method, for its pieces to be of one kind."""
 _PICTURE = "picture"  # the kind of drawing that is the same for every method
 
 _LOCK = ".afmi.lock"
@@ -54,8 +59,6 @@ _PATIENCE = 60
 _PARTIAL = ".afmi-*.part"
 _STALE = 3600
 """Seconds after which an unfinished file is one that a killed run left behind."""
-
-_MARK = b"PAR1"  # at both ends of every Parquet file
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,11 @@ class ResultsFolder:
             else:
                 manifest = {"run": identity, "methods": {}, **about}
                 write_files({folder.manifest_path: _json(manifest)})
-            if not _whole(folder.images_path):
-                keys, labels = images
-                columns = (range(len(keys)), map(_storable, keys), map(int, labels))
-                write_files({folder.images_path: _parquet(columns, _IMAGES)})
+            keys, labels = images
+            columns = (range(len(keys)), map(_storable, keys), map(int, labels))
+            table = table_bytes(columns, _IMAGES, folder._about_images)
+            if not folder.images_path.is_file() or folder.images_path.read_bytes() != table:
+                write_files({folder.images_path: table})
         folder._sweep()
         return folder
 
@@ -154,54 +158,83 @@ class ResultsFolder:
             AfmiError: when it cannot be read.
         """
         try:
-            manifest = json.loads(self.manifest_path.read_bytes())
-            if not all(isinstance(manifest[part], dict) for part in _MANIFEST_PARTS):
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not self.manifest_path.is_file():
+                raise ValueError("it is no file")
+            return parse_manifest(self.manifest_path.read_bytes())
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())[:160]
             raise AfmiError(
-                f"'{self.manifest_path}' is damaged ({type(error).__name__}); choose another folder"
+                f"'{self.manifest_path}' is damaged ({why}); choose another folder"
             ) from error
-        return manifest
 
     def add_method(self, label: str, entry: Mapping[str, Any]) -> None:
         """Enter a method, unless it is there, or note that it cannot be used (``refused``).
 
         Raises:
             UsageError: when it is there with other parameters.
+            AfmiError: when it cannot be written, or the paths of its files are too long.
         """
         added = json.loads(json.dumps(entry))
+        for path in (
+            self.piece_path(key := entry["key"], 0),
+            self.example_path(0, key, "insertion"),
+        ):
+            check_length(path)
         with self._locked():
             manifest = self.manifest()
             known = manifest["methods"].get(label)
             if known == added:
                 return
-            same = ("class", "parameters", "images_per_piece")
-            if known is not None and any(known[part] != added[part] for part in same):
+            fixed = [{key: part.get(key) for key in _FIXED} for part in (known or added, added)]
+            different = differences(*fixed)
+            if different:
                 raise UsageError(
-                    f"{str(self.path)!r} holds results of {label} with "
-                    f"{_brief(known['parameters'])} in pieces of {known['images_per_piece']}, "
-                    f"asked for are {_brief(added['parameters'])} in pieces of "
-                    f"{added['images_per_piece']}; choose another --out"
+                    f"{str(self.path)!r} holds results of {label} with other settings "
+                    f"({different}); choose another --out"
                 )
             manifest["methods"][label] = added
             write_files({self.manifest_path: _json(manifest)})
 
-    def has_piece(self, key: str, start: int) -> bool:
+    def has_piece(self, label: str, entry: Mapping[str, Any], start: int) -> bool:
         """Tell whether a method's piece that begins with image ``start`` is finished.
 
-        One that a crash of the machine left empty or cut off is not, so it is done again. Other
-        damage is not looked for here; `read_piece` names the file.
+        One that a crash of the machine left empty or cut off is not, so it is done again. Its
+        numbers are not checked here; `read_piece` names the file if they are damaged.
+
+        Args:
+            label: of the method.
+            entry: of the method in the manifest.
+            start: the piece's first image.
+
+        Raises:
+            AfmiError: when it is one of another method, run or list of pictures.
         """
-        return _whole(self.piece_path(key, start))
+        path = self.piece_path(entry["key"], start)
+        if not is_whole(path):
+            return False
+        about = read_about(path)
+        if about is not None:
+            self._check_belongs(path, about, self._about_piece(label, entry, start))
+        return True
+
+    def remove_pieces(self, key: str) -> None:
+        """Remove the pieces of a method that was refused: errors, and nothing else."""
+        for path in self.piece_paths(key):
+            path.unlink(missing_ok=True)
 
     def write_piece(
-        self, label: str, key: str, start: int, rows: Sequence[Row], drawings: Drawings
+        self,
+        label: str,
+        entry: Mapping[str, Any],
+        start: int,
+        rows: Sequence[Row],
+        drawings: Drawings,
     ) -> None:
         """Keep a finished piece.
 
         Args:
             label: of the method.
-            key: of the method.
+            entry: of the method in the manifest.
             start: the piece's first image.
             rows: its numbers.
             drawings: of the examples in it.
@@ -209,6 +242,7 @@ class ResultsFolder:
         Raises:
             AfmiError: when it cannot be written; nothing that was there is lost.
         """
+        key = entry["key"]
         images, metrics, values, notes = list(zip(*rows, strict=True)) or [(), (), (), ()]
         files: dict[Path, Any] = {
             self.example_path(image, key, kind): _png(picture)
@@ -217,27 +251,80 @@ class ResultsFolder:
         }
         # Last, so that a piece that is there has its examples.
         columns = (images, [label] * len(rows), metrics, values, notes)
-        files[self.piece_path(key, start)] = _parquet(columns, _PIECE)
+        about = self._about_piece(label, entry, start)
+        files[self.piece_path(key, start)] = table_bytes(columns, _PIECE, about)
         write_files(files)
 
-    def read_piece(self, path: Path) -> pa.Table:
+    def read_piece(self, path: Path, label: str, entry: Mapping[str, Any]) -> pa.Table:
         """Read a piece's table, dictionaries decoded.
 
+        Args:
+            path: of the piece.
+            label: of the method that it must be of.
+            entry: of the method in the manifest.
+
         Raises:
-            AfmiError: when it is damaged.
+            AfmiError: when it is damaged, or of another method, run or list of pictures.
         """
-        return _read(path, _PIECE, "the run redoes it")
+        table, about = _read(path, _PIECE, "the run redoes it")
+        start = int(path.stem) if path.stem.isdecimal() else -1
+        self._check_belongs(path, about, self._about_piece(label, entry, start))
+        return table
 
     def read_images(self) -> pa.Table:
         """Read the table of the pictures.
 
         Raises:
-            AfmiError: when it is missing or damaged.
+            AfmiError: when it is missing, damaged or that of another run.
         """
         path = self.images_path
         if not path.is_file():
             raise AfmiError(f"'{path}' is missing; run afmi evaluate into this folder again")
-        return _read(path, _IMAGES, "the run writes it again")
+        table, about = _read(path, _IMAGES, "the run writes it again")
+        self._check_belongs(path, about, self._about_images)
+        return table
+
+    @cached_property
+    def _about_images(self) -> dict[str, Any]:
+        return {"table": "images", "run": run_digest(self.manifest())}
+
+    @cached_property
+    def _pictures(self) -> tuple[list[str], list[int]]:
+        table = self.read_images()
+        return table["key"].to_pylist(), table["label"].to_pylist()
+
+    def _about_piece(self, label: str, entry: Mapping[str, Any], start: int) -> dict[str, Any]:
+        """Return what a piece says that it is, as JSON holds it."""
+        keys, labels = self._pictures
+        stop = min(start + entry["images_per_piece"], len(keys))
+        listed = json.dumps([keys[start:stop], labels[start:stop]])
+        about = {
+            **self._about_images,
+            "table": "piece",
+            "method": label,
+            "settings": {key: entry[key] for key in _FIXED if key in entry},
+            "first": start,
+            "last": stop - 1,
+            "pictures": hashlib.blake2b(listed.encode(), digest_size=16).hexdigest(),
+        }
+        return json.loads(json.dumps(about))
+
+    @staticmethod
+    def _check_belongs(path: Path, about: Mapping[str, Any], wanted: Any) -> None:
+        """Raise unless a table is what it must be in its place."""
+        wrong = next((part for part in wanted if about.get(part) != wanted[part]), None)
+        if wrong is None:
+            return
+        words = {
+            "run": "another run than the manifest's (in network, data, metrics or version)",
+            "pictures": "other pictures",
+            "settings": f"{about.get('method')} with other settings, {about.get('settings')}",
+        }
+        holds = words.get(wrong, f"{wrong} {about.get(wrong)!r}, not {wanted[wrong]!r}")
+        raise AfmiError(
+            f"'{path}' belongs elsewhere: it is of {holds}; move it away, and run afmi evaluate "
+            "into this folder again"
+        )
 
     def _check_usable(self) -> None:
         """Raise unless the folder holds a run, or nothing but what a run killed at once left."""
@@ -276,40 +363,14 @@ class ResultsFolder:
                     partial.unlink()
 
 
-def _check_same_run(path: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise unless two runs are the same; only the data's name, a path often, may differ."""
-    was, now = ({**run, "data": {**run["data"], "name": ""}} for run in (was, now))
-    for part in sorted({*was, *now}):
-        old, new = was.get(part), now.get(part)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            # A digest says the least to a reader, so it comes last.
-            ordered = sorted({*old, *new}, key=lambda key: (key == "fingerprint", key))
-            inner = next(key for key in ordered if old.get(key) != new.get(key))
-            part, old, new = f"{part}: {inner}", old.get(inner), new.get(inner)
+    different = differences(before, now)
+    if different:
         raise UsageError(
-            f"{str(path)!r} holds results of another run ({part} was {_brief(old)}, now "
-            f"{_brief(new)}); choose another --out, or delete the folder to begin anew"
+            f"{str(path)!r} holds results of another run ({different}); choose another --out, or "
+            "delete the folder to begin anew"
         )
-
-
-def _brief(value: Any) -> str:
-    if value is None:
-        return "not there"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else text[:117] + "…"
-
-
-def _whole(path: Path) -> bool:
-    """Tell whether a file begins and ends as a Parquet file does."""
-    try:
-        with path.open("rb") as file:
-            begin = file.read(len(_MARK))
-            end = file.seek(-len(_MARK), os.SEEK_END)
-            return begin == file.read() == _MARK and end > len(_MARK)
-    except OSError:  # it is not there, or too short
-        return False
 
 
 def _storable(key: str) -> str:
@@ -317,31 +378,16 @@ def _storable(key: str) -> str:
     return key.encode(errors="backslashreplace").decode()
 
 
-def _read(path: Path, schema: pa.Schema, remedy: str) -> pa.Table:
+def _read(path: Path, schema: pa.Schema, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
-        with pq.ParquetFile(path) as file:
-            table = file.read()
-        missing = [name for name in schema.names if name not in table.column_names]
-        if missing:
-            raise ValueError(f"no column {missing[0]!r}")
-        decoded = [getattr(field.type, "value_type", field.type) for field in schema]
-        return table.select(schema.names).cast(pa.schema(zip(schema.names, decoded, strict=True)))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        why = " ".join(str(error).split())[:120]
-        raise AfmiError(f"'{path}' is damaged ({why}); delete it, so that {remedy}") from error
+        return read_table(path, schema)
+    except DamagedTableError as error:
+        raise AfmiError(f"'{path}' is damaged ({error}); delete it, so that {remedy}") from error
 
 
 def _json(value: Any) -> bytes:
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode(errors="backslashreplace")
-
-
-def _parquet(columns: Sequence[Any], schema: pa.Schema) -> bytes:
-    arrays = [pa.array(list(c), field.type) for c, field in zip(columns, schema, strict=True)]
-    # In memory: a full disk then raises an OSError, not one of Arrow's own.
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def _png(picture: PIL.Image.Image) -> Callable[[IO[bytes]], object]:

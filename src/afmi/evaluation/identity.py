@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
+import math
+import platform
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import afmi
 from afmi.data.labelled import LabelledImages
+from afmi.evaluation.code import CodeReader, tensor_digest
 from afmi.metrics import Metric
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classify
+from afmi.network.randomness import keeping_random_state
 from afmi.specs import to_json
 
-__all__ = ["identity_of"]
+__all__ = ["code_of", "identity_of"]
+
+_PREPARATION = ("resize", "crop", "interpolation", "layer")
+_MOST_OUTPUTS = 32
+"""Numbers that are kept of what the network gives for a test image."""
 
 
 def identity_of(
     model: nn.Module, images: LabelledImages, metrics: Mapping[str, Metric], batch_size: int
 ) -> dict[str, Any]:
-    """Return what makes a run what it is, as JSON holds it."""
+    """Return what makes a run what it is, as JSON holds it.
+
+    Two test images go through the network, as large as the first one of the data.
+    """
     return {
         "afmi": afmi.__version__,
         "torch": torch.__version__,
+        # Code counts by what this version of Python makes of it.
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "model": {
             "name": model.name if isinstance(model, Classifier) else type(model).__name__,
-            "fingerprint": _fingerprint(model),
             "labels": list(getattr(model, "labels", ())),
             "preparation": _preparation(model),
+            **_network(model, images.first()),
         },
         "data": {
             "name": images.name,
@@ -37,8 +52,21 @@ def identity_of(
             "images": len(images),
         },
         "metrics": {key: to_json(metric) for key, metric in metrics.items()},
+        "code": code_of(*metrics.values()),
         "batch_size": batch_size,
     }
+
+
+def code_of(*values: Any) -> dict[str, str]:
+    """Return the digests of the code of these methods or metrics, the package's own left out."""
+    reader = CodeReader()
+    for value in values:
+        reader.read(type(value))
+        for field in dataclasses.fields(value):
+            part = getattr(value, field.name)
+            if not isinstance(part, nn.Module):  # the network is described by itself
+                reader.text(part)
+    return reader.code
 
 
 def _preparation(model: nn.Module) -> dict[str, Any]:
@@ -56,13 +84,91 @@ def _preparation(model: nn.Module) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _fingerprint(model: nn.Module) -> str:
-    """Return a digest of the network's structure and of every weight."""
-    digest = hashlib.blake2b(str(model).encode(), digest_size=16)
-    for name, tensor in model.state_dict(keep_vars=False).items():
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()
+def _network(model: nn.Module, like: Tensor) -> dict[str, Any]:
+    """Return what a network is (weights, modules, code) and what it computes.
+
+    A network may count its calls or keep activations: what differs between two passes is none of
+    its settings, and is left out, so that it is the same network before and after a run.
+    """
+    outputs, described = [], []
+    with keeping_random_state(like.device):
+        for image in _test_images(like):
+            outputs.append(_outputs(model, image))
+            described.append(_described(model))
+    first, second = described
+    same = {key: text for key, text in first.items() if second.get(key) == text}
+    weights = hashlib.blake2b(digest_size=16)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        weights.update(f"{name} {tensor_digest(parameter)} ".encode())
+    modules: dict[str, list[str]] = {}
+    for (kind, name, part), text in same.items():
+        if kind == "module":
+            modules.setdefault(name or "(the network)", []).append(f"{part} {text}")
+    return {
+        "weights": weights.hexdigest(),
+        "modules": {
+            name: hashlib.blake2b("\n".join(sorted(parts)).encode(), digest_size=8).hexdigest()
+            for name, parts in modules.items()
+        },
+        "code": {name: text for (kind, name, _), text in sorted(same.items()) if kind == "code"},
+        "outputs": {
+            "tolerance": max(tolerance for tolerance, _ in outputs),
+            "numbers": [number for _, numbers in outputs for number in numbers],
+        },
+    }
+
+
+def _test_images(like: Tensor) -> list[Tensor]:
+    """Return noise, and shades that change slowly: two images (1, C, H, W) in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(like.shape, generator=generator, dtype=torch.float64)
+    coarse = torch.rand((*like.shape[:2], 3, 3), generator=generator, dtype=torch.float64)
+    smooth = nn.functional.interpolate(coarse, like.shape[2:], mode="bilinear", align_corners=True)
+    return [noise.to(like), smooth.to(like)]
+
+
+def _outputs(model: nn.Module, image: Tensor) -> tuple[float, list[float | str | None]]:
+    """Return the relative tolerance of the network's outputs, and numbers that tell of them all.
+
+    Numbers that JSON does not have are None. Where the network fails, the kind of error stands
+    for the outputs.
+    """
+    try:
+        logits = classify(model, image)
+    except Exception as error:
+        return 0.0, [type(error).__name__]
+    values = logits.flatten().to("cpu", torch.float64)
+    if len(values) > _MOST_OUTPUTS:
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(2, (_MOST_OUTPUTS, len(values)), generator=generator) * 2 - 1
+        values = signs.double() @ values / math.sqrt(len(values))
+    numbers = [value if math.isfinite(value) else None for value in values.tolist()]
+    # Another processor, or another number of threads, adds in another order.
+    return math.sqrt(torch.finfo(logits.dtype).eps), numbers
+
+
+@functools.cache
+def _machinery() -> frozenset[str]:
+    """Attributes that every module has, those of forward hooks apart."""
+    return frozenset(vars(nn.Module())) - {"_forward_hooks", "_forward_pre_hooks"}
+
+
+def _described(model: nn.Module) -> dict[tuple[str, str, str], str]:
+    """Return ("module", name, attribute) and ("code", name, "") with what each is."""
+    reader = CodeReader()
+    described: dict[tuple[str, str, str], str] = {}
+    for name, module in model.named_modules():
+        left_out = _machinery()
+        if isinstance(module, Classifier):
+            left_out |= {*_PREPARATION, "labels", "name"}
+        reader.read(type(module))
+        described["module", name, "class"] = type(module).__qualname__
+        for attribute, value in vars(module).items():
+            if attribute.endswith("forward_hooks") or attribute == "_forward_pre_hooks":
+                value = list(value.values())
+            if attribute not in left_out:
+                described["module", name, attribute] = reader.text(value)
+        for buffer, tensor in module.named_buffers(recurse=False):
+            described["module", name, f"buffer {buffer}"] = tensor_digest(tensor)
+    described |= {("code", name, ""): text for name, text in reader.code.items()}
+    return described

@@ -13,13 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from afmi.errors import AfmiError, UsageError, near_matches
-from afmi.evaluation.folder import ResultsFolder
+from afmi.evaluation.folder import ERROR, ResultsFolder
 from afmi.metrics.columns import MetricFacts
 from afmi.specs import fold
 
 __all__ = ["Images", "Measurements", "Results"]
-
-_ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,13 @@ class Measurements:
         values: for each name such as ``insertion/accuracy_auc`` the numbers of all pictures,
             float64 (n,), NaN where missing.
         errors: position of each picture that could not be read or explained, and why not.
+        metric_errors: for each metric's key the same of the pictures that it failed on.
         done: which pictures have been tried, bool (n,).
     """
 
     values: dict[str, np.ndarray]
     errors: dict[int, str]
+    metric_errors: dict[str, dict[int, str]]
     done: np.ndarray
 
 
@@ -162,14 +162,14 @@ class Results:
 
         Raises:
             UsageError: when the evaluation has no such method.
-            AfmiError: when a piece is damaged.
+            AfmiError: when a piece is damaged, or of another method, run or list of pictures.
         """
         count = len(self.images)
         values: dict[str, np.ndarray] = {}
-        errors: dict[int, str] = {}
+        errors: dict[str, dict[int, str]] = {}
         done = np.zeros(count, bool)
         for path in self.files.piece_paths(self._key(method)):
-            piece = self.files.read_piece(path)
+            piece = self.files.read_piece(path, method, self.facts(method))
             places = self._places(piece["image"].to_numpy(), path)
             done[places] = True
             metric = piece["metric"].combine_chunks().dictionary_encode()
@@ -177,12 +177,14 @@ class Results:
             numbers, notes = piece["value"].to_numpy(), piece["note"].to_pylist()
             for code, name in enumerate(metric.dictionary.to_pylist()):
                 rows = np.flatnonzero(codes == code)
-                if name == _ERROR:
-                    errors |= {int(places[row]): notes[row] or "no reason" for row in rows}
+                metric_name, _, last = name.rpartition("/")
+                if last == ERROR:
+                    reasons = {int(places[row]): notes[row] or "no reason" for row in rows}
+                    errors.setdefault(metric_name, {}).update(reasons)
                 elif len(rows):
                     column = values.setdefault(name, np.full(count, np.nan))
                     column[places[rows]] = numbers[rows]
-        return Measurements(values, errors, done)
+        return Measurements(values, errors.pop("", {}), errors, done)
 
     def values(self, method: str) -> dict[str, np.ndarray]:
         """Return each value's name with its numbers, float64 (n,), NaN where missing."""
@@ -205,6 +207,8 @@ class Results:
     def metric_label(self, key: str) -> str:
         """Return what tables call a metric, with the parameters that set it apart."""
         _, bracket, parameters = key.partition("(")
+        if key not in self.metrics:
+            return key
         return self.metrics[key].name + (f" ({parameters}" if bracket else "")
 
     def example(self, number: int, method: str, kind: str) -> Path:

@@ -16,10 +16,10 @@ from torch import nn
 from afmi.data.labelled import LabelledImages, open_images
 from afmi.errors import LayerError, OperationError, UsageError
 from afmi.evaluation.folder import ResultsFolder
-from afmi.evaluation.identity import identity_of
+from afmi.evaluation.identity import code_of, identity_of
 from afmi.evaluation.meter import processor
 from afmi.evaluation.results import Results
-from afmi.evaluation.shard import Shard, evaluate_shard
+from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
 from afmi.methods import Method, MethodsLike, chosen_methods
 from afmi.methods.work import Work
 from afmi.metrics import Metric, MetricsLike, chosen_metrics
@@ -31,6 +31,8 @@ _LARGEST_PIECE = 64
 """Pictures: a piece of a cheap method."""
 _PASSES_PER_PIECE = 4096
 """Through the network, about: what a killed run may lose of a costly method."""
+_HOPELESS = _LARGEST_PIECE
+"""Pictures: a method that fails on each of so many, the first, is given up."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def evaluate(
         command: what the user typed, for the report.
         on_begin: called before each piece, with the passes done and the total.
         on_method: called when the last piece of a method is done.
-        on_refusal: called with a method that the network does not support, and the reason.
+        on_refusal: called with a method that the network does not support, or that fails on each
+            of the first 64 pictures, and the reason. Nothing is kept of it.
 
     Returns:
         The `Results`.
@@ -127,39 +130,77 @@ def evaluate(
         label: _pieces(label, method, wanted, first, len(images))
         for label, method in chosen.items()
     }
-    for label, method in chosen.items():
-        folder.add_method(label, _entry(method, label, pieces[label]))
+    entries = {label: _entry(method, label, pieces[label]) for label, method in chosen.items()}
+    for label, entry in entries.items():
+        folder.add_method(label, entry)
     todo = {
-        label: [
-            piece for piece in pieces[label] if not folder.has_piece(key_of(label), piece.start)
-        ]
-        for label in chosen
+        label: [p for p in pieces[label] if not folder.has_piece(label, entry, p.start)]
+        for label, entry in entries.items()
     }
     total = sum(piece.passes for missing in todo.values() for piece in missing)
     drawn = {round(i * (len(images) - 1) / max(examples - 1, 1)) for i in range(examples)}
     done = 0.0
     for label, method in chosen.items():
-        refusal = None
+        tried = _Tried(resumed=len(todo[label]) < len(pieces[label]))
         for piece in todo[label]:
             on_begin(piece, done, total)
-            shard = Shard(
-                method, wanted, images, piece.start, piece.stop, batch_size, frozenset(drawn)
+            result = tried.run(
+                Shard(
+                    *(method, wanted, images, piece.start, piece.stop, batch_size),
+                    examples=frozenset(drawn),
+                    supported=tried.supported,
+                )
             )
-            try:
-                result = evaluate_shard(shard)
-            except (LayerError, OperationError) as error:
-                refusal = str(error)
+            if result is None:
                 total -= sum(p.passes for p in todo[label] if p.start >= piece.start)
+                folder.remove_pieces(key_of(label))
                 break
-            folder.write_piece(label, key_of(label), piece.start, result.rows, result.pictures)
+            folder.write_piece(label, entries[label], piece.start, result.rows, result.pictures)
             done += piece.passes
         # Again, in case another process overwrote the manifest.
-        folder.add_method(label, _entry(method, label, pieces[label], refusal))
-        if refusal is not None:
-            on_refusal(label, refusal)
+        folder.add_method(label, entries[label] | {"refused": tried.refusal})
+        if tried.refusal is not None:
+            on_refusal(label, tried.refusal)
         else:
             on_method(label, Results.open(folder.path))
     return Results.open(folder.path)
+
+
+@dataclass
+class _Tried:
+    """What became of a method so far.
+
+    Attributes:
+        resumed: whether pieces of it were finished before.
+        explained: pictures that it explained.
+        failed: pictures that it failed on.
+        refusal: why it is given up, if it is.
+    """
+
+    resumed: bool
+    explained: int = 0
+    failed: int = 0
+    refusal: str | None = None
+
+    @property
+    def supported(self) -> bool:
+        """Whether the method is known to work on the network."""
+        return self.resumed or self.explained > 0
+
+    def run(self, shard: Shard) -> ShardResult | None:
+        """Evaluate a shard; None where the method is given up, for the reason in ``refusal``."""
+        try:
+            result = evaluate_shard(shard)
+        except (LayerError, OperationError) as error:
+            self.refusal = str(error)
+            return None
+        self.explained += result.explained
+        self.failed += len(result.failures)
+        if not self.supported and self.failed >= _HOPELESS:
+            reason = next(iter(result.failures.values()), "")
+            self.refusal = f"it fails on each of the first {self.failed} pictures: {reason}"
+            return None
+        return result
 
 
 def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages) -> None:
@@ -207,15 +248,14 @@ def _passes(work: Work) -> float:
     return work.forwards + 2 * work.backwards
 
 
-def _entry(
-    method: Method, label: str, pieces: list[Piece], refused: str | None = None
-) -> dict[str, Any]:
+def _entry(method: Method, label: str, pieces: list[Piece]) -> dict[str, Any]:
     return {
         "class": type(method).__name__,
+        "code": code_of(method),
         "key": key_of(label),
         "parameters": parameters(method),
         "images_per_piece": pieces[0].stop,
         "family": method.family,
         "paper": method.paper,
-        "refused": refused,
+        "refused": None,
     }

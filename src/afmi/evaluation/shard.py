@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
-from afmi.errors import AfmiError, LayerError, OperationError
-from afmi.evaluation.folder import Row
+from afmi.errors import AfmiError, LayerError, ModelError, OperationError
+from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
 from afmi.methods import Method
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.network.classifier import classify
+from afmi.network.outputs import check_outputs
 from afmi.pictures import plots
 from afmi.pictures.batches import neighbours
 from afmi.pictures.maps import is_blank
@@ -29,10 +30,14 @@ from afmi.pictures.transforms import to_image
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 
 _PICTURE_SIDE = 240
+_LONGEST_REASON = 1000
+
+_UNSUPPORTED = (LayerError, OperationError)
+"""What a method raises that cannot be used on the network at all."""
 
 
 class MetricWarning(UserWarning):
-    """A metric could not be measured on some pictures; the others were."""
+    """A metric could not be measured on some pictures; their rows say why."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Shard:
         stop: the one after the last.
         batch_size: pictures that are explained at once.
         examples: pictures to draw.
+        supported: whether the method has explained another picture of the data, so that the
+            network is not the reason if it fails on these.
     """
 
     method: Method
@@ -56,6 +63,7 @@ class Shard:
     stop: int
     batch_size: int = 8
     examples: Collection[int] = ()
+    supported: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,14 @@ class ShardResult:
     Attributes:
         rows: (image, metric, value, note).
         pictures: for each example its drawings, by kind: ``picture``, ``map``, ``insertion``.
+        explained: how many pictures the method explained.
+        failures: why it failed on others, by picture; those that cannot be read are left out.
     """
 
     rows: list[Row] = field(default_factory=list)
     pictures: dict[int, dict[str, PIL.Image.Image]] = field(default_factory=dict)
+    explained: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,48 +95,116 @@ class _Picture:
         return self.inputs.shape, self.companions is None
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of one picture: its rows and drawings, or one row with the error."""
+
+    rows: list[Row]
+    drawings: dict[int, dict[str, PIL.Image.Image]] = field(default_factory=dict)
+    failure: tuple[int, str] | None = None
+    unsupported: AfmiError | None = None
+
+
 def evaluate_shard(shard: Shard) -> ShardResult:
     """Explain the pictures and measure the maps.
 
     The same shard gives the same numbers, wherever and whenever it runs (seconds and memory
-    apart), so shards can be spread over processes and machines. A picture that cannot be read, or
-    that the method fails on, has a row ``error`` with the reason as its note, and no others. Where
-    a metric fails, its rows are missing, and a `MetricWarning` says why.
+    apart), so shards can be spread over processes and machines.
+
+    A picture that cannot be read, that the method fails on with any ``Exception``, or for which
+    the network gives NaN has a row ``error`` with the reason as its note, and no others. Where a
+    metric fails on a picture, the row ``<metric>/error`` takes the place of that metric's, and a
+    `MetricWarning` says why. A batch that fails is taken apart, so no picture costs its
+    neighbours.
 
     Raises:
-        LayerError, OperationError: when the method cannot be used on the network at all.
+        LayerError, OperationError: when the method raises it for each of the pictures and is not
+            known to be supported.
+        AfmiError: when the device works no longer.
     """
-    result = ShardResult()
-    pictures = _readable(shard, result)
-    for batch in neighbours(pictures, shard.batch_size, lambda picture: picture.shape):
-        _try(shard, batch, result)
-    result.rows.sort(key=lambda row: (row[0], row[1]))
-    return result
+    unread: list[Row] = []
+    outcomes = [
+        outcome
+        for batch in neighbours(_readable(shard, unread), shard.batch_size, lambda p: p.shape)
+        for outcome in _outcomes(shard, batch)
+    ]
+    refusals = [outcome.unsupported for outcome in outcomes]
+    if refusals and refusals[0] is not None and None not in refusals and not shard.supported:
+        raise refusals[0]
+    rows = [*unread, *(row for outcome in outcomes for row in outcome.rows)]
+    failures = dict(outcome.failure for outcome in outcomes if outcome.failure is not None)
+    return ShardResult(
+        rows=sorted(rows, key=lambda row: (row[0], row[1])),
+        pictures={n: kinds for outcome in outcomes for n, kinds in outcome.drawings.items()},
+        explained=len(outcomes) - len(failures),
+        failures=failures,
+    )
 
 
-def _try(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
+def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
     """Measure a batch; if that fails, each picture by itself: none shall cost its neighbours."""
     try:
-        _measure(shard, batch, result)
-    except (LayerError, OperationError):
-        raise
-    except AfmiError as error:
+        return _explained(shard, batch)
+    except Exception as error:
+        _check_device(shard, batch, error)
         if len(batch) == 1:
-            result.rows.append((batch[0].index, "error", float("nan"), str(error)))
-            return
-        for picture in batch:
-            _try(shard, [picture], result)
+            # The error itself would keep the tensors of its traceback.
+            same = type(error)(str(error)) if isinstance(error, _UNSUPPORTED) else None
+            row = _error_row(batch[0].index, _cause(shard, batch[0], error))
+            failure = (batch[0].index, str(row[3]))
+            return [_Outcome([row], failure=failure, unsupported=same)]
+    return [outcome for picture in batch for outcome in _outcomes(shard, [picture])]
 
 
-def _readable(shard: Shard, result: ShardResult) -> Iterator[_Picture]:
+def _cause(shard: Shard, picture: _Picture, error: Exception) -> Exception:
+    """Return what is wrong with the network's own outputs, if anything is; else the error."""
+    with suppress(Exception):
+        logits = classify(shard.method.model, picture.inputs)
+        try:
+            check_outputs(logits)
+        except AfmiError as cause:
+            return cause
+    return error
+
+
+def _check_device(shard: Shard, batch: list[_Picture], error: Exception) -> None:
+    """Raise unless the device works: after some errors of a GPU every later call fails, too."""
+    device = batch[0].inputs.device
+    try:
+        torch.zeros(1, device=device).cpu()
+    except torch.OutOfMemoryError:
+        pass
+    except RuntimeError as dead:
+        keys = ", ".join(shard.images.keys[picture.index] for picture in batch)
+        raise AfmiError(
+            f"{device} works no longer since {shard.method.name} was given {keys} "
+            f"({_reason(error)}); start the evaluation again, which resumes after the last "
+            "finished piece"
+        ) from dead
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text in one line; the class's name before it unless it is our own."""
+    text = " ".join(str(error).split())
+    if isinstance(error, AfmiError) and text:
+        return text
+    return f"{type(error).__name__}: {text or 'no message'}"[:_LONGEST_REASON]
+
+
+def _error_row(index: int, error: Exception, metric: str = "") -> Row:
+    name = f"{metric}/{ERROR}" if metric else ERROR
+    return (index, name, float("nan"), _reason(error))
+
+
+def _readable(shard: Shard, unread: list[Row]) -> Iterator[_Picture]:
     """Read the pictures one by one; one that cannot be read becomes a row."""
     count = max((metric.companions for metric in shard.metrics.values()), default=0)
     for index in range(shard.start, shard.stop):
         try:
             inputs = shard.images.read(index)
             companions = _companions(shard.images, index, count, inputs) if count else None
-        except AfmiError as error:
-            result.rows.append((index, "error", float("nan"), str(error)))
+        except Exception as error:
+            unread.append(_error_row(index, error))
             continue
         yield _Picture(index, inputs, companions)
 
@@ -143,7 +223,7 @@ def _companions(images: LabelledImages, index: int, count: int, like: Tensor) ->
             continue
         try:
             picture = images.read(position)
-        except AfmiError:
+        except Exception:  # its own row will say so
             continue
         if picture.shape != like.shape:
             continue
@@ -154,8 +234,8 @@ def _companions(images: LabelledImages, index: int, count: int, like: Tensor) ->
     return None
 
 
-def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
-    """Explain a batch and add its rows; nothing is added when it fails."""
+def _explained(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
+    """Explain a batch and measure the maps."""
     method = shard.method
     inputs = torch.cat([picture.inputs for picture in batch])
     targets = torch.tensor(
@@ -181,25 +261,47 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
             peak_bytes=cost.peak_bytes,
             companions=torch.cat(companions) if companions else None,
         )
-        values: dict[str, list[float]] = {}
+        blank = is_blank(attribution.maps).float().tolist()
+        outcomes = [
+            _Outcome([(picture.index, "blank", blank[n], None)], _drawings(shard, picture, case, n))
+            for n, picture in enumerate(batch)
+        ]
         for key, metric in shard.metrics.items():
             if metric.companions and case.companions is None:
                 continue
-            try:
-                measurements = metric.measure(case)
-            except AfmiError as error:
-                # It must not cost the other metrics; its own values are missing.
-                warnings.warn(f"{metric.name}: {error}", MetricWarning, stacklevel=2)
-                continue
-            for name, numbers in measurements.items():
-                values[f"{key}/{name}"] = numbers.tolist()
-    values["blank"] = is_blank(attribution.maps).float().tolist()
-    for n, picture in enumerate(batch):
-        result.rows.extend((picture.index, name, row[n], None) for name, row in values.items())
-        if picture.index in shard.examples:
-            # What cannot be drawn (a picture of two channels) can be measured all the same.
-            with suppress(AfmiError):
-                result.pictures[picture.index] = _drawn(inputs[n], attribution.maps[n, 0])
+            values = _values(metric, case)
+            for picture, outcome, value in zip(batch, outcomes, values, strict=True):
+                if isinstance(value, Exception):
+                    outcome.rows.append(_error_row(picture.index, value, key))
+                else:
+                    named = value.items()
+                    outcome.rows.extend((picture.index, f"{key}/{n}", v, None) for n, v in named)
+    return outcomes
+
+
+def _values(metric: Metric, case: Case) -> list[dict[str, float] | Exception]:
+    """Return a metric's values of each picture by name, or the error that it raised."""
+    count = case.inputs.shape[0]
+    try:
+        columns = {name: numbers.tolist() for name, numbers in metric.measure(case).items()}
+        return [{name: column[n] for name, column in columns.items()} for n in range(count)]
+    except Exception as error:
+        # What the network or the method can never do is tried on no picture by itself.
+        if count == 1 or isinstance(error, (ModelError, *_UNSUPPORTED)):
+            warnings.warn(f"{metric.name}: {_reason(error)}", MetricWarning, stacklevel=2)
+            error.__traceback__ = error.__cause__ = error.__context__ = None  # they keep tensors
+            return [error] * count
+    return [value for n in range(count) for value in _values(metric, case.only(n))]
+
+
+def _drawings(
+    shard: Shard, picture: _Picture, case: Case, n: int
+) -> dict[int, dict[str, PIL.Image.Image]]:
+    if picture.index in shard.examples:
+        # What cannot be drawn (a picture of two channels) can be measured all the same.
+        with suppress(Exception):
+            return {picture.index: _drawn(case.inputs[n], case.maps[n, 0])}
+    return {}
 
 
 def _drawn(image: Tensor, map_: Tensor) -> dict[str, PIL.Image.Image]:

@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from afmi import specs
 from afmi.methods.base import Attribution, BlankMapWarning, Method
 from afmi.methods.work import Work
 from afmi.metrics.columns import Column, MetricFacts
+from afmi.network.outputs import check_outputs
 
 __all__ = ["Case", "Metric", "MetricsLike", "blank_maps_allowed", "chosen_metrics"]
 
@@ -34,6 +35,9 @@ class Case:
             it; NaN where it is unknown.
         companions: for each image M images of other classes, (N, M, C, H, W), as many as the metric
             needs; None where it needs none.
+
+    Raises:
+        AfmiError: when the logits of an image stand for no probabilities.
     """
 
     method: Method
@@ -44,6 +48,28 @@ class Case:
     seconds: float = float("nan")
     peak_bytes: float = float("nan")
     companions: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_outputs(self.logits)
+
+    def only(self, image: int) -> Case:
+        """Return the case of one image of the batch, by its position in it."""
+        row = slice(image, image + 1)
+        whole = self.attribution
+        return replace(
+            self,
+            inputs=self.inputs[row],
+            targets=self.targets[row],
+            attribution=replace(
+                whole,
+                maps=whole.maps[row],
+                target=whole.target[row],
+                logits=None if whole.logits is None else whole.logits[row],
+                residual=None if whole.residual is None else whole.residual[row],
+            ),
+            logits=self.logits[row],
+            companions=None if self.companions is None else self.companions[row],
+        )
 
     @property
     def model(self) -> nn.Module:

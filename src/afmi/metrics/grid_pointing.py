@@ -13,6 +13,7 @@ from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
 from afmi.network.classifier import classify
+from afmi.network.outputs import check_outputs
 from afmi.network.randomness import image_generator
 
 __all__ = ["GridPointing"]
@@ -75,6 +76,7 @@ class GridPointing(Metric):
             UsageError: when there are no companions.
             ShapeError: when there are fewer than three for an image, or of another shape.
             ModelError: when the network refuses an input twice as high and wide.
+            AfmiError: when it gives NaN for one.
         """
         canvases, quadrants = self.canvases(case.inputs, case.companions)
         method = case.method
@@ -139,7 +141,10 @@ class GridPointing(Metric):
     def _explained(self, method: Method, canvases: Tensor, classes: Tensor) -> Tensor:
         try:
             with blank_maps_allowed():
-                return method.attribute(canvases, classes)
+                attribution = method.attribution(canvases, classes)
+            if attribution.logits is not None:
+                check_outputs(attribution.logits, "for four tiled images the network")
+            return attribution.maps
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

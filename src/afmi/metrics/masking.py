@@ -20,7 +20,7 @@ from afmi.metrics.base import Case, Metric
 from afmi.metrics.columns import Column, percent, point
 from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
-from afmi.network.outputs import probabilities
+from afmi.network.outputs import check_outputs, probabilities
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference, reference_of
 
@@ -256,6 +256,7 @@ class MaskedMetric(Metric):
         Raises:
             ShapeError: when maps or targets do not fit the images.
             TargetError: when the network has no such class.
+            AfmiError: when the network gives NaN for an image or a masked one.
         """
         return _curves(self, model, images, targets, maps, logits)
 
@@ -292,6 +293,7 @@ def _curves(
     grounds = grounds.expand_as(images)
     if logits is None:
         logits = classify(model, images)
+    check_outputs(logits)
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= logits.shape[1]:
         raise TargetError(
@@ -349,6 +351,7 @@ def _curves(
             for n, row in enumerate(same)
         ]
     )
+    _check_masked(masked, fractions, "kept" if keep_top else "removed")
     where = targets.to("cpu")
     every = probabilities(masked.flatten(0, 1)).view(masked.shape)
     return Curves(
@@ -358,6 +361,11 @@ def _curves(
         original_correct=logits.argmax(1).cpu() == where,
         original_probability=probabilities(logits).gather(1, where[:, None])[:, 0],
     )
+
+
+def _check_masked(masked: Tensor, fractions: Sequence[float], done: str) -> None:
+    for logits, fraction in zip(masked.unbind(1), fractions, strict=True):
+        check_outputs(logits, f"with {percent(fraction):g} % of the pixels {done} the network")
 
 
 def _check(images: Tensor, targets: Tensor, maps: Tensor) -> None:

@@ -18,7 +18,10 @@ from afmi.models.building import Preprocessing, call, error_text, weights_path
 from afmi.models.weights import fit_names, load_weights, read_weights
 from afmi.network.classifier import Classifier
 
-__all__ = ["build", "with_settings"]
+__all__ = ["FILE_PREFIX", "build", "with_settings"]
+
+FILE_PREFIX = "_afmi_factory_"
+"""What the names of modules begin with that are loaded from a factory's file."""
 
 
 def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
@@ -77,7 +80,7 @@ def _module(home: str) -> object:
     path = Path(home).expanduser().resolve()
     if not path.is_file():
         raise ModelError(f"there is no file {home!r}; expected path/to/file.py:function")
-    module_name = f"_afmi_factory_{path.stem}"
+    module_name = f"{FILE_PREFIX}{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ModelError(f"{home!r} cannot be imported; expected path/to/file.py:function")

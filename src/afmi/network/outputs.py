@@ -7,7 +7,7 @@ from torch import Tensor
 
 from afmi.errors import AfmiError, ModelError
 
-__all__ = ["check_finite", "logits_of", "probabilities"]
+__all__ = ["check_outputs", "logits_of", "probabilities"]
 
 
 def logits_of(output: object) -> Tensor:
@@ -40,24 +40,27 @@ def probabilities(logits: Tensor) -> Tensor:
     return torch.softmax(logits.to("cpu", torch.float64), 1)
 
 
-def check_finite(logits: Tensor) -> None:
-    """Raise where the outputs of an image say nothing, so that no class of it can be explained.
+def check_outputs(logits: Tensor, of: str = "the network") -> None:
+    """Raise unless each image's logits (N, K) stand for probabilities.
 
-    A class may be ruled out by −∞; NaN, +∞, and −∞ for all classes leave no probabilities.
+    The arg-max of NaN is class 0, so it must not be taken for a prediction. A class may be ruled
+    out by −∞; NaN, +∞, and −∞ for all classes leave no probabilities.
 
     Args:
         logits: (N, K).
+        of: what gives them, for the message.
 
     Raises:
-        AfmiError: the softmax of a row is not defined.
+        AfmiError: when the softmax of a row is not defined.
     """
     largest = logits.detach().amax(1)  # to which NaN spreads
-    bad = (~largest.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        which = f"image {bad[0]}" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")
+    failed = (~largest.isfinite()).nonzero().flatten().tolist()
+    if failed:
+        kind = "NaN" if bool(largest[failed[0]].isnan()) else "infinity"
+        where = f" for {len(failed)} of {len(logits)} images" if len(logits) > 1 else ""
         raise AfmiError(
-            f"the network's outputs for {which if len(logits) > 1 else 'the image'} are NaN or "
-            "infinite, so no class is predicted; see whether the image suits the network (one that "
-            "standardises each image divides by zero where all pixels are equal), whether its "
-            f"weights are finite, and whether its activations overflow in {logits.dtype}"
+            f"{of} gives {kind} instead of logits{where}, so no class is predicted; see whether "
+            "the image suits the network (one that standardises each image divides by zero where "
+            "all pixels are equal), whether its weights are finite, and whether its activations "
+            f"overflow in {logits.dtype}"
         )

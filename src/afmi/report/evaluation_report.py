@@ -250,8 +250,8 @@ def _failure_section(summary: Summary) -> Section | None:
     ]
     count = len({failure.key for failure in summary.failures})
     text = (
-        f"{counted(count, 'picture')} could not be read or explained, and "
-        f"{'is' if count == 1 else 'are'} left out of the averages."
+        f"{counted(count, 'picture')} could not be read, explained or measured, and "
+        f"{'is' if count == 1 else 'are'} left out of those averages."
     )
     if len(summary.failures) > _MOST_FAILURES:
         text += f" The first {_MOST_FAILURES} reasons are listed."
@@ -263,7 +263,7 @@ def _repeat_section(summary: Summary) -> Section:
     run, machine = manifest["run"], manifest.get("machine") or {}
     model, data = run.get("model", {}), run.get("data", {})
     terms = {
-        "Network": _facts(model, ("name", "weights", "fingerprint")),
+        "Network": _facts(model, ("name", "weights")),
         "Pictures": _facts(data, ("name", "images", "fingerprint")),
         "Versions": _facts({**run, "python": machine.get("python")}, ("afmi", "torch", "python")),
         "Machine": _facts(machine, [key for key in machine if key != "python"]),

@@ -22,7 +22,7 @@ _WHOLE, _TOP = "insertion/original_probability", f"insertion/{point('probability
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read or explained.
+    """An image that could not be read or explained, or that a metric failed on.
 
     Attributes:
         key: the image.
@@ -191,7 +191,11 @@ def summarise(results: Results, methods: Sequence[str] | None = None, *, seed: i
             waiting.append(label)
             continue
         summaries.append(_summarise(results, columns, leading, label, measured, seed))
-        for place, reason in measured.errors.items():
+        reasons = list(measured.errors.items())
+        for metric, errors in measured.metric_errors.items():
+            name = results.metric_label(metric)
+            reasons += [(place, f"{name}: {reason}") for place, reason in errors.items()]
+        for place, reason in reasons:
             failures.setdefault((place, " ".join(reason.split())), []).append(label)
         originals |= _of_examples(results, measured.values.get(_WHOLE))
     lower = leading is not None and columns[leading].higher_is_better is False

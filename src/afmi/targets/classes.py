@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import TargetError
-from afmi.network.outputs import check_finite
+from afmi.network.outputs import check_outputs
 
 __all__ = ["Target", "TargetLike", "class_rows", "class_target"]
 
@@ -37,7 +37,7 @@ class Target:
             TargetError: when a class is out of the logits' range.
             AfmiError: when an image's logits are not finite.
         """
-        check_finite(logits)
+        check_outputs(logits)
         if self.value is None:
             return logits.argmax(1)
         classes = logits.shape[1]

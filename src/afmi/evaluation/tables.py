@@ -1,0 +1,126 @@
+"""Parquet tables that say what they are, and notice when a bit of them has changed.
+
+Parquet's checksums cover the data of each page, not the headers and the footer, where a flipped
+bit gives other numbers as well. So a digest of all that a table holds goes into its metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["DamagedTableError", "is_whole", "read_about", "read_table", "table_bytes"]
+
+_MARK = b"PAR1"  # at both ends of every Parquet file
+_METADATA = b"afmi"
+
+
+class DamagedTableError(Exception):
+    """A table cannot be read, or holds something else than what was written; says why."""
+
+
+def table_bytes(columns: Sequence[Any], schema: pa.Schema, about: Mapping[str, Any]) -> bytes:
+    """Return a Parquet file of these columns.
+
+    Args:
+        columns: the values of each.
+        schema: their names and types: numbers, or text, which may be null.
+        about: what the table is, as JSON holds it; `read_table` returns it.
+    """
+    arrays = [pa.array(list(c), field.type) for c, field in zip(columns, schema, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    note = {"about": about, "digest": _digest(_decoded(table, schema), about)}
+    # In memory: a full disk then raises an OSError, not one of Arrow's own.
+    buffer = io.BytesIO()
+    pq.write_table(
+        table.replace_schema_metadata({_METADATA: json.dumps(note)}),
+        buffer,
+        compression="zstd",
+        write_page_checksum=True,
+        # Readers skip rows by them, and nothing would notice a wrong one.
+        write_statistics=False,
+    )
+    return buffer.getvalue()
+
+
+def read_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
+    """Return a table, dictionaries decoded, and what it says that it is.
+
+    Raises:
+        DamagedTableError: when it cannot be read, or any of its values is not as it was written.
+    """
+    try:
+        if not path.is_file():  # a pipe would keep the reader waiting
+            raise ValueError("it is no file")
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            note = _note(file.metadata)
+            table = file.read()
+        missing = [name for name in schema.names if name not in table.column_names]
+        if missing:
+            raise ValueError(f"no column {missing[0]!r}")
+        decoded = _decoded(table.select(schema.names), schema)
+        if note["digest"] != _digest(decoded, note["about"]):
+            raise ValueError("its contents do not fit its checksum")
+    # Of Arrow's errors some are none of its own class: a KeyError, or a MemoryError where the
+    # damaged number is a size.
+    except Exception as error:
+        raise DamagedTableError(
+            " ".join(str(error).split())[:120] or type(error).__name__
+        ) from error
+    return decoded, note["about"]
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """Return what a table says that it is, without reading its rows; None where it is damaged."""
+    try:
+        with pq.ParquetFile(path) as file:
+            return _note(file.metadata)["about"]
+    except Exception:
+        return None
+
+
+def is_whole(path: Path) -> bool:
+    """Tell whether a file begins and ends as a Parquet file does."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(_MARK))
+            end = file.seek(-len(_MARK), os.SEEK_END)
+            return begin == file.read() == _MARK and end > len(_MARK)
+    except OSError:  # it is too short, or may not be read
+        return False
+
+
+def _note(metadata: pq.FileMetaData) -> dict[str, Any]:
+    note = json.loads((metadata.metadata or {}).get(_METADATA, b"null"))
+    if not isinstance(note, dict) or not isinstance(note.get("about"), dict):
+        raise ValueError("it does not say what it is")
+    return note
+
+
+def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    types = [getattr(field.type, "value_type", field.type) for field in schema]
+    return table.cast(pa.schema(zip(schema.names, types, strict=True)))
+
+
+def _digest(table: pa.Table, about: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        digest.update(f"{name} {column.type} {len(column)} {column.null_count} ".encode())
+        if pa.types.is_string(column.type):
+            # A dictionary is in the order of first appearance.
+            encoded = column.combine_chunks().dictionary_encode()
+            digest.update(json.dumps(encoded.dictionary.to_pylist()).encode())
+            digest.update(encoded.indices.fill_null(-1).to_numpy().tobytes())
+        else:
+            digest.update(column.to_numpy().tobytes())
+    return digest.hexdigest()
