@@ -135,9 +135,9 @@ def test_hidden_rectifier_raises() -> None:
 def test_unknown_operation_raises() -> None:
     class Unknown(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.fft.rfft2(x).abs().flatten(1)
+            return torch.sinc(x).flatten(1)
 
-    with pytest.raises(OperationError, match=r"rfft2.* no rule for DeconvNet's backward pass;"):
+    with pytest.raises(OperationError, match=r"sinc.* no rule for DeconvNet's backward pass;"):
         DeconvNet(Unknown()).attribute(torch.rand(1, 1, 2, 2))
 
 
