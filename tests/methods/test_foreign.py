@@ -158,7 +158,8 @@ INPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "sparse": (lambda x: x.to_sparse(), r"got a torch.sparse_coo one; use images.to_dense\(\)"),
     "nested": (lambda x: torch.nested.nested_tensor(list(x)), "got a nested one; torch.stack"),
     "meta": (lambda x: x.to("meta"), "on the device 'meta', which holds none"),
-    "list": (list, "got list"),
+    "list": (list, r"got list; .* torch.stack\(images\)"),
+    "array": (lambda x: x.numpy(), r"got ndarray; .* torch.from_numpy\(images\)"),
     "none": (lambda x: None, "got NoneType"),
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
@@ -85,9 +86,13 @@ def check_images(model: nn.Module, images: object) -> None:
         UsageError: when a pixel is not finite.
     """
     if not isinstance(images, Tensor):
+        advice = "afmi.explain takes files, model.prepare(image) makes a tensor of one"
+        if isinstance(images, np.ndarray):
+            advice = "make it one with torch.from_numpy(images)"
+        elif isinstance(images, (list, tuple)):
+            advice = "stack images of one size with torch.stack(images)"
         raise ShapeError(
-            f"expected a tensor of images (N, C, H, W), got {type(images).__name__}; "
-            "afmi.explain takes files, model.prepare(image) makes a tensor of one"
+            f"expected a tensor of images (N, C, H, W), got {type(images).__name__}; {advice}"
         )
     check_dense(images)
     if images.dim() != 4 or 0 in images.shape or images.dtype not in _FLOATS:
@@ -164,7 +169,7 @@ def named_failures(model: nn.Module, images: Tensor) -> Iterator[None]:
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        if isinstance(error, AssertionError) and _is_ours(error):
+        if isinstance(error, AssertionError) and _raised_here(error):
             raise
         named = _named(model, images, error)
         if named is None:
@@ -172,7 +177,7 @@ def named_failures(model: nn.Module, images: Tensor) -> Iterator[None]:
         raise named from error
 
 
-def _is_ours(error: Exception) -> bool:
+def _raised_here(error: Exception) -> bool:
     """Tell whether this package raised the error, and not the network."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).startswith("afmi.")
