@@ -214,8 +214,8 @@ COUNTED: list[tuple[str, dict[str, Any], Work]] = [
     ("PredictionDifference", {"window": 5, "stride": 5, "reference": White()}, Work(2 + 16)),
     ("MeaningfulPerturbation", {"iterations": 4}, Work(26, 4)),
     ("ExtremalPerturbation", {"iterations": 4, "areas": (0.1, 0.2, 0.3)}, Work(13, 12)),
-    ("XRAI", {"steps": 5}, Work(11, 10)),
-    ("XRAI", {"steps": 5, "reference": Blurred()}, Work(6, 5)),
+    ("XRAI", {"steps": 5}, Work(13, 10)),
+    ("XRAI", {"steps": 5, "reference": Blurred()}, Work(7, 5)),
 ]
 
 
