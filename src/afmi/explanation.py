@@ -31,7 +31,7 @@ from afmi.files import write_files
 from afmi.methods import Attribution, Method
 from afmi.network.classifier import class_label
 from afmi.pictures import figures, plots
-from afmi.pictures.maps import display_range
+from afmi.pictures.maps import Scale, display_range
 from afmi.pictures.transforms import to_image
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ class Explanation:
 
     Attributes:
         image: (3, H, W) in [0, 1], on the CPU: what the network saw, cropped and resized.
-        map: (H, W), on the CPU, in the method's own units; negative is evidence against the class.
+        map: (H, W), on the CPU, in the method's own units.
+        signed: whether negative values of the map are evidence against the class; pictures then
+            part their colours at zero. As the method declares it.
         target: the class explained.
         label: its name.
         probability: the network's softmax probability of it.
@@ -70,6 +72,7 @@ class Explanation:
 
     image: Tensor
     map: Tensor
+    signed: bool
     target: int
     label: str
     probability: float
@@ -85,13 +88,18 @@ class Explanation:
     source: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
 
+    @property
+    def scale(self) -> Scale:
+        """What the colours of its pictures span."""
+        return display_range(self.map, signed=self.signed)
+
     def overlay(self) -> PIL.Image.Image:
         """Return the map over the photograph; see `afmi.plots.overlay`."""
-        return plots.overlay(self.image, self.map)
+        return plots.overlay(self.image, self.map, signed=self.signed)
 
     def heatmap(self) -> PIL.Image.Image:
         """Return the map by itself; see `afmi.plots.heatmap`."""
-        return plots.heatmap(self.map)
+        return plots.heatmap(self.map, signed=self.signed)
 
     def insertion(self, fraction: float = INSERTED) -> PIL.Image.Image:
         """Return the most important ``fraction`` of the pixels on black."""
@@ -99,14 +107,13 @@ class Explanation:
 
     def figure(self) -> Figure:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
-        scale = display_range(self.map)
         panels = [
             figures.Panel(to_image(self.image), "What the network saw"),
             figures.Panel(self.overlay(), "Where its evidence lies"),
             figures.Panel(
                 self.heatmap(),
-                "For (red), against (blue)" if scale[0] < 0 else "The map",
-                scale=scale,
+                "For (red), against (blue)" if self.signed else "The map",
+                scale=self.scale,
             ),
             figures.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"),
         ]
@@ -147,6 +154,7 @@ class Explanation:
             "predicted_label": self.predicted_label,
             "predicted_probability": _finite(self.predicted_probability),
             "method": self.method,
+            "signed": self.signed,
             "parameters": self.parameters,
             "layer": self.layer,
             "reference": self.reference,
@@ -252,6 +260,7 @@ def explanation_of(
     return Explanation(
         image=_for_display(image),
         map=attribution.maps[row, 0].detach().cpu().clone(),
+        signed=method.signed,
         target=target,
         label=class_label(model, target),
         probability=float(probabilities[target]),

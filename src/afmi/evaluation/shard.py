@@ -197,13 +197,15 @@ def _measure(shard: Shard, batch: list[_Picture], result: ShardResult) -> None:
         if picture.index in shard.examples:
             # What cannot be drawn (a picture of two channels) can be measured all the same.
             with suppress(AfmiError):
-                result.pictures[picture.index] = _drawn(inputs[n], attribution.maps[n, 0])
+                result.pictures[picture.index] = _drawn(
+                    inputs[n], attribution.maps[n, 0], signed=method.signed
+                )
 
 
-def _drawn(image: Tensor, map_: Tensor) -> dict[str, PIL.Image.Image]:
+def _drawn(image: Tensor, map_: Tensor, *, signed: bool) -> dict[str, PIL.Image.Image]:
     drawn = {
         "picture": to_image(image),
-        "map": plots.overlay(image, map_),
+        "map": plots.overlay(image, map_, signed=signed),
         "insertion": plots.insertion(image, map_, 0.1),
     }
     for picture in drawn.values():

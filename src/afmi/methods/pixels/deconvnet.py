@@ -84,6 +84,7 @@ class DeconvNet(Method):
     name = "DeconvNet"
     family = "pixel"
     scores = "gradients"
+    signed = False
     paper = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014"
 
     def work(self, inputs: Tensor) -> Work:

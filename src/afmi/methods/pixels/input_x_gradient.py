@@ -39,6 +39,7 @@ class InputXGradient(GradientMethod):
     aliases = ("ixg",)
     family = "pixel"
     scores = "gradients"
+    signed = True
     paper = "Shrikumar et al., Not Just a Black Box, 2016"
 
     def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:

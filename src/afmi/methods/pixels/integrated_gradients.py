@@ -54,6 +54,7 @@ class IntegratedGradients(Method):
     aliases = ("ig",)
     family = "pixel"
     scores = "integrated gradients"
+    signed = True
     paper = "Sundararajan et al., Axiomatic Attribution for Deep Networks, ICML 2017"
 
     _: KW_ONLY

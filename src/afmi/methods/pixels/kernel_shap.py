@@ -60,6 +60,7 @@ class KernelSHAP(BlackBoxMethod):
     name = "Kernel SHAP"
     family = "pixel"
     scores = "perturbation"
+    signed = True
     paper = "Lundberg & Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017"
 
     _: KW_ONLY

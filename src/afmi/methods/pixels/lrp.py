@@ -94,6 +94,7 @@ class LRP(Method):
     name = "LRP"
     family = "pixel"
     scores = "modified gradients"
+    signed = True
     paper = "Bach et al., On Pixel-Wise Explanations, PLOS ONE 2015"
 
     _: KW_ONLY

@@ -61,6 +61,7 @@ class XRAI(Method):
     name = "XRAI"
     family = "region"
     scores = "integrated gradients"
+    signed = False
     paper = "Kapishnikov et al., XRAI: Better Attributions Through Regions, ICCV 2019"
 
     _: KW_ONLY
