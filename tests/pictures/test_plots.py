@@ -60,7 +60,7 @@ def test_a_stray_value_changes_no_other_colour(signed):
     stray[0, 0] = -2e-5
     for draw in (lambda m: heatmap(m, signed=signed), lambda m: overlay(image, m, signed=signed)):
         before, after = (np.asarray(draw(map_)).astype(int) for map_ in (clean, stray))
-        assert np.abs(before - after)[1:].max() <= 1
+        assert np.abs(before - after)[1:].max() <= 2  # of 255
 
 
 def test_an_unsigned_map_has_no_colours_against():
