@@ -84,7 +84,7 @@ def known_game(players: int, seeds: int = 5) -> float:
 
 def main() -> None:
     """Print both tables as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="photos")
     parser.add_argument("--weights")
     args = parser.parse_args()

@@ -138,7 +138,7 @@ def integrated_gradients(
     misses = torch.zeros_like(after)
     allowed = _USUAL_TOLERANCE if tolerance is None else tolerance
     left = torch.arange(len(inputs), device=inputs.device)  # of whose ways there is more to see
-    alpha, count = (torch.arange(steps) + 0.5) / steps, 0
+    alpha, count = _midpoints(steps), 0
     while True:
         for r, start in enumerate(starts[:, left]):
             sums[r, left] += _summed(runner, inputs[left], start, classes[left], alpha, description)
@@ -149,11 +149,15 @@ def integrated_gradients(
         left = left[misses[left] > allowed]
         if not len(left) or tolerance is None or 3 * count > MOST_STEPS:
             break
-        middles = (torch.arange(count) + 0.5) / count
-        alpha = torch.stack([middles - 1 / (3 * count), middles + 1 / (3 * count)], 1).flatten()
+        third = 1 / (3 * count)
+        alpha = torch.cat([_midpoints(count) - third, _midpoints(count) + third])
     if len(left):
         _warn_of_misses(misses, left, allowed, count, description, refined=tolerance is not None)
     return Integrated(integrated.mean(0), classes, logits, change.mean(0))
+
+
+def _midpoints(steps: int) -> Tensor:
+    return (torch.arange(steps, dtype=torch.float64, device="cpu") + 0.5) / steps
 
 
 def _summed(

@@ -132,8 +132,8 @@ def coalitions(count: int, samples: int, generator: torch.Generator) -> tuple[Te
     """
     # The weight of all coalitions of a size and of their complements, C(d, k) π(z) up to a factor.
     shares = {k: len({k, count - k}) / (k * (count - k)) for k in range(1, count // 2 + 1)}
-    members = [torch.zeros(0, count, dtype=torch.bool)]
-    weights = [torch.zeros(0, dtype=torch.float64)]
+    members = [torch.zeros(0, count, dtype=torch.bool, device="cpu")]
+    weights = [torch.zeros(0, dtype=torch.float64, device="cpu")]
     left = samples
     for size in list(shares):
         number = math.comb(count, size) * len({size, count - size})
@@ -141,7 +141,7 @@ def coalitions(count: int, samples: int, generator: torch.Generator) -> tuple[Te
             break
         whole = _whole_size(count, size)
         members.append(whole)
-        weights.append(torch.full((number,), shares.pop(size) / number, dtype=torch.float64))
+        weights.append(weights[0].new_full((number,), shares.pop(size) / number))
         left -= number
     if shares and left >= 2:
         drawn, times = _draw(shares, count, left // 2, generator)
@@ -153,9 +153,10 @@ def coalitions(count: int, samples: int, generator: torch.Generator) -> tuple[Te
 
 def _whole_size(count: int, size: int) -> Tensor:
     """Return all coalitions of a size, and of their complements' size, bool (n, count)."""
-    players = torch.tensor(list(combinations(range(count), size)))
-    coalitions = torch.zeros(len(players), count, dtype=torch.bool).scatter_(1, players, True)
-    return coalitions if 2 * size == count else torch.cat([coalitions, ~coalitions])
+    players = torch.tensor(list(combinations(range(count), size)), device="cpu")
+    members = torch.zeros(len(players), count, dtype=torch.bool, device="cpu")
+    members.scatter_(1, players, True)
+    return members if 2 * size == count else torch.cat([members, ~members])
 
 
 def _draw(
@@ -167,19 +168,21 @@ def _draw(
         Members, bool (n, count), n ≤ 2 ``pairs`` where few are left to be drawn, and how often each
         was drawn, float64 (n,).
     """
-    sizes, weights = list(shares), torch.tensor(list(shares.values()), dtype=torch.float64)
+    sizes = list(shares)
+    weights = torch.tensor(list(shares.values()), dtype=torch.float64, device="cpu")
     picks = torch.multinomial(weights, 4 * pairs, replacement=True, generator=generator)
     times: dict[tuple[bool, ...], int] = {}
     for pick in picks.tolist():
-        coalition = torch.zeros(count, dtype=torch.bool)
-        coalition[torch.randperm(count, generator=generator)[: sizes[pick]]] = True
+        coalition = torch.zeros(count, dtype=torch.bool, device="cpu")
+        players = torch.randperm(count, generator=generator, device="cpu")
+        coalition[players[: sizes[pick]]] = True
         # Of a coalition and its complement, the one without the first player stands for both.
         pair = tuple((coalition ^ coalition[0]).tolist())
         times[pair] = times.get(pair, 0) + 1
         if len(times) == pairs:
             break
-    drawn = torch.tensor(list(times))
-    each = torch.tensor(list(times.values()), dtype=torch.float64)
+    drawn = torch.tensor(list(times), device="cpu")
+    each = torch.tensor(list(times.values()), dtype=torch.float64, device="cpu")
     return torch.cat([drawn, ~drawn]), each.repeat(2)
 
 
