@@ -157,6 +157,15 @@ def test_a_tolerance_triples_the_steps_where_it_has_to() -> None:
         torch.testing.assert_close(map_[None], plainly)
 
 
+def test_half_precision_misses_by_no_more_than_its_rounding() -> None:
+    # Under autocast the logits have another dtype than the images.
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 5))
+    with torch.autocast("cpu", torch.bfloat16):
+        method = IntegratedGradients(model, steps=3, tolerance=0.05)
+        assert method.attribute(networks.images(2, 8), 1).dtype == torch.float32
+
+
 def test_a_tolerance_is_met_over_all_references() -> None:
     model, images = networks.build("vgg", torch.float64), networks.images(2).double()
     several = Several([Black(), White()])

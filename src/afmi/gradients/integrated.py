@@ -129,15 +129,15 @@ def integrated_gradients(
     # (R, N, K), with R = 1 where each image has its own reference.
     at_references = at_references.unsqueeze(0 if reference.per_image else 1)
     before = at_references.expand(len(starts), *logits.shape)
-    before = before.gather(2, classes.expand(len(starts), -1)[..., None])[..., 0]
-    after = logits.gather(1, classes[:, None])[:, 0]
+    before = before.gather(2, classes.expand(len(starts), -1)[..., None])[..., 0].to(inputs)
+    after = logits.gather(1, classes[:, None])[:, 0].to(inputs)
     change = after - before
     rounding = torch.finfo(logits.dtype).eps ** 0.5 * torch.maximum(after.abs(), before.abs())
 
     sums, integrated = torch.zeros_like(starts), torch.zeros_like(starts)
     misses = torch.zeros_like(after)
     allowed = _USUAL_TOLERANCE if tolerance is None else tolerance
-    left = torch.arange(len(inputs), device=inputs.device)  # of whose ways there is more to see
+    left = torch.arange(len(inputs), device=inputs.device)  # the images that miss their change
     alpha, count = _midpoints(steps), 0
     while True:
         for r, start in enumerate(starts[:, left]):
