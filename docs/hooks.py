@@ -81,13 +81,14 @@ def _methods() -> str:
     from afmi.methods import CATALOGUE
 
     return _table(
-        ("method", "class", "features", "scores", "cost per image of 224 × 224", "paper"),
+        ("method", "class", "features", "scores", "signed", "cost per image of 224 × 224", "paper"),
         [
             (
                 f"[{cls.name}](methods/{name}.md)",
                 f"`{name}`",
                 cls.family,
                 cls.scores,
+                "yes" if cls.signed else "no",
                 cls.default_cost(),
                 cls.paper,
             )

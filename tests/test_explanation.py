@@ -298,6 +298,19 @@ def test_parameters_reach_the_method_or_are_refused(model, photo):
         explain(model, photo, averagd=False)
 
 
+def test_colours_follow_the_method(model, photo):
+    found = explain(model, photo)
+    assert found.signed
+    assert found.to_dict()["signed"] is True
+    for values in (found.map.abs(), -found.map.abs()):  # all for, all against
+        drawn = replace(found, map=values)
+        assert drawn.scale.low == -drawn.scale.high
+        assert "For (red), against (blue)" in [text.get_text() for text in drawn.figure().texts]
+    cam = explain(model, photo, method="grad-cam")
+    assert not cam.signed
+    assert "The map" in [text.get_text() for text in cam.figure().texts]
+
+
 def test_a_bare_network_sees_files_as_they_are(tmp_path):
     network = networks.build("resnet")
     file = _file(tmp_path, "odd.png", size=(31, 23))

@@ -10,6 +10,7 @@ __all__ = [
     "CompletenessWarning",
     "ConditioningWarning",
     "ImageError",
+    "ImageIndependenceWarning",
     "LayerError",
     "ModelError",
     "OperationError",
@@ -58,6 +59,10 @@ class CompletenessWarning(UserWarning):
 
 class ConditioningWarning(CompletenessWarning):
     """A part of the network turns rounding errors into what the modified gradients rest on."""
+
+
+class ImageIndependenceWarning(UserWarning):
+    """A map follows from the network and the class alone, and is the same for every image."""
 
 
 def near_matches(word: str, choices: Iterable[str], count: int = 5) -> str:

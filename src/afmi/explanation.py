@@ -27,7 +27,7 @@ from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
 from afmi.network.classifier import class_label
 from afmi.pictures import figures, plots
-from afmi.pictures.maps import display_range
+from afmi.pictures.maps import Scale, display_range
 from afmi.pictures.transforms import to_image
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class Explanation:
 
     Attributes:
         image: (3, H, W) in [0, 1], on the CPU: what the network saw, cropped and resized.
-        map: (H, W), on the CPU, in the method's own units; negative is evidence against the class.
+        map: (H, W), on the CPU, in the method's own units.
+        signed: whether negative values of the map are evidence against the class; pictures then
+            part their colours at zero. As the method declares it.
         target: the class explained.
         label: its name.
         probability: the network's softmax probability of it.
@@ -76,6 +78,7 @@ class Explanation:
 
     image: Tensor
     map: Tensor
+    signed: bool
     target: int
     label: str
     probability: float
@@ -96,17 +99,22 @@ class Explanation:
         """Image and map at the size at which they are drawn."""
         return plots.reduced(self.image, DRAWN_SIDE), plots.reduced(self.map, DRAWN_SIDE)
 
+    @property
+    def scale(self) -> Scale:
+        """What the colours of its pictures span."""
+        return display_range(self._drawn[1], signed=self.signed)
+
     def overlay(self) -> PIL.Image.Image:
         """Return the map over the photograph; see `afmi.plots.overlay`.
 
         What is larger than `DRAWN_SIDE` pixels a side is drawn at that size, here and in the other
         pictures.
         """
-        return plots.overlay(*self._drawn)
+        return plots.overlay(*self._drawn, signed=self.signed)
 
     def heatmap(self) -> PIL.Image.Image:
         """Return the map by itself; see `afmi.plots.heatmap`."""
-        return plots.heatmap(self._drawn[1])
+        return plots.heatmap(self._drawn[1], signed=self.signed)
 
     def insertion(self, fraction: float = INSERTED) -> PIL.Image.Image:
         """Return the most important ``fraction`` of the pixels on black."""
@@ -114,15 +122,13 @@ class Explanation:
 
     def figure(self) -> Figure:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
-        image, map = self._drawn
-        scale = display_range(map)
         panels = [
-            figures.Panel(to_image(image), "What the network saw"),
+            figures.Panel(to_image(self._drawn[0]), "What the network saw"),
             figures.Panel(self.overlay(), "Where its evidence lies"),
             figures.Panel(
                 self.heatmap(),
-                "For (red), against (blue)" if scale[0] < 0 else "The map",
-                scale=scale,
+                "For (red), against (blue)" if self.signed else "The map",
+                scale=self.scale,
             ),
             figures.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"),
         ]
@@ -163,6 +169,7 @@ class Explanation:
             "predicted_label": self.predicted_label,
             "predicted_probability": _finite(self.predicted_probability),
             "method": self.method,
+            "signed": self.signed,
             "parameters": self.parameters,
             "layer": self.layer,
             "reference": self.reference,
@@ -267,6 +274,7 @@ def explanation_of(
     return Explanation(
         image=image,
         map=attribution.maps[row, 0].detach().cpu().clone(),
+        signed=method.signed,
         target=target,
         label=class_label(model, target),
         probability=float(probabilities[target]),

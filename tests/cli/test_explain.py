@@ -18,6 +18,7 @@ from PIL import Image
 import afmi.cli
 from afmi.cli.interrupts import interruptible
 from afmi.cli.terminal import Progress, one_line_warnings
+from afmi.errors import CompletenessWarning
 from afmi.files import as_json
 
 # By its path: the package's attribute of that name is the command.
@@ -296,6 +297,21 @@ def test_warnings_are_one_line_and_told_once(capsys):
         for _ in range(3):
             warnings.warn("a map\n  is blank", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == "afmi: warning: a map is blank\n"
+
+
+def test_three_warnings_that_differ_in_numbers_alone_stand_for_all(capsys):
+    with one_line_warnings():
+        for miss in (7, 7, 12, 9, 30):
+            warnings.warn(f"misses by {miss}%", CompletenessWarning, stacklevel=1)
+        warnings.warn("photo1.jpg is damaged", UserWarning, stacklevel=1)
+        warnings.warn("photo2.jpg is damaged", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err.splitlines() == [
+        "afmi: warning: misses by 7%",
+        "afmi: warning: misses by 12%",
+        "afmi: warning: misses by 9% (more of these, with other numbers, are not shown)",
+        "afmi: warning: photo1.jpg is damaged",
+        "afmi: warning: photo2.jpg is damaged",
+    ]
 
 
 class _Terminal:

@@ -22,6 +22,8 @@ def test_methods_as_json_have_their_parameters(afmi):
     assert set(records) == set(CATALOGUE)
     assert records["AFMI"]["parameters"] == ["layer", "reference", "averaged"]
     assert records["AFMI"]["features"] == "feature maps"
+    assert records["AFMI"]["signed"] is True
+    assert records["GradCAM"]["signed"] is False
     assert records["Random"]["features"] == "none"
     assert records["IntegratedGradients"]["cost"] == "102 forwards + 100 backwards"
     assert records["GradCAM"]["cost"] == "1 forward + 1 backward behind the layer"

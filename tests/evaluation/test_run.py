@@ -499,6 +499,9 @@ def test_shard_is_a_pure_function(photos: Path) -> None:
     assert {image for image, *_ in rows(3, 9)} == set(range(3, 9))
 
 
+# The network has neither switches nor gates, and the steps are few.
+@pytest.mark.filterwarnings("ignore::afmi.errors.ImageIndependenceWarning")
+@pytest.mark.filterwarnings("ignore:.*Integrated Gradients misses the change")
 def test_every_method(photos: Path, tmp_path: Path) -> None:
     model = network()
     methods = [method(name, model) for name in CATALOGUE]

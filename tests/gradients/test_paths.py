@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from itertools import pairwise, product
 from math import tanh
 
@@ -130,17 +132,20 @@ def test_feature_map_importance_and_map() -> None:
         torch.testing.assert_close(method.attribute(x, target=c), full, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rectified", [False, True])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation", "ceil"),
     [(2, 2, 0, 1, False), (3, 1, 0, 1, False), (3, 2, 1, 1, True), (2, 2, 0, 2, False)],
 )
 def test_max_pooling_by_brute_force(
-    kernel: int, stride: int, padding: int, dilation: int, ceil: bool
+    kernel: int, stride: int, padding: int, dilation: int, ceil: bool, rectified: bool
 ) -> None:
     """Window by window: the input's maximum carries a rise, the reference's maximum a fall."""
     side = 5
     generator = torch.Generator().manual_seed(3)
     x, reference = torch.randn(2, 1, 1, side, side, generator=generator, dtype=torch.float64)
+    if rectified:  # many equal numbers, as behind a ReLU
+        x, reference = x.relu().round(), reference.relu().round()
     pool = nn.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
     out = pool(x).shape[-1]
     weights = torch.randn(out * out, generator=generator, dtype=torch.float64)
@@ -159,13 +164,67 @@ def test_max_pooling_by_brute_force(
         reference_at = max(window, key=lambda p: float(reference[0, 0][p]))
         rise = x[0, 0][at] - reference[0, 0][reference_at]
         carrier = at if rise >= 0 else reference_at
-        slope = rise / (x[0, 0][carrier] - reference[0, 0][carrier])
-        assert 0 < slope <= 1
+        moved = x[0, 0][carrier] - reference[0, 0][carrier]
+        slope = rise / moved if moved else torch.ones(())
+        assert 0 <= slope <= 1
+        assert slope * moved == pytest.approx(float(rise), rel=1e-12)
         expected[carrier] += weights[i * out + j] * slope
 
     gradient = modified_gradient(model, x, layer=None, reference=Image(reference))
     gradients = gradient.gradients(torch.tensor([[0]]))[0, 0, 0]
     torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
+
+
+MAXIMA: dict[str, Callable[[Tensor], Tensor]] = {
+    "adaptive pooling": lambda x: F.adaptive_max_pool2d(x, 1).flatten(1),
+    "pooling": lambda x: F.max_pool2d(x, (2, 3)).flatten(1),
+    "pooling in one dimension": lambda x: F.max_pool1d(x.flatten(2), 6).flatten(1),
+    "amax": lambda x: x.amax((2, 3)),
+    "amin": lambda x: -(-x).amin((2, 3)),
+    "max": lambda x: x.flatten(2).max(2).values,
+    "maxima of two": lambda x: functools.reduce(torch.maximum, x.flatten(2).unbind(2)),
+}
+
+
+class MaximumHead(nn.Module):
+    def __init__(self, maximum: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.maps, self.maximum = nn.Identity(), maximum
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.maximum(self.maps(x))
+
+
+# Pictures and references of 2 × 3 pixels, and the multipliers of their maximum.
+MOVES = {
+    "rose at its place": ([5, 1, 0, 0, 0, 0], [3, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]),
+    "rose elsewhere": ([2, 6, 0, 0, 0, 0], [4, 2, 0, 0, 0, 0], [0, 0.5, 0, 0, 0, 0]),
+    "fell elsewhere": ([0, 3, 0, 0, 0, 0], [4, 2, 0, 0, 0, 0], [0.25, 0, 0, 0, 0, 0]),
+    # The input's maximum did not move: the whole fall is the reference's maximum's.
+    "fell to what was there": ([0, 3, 0, 0, 0, 0], [4, 3, 0, 0, 0, 0], [0.25, 0, 0, 0, 0, 0]),
+    "stayed at its place": ([4, 1, 0, 0, 0, 0], [4, 2, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]),
+    "stayed, elsewhere": ([2, 4, 0, 0, 0, 0], [4, 2, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]),
+    "nothing there": ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("maximum", MAXIMA)
+def test_a_maximum_has_one_modified_gradient_in_every_spelling(
+    maximum: str, dtype: torch.dtype
+) -> None:
+    numbers = [torch.tensor(rows, dtype=dtype) for rows in zip(*MOVES.values(), strict=True)]
+    if maximum == "maxima of two":  # which is many windows, and equal where they have one carrier
+        numbers = [rows[[0, 4, 6]] for rows in numbers]
+    pictures, references, expected = (rows.view(-1, 1, 2, 3) for rows in numbers)
+    model = MaximumHead(MAXIMA[maximum])
+    for x, reference, multipliers in zip(pictures, references, expected, strict=True):
+        method = AFMI(model, layer="maps", reference=Image(reference))
+        gradient = modified_gradient(model, x[None], layer=None, reference=Image(reference))
+        slopes = gradient.gradients(torch.tensor([[0]]))[0, 0]
+        torch.testing.assert_close(slopes, multipliers)
+        importance = method.feature_map_importance(x[None], target=0)
+        torch.testing.assert_close(importance[0], multipliers.mean((1, 2)))
 
 
 class Product(nn.Module):

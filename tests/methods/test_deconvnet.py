@@ -10,11 +10,14 @@ import torchvision
 from pixel_networks import assert_like_any_method, forward_layers, photo_like, plain, transposed
 from torch import Tensor, nn
 
-from afmi.errors import OperationError
+from afmi.errors import ImageIndependenceWarning, OperationError
 from afmi.methods.pixels.deconvnet import DeconvNet
 from afmi.methods.pixels.gradient import Gradient
 
+same_for_every_image = pytest.mark.filterwarnings("ignore::afmi.errors.ImageIndependenceWarning")
 
+
+@same_for_every_image
 def test_closed_form() -> None:
     # y = −ReLU(x) + 2 ReLU(3x): the first path's signal −1 is stopped, the second's is 2 · 3, also
     # where the rectifier was shut on the way forward.
@@ -95,6 +98,7 @@ def test_however_the_rectifier_is_written(way: str) -> None:
 RECTIFIERS = [nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardtanh]
 
 
+@same_for_every_image
 @pytest.mark.parametrize("activation", [*RECTIFIERS, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid])
 def test_other_activations(activation: type[nn.Module]) -> None:
     torch.manual_seed(1)
@@ -112,6 +116,7 @@ def test_other_activations(activation: type[nn.Module]) -> None:
     torch.testing.assert_close(maps.flatten(), signal.abs().flatten().detach())
 
 
+@same_for_every_image
 @pytest.mark.parametrize("name", ["mobilenet_v2", "efficientnet_b0"])
 def test_is_not_the_gradient(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
@@ -121,6 +126,52 @@ def test_is_not_the_gradient(name: str) -> None:
     photo_like(model, images)
     both = torch.stack([m(model).attribute(images).flatten() for m in (DeconvNet, Gradient)])
     assert torch.corrcoef(both)[0, 1] < 0.9
+
+
+class Fixed(nn.Module):
+    """Convolutions, a rectifier, residual sums, constant products and average pooling."""
+
+    def __init__(self, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.head = head or nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm(self.conv(2 * x - 1)))
+        x = x + F.leaky_relu(self.norm(x)) / 3
+        return self.fc(self.head(x).flatten(1)[:, :8])
+
+
+class Gate(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True) * x.mean((2, 3), keepdim=True)
+
+
+HEADS = {
+    "max pooling": nn.AdaptiveMaxPool2d(1),
+    "product": Gate(),
+    "sigmoid": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Sigmoid()),
+    "layer norm": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.LayerNorm([8, 1, 1])),
+}
+
+
+def test_says_where_every_image_has_the_same_map() -> None:
+    torch.manual_seed(0)
+    method, images = DeconvNet(Fixed().eval()), torch.rand(3, 3, 8, 8)
+    images[1] = 0
+    with pytest.warns(ImageIndependenceWarning, match="the same for every image"):
+        first, second, third = method.attribute(images, 1)
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+    assert first.any()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_switch_or_a_gate_tells_images_apart(head: str) -> None:
+    torch.manual_seed(0)
+    first, second = DeconvNet(Fixed(HEADS[head]).eval()).attribute(torch.rand(2, 3, 8, 8), 1)
+    assert not torch.allclose(first, second)
 
 
 def test_hidden_rectifier_raises() -> None:

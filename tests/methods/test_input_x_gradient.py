@@ -10,6 +10,7 @@ from torch import nn
 
 from afmi.methods.pixels.input_x_gradient import InputXGradient
 from afmi.network.classifier import Classifier
+from afmi.pictures.references import Black, Blurred, Several, White
 
 captum_attr = pytest.importorskip("captum.attr")
 
@@ -21,12 +22,29 @@ def test_linear_network() -> None:
     torch.testing.assert_close(InputXGradient(network).attribute(image, 1), expected.detach())
 
 
-def test_black_pixels_of_a_classifier_get_nothing() -> None:
+def test_what_a_network_takes_as_zero_gets_nothing() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     image = torch.rand(1, 3, 2, 2)
-    image[..., 0, 0] = 0
+    image[..., 0, 0], image[..., 0, 1] = 0, 0.5
     model = Classifier(network, mean=[0.5] * 3, std=[0.2] * 3)
-    assert InputXGradient(model).attribute(image)[0, 0, 0, 0] == 0
+    by_default = InputXGradient(model).attribute(image, 1)
+    against_black = InputXGradient(model, reference=Black()).attribute(image, 1)
+    assert (by_default == 0).tolist() == [[[[False, True], [False, False]]]]
+    assert (against_black == 0).tolist() == [[[[True, False], [False, False]]]]
+    # By default it is what the network gives for the images that it takes, whoever normalises.
+    torch.testing.assert_close(
+        by_default, InputXGradient(network).attribute((image - 0.5) / 0.2, 1)
+    )
+
+
+def test_several_references_and_those_of_each_image() -> None:
+    model, images = networks.build("functional", torch.float64), networks.images(2, 8).double()
+    gradient = torch.autograd.grad(model(images.requires_grad_())[:, 2].sum(), images)[0]
+    images = images.detach()
+    for reference, start in ((Several([Black(), White()]), 0.5), (Blurred(), Blurred()(images))):
+        expected = ((images - start) * gradient).sum(1, keepdim=True)
+        maps = InputXGradient(model, reference=reference).attribute(images, 2)
+        torch.testing.assert_close(maps, expected)
 
 
 def test_finite_differences() -> None:

@@ -11,7 +11,7 @@ from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
-from afmi.methods.pixels.kernel_shap import KernelSHAP, coalitions
+from afmi.methods.pixels.kernel_shap import KernelSHAP, coalitions, shapley_regression
 from afmi.pictures.references import Black, Blurred, Random
 from afmi.pictures.superpixels import Grid, superpixels
 
@@ -98,6 +98,39 @@ def test_coalitions_follow_the_shapley_kernel(count: int, samples: int) -> None:
     )
     # Every coalition comes with its complement, so every player is in half of the weight.
     torch.testing.assert_close(weight @ members.double(), torch.full((count,), 0.5).double())
+
+
+@pytest.mark.parametrize("count", [20, 36, 40, 45, 49])
+def test_a_known_game_at_the_default_number_of_samples(count: int) -> None:
+    # Teams that each add a number once they are complete: its members share it evenly.
+    generator = torch.Generator().manual_seed(0)
+    teams = torch.zeros(200, count, dtype=torch.bool)
+    for team in teams:
+        size = int(torch.randint(1, 7, (1,), generator=generator))
+        team[torch.randperm(count, generator=generator)[:size]] = True
+    adds = torch.randn(200, generator=generator, dtype=torch.float64)
+    values = (teams.double() / teams.sum(1, keepdim=True)).T @ adds
+    members, weight = coalitions(count, 2 * count + 2048, generator)
+    complete = (~members).double() @ teams.double().T == 0
+    worth, total = complete.double() @ adds[:, None], adds.sum()[None]
+    estimate = shapley_regression(members.double(), worth, weight, total)[:, 0]
+    # The authors’ package is off by .08 to .16 of it.
+    assert (estimate - values).norm() < 0.2 * values.norm()
+
+
+@pytest.mark.parametrize("count", [8, 12, 13, 20, 30, 36, 40, 44, 45, 46, 49])
+def test_no_drawn_coalition_outweighs_a_single_player(count: int) -> None:
+    members, weight = coalitions(count, 2 * count + 2048, torch.Generator().manual_seed(0))
+    alone = weight[members.sum(1) == 1]
+    assert len(alone) == count
+    assert weight.max() <= alone.min() * (1 + 1e-9)
+    assert len(members.unique(dim=0)) == len(members)
+
+
+def test_few_samples_of_many_players_all_differ() -> None:
+    members, weight = coalitions(12, 60, torch.Generator().manual_seed(0))
+    assert len(members.unique(dim=0)) == len(members) == 60
+    assert (weight > 0).all()
 
 
 def test_one_and_two_players_have_their_coalitions() -> None:

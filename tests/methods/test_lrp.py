@@ -14,6 +14,7 @@ from afmi.errors import OperationError, UsageError
 from afmi.methods.pixels.input_x_gradient import InputXGradient
 from afmi.methods.pixels.lrp import LRP
 from afmi.network.classifier import Classifier
+from afmi.pictures.references import Black, Blurred, Mean, Reference
 
 
 def test_closed_form() -> None:
@@ -200,6 +201,42 @@ def test_relevance_of_normalised_pixels() -> None:
     model = Classifier(network, mean=mean.flatten().tolist(), std=std.flatten().tolist())
     expected = LRP(network).attribute((images - model.mean) / model.std, 1)
     torch.testing.assert_close(LRP(model).attribute(images, 1), expected)
+
+
+@pytest.mark.parametrize("reference", [None, Black(), Mean((0.2, 0.9, 0.4)), Blurred()])
+def test_without_epsilon_it_is_input_times_gradient_with_the_same_zero(
+    reference: Reference | None,
+) -> None:
+    network, images = plain(), networks.images(3, 12).double()
+    model = Classifier(network, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4]).double()
+    relevance = LRP(model, epsilon=0, reference=reference).attribute(images, 1)
+    expected = InputXGradient(model, reference=reference).attribute(images, 1)
+    torch.testing.assert_close(relevance, expected)
+
+
+@pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
+def test_the_zero_itself_gets_nothing() -> None:
+    model = Classifier(plain(), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4]).double()
+    image = networks.images(1, 12).double()
+    for reference, zero in (
+        (None, model.mean.expand_as(image)),
+        (Black(), torch.zeros_like(image)),
+    ):
+        method = LRP(model, reference=reference)
+        assert method.attribute(image, 1).abs().max() > 1e-6
+        assert not method.attribute(zero, 1).any()
+
+
+def test_biases_and_epsilon_absorb_relevance() -> None:
+    # y = relu(x − 1) at x = 3: ρ = (2 − 0)/2 · 1, and R = 3 · 1 of the score 2; with ε as large as
+    # the layer's one output all the factors halve: the score's, and the activation's.
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1))
+    for i, weight, bias in ((1, 1.0, -1.0), (3, 1.0, 0.0)):
+        network[i].weight.data.fill_(weight)
+        network[i].bias.data.fill_(bias)
+    x = torch.full((1, 1, 1, 1), 3.0)
+    assert LRP(network, epsilon=0).attribute(x).item() == pytest.approx(3.0)
+    assert LRP(network, epsilon=1).attribute(x).item() == pytest.approx(3.0 / 4)
 
 
 REAL = ("resnet18", "mobilenet_v2", "efficientnet_b0")

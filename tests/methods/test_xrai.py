@@ -14,7 +14,7 @@ from skimage.data import chelsea
 from skimage.morphology import disk
 from skimage.transform import resize
 
-from afmi.errors import UsageError
+from afmi.errors import CompletenessWarning, UsageError
 from afmi.methods.regions.xrai import XRAI, merge_regions
 
 
@@ -150,6 +150,23 @@ def test_ranks_like_the_authors_package_from_end_to_end() -> None:
     assert spearmanr(ours.ravel(), theirs.ravel()).statistic >= 0.95
 
 
+def test_says_where_the_gradients_miss_the_change_and_takes_a_tolerance() -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)
+    )
+    x = images(1, 32)
+    with torch.no_grad():
+        model[1].weight.fill_(0.01)
+        model[3].weight.fill_(1.0)
+    with pytest.warns(CompletenessWarning, match="XRAI: Integrated Gradients misses the change"):
+        coarse = XRAI(model, steps=1).attribute(x, 1)
+    fine = XRAI(model, steps=1, tolerance=0.01).attribute(x, 1)
+    ninefold = XRAI(model, steps=27).attribute(x, 1)
+    torch.testing.assert_close(fine, ninefold)
+    assert not torch.allclose(coarse, fine)
+
+
+@pytest.mark.filterwarnings("ignore:XRAI. Integrated Gradients misses the change")
 def test_takes_networks_that_view_their_maps() -> None:
     """They refuse maps with the channels of a pixel in a row, which are quicker on a CPU."""
 

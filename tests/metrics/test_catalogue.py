@@ -19,8 +19,11 @@ from afmi.metrics import CATALOGUE, Case, FMIPrototypes, Metric
 from afmi.metrics.columns import MetricFacts, point
 from afmi.specs import named
 
-# So few masks and steps may show nothing of an image.
-pytestmark = pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
+# So few masks and steps may show nothing of an image, or miss the change of its score.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning"),
+    pytest.mark.filterwarnings("ignore:.*Integrated Gradients misses the change"),
+]
 
 # One that shares its passes between classes, one that does not, one of pixels, the control, and
 # one that never looks inside the network.

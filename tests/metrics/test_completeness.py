@@ -24,6 +24,7 @@ def test_residual_is_absolute_and_nan_where_undefined() -> None:
     assert torch.isnan(values[2:]).all()
 
 
+@pytest.mark.filterwarnings("ignore:Integrated Gradients misses the change")
 def test_by_hand_on_a_parabola() -> None:
     class Square(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

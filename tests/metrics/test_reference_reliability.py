@@ -87,6 +87,7 @@ def test_equal_references_of_two_names_give_equal_maps() -> None:
     assert (values["rank_correlation@white-black"] < 1 - 1e-6).all()
 
 
+@pytest.mark.filterwarnings("ignore:Integrated Gradients misses the change")
 def test_a_blank_map_is_no_value_and_no_warning() -> None:
     # An image that is white all over has the blank map 0 against white.
     case = case_of(IntegratedGradients(build("resnet"), steps=1), torch.ones(1, 3, 20, 20))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from afmi.errors import ShapeError, UsageError
 from afmi.pictures.maps import (
+    Scale,
     channel_maximum,
     display_range,
     is_blank,
@@ -58,25 +59,41 @@ def test_top_mask_fraction_out_of_range() -> None:
             top_mask(torch.rand(1, 1, 2, 2), fraction)
 
 
-def test_display_range() -> None:
-    assert display_range(torch.tensor([-1.0, 3.0])) == pytest.approx((-2.98, 2.98))
-    low, high = display_range(torch.linspace(0, 1, 1001))
-    assert (low, high) == (0.0, pytest.approx(0.995))
-    assert display_range(torch.zeros(4)) == (0.0, 1.0)
-    # Scores that are all far from zero differ by little: the range is theirs.
-    low, high = display_range(3 + torch.linspace(0, 1, 1001))
-    assert (low, high) == (3.0, pytest.approx(3.995))
+def test_the_range_of_a_signed_map_is_symmetric_whatever_its_values() -> None:
+    assert display_range(torch.tensor([-1.0, 3.0])) == pytest.approx((-2.98, 2.98, True))
+    for stray in (-2e-5, 0.0, 2e-5):
+        values = torch.linspace(0, 0.62, 1001)
+        values[0] = stray
+        assert display_range(values) == pytest.approx((-0.6169, 0.6169, True), rel=1e-6)
+    assert display_range(torch.zeros(4)) == (-1.0, 1.0, True)
     one = torch.zeros(10_000)
     one[5] = -7
-    assert display_range(one) == (-7.0, 7.0)
+    assert display_range(one) == (-7.0, 7.0, True)
+    assert display_range(-one) == (-7.0, 7.0, True)
+
+
+def test_the_range_of_an_unsigned_map_begins_at_its_lowest_value() -> None:
+    def spanned(values: torch.Tensor) -> Scale:
+        return display_range(values, signed=False)
+
+    assert spanned(torch.linspace(0, 1, 1001)) == (0.0, pytest.approx(0.995), False)
+    # Scores that are all far from zero differ by little: the range is theirs.
+    assert spanned(3 + torch.linspace(0, 1, 1001)) == (3.0, pytest.approx(3.995), False)
+    assert spanned(torch.linspace(0, 1, 1001) - 0.5) == (-0.5, pytest.approx(0.495), False)
+    one = torch.zeros(10_000)
     one[5] = 7
-    assert display_range(one) == (0.0, 7.0)
+    assert spanned(one) == (0.0, 7.0, False)
+    # Blank maps.
+    assert spanned(torch.zeros(4)) == (0.0, 1.0, False)
+    assert spanned(torch.full((4,), 2.0)) == (0.0, 2.0, False)
+    assert spanned(torch.full((4,), -2.0)) == (-2.0, 0.0, False)
 
 
 def test_rounding_is_not_drawn_as_contrast() -> None:
     noise = 1e-8 * torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
-    assert display_range(0.25 + noise) == (0.0, 0.25)
-    assert display_range(torch.tensor([0.25, 0.2501])) == pytest.approx((0.25, 0.2501), abs=1e-6)
+    assert display_range(0.25 + noise, signed=False) == pytest.approx((0.0, 0.25, False))
+    distinct = display_range(torch.tensor([0.25, 0.2501]), signed=False)
+    assert distinct == pytest.approx((0.25, 0.2501, False), abs=1e-6)
     assert is_blank((0.25 + noise)[None, None]).tolist() == [True]
     assert is_blank(noise[None, None]).tolist() == [False]
     assert is_blank(torch.zeros(2, 1, 3, 3)).tolist() == [True, True]

@@ -14,6 +14,7 @@ from PIL import Image
 from afmi.errors import AfmiError, ShapeError, UsageError
 from afmi.pictures import plots
 from afmi.pictures.figures import Panel, enlarge, grid, save_png
+from afmi.pictures.maps import Scale
 from afmi.pictures.plots import colorbar, heatmap, insertion, overlay
 
 MIDDLE = tuple(round(255 * v) for v in matplotlib.colormaps["RdBu_r"](0.5)[:3])
@@ -33,22 +34,39 @@ def test_zero_stays_in_the_middle_of_a_lopsided_map():
     lopsided[3, 4] = 0
     neutral = heatmap(torch.tensor([[-1.0, 0.0, 1.0]])).getpixel((1, 0))
     assert heatmap(lopsided).getpixel((4, 3)) == neutral
-    assert colorbar(-2.0, 2.0, 101, 1).getpixel((50, 0)) == neutral
+    assert colorbar(Scale(-2.0, 2.0, True), 101, 1).getpixel((50, 0)) == neutral
 
 
-def test_a_map_without_negative_values_gets_rising_brightness_from_black():
-    picture = heatmap(torch.linspace(0, 1, 64).view(1, 64)).convert("L")
+def test_an_unsigned_map_gets_rising_brightness_from_black():
+    picture = heatmap(torch.linspace(0, 1, 64).view(1, 64), signed=False).convert("L")
     brightness = np.asarray(picture)[0].astype(int)
     assert brightness[0] <= 2
     assert (np.diff(brightness) >= 0).all()
     assert brightness[-1] > 200
 
 
+@pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
-def test_a_blank_map_is_drawn(value):
+def test_a_blank_map_is_drawn(value, signed):
     flat = torch.full((4, 5), value)
-    assert heatmap(flat).size == (5, 4)
-    assert overlay(torch.rand(3, 4, 5), flat).size == (5, 4)
+    assert heatmap(flat, signed=signed).size == (5, 4)
+    assert overlay(torch.rand(3, 4, 5), flat, signed=signed).size == (5, 4)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_stray_value_changes_no_other_colour(signed):
+    image, clean = torch.rand(3, 8, 8), torch.linspace(0, 0.62, 64).view(8, 8)
+    stray = clean.clone()
+    stray[0, 0] = -2e-5
+    for draw in (lambda m: heatmap(m, signed=signed), lambda m: overlay(image, m, signed=signed)):
+        before, after = (np.asarray(draw(map_)).astype(int) for map_ in (clean, stray))
+        assert np.abs(before - after)[1:].max() <= 2  # of 255
+
+
+def test_an_unsigned_map_has_no_colours_against():
+    map_ = torch.linspace(-1, 1, 64).view(8, 8)
+    picture = np.asarray(overlay(torch.full((3, 8, 8), 0.5), map_, signed=False)).astype(int)
+    assert (picture[..., 0] >= picture[..., 2]).all()  # grey or warm
 
 
 def test_overlay_shows_the_grey_photograph_where_the_map_is_zero_and_hue_by_sign():
@@ -83,7 +101,7 @@ def test_wrong_shapes_and_values_are_refused():
     with pytest.raises(UsageError, match="fraction"):
         insertion(torch.rand(3, 2, 2), torch.rand(2, 2), 1.5)
     with pytest.raises(UsageError, match="low below high"):
-        colorbar(1.0, 1.0, 5, 5)
+        colorbar(Scale(1.0, 1.0, False), 5, 5)
 
 
 @pytest.mark.parametrize(("size", "fitted"), [((128, 64), (400, 200)), ((50, 100), (200, 400))])
@@ -106,8 +124,8 @@ def _boxes(figure):
 def test_no_words_overlap_or_leave_the_picture(side, label):
     wide, tall = Image.new("RGB", (64, 32), "red"), Image.new("RGB", (30, 60), "blue")
     panels = [
-        Panel(wide, label, label, scale=(-123456.0, 0.0001)),
-        Panel(tall, label, label, scale=(0.0, 1.0)),
+        Panel(wide, label, label, scale=Scale(-123456.0, 123456.0, True)),
+        Panel(tall, label, label, scale=Scale(0.0, 1.0, False)),
         Panel(None, label, ""),
     ]
     figure = grid(
@@ -160,7 +178,9 @@ def test_grid_refuses_nothing_and_wrong_titles():
 
 def test_the_users_own_settings_change_nothing():
     def draw():
-        figure = grid([[Panel(Image.new("RGB", (8, 8)), "cat $x$", scale=(-1, 1))]], side=240)
+        figure = grid(
+            [[Panel(Image.new("RGB", (8, 8)), "cat $x$", scale=Scale(-1, 1, True))]], side=240
+        )
         return np.asarray(figure.canvas.buffer_rgba()) if figure.canvas.draw() is None else None
 
     before = draw()
@@ -176,7 +196,8 @@ def test_the_users_own_settings_change_nothing():
 
 def test_threads_draw_alike():
     def draw(drawings):
-        figure = grid([[Panel(Image.new("RGB", (8, 8)), "cat", scale=(-1, 1))]], side=240)
+        panel = Panel(Image.new("RGB", (8, 8)), "cat", scale=Scale(-1, 1, True))
+        figure = grid([[panel]], side=240)
         figure.canvas.draw()
         drawings.append(np.asarray(figure.canvas.buffer_rgba()).tobytes())
 
@@ -215,10 +236,12 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_the_legend_of_a_sequential_map_starts_at_black():
-    assert colorbar(0.0, 1.0, 10, 3).getpixel((0, 0)) == heatmap(torch.tensor([[0.0, 1]])).getpixel(
-        (0, 0)
-    )
-    assert plots.colorbar(0.0, 1.0, 10, 3).size == (10, 3)
+    # Also where its lowest value is below zero, as an XRAI map's may be.
+    for low in (0.0, -0.5):
+        bar = colorbar(Scale(low, 1.0, False), 10, 3)
+        map_ = heatmap(torch.tensor([[low, 1.0]]), signed=False)
+        assert bar.getpixel((0, 0)) == map_.getpixel((0, 0))
+        assert bar.size == (10, 3)
 
 
 def test_grey_pictures_are_drawn_as_their_colour_twins() -> None:

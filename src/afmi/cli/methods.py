@@ -54,6 +54,7 @@ def _record(cls: type[Method]) -> dict[str, Any]:
         "family": cls.family,
         "features": _FEATURES.get(cls.family, "none"),
         "scores": cls.scores,
+        "signed": cls.signed,
         "cost": cls.default_cost(),
         "paper": cls.paper,
         "parameters": [field.name for field in fields(cls) if field.name != "model"],

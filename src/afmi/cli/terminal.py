@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from afmi.errors import CompletenessWarning
 from afmi.files import as_json
 from afmi.progress import reporting
 
@@ -149,14 +151,26 @@ def _bar() -> RichProgress:
 
 @contextmanager
 def one_line_warnings(progress: Progress | None = None) -> Iterator[None]:
-    """Show each warning once, as ``afmi: warning: …`` on stderr, without a line of source."""
+    """Show each warning once, as ``afmi: warning: …`` on stderr, without a line of source.
+
+    Of `CompletenessWarning`s that differ in their numbers alone the first three are shown: a long
+    run would bring one for every batch, and the results hold the residual of every image.
+    """
     shown: set[str] = set()
+    kinds: Counter[str] = Counter()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         text = f"afmi: warning: {' '.join(str(message).split())}"
         if text in shown:
             return
         shown.add(text)
+        if isinstance(message, CompletenessWarning):
+            kind = re.sub(r"\d+", "", text)
+            kinds[kind] += 1
+            if kinds[kind] > 3:
+                return
+            if kinds[kind] == 3:
+                text += " (more of these, with other numbers, are not shown)"
         if progress is None:
             echo(text, err=True)
         else:

@@ -25,7 +25,6 @@ from afmi.network.classifier import Classifier, classify
 from afmi.network.outputs import probabilities
 from afmi.pictures import figures, plots
 from afmi.pictures.images import read_image
-from afmi.pictures.maps import display_range
 from afmi.pictures.transforms import to_image, to_tensor
 from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
 
@@ -231,8 +230,8 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
             figures.Panel(f.explanation.insertion(KEPT), f"{record.label}, {f.kept:.0%}")
             for f in findings
         ]
-        scale = display_range(record.map)
-        signed = figures.Panel(record.heatmap(), f"{record.method}’s map", scale=scale)
+        title = f"{record.method}’s map"
+        signed = figures.Panel(record.heatmap(), title, scale=record.scale)
         rows += [[photograph, *overlays], [signed, *inserted]]
         row_titles += ["evidence", f"map, top {KEPT:.0%}"]
     return figures.grid(
@@ -303,7 +302,7 @@ def _section(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Section:
         signed = Tile(
             record.heatmap(),
             "A-FMI’s map",
-            "red for, blue against" if bool((record.map < 0).any()) else "brighter is more",
+            "red for, blue against" if record.signed else "brighter is more",
         )
         rows.append(TileRow([signed, *kept]))
     return Section(stop.heading, [stop.story, _credit(stop)], rows=rows)

@@ -300,14 +300,16 @@ def _drawings(
     if picture.index in shard.examples:
         # What cannot be drawn (a picture of two channels) can be measured all the same.
         with suppress(Exception):
-            return {picture.index: _drawn(case.inputs[n], case.maps[n, 0])}
+            return {
+                picture.index: _drawn(case.inputs[n], case.maps[n, 0], signed=case.method.signed)
+            }
     return {}
 
 
-def _drawn(image: Tensor, map_: Tensor) -> dict[str, PIL.Image.Image]:
+def _drawn(image: Tensor, map_: Tensor, *, signed: bool) -> dict[str, PIL.Image.Image]:
     drawn = {
         "picture": to_image(image),
-        "map": plots.overlay(image, map_),
+        "map": plots.overlay(image, map_, signed=signed),
         "insertion": plots.insertion(image, map_, 0.1),
     }
     for picture in drawn.values():

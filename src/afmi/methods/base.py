@@ -83,6 +83,9 @@ class Method(ABC):
     """Which features carry the attribution (the paper's Section 2)."""
     scores: ClassVar[str]
     """How the features are scored, in the terms of the paper's Figure 1."""
+    signed: ClassVar[bool] = True
+    """Whether negative values of its maps are evidence against the class: its pictures then part
+    their colours at zero, whatever the values."""
     paper: ClassVar[str]
     """Authors, title, venue and year."""
 

@@ -6,15 +6,22 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afmi.gradients import ORDINARY, ModifiedGradient, Rules, forward_pass, layer_pass
 from afmi.methods.base import Attribution, LayerMethod, Method, relative_residual
 from afmi.methods.work import Work
+from afmi.network.classifier import Classifier
 from afmi.network.layers import LayerChoice
+from afmi.pictures.references import Reference
 from afmi.targets import Target
 
-__all__ = ["GradientMethod", "WeightedMapsMethod", "changes_from_references"]
+__all__ = [
+    "GradientMethod",
+    "WeightedMapsMethod",
+    "change_of_pixels",
+    "changes_from_references",
+]
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,21 @@ class WeightedMapsMethod(LayerMethod):
         weights = self._weights(run.features, run.gradient(classes, last=True))
         maps = (weights * run.features).sum(1, keepdim=True).relu()
         return Attribution(maps, classes, run.logits, layer=run.layer)
+
+
+def change_of_pixels(model: nn.Module, inputs: Tensor, reference: Reference | None) -> Tensor:
+    """Return x − x̄ (N, C, H, W), which methods multiply by a gradient to first order.
+
+    Args:
+        model: that the gradient is of.
+        inputs: images x (N, C, H, W).
+        reference: gives x̄; the mean of several. None: the image that the network itself takes as
+            0. That is black for a bare network, and its normalisation's mean for a `Classifier`,
+            so that x − x̄ is the normalised image but for its scale.
+    """
+    if reference is not None:
+        return inputs - reference.for_each(inputs).mean(1)
+    return inputs - model.mean.to(inputs) if isinstance(model, Classifier) else inputs
 
 
 def changes_from_references(

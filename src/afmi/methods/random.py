@@ -38,6 +38,7 @@ class Random(Method):
     name = "Random"
     family = "control"
     scores = "random"
+    signed = False
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     _: KW_ONLY

@@ -123,7 +123,7 @@ class ReferenceReliability(Metric):
 
 
 def _has_reference(method: Method) -> bool:
-    # None stands for a method's own replacement of hidden pixels, which is no reference image.
+    # None stands for a method's own replacement of hidden pixels, or the network's own zero.
     return isinstance(getattr(method, "reference", None), Reference)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from afmi.errors import UsageError
 from afmi.files import write_files
+from afmi.pictures.maps import Scale
 from afmi.pictures.plots import colorbar
 
 # matplotlib takes a second to import, so it is imported when something is drawn.
@@ -36,13 +37,13 @@ class Panel:
         picture: what to show; None leaves the place empty.
         title: above it; wrapped to two lines, then cut with an ellipsis.
         subtitle: below the title, smaller and grey; likewise.
-        scale: (lowest, highest) value of a map; draws its colour bar below the picture.
+        scale: of a map; draws its colour bar below the picture.
     """
 
     picture: Image.Image | None
     title: str = ""
     subtitle: str = ""
-    scale: tuple[float, float] | None = None
+    scale: Scale | None = None
 
 
 # All lengths in pixels. At 300 dots per inch four panels are as wide as a page of text, and the
@@ -253,17 +254,14 @@ def _draw_row(
     return top + tallest + scales + _GAP
 
 
-def _draw_scale(
-    sheet: _Sheet, scale: tuple[float, float], x: float, y: float, width: float
-) -> None:
-    low, high = scale
-    sheet.picture(x, y, colorbar(low, high, round(width), _BAR))
+def _draw_scale(sheet: _Sheet, scale: Scale, x: float, y: float, width: float) -> None:
+    sheet.picture(x, y, colorbar(scale, round(width), _BAR))
     y += _BAR + 3
-    lowest, highest = _number(low), _number(high)
+    lowest, highest = _number(scale.low), _number(scale.high)
     sheet.text(x, y, lowest, "scale", color=_FAINT)
     sheet.text(x + width, y, highest, "scale", ha="right", color=_FAINT)
     widest = max(sheet.width(lowest, "scale"), sheet.width(highest, "scale"))
-    if low < 0 and 2 * widest + 3 * sheet.width("0", "scale") < width:
+    if scale.signed and 2 * widest + 3 * sheet.width("0", "scale") < width:
         sheet.text(x + width / 2, y, "0", "scale", ha="center", color=_FAINT)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 from afmi.errors import ShapeError, UsageError
 
 __all__ = [
+    "Scale",
     "channel_maximum",
     "display_range",
     "is_blank",
@@ -134,23 +136,45 @@ def is_blank(maps: Tensor) -> Tensor:
     return high - low <= 4 * torch.finfo(maps.dtype).eps * torch.maximum(low.abs(), high.abs())
 
 
-def display_range(values: Tensor) -> tuple[float, float]:
-    """Return the range that a picture of a map should span.
+class Scale(NamedTuple):
+    """What the colours of a map's picture span.
 
-    A map with negative values gets a symmetric range, so that zero falls in the middle of a
-    diverging colour map. Another begins at its lowest value: RISE's scores, say, are all well above
-    zero, and only their differences tell. The strongest 0.5 % of the pixels do not stretch it.
+    Attributes:
+        low: the value of the one end.
+        high: that of the other, above ``low``.
+        signed: whether the colours part at zero, in the middle, into for and against.
+    """
+
+    low: float
+    high: float
+    signed: bool
+
+
+def display_range(values: Tensor, *, signed: bool = True) -> Scale:
+    """Return the scale that a picture of a map should have.
+
+    That of a signed map is symmetric, so that zero falls in the middle of a diverging colour map,
+    whatever its values: a method's pictures look alike. Another begins at its lowest value: RISE's
+    scores, say, are all well above zero, and only their differences tell. The strongest 0.5 % of
+    the pixels do not stretch it.
 
     Args:
         values: one map, any shape.
+        signed: whether negative values are evidence against the class; see `Method.signed`.
+
+    Example:
+        >>> display_range(torch.tensor([1.0, 1.0]))
+        Scale(low=-1.0, high=1.0, signed=True)
     """
     flat = values.detach().to("cpu", torch.float64).flatten()
-    low = float(torch.quantile(flat, 0.005)) if flat.numel() <= 2**24 else float(flat.min())
-    high = float(torch.quantile(flat, 0.995)) if flat.numel() <= 2**24 else float(flat.max())
-    if float(flat.min()) < 0:
-        bound = max(abs(low), abs(high)) or float(flat.abs().max())
-        return -bound, bound
-    lowest = float(flat.min())
+    lowest, highest = float(flat.min()), float(flat.max())
+    few = flat.numel() <= 2**24
+    high = float(torch.quantile(flat, 0.995)) if few else highest
+    if signed:
+        low = float(torch.quantile(flat, 0.005)) if few else lowest
+        bound = max(abs(low), abs(high)) or max(abs(lowest), abs(highest)) or 1.0
+        return Scale(-bound, bound, signed)
     if bool(is_blank(values.detach().reshape(1, -1))):
-        return 0.0, high or 1.0
-    return lowest, high if high > lowest else float(flat.max())
+        low, high = min(lowest, 0.0), max(highest, 0.0)
+        return Scale(low, high if low < high else 1.0, signed)
+    return Scale(lowest, high if high > lowest else highest, signed)

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from afmi.errors import ShapeError, UsageError
-from afmi.pictures.maps import display_range, top_mask
+from afmi.pictures.maps import Scale, display_range, top_mask
 from afmi.pictures.transforms import to_image
 
 __all__ = ["colorbar", "heatmap", "insertion", "overlay", "reduced"]
@@ -51,6 +51,10 @@ def _colors(name: str) -> np.ndarray:
 def _pick(values: np.ndarray, name: str) -> np.ndarray:
     """Return the colours (…, 3) of values in [0, 1]."""
     return _colors(name)[np.rint(values.clip(0, 1) * (_LEVELS - 1)).astype(int)]
+
+
+def _name(signed: bool) -> str:
+    return "RdBu_r" if signed else "inferno"
 
 
 def _to_picture(colors: np.ndarray) -> Image.Image:
@@ -89,48 +93,52 @@ def reduced(picture: Tensor, side: int) -> Tensor:
     return smaller.reshape(*picture.shape[:-2], *size)
 
 
-def heatmap(map: Tensor) -> Image.Image:
+def heatmap(map: Tensor, *, signed: bool = True) -> Image.Image:
     """Draw a map by itself.
 
-    A map without negative values goes from black (its lowest) over purple and orange to yellow,
-    equal steps looking equal. A signed map goes from blue (against the class) over near-white,
-    which is exactly zero, to red (for it). `afmi.maps.display_range` gives the ends.
+    A signed map goes from blue (against the class) over near-white, which is exactly zero, to red
+    (for it). Another goes from black (its lowest) over purple and orange to yellow, equal steps
+    looking equal. `afmi.maps.display_range` gives the ends.
 
     Args:
         map: (H, W).
+        signed: whether negative values are evidence against the class; a method says so of its
+            maps (`Method.signed`), and no stray value decides.
 
     Returns:
         RGB, W × H pixels.
 
     Example:
-        >>> heatmap(torch.tensor([[0.0, 1.0]])).getpixel((0, 0))
+        >>> heatmap(torch.tensor([[0.0, 1.0]]), signed=False).getpixel((0, 0))
         (0, 0, 4)
     """
     values = _values(map)
-    low, high = display_range(map)
-    return _to_picture(_pick((values - low) / (high - low), "RdBu_r" if low < 0 else "inferno"))
+    low, high, _ = display_range(map, signed=signed)
+    return _to_picture(_pick((values - low) / (high - low), _name(signed)))
 
 
-def overlay(image: Tensor, map: Tensor) -> Image.Image:
+def overlay(image: Tensor, map: Tensor, *, signed: bool = True) -> Image.Image:
     """Draw a map over its photograph.
 
     The photograph loses its colour and some light; the map glows on it: warm for the class, cool
-    against it, brighter and more opaque the stronger. Where the map is zero, or lowest if it has no
-    negative values, the photograph alone is seen.
+    against it, brighter and more opaque the stronger. Where the map is zero, or lowest if it is not
+    signed, the photograph alone is seen.
 
     Args:
         image: (3, H, W), or grey (1, H, W), in [0, 1].
         map: (H, W).
+        signed: as of `heatmap`.
 
     Returns:
         RGB, W × H pixels.
     """
     values = _values(map, image)
-    low, high = display_range(map)
-    strength = (np.abs(values) / high if low < 0 else (values - low) / (high - low)).clip(0, 1)
+    low, high, _ = display_range(map, signed=signed)
+    strength = (np.abs(values) / high if signed else (values - low) / (high - low)).clip(0, 1)
     photograph = image.detach().to("cpu", torch.float64).expand(3, -1, -1).numpy()
     grey = 0.03 + 0.6 * np.tensordot(_GREY, photograph, 1)[..., None]
-    glow = np.where((values < 0)[..., None], _pick(strength, "cool"), _pick(strength, "warm"))
+    against = signed & (values < 0)[..., None]
+    glow = np.where(against, _pick(strength, "cool"), _pick(strength, "warm"))
     opacity = _MOST_OPAQUE * strength[..., None]
     return _to_picture(grey * (1 - opacity) + glow * opacity)
 
@@ -151,16 +159,15 @@ def insertion(image: Tensor, map: Tensor, fraction: float) -> Image.Image:
     return to_image(image.detach().cpu().expand(3, -1, -1) * kept)
 
 
-def colorbar(low: float, high: float, width: int, height: int) -> Image.Image:
+def colorbar(scale: Scale, width: int, height: int) -> Image.Image:
     """Draw the colours that `heatmap` uses, from the lowest value at the left to the highest.
 
     Args:
-        low: below zero for the signed colours; else it stands for black.
-        high: not used but to say what the right end means.
+        scale: of the map, as `display_range` gives it.
         width: in pixels.
         height: in pixels.
     """
-    if not low < high:
-        raise UsageError(f"expected low below high, got {low} and {high}")
-    row = _pick(np.linspace(0, 1, width), "RdBu_r" if low < 0 else "inferno")
+    if not scale.low < scale.high:
+        raise UsageError(f"expected low below high, got {scale.low} and {scale.high}")
+    row = _pick(np.linspace(0, 1, width), _name(scale.signed))
     return _to_picture(np.broadcast_to(row, (height, width, 3)))

@@ -1,8 +1,6 @@
 """The largest or smallest number along dimensions or of two maps: one of them carries the change.
 
-The rule of max pooling, with one window: where the maximum rose, the position of the image's
-maximum carries Δy; where it fell, that of the reference's. There |Δx| ≥ |Δy|, so the multiplier
-lies in (0, 1]. Ties go to the first position.
+They are max pooling with one window, and follow its rule (`afmi.gradients.rules.pooling`).
 """
 
 from __future__ import annotations
@@ -11,39 +9,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
-from afmi.gradients.interception import BackwardState, Handler, Interception
+from afmi.gradients.interception import Handler, Interception
 from afmi.gradients.operation import Operation
-from afmi.gradients.rule import Factors, Rule, Tensors
-from afmi.gradients.tape import Entry
+from afmi.gradients.rules.pooling import Maximum
 
 __all__ = ["RULES"]
 
 
-class Maximum(Rule):
-    """max(x) along the last dimension, which is kept.
+class _RowMaximum(Maximum):
+    """max(x) along the last dimension, which is kept: a pooling window as long as that."""
 
-    Source: SHAP's DeepLIFT (Lundberg & Lee 2017), whose rule this is for pooling windows.
-    """
-
-    def factors(
-        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
-    ) -> Factors:
-        (x,) = operands
-        reference = entry.inputs[0].expand_as(x)
-        at, reference_at = x.argmax(-1, keepdim=True), reference.argmax(-1, keepdim=True)
-        dy = outputs[0] - entry.output
-        carrier = torch.where(dy >= 0, at, reference_at)
-        dx = x.gather(-1, carrier) - reference.gather(-1, carrier)
-        # Where Δx is 0, Δy is: the multiplier is the derivative, 1, as everywhere in Eq. 2.
-        multiplier = torch.where(dx == 0, torch.ones_like(dy), dy / dx)
-        return [torch.zeros_like(x).scatter_(-1, carrier, multiplier)]
-
-    def pull_back(
-        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
-    ) -> list[Tensor]:
-        return [gradient * factors[0]]
+    def call(self, operation: Operation) -> tuple[Tensor, ...]:
+        return tuple(operation.operand.max(-1, keepdim=True))
 
 
 def _maximum(interception: Interception, x: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -54,7 +33,7 @@ def _maximum(interception: Interception, x: Tensor, dims: tuple[int, ...]) -> Te
     kept = [1 if d in dims else size for d, size in enumerate(x.shape)]
     rows = moved.flatten(-len(dims))
     call = Operation("amax", torch.amax, (rows, -1, True), {})
-    return Maximum()(interception, call).reshape(kept)
+    return _RowMaximum()(interception, call).reshape(kept)
 
 
 class Extreme:

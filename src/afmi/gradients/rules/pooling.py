@@ -1,7 +1,8 @@
-"""Max pooling: the change of each window's maximum is carried by one position of its input."""
+"""Maxima of windows: the change of each is carried by one position of its input."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -15,43 +16,30 @@ from afmi.gradients.rule import Factors, Rule, Tensors
 from afmi.gradients.tape import Entry
 from afmi.network.channels_last import pooled
 
-__all__ = ["RULES", "MaxPool"]
+__all__ = ["RULES", "MaxPool", "Maximum"]
 
 
-class MaxPool(Rule):
-    """Where a window's maximum rose, the input's maximum carries Δout; where it fell, the
-    reference's maximum does.
+class Maximum(Rule):
+    """The maximum of each window: where it rose, the input's maximum carries Δout; where it fell,
+    the reference's maximum does.
 
-    At the carrying position |Δin| ≥ |Δout|, so the multiplier Δout/Δin lies in (0, 1]. Windows
-    may overlap, hang over the edge or be dilated: multipliers accumulate. Where the position of
-    the input's maximum did not change at all, the multiplier there is the true derivative, 1, as
-    everywhere in Eq. 2.
+    At the carrying position |Δin| ≥ |Δout|, so the multiplier Δout/Δin lies in [0, 1], a window's
+    contribution is Δout exactly, and its multipliers sum to at most 1. Windows may overlap, hang
+    over the edge or be dilated: multipliers accumulate. Where nothing moved, neither the window's
+    maximum nor the input at its position, the multiplier there is the true derivative, 1, as
+    everywhere in Eq. 2. Of equal numbers the first is the maximum.
 
     Source: the rule of SHAP's DeepLIFT (Lundberg & Lee 2017).
 
-    Args:
-        function: the pooling function, which must take ``return_indices``.
-        dimensions: how many dimensions of the input it pools.
-        flag: where ``return_indices`` stands among the function's parameters.
+    Attributes:
+        dimensions: how many dimensions of the input, the last ones, the windows extend over.
     """
 
-    def __init__(self, function: Callable[..., Any], dimensions: int, flag: int) -> None:
-        self.function = function
-        self.dimensions = dimensions
-        self.flag = flag
+    dimensions: int = 1
 
-    returned = 2
-
-    def __call__(self, interception: Interception, operation: Operation) -> Any:
-        output, indices = super().__call__(interception, operation)
-        return (output, indices) if self._gives_indices(operation) else output
-
+    @abstractmethod
     def call(self, operation: Operation) -> tuple[Tensor, ...]:
-        rest = operation.args[1 : self.flag]
-        kwargs = {k: v for k, v in operation.kwargs.items() if k not in ("input", "return_indices")}
-        return pooled(
-            lambda x: self.function(x, *rest, **kwargs, return_indices=True), operation.operand
-        )
+        """Return the windows' maxima and their flat positions in the last dimensions."""
 
     def entry(self, operation: Operation, operands: Tensors, outputs: Tensors) -> Entry:
         return Entry(operation.name, tuple(operands), outputs[0], more=(outputs[1],))
@@ -73,6 +61,34 @@ class MaxPool(Rule):
         result.scatter_add_(-1, reference_at, gradient * reference_share)
         return [result.reshape(shapes[0])]
 
+
+class MaxPool(Maximum):
+    """Max pooling by one of PyTorch's functions.
+
+    Args:
+        function: the pooling function, which must take ``return_indices``.
+        dimensions: how many dimensions of the input it pools.
+        flag: where ``return_indices`` stands among the function's parameters.
+    """
+
+    returned = 2
+
+    def __init__(self, function: Callable[..., Any], dimensions: int, flag: int) -> None:
+        self.function = function
+        self.dimensions = dimensions
+        self.flag = flag
+
+    def __call__(self, interception: Interception, operation: Operation) -> Any:
+        output, indices = super().__call__(interception, operation)
+        return (output, indices) if self._gives_indices(operation) else output
+
+    def call(self, operation: Operation) -> tuple[Tensor, ...]:
+        rest = operation.args[1 : self.flag]
+        kwargs = {k: v for k, v in operation.kwargs.items() if k not in ("input", "return_indices")}
+        return pooled(
+            lambda x: self.function(x, *rest, **kwargs, return_indices=True), operation.operand
+        )
+
     def _gives_indices(self, operation: Operation) -> bool:
         if operation.function.__name__.endswith("_with_indices"):
             return True
@@ -85,9 +101,10 @@ def _shares(x: Tensor, output: Tensor, at: Tensor, entry: Entry, dimensions: int
     """Return the multipliers of each window at the input's maximum and at the reference's.
 
     With Δ at the input's maximum and Δ' at the reference's they are max(Δout, 0)/Δ, or 1 where Δ
-    is 0, and min(Δout, 0)/Δ', or 0 where Δ' is: |Δ| ≥ |Δout| where it rose, and |Δ'| ≥ |Δout| where
-    it fell, so there nothing has to be carried. A number τ that any Δ² outweighs settles these
-    cases: a choice between numbers takes PyTorch on a CPU ten times as long as arithmetic.
+    and Δout are 0, and min(Δout, 0)/Δ', or 0 where Δ' is: |Δ| ≥ |Δout| where it rose, and
+    |Δ'| ≥ |Δout| where it fell, so there nothing has to be carried. A number τ that any Δ²
+    outweighs settles these cases: a choice between numbers takes PyTorch on a CPU ten times as
+    long as arithmetic.
 
     Returns:
         The multipliers at the input's maximum, the positions of the reference's, and the
@@ -102,7 +119,9 @@ def _shares(x: Tensor, output: Tensor, at: Tensor, entry: Entry, dimensions: int
     at_reference = (flat.gather(-1, reference_at) - reference_y).to(change.dtype)
     limits = torch.finfo(change.dtype)
     least = limits.tiny / limits.eps
-    share = change.clamp_min(0).mul_(at_maximum).add_(least)
+    # τ where the window did not fall, 0 where it did: there the reference's maximum has it all.
+    share = change.add(least).clamp_(0, least)
+    share.addcmul_(change.clamp_min(0), at_maximum)
     share.div_(at_maximum.square_().add_(least))
     reference_share = change.clamp_max_(0).mul_(at_reference)
     reference_share.div_(at_reference.square_().add_(least))

@@ -57,6 +57,7 @@ class AFMI(LayerMethod):
     name = "A-FMI"
     family = "feature map"
     scores = "modified gradients"
+    signed = True
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     _: KW_ONLY

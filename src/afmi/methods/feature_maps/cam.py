@@ -56,6 +56,7 @@ class CAM(LayerMethod):
     name = "CAM"
     family = "feature map"
     scores = "last layer's weights"
+    signed = True
     paper = "Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016"
 
     def _attribute(self, inputs: Tensor, target: Target) -> Attribution:

@@ -37,6 +37,7 @@ class GradCAM(WeightedMapsMethod):
     name = "Grad-CAM"
     family = "feature map"
     scores = "gradients"
+    signed = False
     paper = "Selvaraju et al., Grad-CAM, ICCV 2017"
 
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:

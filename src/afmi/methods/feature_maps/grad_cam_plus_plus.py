@@ -40,6 +40,7 @@ class GradCAMPlusPlus(WeightedMapsMethod):
     name = "Grad-CAM++"
     family = "feature map"
     scores = "gradients"
+    signed = False
     paper = "Chattopadhyay et al., Grad-CAM++, WACV 2018"
 
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ class DeepLIFT(Method):
     name = "DeepLIFT"
     family = "pixel"
     scores = "modified gradients"
+    signed = True
     paper = "Shrikumar et al., Learning Important Features, ICML 2017"
 
     _: KW_ONLY

@@ -35,6 +35,7 @@ class Gradient(GradientMethod):
     name = "Gradient"
     family = "pixel"
     scores = "gradients"
+    signed = False
     paper = "Simonyan et al., Deep Inside Convolutional Networks, ICLR workshop 2014"
 
     def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class GradientSHAP(Method):
     name = "Gradient SHAP"
     family = "pixel"
     scores = "integrated gradients"
+    signed = True
     paper = "Lundberg & Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017"
 
     _: KW_ONLY

@@ -51,6 +51,7 @@ class GuidedBackprop(GradientMethod):
     aliases = ("gbp",)
     family = "pixel"
     scores = "gradients"
+    signed = False
     paper = "Springenberg et al., Striving for Simplicity, ICLR workshop 2015"
 
     def _rules(self) -> Rules:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
-from afmi.methods.gradient_methods import GradientMethod
+from afmi.methods.gradient_methods import GradientMethod, change_of_pixels
+from afmi.pictures.references import Reference
 
 __all__ = ["InputXGradient"]
 
 
 @dataclass(frozen=True)
 class InputXGradient(GradientMethod):
-    """Show what each pixel adds to the class score, to first order, compared with black.
+    """Show what each pixel adds to the class score, to first order.
 
-    S_ij = Σ_k x_kij · ∂y_c/∂x_kij over the colour channels k. Signed.
+    S_ij = Σ_k (x_kij − x̄_kij) · ∂y_c/∂x_kij over the colour channels k. Signed. x̄ is what the
+    network itself takes as 0: the mean colour by which a `Classifier` normalises, or 0 for a bare
+    network. On ReLU networks it is then `LRP` with ε → 0, which has the same zero.
 
     Paper: Shrikumar et al., *Not Just a Black Box: Learning Important Features Through Propagating
-    Activation Differences*, 2016, Section 3. Differs: nothing; x is the image as the model takes
-    it, so a `Classifier`'s black pixels get 0, while a bare network that takes normalised images
-    gives 0 to pixels of the mean colour.
+    Activation Differences*, 2016, Section 3. Differs: nothing.
     Cost: 1 forward + 1 backward per image.
 
     Args:
         model: see `Method`.
+        reference: x̄, whose pixels get 0; the mean of several. ``Black()``: black pixels get 0, as
+            in `DeepLIFT` and `IntegratedGradients`, of which this is then the first order. None:
+            the network's own zero.
 
     Example:
         >>> import torch
@@ -39,7 +43,12 @@ class InputXGradient(GradientMethod):
     aliases = ("ixg",)
     family = "pixel"
     scores = "gradients"
+    signed = True
     paper = "Shrikumar et al., Not Just a Black Box, 2016"
 
+    _: KW_ONLY
+    reference: Reference | None = None
+
     def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
-        return (inputs * gradient).sum(1, keepdim=True)
+        change = change_of_pixels(self.model, inputs, self.reference)
+        return (change * gradient).sum(1, keepdim=True)

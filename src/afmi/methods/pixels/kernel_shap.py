@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import combinations
 
@@ -35,9 +35,10 @@ class KernelSHAP(BlackBoxMethod):
 
     Paper: Lundberg & Lee, *A Unified Approach to Interpreting Model Predictions*, NeurIPS 2017,
     Theorem 2. Coalitions as in the authors' package: the smallest and largest sizes are taken
-    whole while the samples last, the rest is drawn, each with its complement; with at least
-    2^d − 2 samples the values are exact. Superpixels as in the package's example for images:
-    about 50 by SLIC. Differs: the reference is black by default, no l1 selection.
+    whole while their share of the kernel's weight pays for them, the rest is drawn, each with its
+    complement; with at least 2^d − 2 samples the values are exact. Superpixels as in the package's
+    example for images: about 50 by SLIC. Differs: the reference is black by default, no l1
+    selection.
     Cost: 1 forward + ``samples`` forwards per image and reference image, whatever the number of
     classes.
 
@@ -59,6 +60,7 @@ class KernelSHAP(BlackBoxMethod):
     name = "Kernel SHAP"
     family = "pixel"
     scores = "perturbation"
+    signed = True
     paper = "Lundberg & Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017"
 
     _: KW_ONLY
@@ -120,52 +122,70 @@ class KernelSHAP(BlackBoxMethod):
 def coalitions(count: int, samples: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Choose coalitions of ``count`` players, neither empty nor whole, and their weights.
 
+    A size, with that of the complements, is taken whole where its share of the kernel's weight
+    that is left pays for all its coalitions, of the samples that are left. A size that the samples
+    would only just cover would leave too few of them for the other sizes, whose weight would then
+    rest on a handful of coalitions.
+
     Returns:
         Members, bool (n, count), with n ≤ ``samples``, and weights, float64 (n,), of sum 1: the
         Shapley kernel where all coalitions of a size are there, and the rest of its weight
-        shared evenly by those that were drawn.
+        shared by those that were drawn, in proportion to how often each was.
     """
-    # The weight of all coalitions of one size: C(d, k) π(z) up to a factor.
-    of_size = {k: 1 / (k * (count - k)) for k in range(1, count)}
-    chosen: list[list[int]] = []
-    weights: list[float] = []
+    # The weight of all coalitions of a size and of their complements, C(d, k) π(z) up to a factor.
+    shares = {k: len({k, count - k}) / (k * (count - k)) for k in range(1, count // 2 + 1)}
+    members = [torch.zeros(0, count, dtype=torch.bool, device="cpu")]
+    weights = [torch.zeros(0, dtype=torch.float64, device="cpu")]
     left = samples
-    for size in range(1, count // 2 + 1):
-        sizes = {size, count - size}
-        number = math.comb(count, size)
-        if left < len(sizes) * number:
+    for size in list(shares):
+        number = math.comb(count, size) * len({size, count - size})
+        if left * shares[size] / sum(shares.values()) < number * (1 - 1e-8):  # but for rounding
             break
-        for k in sizes:
-            chosen += [list(members) for members in combinations(range(count), k)]
-            weights += [of_size[k] / number] * number
-        left -= len(sizes) * number
-        for k in sizes:
-            del of_size[k]
-    members = torch.zeros(len(chosen), count, dtype=torch.bool, device="cpu")
-    for row, players in enumerate(chosen):
-        members[row, players] = True
-    if of_size and left >= 2:
-        drawn = torch.stack(list(_draw(of_size, count, left // 2, generator))).flatten(0, 1)
-        members = torch.cat([members, drawn])
-        weights += [sum(of_size.values()) / len(drawn)] * len(drawn)
-    weight = torch.tensor(weights, dtype=torch.float64, device="cpu")
-    return members, weight / weight.sum()
+        whole = _whole_size(count, size)
+        members.append(whole)
+        weights.append(weights[0].new_full((number,), shares.pop(size) / number))
+        left -= number
+    if shares and left >= 2:
+        drawn, times = _draw(shares, count, left // 2, generator)
+        members.append(drawn)
+        weights.append(sum(shares.values()) * times / times.sum())
+    weight = torch.cat(weights)
+    return torch.cat(members), weight / weight.sum()
+
+
+def _whole_size(count: int, size: int) -> Tensor:
+    """Return all coalitions of a size, and of their complements' size, bool (n, count)."""
+    players = torch.tensor(list(combinations(range(count), size)), dtype=torch.int64, device="cpu")
+    members = torch.zeros(len(players), count, dtype=torch.bool, device="cpu")
+    members.scatter_(1, players, True)
+    return members if 2 * size == count else torch.cat([members, ~members])
 
 
 def _draw(
-    of_size: dict[int, float], count: int, pairs: int, generator: torch.Generator
-) -> Iterator[Tensor]:
-    """Yield pairs of a coalition and its complement, (2, count), sizes by their weight."""
-    sizes, shares = (
-        list(of_size),
-        torch.tensor(list(of_size.values()), dtype=torch.float64, device="cpu"),
-    )
-    picks = torch.multinomial(shares, pairs, replacement=True, generator=generator)
+    shares: dict[int, float], count: int, pairs: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw coalitions with their complements, sizes by their shares, until ``pairs`` differ.
+
+    Returns:
+        Members, bool (n, count), n ≤ 2 ``pairs`` where few are left to be drawn, and how often each
+        was drawn, float64 (n,).
+    """
+    sizes = list(shares)
+    weights = torch.tensor(list(shares.values()), dtype=torch.float64, device="cpu")
+    picks = torch.multinomial(weights, 4 * pairs, replacement=True, generator=generator)
+    times: dict[tuple[bool, ...], int] = {}
     for pick in picks.tolist():
         coalition = torch.zeros(count, dtype=torch.bool, device="cpu")
-        order = torch.randperm(count, generator=generator, device="cpu")
-        coalition[order[: sizes[pick]]] = True
-        yield torch.stack([coalition, ~coalition])
+        players = torch.randperm(count, generator=generator, device="cpu")
+        coalition[players[: sizes[pick]]] = True
+        # Of a coalition and its complement, the one without the first player stands for both.
+        pair = tuple((coalition ^ coalition[0]).tolist())
+        times[pair] = times.get(pair, 0) + 1
+        if len(times) == pairs:
+            break
+    drawn = torch.tensor(list(times), dtype=torch.bool, device="cpu")
+    each = torch.tensor(list(times.values()), dtype=torch.float64, device="cpu")
+    return torch.cat([drawn, ~drawn]), each.repeat(2)
 
 
 def shapley_regression(members: Tensor, gains: Tensor, weight: Tensor, total: Tensor) -> Tensor:

@@ -29,9 +29,10 @@ from afmi.gradients.rules.elementwise import Chord
 from afmi.gradients.rules.products import RULES as PRODUCTS
 from afmi.gradients.tape import Entry
 from afmi.methods.base import Attribution, Method
+from afmi.methods.gradient_methods import change_of_pixels
 from afmi.methods.work import Work
-from afmi.network.classifier import Classifier
 from afmi.network.operations import Trait, operations_with
+from afmi.pictures.references import Reference
 from afmi.targets import Target
 
 __all__ = ["LRP"]
@@ -44,12 +45,14 @@ _UNDEFINED_AT_ZERO = operations_with(Trait.UNDEFINED_AT_ZERO)
 
 @dataclass(frozen=True)
 class LRP(Method):
-    """Show how much of the class score each pixel is responsible for, as the layers pass it back.
+    """Show which pixels the class score rests on, as the layers hand relevance back to them.
 
     A linear layer z_j = Σ_i w_ij a_i + b_j hands its outputs' relevance back in proportion to what
     each input added, R_i = Σ_j a_i w_ij / (z_j + ε_j sign z_j) · R_j, with ε_j = epsilon · the
     root mean square of z over the layer; an activation passes relevance on unchanged. It starts
-    with R = y_c, and S_ij = Σ_k R_kij over the colour channels k. Signed.
+    with R = y_c, and S_ij = Σ_k R_kij over the colour channels k. Signed. What arrives is not y_c:
+    ε and biases absorb most of it in a deep network, and the map's sum may have the other sign, so
+    no part of the sum is a share of the score.
 
     It is computed as R = a · ρ, where ρ is a gradient in which an activation's derivative is
     (σ(z) − σ(0)) / (z + ε sign z) (Ancona et al., ICLR 2018, Proposition 1). No quotient of small
@@ -65,13 +68,14 @@ class LRP(Method):
       (squeeze-and-excite). Where neither tells them apart, each takes half.
     - Layer and group norms: the deviation that they divide by is taken as constant.
     - A `Classifier`'s normalisation is no layer: relevance is that of the normalised pixels, as if
-      the network had been called with them.
+      the network had been called with them, so pixels of its mean colour get 0. With a reference
+      x̄ it is a layer in x − x̄, whose bias is the normalised x̄.
 
     Paper: Bach et al., *On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
     Layer-Wise Relevance Propagation*, PLOS ONE 2015, Eq. 58. Differs: ε is relative to the
     layer's outputs, with the 0.25 of Montavon et al., *Layer-Wise Relevance Propagation: An
     Overview*, 2019; an absolute one means something else in every layer. With ε near 0 it is
-    input × gradient on ReLU networks.
+    `InputXGradient` on ReLU networks, which has the same zero.
     Cost: 1 forward + 1 backward per image.
 
     Args:
@@ -79,6 +83,8 @@ class LRP(Method):
         epsilon: ε as a share of the root mean square of a layer's outputs, from 0 up; the larger,
             the fewer pixels are left with relevance, and the smaller its sum. Near 0, relevance
             sums to y_c in networks without biases.
+        reference: x̄, whose pixels get 0; the mean of several. ``Black()``: black pixels get 0.
+            None: the network's own zero, a `Classifier`'s mean colour.
 
     Raises:
         OperationError: when the network has an operation without a rule, such as softmax inside.
@@ -99,10 +105,12 @@ class LRP(Method):
     name = "LRP"
     family = "pixel"
     scores = "modified gradients"
+    signed = True
     paper = "Bach et al., On Pixel-Wise Explanations, PLOS ONE 2015"
 
     _: KW_ONLY
     epsilon: float = 0.25
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,8 +128,8 @@ class LRP(Method):
         rho = run.gradient(classes, last=True) * start[:, :, None, None]
         # With the normalisation's own derivative 1/std in ρ, this is the normalised pixel times
         # the ρ there.
-        zero = self.model.mean.to(inputs) if isinstance(self.model, Classifier) else 0.0
-        maps = ((inputs - zero) * rho).sum(1, keepdim=True)
+        change = change_of_pixels(self.model, inputs, self.reference)
+        maps = (change * rho).sum(1, keepdim=True)
         return Attribution(maps, classes, run.logits)
 
 

@@ -51,6 +51,7 @@ class SmoothGrad(Method):
     aliases = ("sg",)
     family = "pixel"
     scores = "gradients"
+    signed = False
     paper = "Smilkov et al., SmoothGrad, 2017"
 
     _: KW_ONLY
@@ -73,6 +74,8 @@ class SmoothGrad(Method):
                 f"expected a base method on the same model, got {self.base.name} on another; "
                 "build both with one model"
             )
+        if self.base is not None:
+            object.__setattr__(self, "signed", self.base.signed)
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""

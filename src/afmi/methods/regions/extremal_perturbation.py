@@ -72,6 +72,7 @@ class ExtremalPerturbation(Method):
     aliases = ("ep",)
     family = "region"
     scores = "perturbation"
+    signed = False
     paper = "Fong et al., Understanding Deep Networks via Extremal Perturbations, ICCV 2019"
 
     _: KW_ONLY

@@ -58,6 +58,7 @@ class LIME(BlackBoxMethod):
     name = "LIME"
     family = "region"
     scores = "perturbation"
+    signed = True
     paper = 'Ribeiro et al., "Why Should I Trust You?", KDD 2016'
 
     _: KW_ONLY

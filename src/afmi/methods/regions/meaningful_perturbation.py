@@ -70,6 +70,7 @@ class MeaningfulPerturbation(Method):
     aliases = ("mp",)
     family = "region"
     scores = "perturbation"
+    signed = False
     paper = "Fong & Vedaldi, Interpretable Explanations of Black Boxes, ICCV 2017"
 
     _: KW_ONLY

@@ -67,6 +67,7 @@ class PredictionDifference(BlackBoxMethod):
     aliases = ("pda",)
     family = "region"
     scores = "perturbation"
+    signed = True
     paper = "Zintgraf et al., Visualizing Deep Neural Network Decisions, ICLR 2017"
 
     _: KW_ONLY

@@ -54,6 +54,7 @@ class RISE(BlackBoxMethod):
     name = "RISE"
     family = "region"
     scores = "perturbation"
+    signed = False
     paper = "Petsiuk et al., RISE, BMVC 2018"
 
     _: KW_ONLY
