@@ -15,7 +15,7 @@ from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import logits_of
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
-__all__ = ["Classifier", "class_label", "classify", "find_class"]
+__all__ = ["Classifier", "class_label", "classify", "find_class", "network_zero"]
 
 
 class Classifier(nn.Module):
@@ -111,6 +111,17 @@ def classify(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits (N, C) of images (N, C, H, W), without gradients."""
     with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
         return in_fast_layout(model, lambda x: logits_of(model(x)), inputs.detach())
+
+
+def network_zero(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the colour that a network takes as 0, (1, C, 1, 1), for images (N, C, H, W).
+
+    Inside a `Classifier` that is the mean colour, which its normalisation makes 0; any other
+    network takes images as they are, and 0 is 0.
+    """
+    if isinstance(model, Classifier):
+        return model.mean.to(images)[None]
+    return images.new_zeros(1, images.shape[1], 1, 1)
 
 
 def class_label(model: nn.Module, index: int) -> str:
