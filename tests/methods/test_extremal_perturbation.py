@@ -45,32 +45,50 @@ def test_finds_the_quadrant_that_counts(quadrant_mask: Tensor) -> None:
         assert mask[12:, :12].sum() > 0.8 * mask.sum()
 
 
-def test_masks_have_their_area_and_are_nearly_binary(quadrant_mask: Tensor) -> None:
+def test_masks_are_nearly_binary_and_have_their_area_with_the_margin(quadrant_mask: Tensor) -> None:
     for mask, area in zip(quadrant_mask, (0.1, 0.2), strict=True):
-        assert abs(float(mask.mean()) - area) < 0.3 * area
+        # 16 places a side, and 2.5 more at each end: up to 1.72 times the area in the image.
+        assert 0.7 * area < float(mask.mean()) < 1.3 * area * (21 / 16) ** 2
         assert mask.max() > 0.9
+
+
+def test_the_area_counts_a_margin_of_18_pixels() -> None:
+    lattice = _Lattice(ExtremalPerturbation(nn.Identity()), torch.empty(1, 3, 224, 224))
+    assert lattice.size == (32, 32)
+    assert lattice.smooth(lattice.start(1)).shape == (1, 38, 38)
+    # The authors' program counts 260 x 260 pixels.
+    assert int(lattice.ranked(0.1).sum()) == pytest.approx(0.1 * (260 / 7) ** 2, abs=1.5)
 
 
 def test_max_convolution_is_its_formula() -> None:
     method = ExtremalPerturbation(nn.Identity(), sigma=3.0, step=1.5, temperature=0.1)
     lattice = _Lattice(method, torch.empty(1, 3, 224, 336, dtype=torch.float64))
-    rows, columns = lattice.size
-    assert (rows, columns) == (149, 224)
-    lattice.size = (6, 7)
+    assert lattice.size == (149, 224)
     free = torch.rand(1, 6, 7, dtype=torch.float64)
     found = lattice.smooth(free)[0]
-    reach = lattice.reach
-    for y in range(6):
-        for x in range(7):
+    assert found.shape == (6 + 2 * 2, 7 + 2 * 2)
+    for y in range(-2, 8):
+        for x in range(-2, 9):
             values = []
-            for i in range(y - reach, y + reach + 1):
-                for j in range(x - reach, x + reach + 1):
+            for i in range(y - 3, y + 4):
+                for j in range(x - 3, x + 4):
                     distance = math.hypot(y - i, x - j) * 1.5
-                    kernel = math.exp(-((max(0.0, distance - 1.5) / 1.5) ** 2))
-                    values.append(kernel * float(free[0, min(max(i, 0), 5), min(max(j, 0), 6)]))
+                    kernel = math.exp(-2 * max(0.0, distance / 3.0 - 0.5) ** 2)
+                    inside = 0 <= i < 6 and 0 <= j < 7
+                    values.append(kernel * float(free[0, i, j]) if inside else 0.0)
             f = torch.tensor(values, dtype=torch.float64)
             expected = (f * (f / 0.1).exp()).sum() / (f / 0.1).exp().sum()
-            torch.testing.assert_close(found[y, x], expected)
+            torch.testing.assert_close(found[y + 2, x + 2], expected)
+
+
+def test_pixels_are_interpolated_between_the_places_of_lattice_and_margin() -> None:
+    lattice = _Lattice(
+        ExtremalPerturbation(nn.Identity()), torch.empty(1, 3, 224, 224, dtype=torch.float64)
+    )
+    line = torch.arange(-3, 35, dtype=torch.float64)
+    plane = (line[:, None] + 10 * line[None])[None]
+    place = (torch.arange(224, dtype=torch.float64) + 0.5) / 7 - 0.5
+    torch.testing.assert_close(lattice.pixels(plane)[0, 0], place[:, None] + 10 * place[None])
 
 
 def test_area_slope_is_the_gradient_of_the_ranked_penalty() -> None:
@@ -113,25 +131,51 @@ def test_a_step_is_that_of_the_formula() -> None:
         [image, *(Blurred(20 * 16 / 224 * level / 3)(image) for level in (1, 2, 3))]
     )
 
-    def loss(free: Tensor, weight: float, first: bool) -> Tensor:
+    def loss(free: Tensor, weight: float) -> Tensor:
         mask = lattice.smooth(free)
         position = 3 * (1 - lattice.pixels(mask))
         hats = torch.stack([(1 - (position - level).abs()).clamp(min=0) for level in range(4)])
         assert (hats.sum(0) > 0.99).all()
-        goal = lattice.ranked(0.2)
-        # All places are equal at the start, and share the goal.
-        goal = goal.mean() if first else goal
-        penalty = ((mask.flatten().sort().values - goal) ** 2).mean()
+        ordered, goal = mask.flatten().sort().values, lattice.ranked(0.2)
+        # Places that are equal, as many are at the start, share the goal.
+        equal = (ordered[:, None] - ordered[None]).abs() < 1e-12
+        goal = (equal * goal).sum(1) / equal.sum(1)
+        penalty = ((ordered - goal) ** 2).mean()
         return weight * penalty - model((hats * levels).sum(0))[0, 3]
 
     free, velocity = lattice.start(1), torch.zeros_like(lattice.start(1))
     for step, weight in enumerate((300.0, 300.0 * 1.0035)):
         leaf = free.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(loss(leaf, weight, step == 0), leaf)
+        (gradient,) = torch.autograd.grad(loss(leaf, weight), leaf)
         velocity = 0.9 * velocity + 0.1 * gradient if step else gradient
         free = (free - 1e-2 * velocity).clamp(0, 1)
     found = method._masks(image, torch.tensor([3]))
     torch.testing.assert_close(found, lattice.pixels(lattice.smooth(free)))
+
+
+def test_mirrors_every_other_step() -> None:
+    """What a network thinks of the mirrored image, with the mask mirrored back."""
+
+    class Left(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen = 20 * (x[..., :8].diff(dim=3) ** 2).mean((1, 2, 3))
+            return torch.stack([seen, torch.zeros_like(seen)], 1)
+
+    class Mirrored(Left):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flip(3))
+
+    image = images(1, 16).double()
+    settings = {"areas": (0.1,), "iterations": 1}
+    mirrored = ExtremalPerturbation(Left(), mirror=True, **settings).attribute(image, 0)
+    torch.testing.assert_close(
+        mirrored, ExtremalPerturbation(Mirrored(), **settings).attribute(image, 0)
+    )
+    plain, both = (
+        ExtremalPerturbation(Left(), areas=(0.1,), iterations=2, mirror=mirror).attribute(image, 0)
+        for mirror in (False, True)
+    )
+    assert not torch.allclose(plain, both)
 
 
 def test_batch_equals_singles_and_the_model_is_untouched() -> None:
