@@ -39,7 +39,8 @@ class RISE(BlackBoxMethod):
     Paper: Petsiuk, Das & Saenko, *RISE: Randomized Input Sampling for Explanation of Black-box
     Models*, BMVC 2018, Eq. 6 and Section 3.2. The paper takes 4,000 masks for VGG-16 and 8,000
     for ResNet-50, with s = 7 and p = 0.5; the authors' example program takes 6,000 with s = 8 and
-    p = 0.1. Differs: nothing. The program multiplies the normalised image by the mask, which hides
+    p = 0.1. Differs: within half a cell of the grid's edge the program mirrors the grid, where we
+    repeat its outermost cells. The program multiplies the normalised image by the mask, which hides
     with the mean colour of the network's normalisation; so do we, where the model is a
     `Classifier` (any other network is called with x ⊙ M_i). The paper speaks of black:
     ``reference=Black()``.
