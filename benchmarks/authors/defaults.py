@@ -94,7 +94,7 @@ PROGRAMS = {
             "mirror": "true",
         },
         "a mirrored digit or letter is another one; m and its area are computed on the lattice, "
-        "which costs less; blurs leave out what is outside the image",
+        "which costs less",
     ),
     "LIME": Program(
         "marcotcr/lime",

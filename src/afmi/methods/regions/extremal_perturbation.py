@@ -13,9 +13,8 @@ from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
-from afmi.network.classifier import classify
-from afmi.pictures.matrices import CellsToPixels, at_224
-from afmi.pictures.references import Blurred
+from afmi.network.classifier import classify, network_zero
+from afmi.pictures.matrices import CellsToPixels, at_224, gaussian
 from afmi.progress import track
 from afmi.targets import Target
 
@@ -34,10 +33,12 @@ class ExtremalPerturbation(Method):
     smax f = Σ f e^{f/T} / Σ e^{f/T} and the kernel k(u) = exp(−2 max(0, |u|/σ − ½)²), cut off one
     lattice step beyond σ. S = g ∗ Σ_a m_a. y_c is the logit.
 
-    Kernel, areas and defaults are those of the authors' program, where these differ from the
+    Kernel, areas, edges and defaults are those of the authors' program, where these differ from the
     paper's (whose kernel is flat over one lattice step and falls to 1/e at σ). There, the places
     include a margin around the image, of σ less half a lattice step, into which the kernel
     reaches; at 224 pixels a region well inside the image is a third larger than the area says.
+    Blurs take what lies outside the image as what the network takes as 0, the mean colour of a
+    `Classifier`, and g takes it as 0.
 
     Paper: Fong, Patrick & Vedaldi, *Understanding Deep Networks via Extremal Perturbations and
     Smooth Masks*, ICCV 2019, Eq. 2–9, in the preservation game. SGD with momentum, v ← μ v +
@@ -45,8 +46,7 @@ class ExtremalPerturbation(Method):
     area, so that masks of far fewer iterations are too large. The areas, and the Gaussian g over
     their sum, are those of the paper's pointing game on VOC. m̄ starts at 1. Differs: m and R_a
     are computed on the lattice, and m is interpolated linearly between its points; equal values
-    share their entries of r_a; blurs leave out what lies outside the image, which the program
-    takes as 0, the mean colour; lengths in pixels hold for images whose shorter side is 224 and
+    share their entries of r_a; lengths in pixels hold for images whose shorter side is 224 and
     scale with it. The program mirrors what it shows at every other step; we do not unless
     ``mirror`` is set, because a mirrored digit or letter is another one.
     Cost: ``iterations`` forwards + backwards per image and area, 1 forward.
@@ -119,7 +119,7 @@ class ExtremalPerturbation(Method):
         masks = self._masks(inputs, classes)
         total = masks.unflatten(0, (len(inputs), len(self.areas))).sum(1)
         if self.smoothing > 0:
-            total = Blurred(self.smoothing * min(inputs.shape[2:]))(total)
+            total = blurred(total, self.smoothing * min(inputs.shape[2:]))
         return Attribution(total, classes, logits)
 
     def _masks(self, inputs: Tensor, classes: Tensor) -> Tensor:
@@ -150,6 +150,12 @@ class ExtremalPerturbation(Method):
             free.sub_(self.learning_rate * velocity).clamp_(0, 1)
             weight *= self.growth
         return lattice.pixels(lattice.smooth(free))
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Return images (N, C, H, W) blurred by a Gaussian, as if they were 0 beyond their edges."""
+    down, across = (gaussian(side, sigma, edges="zero").to(images) for side in images.shape[2:])
+    return down @ images @ across.T
 
 
 def area_slope(masks: Tensor, goal: Tensor) -> Tensor:
@@ -225,8 +231,10 @@ class _Pyramid:
     def __init__(self, method: ExtremalPerturbation, inputs: Tensor) -> None:
         widest = at_224(method.blur, inputs)
         steps = method.levels - 1
-        blurred = [Blurred(widest * level / steps)(inputs) for level in range(1, method.levels)]
-        self.images = torch.stack([inputs, *blurred], 1)
+        zero = network_zero(method.model, inputs)
+        levels = [widest * level / steps for level in range(1, method.levels)]
+        plain = inputs - zero
+        self.images = torch.stack([inputs, *(blurred(plain, s) + zero for s in levels)], 1)
         self.areas, self.steps = len(method.areas), steps
 
     def _ends(self, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
