@@ -49,9 +49,9 @@ def settings(cls: type[Method], passes: int | None) -> dict[str, Any]:
     """Return the settings that lower a method's passes to at most ``passes``."""
     if passes is None:
         return {}
-    fields = {each.name: each.default for each in dataclasses.fields(cls)}
-    lowered = {key: passes for key in PASSES if key in fields}
-    return {key: v for key, v in lowered.items() if fields[key] is None or fields[key] > v}
+    defaults: dict[str, Any] = {each.name: each.default for each in dataclasses.fields(cls)}
+    lowered = [key for key in PASSES if key in defaults]
+    return {key: passes for key in lowered if defaults[key] is None or defaults[key] > passes}
 
 
 def agreement(
