@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from afmi import Classifier
-from afmi.methods import CATALOGUE
+from afmi.methods import CATALOGUE, RISE, IntegratedGradients
 from benchmarks.authors import __main__ as command
 from benchmarks.authors.defaults import PROGRAMS, defaults_table
 from benchmarks.authors.programs import CALLS, Call
@@ -68,7 +68,7 @@ def test_calls_a_program_from_its_checkout(tmp_path: Path) -> None:
         "        return maps\n"
     )
     model, image = tiny(), torch.rand(1, 3, SIDE, SIDE)
-    method = CATALOGUE["RISE"](model, masks=3)
+    method = RISE(model, masks=3)
     try:
         found = CALLS["RISE"][1](tmp_path, Call(method, image, 4))
     finally:
@@ -82,7 +82,7 @@ def test_integrated_gradients_agree_with_pairs() -> None:
     """Their package is a test dependency; the path from black is the same, the rule is not."""
     pytest.importorskip("saliency.core")
     model, image = tiny(), torch.rand(1, 3, SIDE, SIDE)
-    method = CATALOGUE["IntegratedGradients"](model, steps=60)
+    method = IntegratedGradients(model, steps=60)
     ours = method.attribute(image, 4)
     rho = command.agreement("IntegratedGradients", method, image, 4, ours, {"saliency": Path.cwd()})
     assert rho > 0.98
