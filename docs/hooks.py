@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # Enough for a picture, at a fraction of the cost; everything else is the method's default.
 DRAFT = {"masks": 600, "iterations": 120, "samples": 300, "areas": (0.1, 0.2), "steps": 30}
 FEWER = {"SmoothGrad": {"samples": 50}, "PredictionDifference": {"samples": 2, "stride": 8}}
+# Settings between which there is something to choose: drawn beside the defaults.
+VARIANTS = {
+    "MeaningfulPerturbation": {"relative": True, "area": 1e-3},
+    "RISE": {"weighted_mean": True},
+}
 CREDIT = "Photograph: Stéfan van der Walt (CC0), changed."
 
 
@@ -42,11 +47,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
     model = load_model("photos")
     for name, cls in CATALOGUE.items():
-        picture, note = _picture(model, cls, {**_settings(cls), **FEWER.get(name, {})})
-        page = f"# {cls.name}\n\n{note}\n\n::: {cls.__module__}.{name}\n"
+        settings = {**_settings(cls), **FEWER.get(name, {})}
+        drawn = {name: settings}
+        if name in VARIANTS:
+            drawn[f"{name}-variant"] = {**settings, **VARIANTS[name]}
+        notes = []
+        for file, chosen in drawn.items():
+            picture, note = _picture(model, cls, chosen, file)
+            notes.append(note)
+            if picture:
+                files.append(File.generated(config, f"methods/{file}.png", content=picture))
+        page = "\n\n".join([f"# {cls.name}", *notes, f"::: {cls.__module__}.{name}\n"])
         files.append(File.generated(config, f"methods/{name}.md", content=page))
-        if picture:
-            files.append(File.generated(config, f"methods/{name}.png", content=picture))
     return files
 
 
@@ -55,7 +67,9 @@ def _settings(cls: type) -> dict[str, Any]:
     return {key: value for key, value in DRAFT.items() if key in names}
 
 
-def _picture(model: Any, cls: type, settings: dict[str, Any]) -> tuple[bytes | None, str]:
+def _picture(
+    model: Any, cls: type, settings: dict[str, Any], file: str
+) -> tuple[bytes | None, str]:
     """Return a PNG of the method on a photograph, and the words that go with it."""
     from skimage.data import chelsea
 
@@ -73,8 +87,7 @@ def _picture(model: Any, cls: type, settings: dict[str, Any]) -> tuple[bytes | N
     figures.figure_png(explanation.figure(), buffer)
     with_settings = ", ".join(f"{key}={value}" for key, value in settings.items())
     how = f"with {with_settings}, for the picture's sake" if settings else "with its defaults"
-    name = cls.__name__
-    return buffer.getvalue(), f"![{cls.name} of a cat]({name}.png)\n\n*Drawn {how}. {CREDIT}*"
+    return buffer.getvalue(), f"![{cls.name} of a cat]({file}.png)\n\n*Drawn {how}. {CREDIT}*"
 
 
 def _methods() -> str:

@@ -63,25 +63,47 @@ def test_the_first_step_is_that_of_the_formula() -> None:
     torch.testing.assert_close(spread.pull_back(scene.by_mask(gradient)), expected)
 
 
-def test_what_counts_is_the_share_of_the_probability_that_is_left() -> None:
-    """A network a thousand times less sure of the class gives the same mask."""
+class Unsure(nn.Module):
+    """Gives class 0 a small probability, e^−less times as large."""
 
-    class Sure(Quadrant):
-        def forward(self, x: Tensor) -> Tensor:
-            score = super().forward(x)[:, :1] - 20
-            return torch.cat([score - 7, score * 0], 1)
+    def __init__(self, less: float) -> None:
+        super().__init__()
+        self.less = less
 
-    class Surer(Quadrant):
-        def forward(self, x: Tensor) -> Tensor:
-            score = super().forward(x)[:, :1] - 20
-            return torch.cat([score, score * 0], 1)
+    def forward(self, x: Tensor) -> Tensor:
+        score = Quadrant()(x)[:, :1] - 20
+        return torch.cat([score - self.less, score * 0], 1)
 
+
+def test_relative_probability_does_not_depend_on_how_sure_the_network_is() -> None:
     image = images(1, 32).double()
-    sure, surer = (
-        MeaningfulPerturbation(network, iterations=20, reference=Black()).attribute(image, 0)
-        for network in (Sure(), Surer())
+    unsure, sure = (
+        MeaningfulPerturbation(
+            Unsure(less), iterations=20, reference=Black(), relative=True, area=1e-3
+        ).attribute(image, 0)
+        for less in (7, 0)
     )
-    torch.testing.assert_close(sure, surer, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(unsure, sure, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_probability_restores_what_costs_more_than_it_gains() -> None:
+    """One step of 0.1: λ1 outweighs a probability of 1e-9, but not its share that is left."""
+    image = images(1, 32).double()
+    plain, relative = (
+        MeaningfulPerturbation(
+            Unsure(7), iterations=1, reference=Black(), blur=0.1, relative=relative
+        ).attribute(image, 0)
+        for relative in (False, True)
+    )
+    assert plain.max() == pytest.approx(0.9, abs=1e-4)
+    assert relative.max() == pytest.approx(1, abs=1e-4)
+
+
+def test_defaults_are_those_of_the_authors_program() -> None:
+    method = MeaningfulPerturbation(nn.Identity())
+    assert (method.area, method.smoothness, method.power) == (1e-4, 1e-2, 3)
+    assert (method.iterations, method.learning_rate, method.jitter) == (300, 0.1, 4)
+    assert (method.cell, method.blur, method.relative) == (8, 5, False)
 
 
 def test_penalty_is_the_formulas() -> None:

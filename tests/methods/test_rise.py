@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.regions.rise import RISE, _Masks
+from afmi.network.classifier import Classifier
+from afmi.pictures.references import Black, Random
 
 
 def _slow(model: nn.Module, image: Tensor, target: int, method: RISE) -> Tensor:
@@ -39,6 +41,52 @@ def test_is_equation_6(height: int, width: int) -> None:
     method = RISE(model, masks=23, batch_size=5)
     expected = _slow(model, image[0], 2, method)
     torch.testing.assert_close(method.attribute(image, 2)[0, 0], expected)
+
+
+def test_hides_with_the_colour_that_the_normalisation_makes_zero() -> None:
+    """As the authors' program does, which multiplies the normalised image by the mask."""
+    network = build("vgg", torch.float64)
+    mean, std = [0.5, 0.2, 0.4], [0.25, 0.5, 0.2]
+    image = torch.rand(1, 3, 20, 20, dtype=torch.float64)
+    normalised = (image - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    model = Classifier(network, mean=mean, std=std)
+    expected = RISE(network, masks=12).attribute(normalised, 2)
+    torch.testing.assert_close(RISE(model, masks=12).attribute(image, 2), expected)
+    black = RISE(model, masks=12, reference=Black()).attribute(image, 2)
+    torch.testing.assert_close(black[0, 0], _slow(model, image[0], 2, RISE(model, masks=12)))
+
+
+def test_shows_the_reference_where_the_image_is_hidden() -> None:
+    class Seen(nn.Module):
+        """Its probability of class 0 is the first pixel."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            p = x[:, 0, 0, 0].clamp(0.01, 0.99)
+            return torch.stack([p, 1 - p], 1).log()
+
+    image, reference = torch.zeros(2, 1, 6, 6, dtype=torch.float64), Random(samples=3, seed=5)
+    image[1] = 0.5
+    method = RISE(Seen(), masks=40, cells=2, reference=reference, weighted_mean=True)
+    masks = _Masks(method, 6, 6, image)(0, 40)[:, 0]
+    other = reference(image).mean(0)[0, 0, 0]
+    for n in range(2):
+        score = (masks[:, 0, 0] * image[n, 0, 0, 0] + (1 - masks[:, 0, 0]) * other).clamp(0.01)
+        expected = (score[:, None, None] * masks).sum(0) / masks.sum(0)
+        torch.testing.assert_close(method.attribute(image, 0)[n, 0], expected)
+
+
+def test_weighted_mean_is_flat_where_no_mask_changes_the_probability() -> None:
+    """The map by N p is how often each place was visible; seeds then agree on nothing."""
+
+    class Certain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([[0.0, 50.0]], dtype=x.dtype).expand(len(x), 2) + 0 * x[:, 0, 0, :1]
+
+    image = images(1, 21).double()
+    by_expectation = RISE(Certain(), masks=50).attribute(image, 1)
+    assert by_expectation.std() > 0.01
+    flat = RISE(Certain(), masks=50, weighted_mean=True).attribute(image, 1)
+    torch.testing.assert_close(flat, torch.ones_like(flat))
 
 
 class _Sum(nn.Module):

@@ -20,7 +20,7 @@ from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
-__all__ = ["Classifier", "class_label", "classify", "find_class"]
+__all__ = ["Classifier", "class_label", "classify", "find_class", "network_zero"]
 
 
 class Classifier(nn.Module):
@@ -131,6 +131,17 @@ def classify(model: nn.Module, inputs: Tensor) -> Tensor:
         try_once(model, inputs)
         logits = in_fast_layout(model, partial(run_watched, model), inputs.detach())
     return check_run(logits, inputs)
+
+
+def network_zero(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the colour that a network takes as 0, (1, C, 1, 1), for images (N, C, H, W).
+
+    Inside a `Classifier` that is the mean colour, which its normalisation makes 0; any other
+    network takes images as they are, and 0 is 0.
+    """
+    if isinstance(model, Classifier):
+        return model.mean.to(images)[None]
+    return images.new_zeros(1, images.shape[1], 1, 1)
 
 
 def class_label(model: nn.Module, index: int) -> str:

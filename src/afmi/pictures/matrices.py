@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import reduce
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Edges = Literal["renormalised", "zero"]
 
 __all__ = ["CellsToPixels", "at_224", "crops", "gaussian", "interpolation", "product"]
 
@@ -27,14 +31,24 @@ def interpolation(cells: int, size: int) -> Tensor:
     return F.interpolate(identity[None], size=size, mode="linear", align_corners=False)[0].T
 
 
-def gaussian(size: int, sigma: float) -> Tensor:
+def gaussian(
+    size: int, sigma: float, *, edges: Literal["renormalised", "zero"] = "renormalised"
+) -> Tensor:
     """Return the matrix (size, size), float64, that blurs a row.
 
-    Its own rows sum to 1, also at the edges.
+    Args:
+        size: of the row.
+        sigma: standard deviation, in its places.
+        edges: ``"renormalised"``: the matrix's own rows sum to 1, also at the edges. ``"zero"``:
+            as if the row were 0 beyond them, so that rows near the edges sum to less.
     """
     position = torch.arange(size, dtype=torch.float64, device="cpu")
     weight = torch.exp(-((position[:, None] - position[None]) ** 2) / (2 * sigma**2))
-    return weight / weight.sum(1, keepdim=True)
+    if edges == "renormalised":
+        return weight / weight.sum(1, keepdim=True)
+    reach = math.ceil(8 * sigma)
+    line = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
+    return weight / torch.exp(-(line**2) / (2 * sigma**2)).sum()
 
 
 def product(*factors: Tensor) -> Tensor:

@@ -22,7 +22,9 @@ class GradCAMPlusPlus(WeightedMapsMethod):
     Paper: Chattopadhyay et al., *Grad-CAM++: Generalized Gradient-based Visual Explanations for
     Deep Convolutional Networks*, WACV 2018, Eq. 11 and 19, for which Y = exp(y_c) gives the
     derivatives in closed form. Differs: the factor exp(y_c) of all weights of an image is left
-    out; it overflows, and only scales the map.
+    out; it overflows, and only scales the map. The authors' program goes beyond the paper's
+    equations and divides each map's α^k_ij by its sum over the places where g^k_ij > 0, which
+    weighs maps with few such places more; we follow the equations.
     Cost: 1 forward + 1 backward through the layers after ``layer``.
 
     Args:

@@ -28,7 +28,9 @@ class DeepLIFT(Method):
     Paper: Shrikumar, Greenside & Kundaje, *Learning Important Features Through Propagating
     Activation Differences*, ICML 2017, Eq. 1–3 and 3.5.2 (rescale rule). Differs: max pooling,
     products and normalisations, which the paper leaves open, have rules that keep the sum
-    (`afmi.gradients`), so it is exact on residual, squeeze-and-excite and dense networks.
+    (`afmi.gradients`), so it is exact on residual, squeeze-and-excite and dense networks. The
+    authors' program by default has the RevealCancel rule (3.5.3) behind dense layers, and the
+    rescale rule behind convolutions alone.
     Cost: 1 forward per image + 1 backward for each reference image, whose own forward pass is made
     once for a model and image size, and kept.
 

@@ -27,8 +27,10 @@ class SmoothGrad(Method):
     channels k. The class is that of the clean image.
 
     Paper: Smilkov et al., *SmoothGrad: Removing Noise by Adding Noise*, 2017, Section 3. Differs:
-    nothing without a base; with one, finished maps are averaged, that is, magnitudes where the
-    base takes them. The noisy copies are not clipped to the range of images, as in the paper.
+    nothing from the paper without a base; with one, finished maps are averaged, that is,
+    magnitudes where the base takes them. The authors' program (PAIR's saliency) takes 25 copies
+    instead of the paper's 50, and by default averages squared gradients, which is another method
+    (SmoothGrad²). The noisy copies are not clipped to the range of images, as in the paper.
     Cost: ``samples`` times the base method, and 1 forward for the class.
 
     Args:

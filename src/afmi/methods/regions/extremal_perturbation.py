@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -12,9 +13,8 @@ from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
-from afmi.network.classifier import classify
-from afmi.pictures.matrices import CellsToPixels, at_224, interpolation
-from afmi.pictures.references import Blurred
+from afmi.network.classifier import classify, network_zero
+from afmi.pictures.matrices import CellsToPixels, at_224, gaussian
 from afmi.progress import track
 from afmi.targets import Target
 
@@ -29,25 +29,32 @@ class ExtremalPerturbation(Method):
     where r_a is the sorted mask that is 1 on the share a of the places and 0 elsewhere. m ⊗ x
     blurs each place u by a Gaussian of σ = σ_max (1 − m(u)), interpolated in a pyramid of blurred
     images. m is smooth by construction: a max-convolution m(u) = smax_v k(u − v) m̄(v) of free
-    values m̄ in [0, 1] on a lattice, with smax f = Σ f e^{f/T} / Σ e^{f/T} and the kernel
-    k(u) = exp(−(max(0, |u| − s) / (σ − s))²), flat over one lattice step s and 1/e at radius σ.
-    S = g ∗ Σ_a m_a. y_c is the logit.
+    values m̄ in [0, 1] on a lattice over the image, 0 outside it, with
+    smax f = Σ f e^{f/T} / Σ e^{f/T} and the kernel k(u) = exp(−2 max(0, |u|/σ − ½)²), cut off one
+    lattice step beyond σ. S = g ∗ Σ_a m_a. y_c is the logit.
+
+    Kernel, areas, edges and defaults are those of the authors' program, where these differ from the
+    paper's (whose kernel is flat over one lattice step and falls to 1/e at σ). There, the places
+    include a margin around the image, of σ less half a lattice step, into which the kernel
+    reaches; at 224 pixels a region well inside the image is a third larger than the area says.
+    Blurs take what lies outside the image as what the network takes as 0, the mean colour of a
+    `Classifier`, and g takes it as 0.
 
     Paper: Fong, Patrick & Vedaldi, *Understanding Deep Networks via Extremal Perturbations and
     Smooth Masks*, ICCV 2019, Eq. 2–9, in the preservation game. SGD with momentum, v ← μ v +
-    (1 − μ) ∇ as in the authors' program; λ grows geometrically, which enforces the area, so that
-    masks of far fewer iterations are too large. The areas, and the Gaussian g over their sum, are
-    those of the paper's pointing game on VOC. m̄ starts at 1, the sharp image. Differs: m and R_a
+    (1 − μ) ∇ as in the authors' program (TorchRay); λ grows geometrically, which enforces the
+    area, so that masks of far fewer iterations are too large. The areas, and the Gaussian g over
+    their sum, are those of the paper's pointing game on VOC. m̄ starts at 1. Differs: m and R_a
     are computed on the lattice, and m is interpolated linearly between its points; equal values
     share their entries of r_a; lengths in pixels hold for images whose shorter side is 224 and
-    scale with it. The program mirrors what it shows at every other step; we do not, because a
-    mirrored digit or letter is another one.
+    scale with it. The program mirrors what it shows at every other step; we do not unless
+    ``mirror`` is set, because a mirrored digit or letter is another one.
     Cost: ``iterations`` forwards + backwards per image and area, 1 forward.
 
     Args:
         model: see `Method`.
-        areas: shares of the image to keep, each above 0 and below 1; one suffices, and costs
-            that much less.
+        areas: shares of the image and its margin to keep, each above 0 and below 1; one
+            suffices, and costs that much less.
         iterations: steps of SGD.
         learning_rate: of SGD.
         momentum: μ.
@@ -59,6 +66,7 @@ class ExtremalPerturbation(Method):
         blur: σ_max, in pixels at 224.
         levels: images in the pyramid, the sharp one included.
         smoothing: standard deviation of g, as a share of the image's shorter side; 0: none.
+        mirror: whether the network is shown what it is shown mirrored at every other step.
         batch_size: see `afmi.gradients.passes.BatchRunner`.
 
     Example:
@@ -88,6 +96,7 @@ class ExtremalPerturbation(Method):
     blur: float = 20.0
     levels: int = 8
     smoothing: float = 0.09
+    mirror: bool = False
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +121,7 @@ class ExtremalPerturbation(Method):
         masks = self._masks(inputs, classes)
         total = masks.unflatten(0, (len(inputs), len(self.areas))).sum(1)
         if self.smoothing > 0:
-            total = Blurred(self.smoothing * min(inputs.shape[2:]))(total)
+            total = blurred(total, self.smoothing * min(inputs.shape[2:]))
         return Attribution(total, classes, logits)
 
     def _masks(self, inputs: Tensor, classes: Tensor) -> Tensor:
@@ -127,12 +136,14 @@ class ExtremalPerturbation(Method):
         velocity: Tensor | None = None
 
         weight = self.weight
-        for _ in track(range(self.iterations), self.name):
+        for step in track(range(self.iterations), self.name):
+            flipped = [3] if self.mirror and step % 2 == 0 else []
             leaf = free.detach().requires_grad_(True)
             with torch.enable_grad():
                 mask = lattice.smooth(leaf)
             full = lattice.pixels(mask.detach())
-            gradient = runner.class_gradients(pyramid.shown(full), row_class)
+            shown = pyramid.shown(full).flip(flipped)
+            gradient = runner.class_gradients(shown, row_class).flip(flipped)
             by_mask = lattice.pixels.pull_back(pyramid.pull_back(gradient, full))
             by_mask = weight * area_slope(mask.detach(), goal) - by_mask
             (by_free,) = torch.autograd.grad(mask, leaf, by_mask)
@@ -141,6 +152,12 @@ class ExtremalPerturbation(Method):
             free.sub_(self.learning_rate * velocity).clamp_(0, 1)
             weight *= self.growth
         return lattice.pixels(lattice.smooth(free))
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Return images (N, C, H, W) blurred by a Gaussian, as if they were 0 beyond their edges."""
+    down, across = (gaussian(side, sigma, edges="zero").to(images) for side in images.shape[2:])
+    return down @ images @ across.T
 
 
 def area_slope(masks: Tensor, goal: Tensor) -> Tensor:
@@ -160,44 +177,54 @@ def area_slope(masks: Tensor, goal: Tensor) -> Tensor:
 
 
 class _Lattice:
-    """The free values m̄, the smooth mask m on their lattice, and m at pixel size."""
+    """The free values m̄, the smooth mask m on their lattice and a margin, and m at pixel size."""
 
     def __init__(self, method: ExtremalPerturbation, inputs: Tensor) -> None:
         step = max(at_224(method.step, inputs), 1.0)
         self.size = tuple(max(1, round(side / step)) for side in inputs.shape[2:])
         self.like, self.temperature = inputs, method.temperature
-        # Distances in lattice steps; the kernel is cut off where it falls below 1/50.
-        fall = method.sigma / method.step - 1
-        self.reach = int(1 + fall * 2)
+        # Lengths in lattice steps. The margin ends at its outermost places.
+        sigma = method.sigma / method.step
+        self.reach = 1 + math.ceil(sigma)
+        self.margin = math.ceil(sigma - 0.5)
+        self.places = math.prod(cells + 2 * sigma - 1 for cells in self.size)
         line = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64, device="cpu")
         distance = (line[:, None] ** 2 + line[None] ** 2).sqrt()
-        kernel = torch.exp(-(((distance - 1).clamp(min=0) / fall) ** 2))
+        kernel = torch.exp(-2 * (distance / sigma - 0.5).clamp(min=0) ** 2)
         self.kernel = kernel.flatten()[:, None].to(inputs)
         self.pixels = CellsToPixels(
             *(
-                interpolation(cells, side).to(inputs)
+                self._axis(cells, side).to(inputs)
                 for cells, side in zip(self.size, inputs.shape[2:], strict=True)
             )
         )
+
+    def _axis(self, cells: int, side: int) -> Tensor:
+        """Return the matrix from the lattice with its margin to pixels, (side, cells + 2 margin).
+
+        It interpolates linearly, at the edge towards the margin.
+        """
+        place = (torch.arange(side, dtype=torch.float64, device="cpu") + 0.5) * cells / side - 0.5
+        lattice = torch.arange(-self.margin, cells + self.margin, dtype=torch.float64, device="cpu")
+        return (1 - (place[:, None] - lattice).abs()).clamp(min=0)
 
     def start(self, count: int) -> Tensor:
         """Return the first m̄, (B, h, w): the whole image sharp, where its gradient tells most."""
         return self.like.new_ones(count, *self.size)
 
     def ranked(self, area: float) -> Tensor:
-        """Return r_a (h·w): zeros, then ones on the share ``area``, at least one place."""
-        places = self.size[0] * self.size[1]
-        ones = min(max(round(area * places), 1), places)
-        return (torch.arange(places, device="cpu") >= places - ones).to(self.like)
+        """Return r_a: zeros, then ones on the share ``area``, at least one place."""
+        count = math.prod(cells + 2 * self.margin for cells in self.size)
+        ones = min(max(round(area * self.places), 1), count)
+        return (torch.arange(count, dtype=torch.int64, device="cpu") >= count - ones).to(self.like)
 
     def smooth(self, free: Tensor) -> Tensor:
-        """Return m (B, h, w): the max-convolution of m̄."""
-        width = 2 * self.reach + 1
-        # Edges are repeated, so that a constant m̄ gives a constant m.
-        padded = F.pad(free[:, None], (self.reach,) * 4, mode="replicate")
-        around = F.unfold(padded, width) * self.kernel
+        """Return m with its margin, the max-convolution of m̄ (B, h, w)."""
+        height, width = (cells + 2 * self.margin for cells in free.shape[1:])
+        padded = F.pad(free[:, None], (self.reach + self.margin,) * 4)
+        around = F.unfold(padded, 2 * self.reach + 1) * self.kernel
         share = torch.softmax(around / self.temperature, 1)
-        return (around * share).sum(1).view_as(free)
+        return (around * share).sum(1).view(-1, height, width)
 
 
 class _Pyramid:
@@ -206,8 +233,10 @@ class _Pyramid:
     def __init__(self, method: ExtremalPerturbation, inputs: Tensor) -> None:
         widest = at_224(method.blur, inputs)
         steps = method.levels - 1
-        blurred = [Blurred(widest * level / steps)(inputs) for level in range(1, method.levels)]
-        self.images = torch.stack([inputs, *blurred], 1)
+        zero = network_zero(method.model, inputs)
+        levels = [widest * level / steps for level in range(1, method.levels)]
+        plain = inputs - zero
+        self.images = torch.stack([inputs, *(blurred(plain, s) + zero for s in levels)], 1)
         self.areas, self.steps = len(method.areas), steps
 
     def _ends(self, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,8 +36,11 @@ class PredictionDifference(BlackBoxMethod):
     Paper: Zintgraf, Cohen, Adel & Welling, *Visualizing Deep Neural Network Decisions: Prediction
     Difference Analysis*, ICLR 2017, Eq. 1–6. Differs: windows move by half their side instead of
     by one pixel (``stride=1`` does as the paper, at 25 times the cost); the Gaussian is fitted to
-    the patches of the image itself, unless ``patches`` gives training images, which the paper
-    uses; samples are clipped to the range of the pixels that the model was fitted to.
+    the patches of the image itself, which halves the deviation of what is drawn, unless
+    ``patches`` gives other images (the program fits it to 20,000 patches of the images in its
+    folder); samples are clipped to the range of all pixels that the model was fitted to, where
+    the program clips each place to its own; n is that of the paper's network, where the program
+    takes 100,000.
     Cost: 2 forwards + ``samples`` forwards per window and image, whatever the number of classes:
     19,362 at 224 × 224.
 

@@ -11,8 +11,10 @@ from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
+from afmi.network.classifier import network_zero
 from afmi.network.randomness import generator_of
 from afmi.pictures.matrices import CellsToPixels, crops, interpolation, product
+from afmi.pictures.references import Reference
 from afmi.progress import track
 
 __all__ = ["RISE"]
@@ -22,10 +24,15 @@ __all__ = ["RISE"]
 class RISE(BlackBoxMethod):
     """Show which places, when visible, go with a high probability of the class.
 
-    S = 1/(N p) Σ_i p_c(x ⊙ M_i) M_i over N random masks M_i in [0, 1]^(H×W). A mask is a grid of
-    s × s cells, each 1 with probability p, interpolated bilinearly to (s + 1) C_H × (s + 1) C_W
-    pixels for cells of C_H × C_W pixels, and cropped to H × W at a random offset of up to one
-    cell. p_c is the softmax probability. What is masked is black.
+    S = 1/(N p) Σ_i p_c(x ⊙ M_i + x̄ ⊙ (1 − M_i)) M_i over N random masks M_i in [0, 1]^(H×W). A
+    mask is a grid of s × s cells, each 1 with probability p, interpolated bilinearly to
+    (s + 1) C_H × (s + 1) C_W pixels for cells of C_H × C_W pixels (rounded up where s does not
+    divide the side, so that the crop always fits), and cropped to H × W at a random offset of up
+    to one cell. p_c is the softmax probability, x̄ what hidden places show.
+
+    N p only expects Σ_i M_i. Where p_c barely depends on the mask, S is therefore p_c times how
+    often each place happened to be visible, which is noise of the masks and not of the network.
+    ``weighted_mean=True`` divides by Σ_i M_i instead and takes that noise away.
 
     Every image gets the same masks, as in the authors' code: they are made once for a batch, and
     an image's map does not depend on the others.
@@ -33,8 +40,11 @@ class RISE(BlackBoxMethod):
     Paper: Petsiuk, Das & Saenko, *RISE: Randomized Input Sampling for Explanation of Black-box
     Models*, BMVC 2018, Eq. 6 and Section 3.2. The paper takes 4,000 masks for VGG-16 and 8,000
     for ResNet-50, with s = 7 and p = 0.5; the authors' example program takes 6,000 with s = 8 and
-    p = 0.1. Differs: where s does not divide the image's side, the cell is rounded up, so
-    that the crop always fits.
+    p = 0.1. Differs: within half a cell of the grid's edge the program mirrors the grid, where we
+    repeat its outermost cells. The program multiplies the normalised image by the mask, which hides
+    with the mean colour of the network's normalisation; so do we, where the model is a
+    `Classifier` (any other network is called with x ⊙ M_i). The paper speaks of black:
+    ``reference=Black()``.
     Cost: 1 forward + ``masks`` forwards per image, whatever the number of classes.
 
     Args:
@@ -42,6 +52,10 @@ class RISE(BlackBoxMethod):
         masks: N.
         cells: s, the grid's cells along each side.
         probability: p, that a cell is visible.
+        reference: x̄ (the mean over the images, where it gives several). None: the image that the
+            network takes as 0, see `afmi.network.classifier.network_zero`.
+        weighted_mean: whether S is the mean of p_c weighted by the masks, Σ_i p_c M_i / Σ_i M_i;
+            0 where no mask shows the place.
         seed: of the masks.
         batch_size: see `BlackBoxMethod`.
 
@@ -61,6 +75,8 @@ class RISE(BlackBoxMethod):
     masks: int = 4000
     cells: int = 7
     probability: float = 0.5
+    reference: Reference | None = None
+    weighted_mean: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,17 +95,29 @@ class RISE(BlackBoxMethod):
     ) -> tuple[Tensor, Tensor | None]:
         count, _, height, width = inputs.shape
         masks = _Masks(self, height, width, inputs)
+        hidden = self._hidden(inputs)
         wide = torch.promote_types(inputs.dtype, torch.float32)
         total = torch.zeros(*classes.shape, height * width, dtype=wide, device=inputs.device)
+        visible = torch.zeros(height * width, dtype=wide, device=inputs.device)
         for start, stop in track(runner.ranges(self.masks), self.name):
             batch = masks(start, stop)
             flat = batch.flatten(1).to(wide)
+            visible += flat.sum(0)
             for n in range(count):
-                logits = runner.logits(inputs[n] * batch)
+                logits = runner.logits(torch.lerp(hidden[n], inputs[n], batch))
                 score = torch.softmax(logits.to(wide), 1)[:, classes[:, n]]
                 total[:, n] += product(score.T, flat)
-        maps = total / (self.masks * self.probability)
+        if self.weighted_mean:
+            maps = total / visible.clamp_min(torch.finfo(wide).tiny)
+        else:
+            maps = total / (self.masks * self.probability)
         return maps.view(*classes.shape, 1, height, width), None
+
+    def _hidden(self, inputs: Tensor) -> Tensor:
+        """Return what each image shows where it is hidden, (N, C, H, W) or (N, C, 1, 1)."""
+        if self.reference is None:
+            return network_zero(self.model, inputs).expand(len(inputs), -1, -1, -1)
+        return self.reference.for_each(inputs).mean(1)
 
 
 class _Masks:

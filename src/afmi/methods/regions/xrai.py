@@ -34,9 +34,11 @@ class XRAI(Method):
     white, averaged, and the largest of the colour channels is taken.
 
     Paper: Kapishnikov et al., *XRAI: Better Attributions Through Regions*, ICCV 2019,
-    Algorithm 1. Differs: nothing of its authors' settings (Felzenszwalb segments of the image at
-    224×224 pixels, at six scales, widened by 5 pixels; segments that add fewer than 50 pixels are
-    dropped); their program, too, takes the maximum over the channels.
+    Algorithm 1, with its authors' settings (Felzenszwalb segments of the image at 224×224 pixels,
+    at six scales, widened by 5 pixels; segments that add fewer than 50 pixels are dropped); their
+    program, too, takes the maximum over the channels. Differs: black and white are 0 and 1, where
+    the program by default takes the smallest and the largest number in the image for all
+    channels, which depends on the image and, after normalisation, is no grey.
     Cost: 2 × ``steps`` forwards + backwards, 3 forwards; a tolerance may triple the steps, as that
     of Integrated Gradients. The segmentation, a third of a second per
     image on one core, runs in threads beside them, and the merging takes a tenth.

@@ -1,0 +1,1 @@
+"""Our methods beside their authors' programs: `python -m benchmarks.authors`."""
