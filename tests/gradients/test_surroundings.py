@@ -161,7 +161,7 @@ def test_a_dense_network_that_saves_memory(method: str) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = torchvision.models.DenseNet(
-                4, (2, 2), 8, 2, num_classes=4, memory_efficient=memory_efficient
+                4, (1, 1, 1, 1), 8, 2, num_classes=4, memory_efficient=memory_efficient
             )
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
