@@ -72,6 +72,8 @@ def explain(
         UsageError: when the method does not take a parameter.
 
     Example:
+        >>> import torch
+        >>> from afmi import Classifier
         >>> network = nn.Sequential(
         ...     nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         ... )
@@ -111,6 +113,8 @@ def explain_classes(
             `explain`.
 
     Example:
+        >>> import torch
+        >>> from afmi import Classifier
         >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
         >>> image = torch.rand(3, 4, 4)
         >>> [one.label for one in explain_classes(model, image, ["dog", "cat"], method="gradient")]
@@ -157,6 +161,8 @@ def explain_many(
             images up to there could be explained.
 
     Example:
+        >>> import torch
+        >>> from afmi import Classifier
         >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
         >>> explanations = explain_many(model, torch.rand(3, 3, 4, 4), "dog", method="gradient")
         >>> [explanation.label for explanation in explanations]

@@ -9,11 +9,12 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 import torch.utils.checkpoint
+import torchvision
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 from torch.nn.modules.module import register_module_full_backward_hook
@@ -152,6 +153,28 @@ def test_code_for_the_backward_pass_changes_nothing(
     network = subclass(BACKWARD_CODE[name]).train(training)
     _same(network, method, expected)
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("method", ["Gradient", "IG", "SmoothGrad", "DeepLIFT", "LRP"])
+def test_a_dense_network_that_saves_memory(method: str) -> None:
+    def dense(memory_efficient: bool) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = torchvision.models.DenseNet(
+                4, (1, 1, 1, 1), 8, 2, num_classes=4, memory_efficient=memory_efficient
+            )
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(cast(Tensor, module.running_var), 0.2, 0.9)
+        return network.eval()
+
+    torch.manual_seed(0)
+    plain = dense(memory_efficient=False)
+    saving = dense(memory_efficient=True)
+    saving.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    maps = [METHODS[method](network).attribute(images, 1) for network in (plain, saving)]
+    torch.testing.assert_close(maps[1], maps[0], rtol=1e-5, atol=1e-9)
 
 
 def test_checkpoints_of_other_threads_go_on() -> None:
@@ -397,6 +420,7 @@ def test_kept_tensors_are_left_without_a_graph(method: str) -> None:
         self.tokens = [x, {"tokens": x.flatten(2).mT, "first": x[:, :1]}]
         maps = self.maps(x)
         captured.extend([maps, maps.view(-1), maps[0].view(-1)])
+        network.weak = weakref.ref(captured[1])
         for tensor in captured:
             tensor.note = "the network's own"  # type: ignore[attr-defined]
         self.logits = self.head(maps)
@@ -415,6 +439,8 @@ def test_kept_tensors_are_left_without_a_graph(method: str) -> None:
     notes = {"note": "the network's own"}
     assert all(vars(tensor) in ({}, notes) for tensor in kept)
     assert all(vars(tensor) == notes for tensor in captured)
+    assert network.weak() is captured[1]
+    del network.weak
     captured.clear()
     hooked.clear()
     for module in network.modules():
@@ -534,6 +560,34 @@ def test_activations_overwritten_that_a_derivative_needs(method: str) -> None:
 
     with pytest.raises(ModelError, match="overwrites in place"):
         METHODS[method](subclass(forward)).attribute(IMAGES, 2)
+
+
+def test_parameters_answer_as_they_are(method: str, expected: dict[str, Tensor]) -> None:
+    def forward(self: Network, x: Tensor) -> Tensor:
+        maps = self.maps(self.trunk(x))
+        assert self.last.weight.requires_grad
+        assert self.last.weight.is_leaf
+        assert not maps.requires_grad
+        assert maps.is_leaf
+        return self.head(maps)
+
+    _same(subclass(forward), method, expected)
+
+
+def test_a_gradient_that_the_network_takes_itself(method: str, expected: dict[str, Tensor]) -> None:
+    def forward(self: Network, x: Tensor) -> Tensor:
+        maps = self.maps(self.trunk(x))
+        with torch.enable_grad():
+            copied = maps.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(copied.square().sum(), copied)
+        assert torch.equal(slope, 2 * maps)
+        return self.head(maps)
+
+    if method in WITH_RULES:
+        with pytest.raises(OperationError, match=r"torch\.autograd\.grad"):
+            METHODS[method](subclass(forward)).attribute(IMAGES, 2)
+    else:
+        _same(subclass(forward), method, expected)
 
 
 # Values that leave the tensors, or are written where autograd does not follow.

@@ -134,10 +134,7 @@ def _cut_off(tensor: Tensor) -> None:
     if not tensor._is_view():
         tensor.detach_()
         return
-    plain = tensor.detach()
-    for name, value in vars(tensor).items():
-        setattr(plain, name, value)
     try:
-        torch.utils.swap_tensors(tensor, plain)
-    except RuntimeError:  # somebody holds it by a weak reference
+        torch._C._swap_tensor_impl(tensor, tensor.detach())
+    except RuntimeError:  # C++ code holds it, too
         return

@@ -38,6 +38,7 @@ OF_AUTOGRAD: dict[Callable[..., Any], Callable[..., Any]] = {
     vars(torch._C.TensorBase)["grad_fn"].__get__: lambda tensor, *_: None,
     Tensor.retain_grad: lambda tensor: None,
     Tensor.register_hook: _hook_that_never_runs,
+    torch.autograd.grad: torch.autograd.grad,
 }
 """What a tensor that autograd follows answers to a network that asks."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from afmi.errors import LayerError, ModelError, OperationError
@@ -142,16 +142,15 @@ class Interception(TorchFunctionMode):
         if func is SET_GRAD_ENABLED:
             return self._grad_mode.set(*args)
         self._grad_mode.keep()
-        if func in OF_AUTOGRAD and not args[0].is_leaf:
-            return OF_AUTOGRAD[func](*args, **kwargs)
+        if func in OF_AUTOGRAD:
+            return self._of_autograd(func, args, kwargs)
         args, kind = self._constants(args)
         if kwargs:
             values, in_kwargs = self._constants(tuple(kwargs.values()))
             kwargs = dict(zip(kwargs, values, strict=True))
             kind |= in_kwargs
         operation = Operation(operation_name(func), func, args, kwargs)
-        if self.recording is not None:
-            self._keep_overwritten(operation)
+        self._keep_overwritten(operation)
         if not kind:
             return operation()
         if func in READS:
@@ -161,6 +160,20 @@ class Interception(TorchFunctionMode):
         output = self._by_rule(operation, kind)
         self._follow(operation, output)
         return output
+
+    def _of_autograd(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Answer what the network asks of autograd."""
+        if func is torch.autograd.grad:
+            if self.rules.complete:
+                raise OperationError(
+                    "the network differentiates a part of its own (torch.autograd.grad) on the way "
+                    f"to its logits, which has no rule for {self.rules.purpose}; write that "
+                    "derivative out, or choose a layer behind it"
+                )
+            return func(*args, **kwargs)
+        return (func if args[0].is_leaf else OF_AUTOGRAD[func])(*args, **kwargs)
 
     def _before_the_layer(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -218,10 +231,8 @@ class Interception(TorchFunctionMode):
 
     def _keep_overwritten(self, operation: Operation) -> None:
         """Copy what the tape holds of a tensor that the network is about to write to."""
-        assert self.recording is not None
-        written = operation.written
-        if written is not None:
-            self.recording.keep(written)
+        if self.recording is not None and operation.written is not None:
+            self.recording.keep(operation.written)
 
     def _read(self, operation: Operation) -> Any:
         """Let the network read values, and compare its decisions with those for the reference.
@@ -282,8 +293,10 @@ class Interception(TorchFunctionMode):
                 if not value.requires_grad:
                     continue
                 if self._is_constant(value):
-                    changed = changed if changed is not None else list(values)
-                    changed[i] = value.detach()
+                    # By ordinary derivatives, the network may differentiate what is its own.
+                    if self.rules.complete or isinstance(value, nn.Parameter):
+                        changed = changed if changed is not None else list(values)
+                        changed[i] = value.detach()
                 else:
                     kind |= _PATH
             elif type(value) in (list, tuple) and value:

@@ -304,7 +304,7 @@ _KINKED = (
     "leaky_relu", "prelu", "rrelu", "threshold", "softshrink", "hardshrink", "hardswish", "elu",
     "selu", "celu",
 )
-_EXACT = ("relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "nan_to_num")
+_EXACT = ("relu6", "hardtanh", "abs", "clamp", "clamp_min", "clamp_max", "nan_to_num")
 # fmt: on
 
 RULES: dict[str, Handler] = {
