@@ -164,7 +164,7 @@ def tensor_digest(tensor: Tensor | np.ndarray) -> str:
     """Return a digest of a tensor's shape, type and numbers."""
     kind = f"{tuple(tensor.shape)} {tensor.dtype}"
     try:
-        dense = torch.as_tensor(tensor).detach().cpu()
+        dense = torch.as_tensor(tensor, device="cpu").detach()
         dense = (dense.to_dense() if dense.layout != torch.strided else dense).resolve_conj()
         flat = dense.resolve_neg().contiguous().flatten()
         return _digest(kind, flat.view(torch.uint8).numpy().data if flat.numel() else b"")

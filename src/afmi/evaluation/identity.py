@@ -18,7 +18,7 @@ from afmi.data.labelled import LabelledImages
 from afmi.evaluation.code import CodeReader, tensor_digest
 from afmi.metrics import Metric
 from afmi.network.classifier import Classifier, classify
-from afmi.network.randomness import keeping_random_state
+from afmi.network.randomness import generator_of, keeping_random_state
 from afmi.specs import to_json
 
 __all__ = ["code_of", "identity_of"]
@@ -120,9 +120,11 @@ def _network(model: nn.Module, like: Tensor) -> dict[str, Any]:
 
 def _test_images(like: Tensor) -> list[Tensor]:
     """Return noise, and shades that change slowly: two images (1, C, H, W) in [0, 1]."""
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.rand(like.shape, generator=generator, dtype=torch.float64)
-    coarse = torch.rand((*like.shape[:2], 3, 3), generator=generator, dtype=torch.float64)
+    generator = generator_of(0)
+    noise = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu")
+    coarse = torch.rand(
+        (*like.shape[:2], 3, 3), generator=generator, dtype=torch.float64, device="cpu"
+    )
     smooth = nn.functional.interpolate(coarse, like.shape[2:], mode="bilinear", align_corners=True)
     return [noise.to(like), smooth.to(like)]
 
@@ -139,9 +141,10 @@ def _outputs(model: nn.Module, image: Tensor) -> tuple[float, list[float | str |
         return 0.0, [type(error).__name__]
     values = logits.flatten().to("cpu", torch.float64)
     if len(values) > _MOST_OUTPUTS:
-        generator = torch.Generator().manual_seed(0)
-        signs = torch.randint(2, (_MOST_OUTPUTS, len(values)), generator=generator) * 2 - 1
-        values = signs.double() @ values / math.sqrt(len(values))
+        generator = generator_of(0)
+        shape = (_MOST_OUTPUTS, len(values))
+        drawn = torch.randint(2, shape, generator=generator, dtype=torch.int64, device="cpu")
+        values = (drawn * 2 - 1).to("cpu", torch.float64) @ values / math.sqrt(len(values))
     numbers = [value if math.isfinite(value) else None for value in values.tolist()]
     # Another processor, or another number of threads, adds in another order.
     return math.sqrt(torch.finfo(logits.dtype).eps), numbers

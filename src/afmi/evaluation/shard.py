@@ -171,7 +171,7 @@ def _check_device(shard: Shard, batch: list[_Picture], error: Exception) -> None
     """Raise unless the device works: after some errors of a GPU every later call fails, too."""
     device = batch[0].inputs.device
     try:
-        torch.zeros(1, device=device).cpu()
+        torch.zeros(1, dtype=torch.float32, device=device).cpu()
     except torch.OutOfMemoryError:
         pass
     except RuntimeError as dead:

@@ -27,7 +27,7 @@ FORM = NO_OPERATION | {Tensor.stride, Tensor.is_contiguous}
 
 def _hook_that_never_runs(tensor: Tensor, hook: Callable[[Tensor], Any]) -> Any:
     """Return a handle, as ``Tensor.register_hook`` does."""
-    return torch.empty(0, requires_grad=True).register_hook(hook)
+    return torch.empty(0, dtype=torch.float32, device="cpu", requires_grad=True).register_hook(hook)
 
 
 OF_AUTOGRAD: dict[Callable[..., Any], Callable[..., Any]] = {

@@ -243,7 +243,9 @@ class Interception(TorchFunctionMode):
         if not isinstance(outcome, bool):
             return outcome
         if self.recording is not None:
-            self.recording.entries.append(Entry("bool", (), torch.tensor(outcome)))
+            self.recording.entries.append(
+                Entry("bool", (), torch.tensor(outcome, dtype=torch.bool, device="cpu"))
+            )
         for reader in self.readers:
             if bool(reader.next("bool", ()).output) != outcome:
                 raise TapeMismatchError(

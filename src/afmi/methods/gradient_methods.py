@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from afmi.gradients import ORDINARY, ModifiedGradient, Rules, forward_pass, layer_pass
 from afmi.methods.base import Attribution, LayerMethod, Method, relative_residual
 from afmi.methods.work import Work
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import network_zero
 from afmi.network.layers import LayerChoice
 from afmi.pictures.references import Reference
 from afmi.targets import Target
@@ -75,7 +75,7 @@ def change_of_pixels(model: nn.Module, inputs: Tensor, reference: Reference | No
     """
     if reference is not None:
         return inputs - reference.for_each(inputs).mean(1)
-    return inputs - model.mean.to(inputs) if isinstance(model, Classifier) else inputs
+    return inputs - network_zero(model, inputs)
 
 
 def changes_from_references(

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi.network.guards import all_modules
+from afmi.network.randomness import generator_of
 
 __all__ = ["Remembered", "Trace", "form_of"]
 
@@ -220,7 +221,7 @@ _kept_weights: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 def _random_weights(dtype: torch.dtype, device: torch.device) -> Tensor:
     weights = _kept_weights.get((dtype, device))
     if weights is None:
-        generator = torch.Generator(device="cpu").manual_seed(0)
+        generator = generator_of(0)
         drawn = torch.randn(_ROW, generator=generator, dtype=torch.float64, device="cpu")
         weights = _kept_weights[dtype, device] = drawn.to(device, dtype)
     return weights

@@ -11,6 +11,7 @@ from afmi.errors import ModelError
 from afmi.network.channels_last import is_fast, keep_usual_layout
 from afmi.network.guards import all_modules, without_compilation
 from afmi.network.outputs import logits_of
+from afmi.network.randomness import generator_of
 from afmi.network.trace import form_of
 from afmi.network.watch import Watch
 
@@ -68,7 +69,7 @@ def _parts(model: nn.Module) -> tuple[object, ...]:
 @torch.no_grad()
 def _try(model: nn.Module, like: Tensor) -> None:
     # Noise, since a reference of one colour would hide much.
-    generator = torch.Generator(device="cpu").manual_seed(0)
+    generator = generator_of(0)
     shape = (2, *like.shape[1:])
     two = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(like)
     image = two[:1]
