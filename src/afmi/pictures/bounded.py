@@ -19,8 +19,6 @@ _HEADER_READS = 100_000
 # Beyond these a decoder steps through data that is not the picture: of PNG's chunks, the smallest
 # in use are of some kilobytes, and are read in four steps.
 _READS, _BYTES_PER_READ = 100_000, 256
-
-
 # A decoder gives a row when it has read the blocks of the next ones, of 32 rows at most.
 _ROWS_BEHIND = 72
 _MARK = (1, 254, 3, 252)
@@ -117,10 +115,10 @@ def printed_lines() -> Iterator[list[str]]:
     What other threads print meanwhile is not kept apart from it.
     """
     lines: list[str] = []
-    sys.stderr.flush()
     try:
+        sys.stderr.flush()
         before = os.dup(2)
-    except OSError:  # there is no standard error
+    except (OSError, AttributeError):  # there is no standard error
         yield lines
         return
     try:
