@@ -43,7 +43,7 @@ METHODS: dict[str, Maker] = {
     "A-FMI below": lambda model: AFMI(model, layer="trunk"),
     "Grad-CAM": lambda model: GradCAM(model, layer="maps"),
     "Gradient": Gradient,
-    "IG": lambda model: IntegratedGradients(model, steps=3),
+    "IG": lambda model: IntegratedGradients(model, steps=64),
     "SmoothGrad": lambda model: SmoothGrad(model, samples=3),
     "DeepLIFT": DeepLIFT,
     "LRP": LRP,
