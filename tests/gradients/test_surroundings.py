@@ -372,7 +372,7 @@ def test_a_frozen_backbone_is_explained_from_its_last_stage_on(
     if method in ("A-FMI", "A-FMI below", "Grad-CAM"):
         _same(network, method, expected)
         return
-    with pytest.raises(ModelError, match=r"do not depend on the images.* under no_grad"):
+    with pytest.raises(AfmiError, match=r"do not depend on the images.* under no_grad"):
         METHODS[method](network).attribute(IMAGES, 2)
 
 
