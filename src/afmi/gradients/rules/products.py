@@ -141,9 +141,9 @@ def _by_parts(
     interception: Interception, operation: Operation, multiply: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """Multiply complex operands by their real and imaginary parts, whose products have rules."""
-    first = operation.operand
+    first, operands = operation.operand, operation.path_operands
     with interception:
-        a, b = (x if x.is_complex() else x * (1 + 0j) for x in operation.path_operands)
+        a, b = (x if x.is_complex() else x * (1 + 0j) for x in operands)
         product = torch.complex(
             multiply(a.real, b.real) - multiply(a.imag, b.imag),
             multiply(a.real, b.imag) + multiply(a.imag, b.real),
