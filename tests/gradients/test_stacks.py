@@ -351,6 +351,7 @@ SMALL: dict[str, Function] = {
         torch.fft.rfft2(x.exp()) * torch.complex(_weights(6, 4), _weights(6, 4)), s=(6, 6)
     ),
     "sizes of frequencies": lambda x: torch.fft.fft2(x).abs(),
+    "complex matrices": lambda x: (torch.fft.fft2(x) @ (torch.fft.fft2(x).mT + x)).real / 36,
     "a product of frequencies": lambda x: (
         torch.fft.ifft2(torch.fft.fft2(x) * torch.fft.fft2(x.flip(2))).real
     ),

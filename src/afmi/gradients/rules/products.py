@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -136,16 +137,33 @@ def _any_complex(operation: Operation) -> bool:
     return any(x.is_complex() for x in operation.path_operands)
 
 
+def _by_parts(
+    interception: Interception, operation: Operation, multiply: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Multiply complex operands by their real and imaginary parts, whose products have rules."""
+    first, operands = operation.operand, operation.path_operands
+    with interception:
+        a, b = (x if x.is_complex() else x * (1 + 0j) for x in operands)
+        product = torch.complex(
+            multiply(a.real, b.real) - multiply(a.imag, b.imag),
+            multiply(a.real, b.imag) + multiply(a.imag, b.real),
+        )
+        return first.copy_(product) if operation.inplace else product
+
+
 def product(interception: Interception, operation: Operation) -> Any:
-    """A product number by number; autograd knows how to conjugate complex ones."""
-    return (contraction if _any_complex(operation) else _product)(interception, operation)
+    """A product number by number."""
+    if _any_complex(operation) and len(operation.path_operands) == 2:
+        return _by_parts(interception, operation, torch.mul)
+    return _product(interception, operation)
 
 
 def matrix_product(interception: Interception, operation: Operation) -> Any:
     """A product of two matrices, of batches of them, or of one with a vector."""
+    if _any_complex(operation) and len(operation.path_operands) == 2:
+        return _by_parts(interception, operation, torch.matmul)
     with_vector = min(x.dim() for x in operation.path_operands) < 2
-    apart = with_vector or _any_complex(operation)
-    return (contraction if apart else _matrix_product)(interception, operation)
+    return (contraction if with_vector else _matrix_product)(interception, operation)
 
 
 def convolution(interception: Interception, operation: Operation) -> Any:
