@@ -66,7 +66,7 @@ class ExtremalPerturbation(Method):
         blur: σ_max, in pixels at 224.
         levels: images in the pyramid, the sharp one included.
         smoothing: standard deviation of g, as a share of the image's shorter side; 0: none.
-        mirror: whether the network is shown what it is shown mirrored at every other step.
+        mirror: whether every other step shows the network the blurred image mirrored.
         batch_size: see `afmi.gradients.passes.BatchRunner`.
 
     Example:

@@ -30,9 +30,9 @@ class RISE(BlackBoxMethod):
     divide the side, so that the crop always fits), and cropped to H × W at a random offset of up
     to one cell. p_c is the softmax probability, x̄ what hidden places show.
 
-    N p only expects Σ_i M_i. Where p_c barely depends on the mask, S is therefore p_c times how
-    often each place happened to be visible, which is noise of the masks and not of the network.
-    ``weighted_mean=True`` divides by Σ_i M_i instead and takes that noise away.
+    N p is only the expectation of Σ_i M_i. Where p_c barely depends on the mask, S is therefore p_c
+    times how often each place happened to be visible, which is noise of the masks and not of the
+    network. ``weighted_mean=True`` divides by Σ_i M_i instead and takes that noise away.
 
     Every image gets the same masks, as in the authors' code: they are made once for a batch, and
     an image's map does not depend on the others.
