@@ -549,16 +549,12 @@ UNSUPPORTED: dict[str, Function] = {
 
 
 COMPLEX: dict[str, Function] = {
-    "abs": lambda z: z.abs(),
-    "mul": lambda z: (z * z).real,
     "div": lambda z: (1.0 / (z + 3)).real,
-    "matmul": lambda z: (z @ z.mT).real.mean(3, keepdim=True).expand_as(z),
     "tanh": lambda z: torch.tanh(z).real,
     "square": lambda z: z.square().real,
     "pow": lambda z: (z**2).real,
     "angle": lambda z: z.angle(),
     "softmax": lambda z: torch.softmax(z.real, 1) * z.imag + torch.exp(z).imag,
-    "polar": lambda z: torch.polar(z.real, z.imag).real,
 }
 
 

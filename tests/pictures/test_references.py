@@ -177,7 +177,7 @@ def test_pictures_as_references_are_copies_and_told_apart() -> None:
         (5j, UsageError, "got 5j"),
         ({}, UsageError, r"got \{\}"),
         ([], UsageError, r"got \[\]"),
-        (torch.rand(8), UsageError, r"got a tensor \(8,\)"),
+        (torch.zeros(8), UsageError, r"got a tensor \(8,\)"),
         (float("nan"), UsageError, r"finite number .* color=\(nan,\)"),
         (torch.full((3, 20, 20), torch.nan), UsageError, "expected finite pixels"),
         (torch.zeros(3, 20, 20, dtype=torch.uint8), ShapeError, "uint8; divide bytes by 255"),
