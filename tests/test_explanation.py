@@ -338,6 +338,9 @@ def test_the_network_runs_as_seldom_as_may_be(tmp_path):
     assert network.runs == [1]
     network.runs.clear()
     list(explain_files(model, files, batch_size=4))
+    assert network.runs == [1, 4]  # the reference beside the first batch of this size
+    network.runs.clear()
+    list(explain_files(model, files, batch_size=4))
     assert network.runs == [4]
     network.runs.clear()
     explain_classes(model, files[0], top_k=5)
@@ -844,7 +847,7 @@ def test_large_images_are_drawn_at_a_bounded_size(tmp_path):
     found = Explanation(
         image=ramp.expand(3, -1, -1), map=ramp, target=0, label="ramp", probability=1.0,
         predicted=0, predicted_label="ramp", predicted_probability=1.0, method="none",
-        parameters={},
+        parameters={}, signed=True,
     )  # fmt: skip
     for picture in (found.overlay(), found.heatmap(), found.insertion(0.5)):
         assert picture.size == (1024, 512)

@@ -130,7 +130,7 @@ def test_a_network_that_gives_nan_scores_nothing(afmi, command, nets, tmp_path):
     )
     file.write_text(
         f"{nets.read_text()}\nnet = build().network\n\n{network}\n"
-        "def nan():\n    return Classifier(NaN(), labels='abcd', resize=16, crop=16)\n"
+        "def nan():\n    return Classifier(NaN(), labels=list('abcd'), resize=16, crop=16)\n"
     )
     labelled = tmp_path / "labels.csv"
     pictures = sorted((tmp_path / "data").rglob("*.png"))

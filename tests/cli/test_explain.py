@@ -89,7 +89,7 @@ def test_what_the_network_fails_on_is_named_and_the_rest_go_on(afmi, small, pict
     errors = result.stderr.splitlines()
     assert f"no image in the folder '{empty}'" in errors[0]
     assert "no image in the glob" in errors[1]
-    assert f"'{pictures / 'b.png'}' cannot be explained: the network's outputs" in errors[2]
+    assert f"'{pictures / 'b.png'}' cannot be explained: the network gives" in errors[2]
     assert "NaN" in errors[2]
     assert len(errors) == 3
     result = afmi("explain", empty, tmp_path / "*.gif", *small)

@@ -196,7 +196,7 @@ def test_history_leaves_no_trace() -> None:
     """There and back again gives the same bits."""
     model, x = build("resnet"), images(2)
     before = DeepLIFT(model).attribute(x, 1)
-    handle = model.conv1.register_forward_hook(lambda _m, _a, y: y + y.mean())
+    handle = model.conv1.register_forward_hook(lambda _m, _a, y: y + y.mean((1, 2, 3), True))
     DeepLIFT(model).attribute(x[:1], 1)
     handle.remove()
     assert torch.equal(DeepLIFT(model).attribute(x, 1), before)
@@ -219,9 +219,9 @@ RANDOM: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "noise": (lambda x: x + torch.randn_like(x), "random numbers"),
     "a mask": (lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)), "random numbers"),
     "in-place noise": (lambda x: x + torch.zeros_like(x).uniform_(), "random numbers"),
-    "batch statistics": (lambda x: F.batch_norm(x, None, None, training=True), "in a batch"),
-    "a batch's mean": (lambda x: x - 0.9 * x.mean(0), "in a batch"),
-    "softmax over the batch": (lambda x: x.softmax(0), "in a batch"),
+    "batch statistics": (lambda x: F.batch_norm(x, None, None, training=True), "of a batch"),
+    "a batch's mean": (lambda x: x - 0.9 * x.mean(0), "of a batch"),
+    "softmax over the batch": (lambda x: x.softmax(0), "of a batch"),
     "a state": (lambda x: x * STATE.pop(), "each time"),
 }
 STATE: list[float] = []
@@ -256,12 +256,16 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "as_strided": lambda x: x.as_strided((len(x), 4, 9, 9), (4 * 324, 324, 18, 1)),
     "strides": lambda x: x * x.stride(1),
     "a branch": lambda x: x if x.is_contiguous() else x.flip(2),
-    "memory": lambda x: x * torch.tensor(x.detach().numpy().ravel("K")[:18]),
+    "memory": lambda x: x * torch.stack([_first_numbers(each) for each in x.detach()]),
     "aten": lambda x: torch.ops.aten.as_strided.default(
         x, (len(x), 4, 9, 9), (4 * 324, 324, 18, 1)
     ),
     "unseen": lambda x: _in_secret(x),
 }
+
+
+def _first_numbers(image: Tensor) -> Tensor:
+    return torch.tensor(image.numpy().ravel("K")[:18].copy()).view(1, 1, 18)
 
 
 def _in_secret(x: Tensor) -> Tensor:

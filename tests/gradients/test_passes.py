@@ -54,7 +54,7 @@ def test_images_that_do_not_fit_together_are_explained_in_parts(error: RuntimeEr
     some = torch.rand(7, 3, 8, 8)
     expected = Gradient(_SmallMemory(7)).attribution(some)
     attribution = Gradient(model := _SmallMemory(2, error)).attribution(some)
-    assert model.sizes == [1, 1, 2, 1] + [1] * 7  # the network is tried first
+    assert model.sizes == [2] * 4 + [1] * 7  # the network is tried first
     for name in ("maps", "target", "logits"):
         torch.testing.assert_close(getattr(attribution, name), getattr(expected, name))
     classes = torch.randint(4, (2, 7))

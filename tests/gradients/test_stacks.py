@@ -535,7 +535,9 @@ UNSUPPORTED: dict[str, Function] = {
     "where": lambda x: torch.where(x > 0, x, 0 * x),
     "mul": lambda x: x * (x > 0),
     "masked_fill": lambda x: x.masked_fill(x < 0, 0.0),
-    "getitem": lambda x: x + x.flatten()[x.argmax()],
+    "getitem": lambda x: (
+        x + x.flatten(1)[torch.arange(len(x)), x.flatten(1).argmax(1)].view(-1, 1, 1, 1)
+    ),
     "sub": lambda x: x - x.detach().round(),
     "div": lambda x: torch.div(x, 0.1, rounding_mode="floor"),
     "grid_sample": lambda x: F.grid_sample(

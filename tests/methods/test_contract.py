@@ -90,6 +90,7 @@ def test_same_seed_gives_the_same_bits(name: str) -> None:
         assert not torch.equal(attribute(made(name, "resnet", seed=1), x, 1), first)
 
 
+@pytest.mark.filterwarnings("ignore::afmi.errors.ImageIndependenceWarning")
 @pytest.mark.parametrize("strange", STRANGE_DEFAULTS, ids=str)
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_default_dtype_and_device_change_nothing(name: str, strange: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ def test_nan_for_the_tiled_images_is_no_share() -> None:
 
     x = torch.rand(1, 3, 6, 6)
     case = replace(case_of(Brightness(NaNWhereWide()), x), companions=companions_for(x))
-    with pytest.raises(AfmiError, match="for four tiled images the network gives infinite"):
+    with pytest.raises(AfmiError, match="the network gives infinity instead of logits"):
         GridPointing().measure(case)
 
 

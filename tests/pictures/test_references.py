@@ -142,7 +142,7 @@ GREEN = Picture.new("RGB", (30, 20), (51, 204, 102))
         (GREEN, [0.2, 0.8, 0.4]),
         (np.array(GREEN), [0.2, 0.8, 0.4]),
     ],
-    ids=str,
+    ids=lambda value: "a picture" if isinstance(value, Picture.Image) else str(value),
 )
 def test_what_stands_for_a_reference(given: Any, pixel: list[float]) -> None:
     made = reference_of(given)(images(2))

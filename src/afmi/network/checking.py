@@ -29,6 +29,7 @@ __all__ = [
     "check_images",
     "check_model",
     "check_run",
+    "is_quantised",
     "named_failures",
     "opaque_part",
 ]
@@ -244,7 +245,7 @@ def opaque_part(model: nn.Module) -> str | None:
     """
     for name, module in model.named_modules():
         where = f"the network's part {name!r}" if name else "the network"
-        if _is_quantised(module):
+        if is_quantised(module):
             return (
                 f"{where} is quantised ({type(module).__name__}), and PyTorch cannot differentiate "
                 "that; explain the network before it was quantised, or use a method that only "
@@ -264,7 +265,8 @@ def opaque_part(model: nn.Module) -> str | None:
     return None
 
 
-def _is_quantised(module: nn.Module) -> bool:
+def is_quantised(module: nn.Module) -> bool:
+    """Tell whether a module's own weights are quantised."""
     parameters = (p for p in module._parameters.values() if p is not None)
     return (
         ".quantized." in type(module).__module__

@@ -101,6 +101,7 @@ def _indices(given: object, inputs: Tensor) -> Tensor:
             f"expected a class index, or several in a list or tensor, got {given!r}; "
             "afmi.find_class(model, label) finds a label's"
         ) from error
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+    integer = not (classes.is_floating_point() or classes.is_complex())
+    if classes.numel() and (not integer or classes.dtype == torch.bool):
         raise TargetError(f"expected integer classes, got {tuple(classes.shape)} {classes.dtype}")
     return classes

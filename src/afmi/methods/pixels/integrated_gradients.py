@@ -42,6 +42,7 @@ class IntegratedGradients(Method):
             `afmi.gradients.passes.BatchRunner`.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2))
         >>> image = torch.rand(1, 3, 2, 2)
         >>> map = IntegratedGradients(model, steps=1).attribute(image, target=1)
