@@ -6,6 +6,7 @@ import io
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,7 @@ from afmi.batching import AnyImage, prepare
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.explanation import Explanation, identity_of_record
 from afmi.files import save_record, slug
-from afmi.methods import Gradient, MethodsLike, chosen_methods
-from afmi.metrics.base import blank_maps_allowed
+from afmi.methods import BlankMapWarning, Gradient, MethodsLike, chosen_methods
 from afmi.network.classifier import classify
 from afmi.network.outputs import probabilities
 from afmi.pictures import figures
@@ -177,7 +177,8 @@ def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") ->
     batch = inputs.expand(8, -1, -1, -1).contiguous()
     forward = _seconds(lambda: classify(model, batch)) / 8
     try:
-        with blank_maps_allowed():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BlankMapWarning)
             both = _seconds(lambda: Gradient(model).attribute(batch)) / 8
     except AfmiError:  # then methods of gradients are refused
         both = 2 * forward
