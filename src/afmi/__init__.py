@@ -42,6 +42,7 @@ _HOMES = {
     "references": "afmi.pictures.references",
     "report": "afmi.report",
     "transforms": "afmi.pictures.transforms",
+    "unchanged": "afmi.network.trace",
 }
 """The module of each public name; where both have one name, the module itself is meant."""
 

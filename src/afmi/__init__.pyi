@@ -19,6 +19,7 @@ from afmi.models.load import load_model as load_model
 from afmi.network.classifier import Classifier as Classifier
 from afmi.network.classifier import find_class as find_class
 from afmi.network.layers import find_layer as find_layer
+from afmi.network.trace import unchanged as unchanged
 from afmi.pictures import figures as figures
 from afmi.pictures import images as images
 from afmi.pictures import maps as maps
@@ -54,4 +55,5 @@ __all__ = [
     "references",
     "report",
     "transforms",
+    "unchanged",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from afmi.gradients import modified as engine
 from afmi.methods import AFMI, DeepLIFT, GradCAM
+from afmi.network.trace import unchanged
 from afmi.pictures.references import Black, Blurred, Image, Random
 
 
@@ -54,6 +55,38 @@ def test_it_runs_again_for_other_weights_and_only_then() -> None:
     assert [forwards(model) - 4, forwards(model)] == [3, 1]  # that, and another trial
 
 
+def test_a_promise_saves_the_checks() -> None:
+    model = Counted(build("vgg"))
+    forwards(model)
+    with unchanged(model):
+        with unchanged(Counted(build("resnet"))):
+            assert forwards(model) == 1  # checked once in the block
+        model.network.features[0].weight.data[0] *= 2  # against the promise
+        assert forwards(model) == 1
+    assert forwards(model) == 2
+    with unchanged(model):
+        model.network.features[0].weight.data[0] *= 2
+        assert forwards(model) == 2  # what was kept before the block is not believed in it
+
+
+def test_a_promise_is_no_excuse_for_decisions_on_values() -> None:
+    class Deciding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = build("vgg")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.network(x if x.mean() > 0.2 else x * 0.5)
+
+    model = Counted(Deciding())
+    method = AFMI(model, layer="network.network.features.5")
+    with unchanged(model):
+        method.attribute(images(seed=30))
+        before = model.forwards
+        method.attribute(images(seed=30))
+        assert model.forwards - before >= 2  # the reference's run is not believed
+
+
 def test_the_layer_is_searched_for_once() -> None:
     model = Counted(build("vgg"))
     for method in (AFMI(model), GradCAM(model)):
@@ -75,7 +108,7 @@ def test_everything_is_freed_with_the_model() -> None:
     for method in (AFMI, DeepLIFT, GradCAM):
         method(model).attribute(images())
     AFMI(model, layer=model.features[5]).attribute(images())
-    (_, (run,)), _ = next(iter(engine._remembered._facts[model].values()))
+    _, (run,) = next(iter(engine._remembered._facts[model].values())).fact
     alive, run_alive = weakref.ref(model), weakref.ref(run)
     del model, run
     gc.collect()

@@ -249,7 +249,7 @@ def layer_pass(
     again where these run through another network: see `afmi.network.trace`.
     """
 
-    def run(place: Place, trace: Trace) -> ForwardPass:
+    def run(place: Place, trace: Trace | None) -> ForwardPass:
         check_place(model, place)
         return forward_pass(model, inputs, layer=place, rules=rules, trace=trace)
 

@@ -129,6 +129,8 @@ class Interception(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self.leaf is None and self.pending is None:  # nothing to look out for yet
+            return self._watch.run(func, args, kwargs or {})
         return self._watch.run(func, args, kwargs or {}, self._passed)
 
     def _passed(

@@ -149,7 +149,7 @@ def modified_gradient(
         run = forward_pass(model, images, layer=place, rules=rules, recording=tape, fast=fast)
         return ReferenceRun(tape, run.features, run.extra_tokens, run.logits)
 
-    def against(kept: _Kept, trace: Trace) -> ModifiedGradient:
+    def against(kept: _Kept, trace: Trace | None) -> ModifiedGradient:
         place, runs = kept
         if place is not None:
             check_place(model, place)

@@ -127,7 +127,10 @@ class LayerChoice:
 
 def check_place(model: nn.Module, place: Place) -> None:
     """Raise a `LayerError` unless the module still has the layer's name."""
-    if dict(_network(model).named_modules()).get(place[1].name) is not place[0]:
+    module: object = _network(model)
+    for name in filter(None, place[1].name.split(".")):
+        module = getattr(module, "_modules", {}).get(name)
+    if module is not place[0]:
         raise LayerError(f"{place[1].name!r} is another module by now, or none; find it again")
 
 

@@ -11,7 +11,10 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 from afmi.network.guards import all_modules
 from afmi.network.randomness import generator_of
 
-__all__ = ["Remembered", "Trace", "form_of"]
+__all__ = ["Remembered", "Trace", "form_of", "unchanged"]
 
 _ROW = 4096
 """Numbers that one number of a checksum stands for."""
@@ -58,12 +61,13 @@ class Trace:
         ]
         self._contents = contents
         self._weights = {id(tensor): i for i, tensor in enumerate(weights)}
-        places = tuple(_place(tensor) for tensor in weights)
-        self._state = (*places, _checksum(weights)) if contents else places
+        self._state: tuple[object, ...] = ()
+        if contents:
+            self._state = (*map(_place, weights), _checksum(weights))
         self._steps: list[object] = []
         # Which step made each tensor that is alive; the identity of a dead one may return.
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
-        self._decided = False
+        self.has_decided = False
 
     def has_other_weights(self, other: Trace) -> bool:
         """Tell whether the network's parameters or buffers are not those of another trace."""
@@ -71,17 +75,17 @@ class Trace:
 
     def has_steps_of(self, other: Trace) -> bool:
         """Tell whether both runs made the same operations, with the same constants, in order."""
-        return not (self._decided or other._decided) and self._steps == other._steps
+        return not (self.has_decided or other.has_decided) and self._steps == other._steps
 
     def decided(self) -> None:
         """Note that the network may decide by the images' values what to do next."""
-        self._decided = True
+        self.has_decided = True
 
     def begin(self, images: Tensor) -> None:
         """Start again with a run of these images."""
         self._steps.clear()
         self._made.clear()
-        self._decided = False
+        self.has_decided = False
         self.made(images)
 
     def call(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
@@ -109,13 +113,16 @@ class Trace:
 
     def _note(self, values: Iterable[Any]) -> None:
         for value in values:
-            if isinstance(value, Tensor):
+            kind = type(value)
+            if kind in _PLAIN:
+                self._steps.append(value)
+            elif isinstance(value, Tensor):
                 self._steps.append(self._tensor(value))
-            elif type(value) in (tuple, list):
+            elif kind is tuple or kind is list:
                 self._steps.append(len(value))
                 self._note(value)
             else:
-                self._steps.append(value if type(value) in _PLAIN else _Same(value))
+                self._steps.append(_Same(value))
 
     def _tensor(self, tensor: Tensor) -> object:
         made = self._made.get(id(tensor))
@@ -173,24 +180,23 @@ def _checksum(tensors: list[Tensor]) -> object:
     One sum stands for `_ROW` numbers, weighted at random, so that numbers that change places
     change it too. It costs one reading of the weights.
     """
-    rests: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    few: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     sums: list[Tensor] = []
-
-    def add(numbers: Tensor) -> Tensor:
-        """Sum up all whole rows, and return the rest."""
-        rows = len(numbers) // _ROW
-        if rows == 0:
-            return numbers
-        whole = numbers[: rows * _ROW].view(rows, _ROW)
-        sums.append(torch.mv(whole, _random_weights(numbers.dtype, numbers.device)))
-        return numbers[rows * _ROW :]
-
     try:
         for tensor in tensors:
-            rest = add(_numbers(tensor))
-            rests.setdefault((rest.dtype, rest.device), []).append(rest)
-        for (dtype, device), parts in rests.items():
-            add(torch.cat([*parts, torch.zeros(_ROW - 1, dtype=dtype, device=device)]))
+            numbers = _numbers(tensor)
+            rows = numbers.numel() // _ROW
+            if rows:
+                whole = rows * _ROW
+                weights = _random_weights(numbers.dtype, numbers.device)
+                sums.append(torch.mv(numbers[:whole].view(rows, _ROW), weights))
+                numbers = numbers[whole:]
+            few.setdefault((numbers.dtype, numbers.device), []).append(numbers)
+        for (dtype, device), parts in few.items():
+            joined = torch.cat([*parts, torch.zeros(_ROW, dtype=dtype, device=device)])
+            rows = joined.numel() // _ROW
+            weights = _random_weights(dtype, device)
+            sums.append(torch.mv(joined[: rows * _ROW].view(rows, _ROW), weights))
     except (RuntimeError, NotImplementedError):
         return object()  # equal to nothing: a tensor whose numbers cannot be read
     return tuple(part.to("cpu").numpy().tobytes() for part in sums)
@@ -227,9 +233,51 @@ def _random_weights(dtype: torch.dtype, device: torch.device) -> Tensor:
     return weights
 
 
+_promises: ContextVar[tuple[tuple[nn.Module, object], ...]] = ContextVar("promises", default=())
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Promise that nothing changes a network within this block.
+
+    What is kept of it (a reference's run, the layer that was found) is checked once for images of
+    one form and believed from then on. That saves the weights' checksum and the note of each
+    operation: a tenth to a fifth of a forward pass of one image, and a hundredth of one of eight.
+
+    Args:
+        model: what the methods in this block explain, in this thread.
+
+    Example:
+        >>> import afmi
+        >>> model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> method = afmi.methods.AFMI(model)
+        >>> with unchanged(model):
+        ...     maps = [method.attribute(torch.rand(1, 3, 8, 8)) for _ in range(3)]
+    """
+    token = _promises.set((*_promises.get(), (model, object())))
+    try:
+        yield
+    finally:
+        _promises.reset(token)
+
+
+def _promise(model: nn.Module) -> object | None:
+    """Return what stands for the outermost block in which the network stays unchanged."""
+    return next((promise for promised, promise in _promises.get() if promised is model), None)
+
+
 K = TypeVar("K", bound=Hashable)
 Fact = TypeVar("Fact")
 Result = TypeVar("Result")
+
+
+@dataclass
+class _Kept(Generic[Fact]):
+    """A fact, the trace of a run for which it holds, and the block in which that was so."""
+
+    fact: Fact
+    trace: Trace
+    promise: object | None
 
 
 class Remembered(Generic[K, Fact]):
@@ -242,7 +290,7 @@ class Remembered(Generic[K, Fact]):
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._facts: weakref.WeakKeyDictionary[nn.Module, OrderedDict[K, tuple[Fact, Trace]]]
+        self._facts: weakref.WeakKeyDictionary[nn.Module, OrderedDict[K, _Kept[Fact]]]
         self._facts = weakref.WeakKeyDictionary()
 
     def use(
@@ -250,7 +298,7 @@ class Remembered(Generic[K, Fact]):
         model: nn.Module,
         key: K,
         learn: Callable[[], Fact],
-        run: Callable[[Fact, Trace], Result],
+        run: Callable[[Fact, Trace | None], Result],
         *,
         contents: bool,
     ) -> Result:
@@ -263,29 +311,34 @@ class Remembered(Generic[K, Fact]):
             model: the network.
             key: what the fact is about, the form of the images included.
             learn: finds the fact out.
-            run: runs the images by the fact, and notes the run in the trace.
+            run: runs the images by the fact, and notes the run in the trace, if there is one.
             contents: whether the fact depends on the weights' numbers, or on the operations alone.
         """
         with self._lock:
             facts = self._facts.setdefault(model, OrderedDict())
-            remembered = facts.get(key)
-            if remembered is not None:
+            kept = facts.get(key)
+            if kept is not None:
                 facts.move_to_end(key)
+        promise = _promise(model)
+        if kept is not None and promise is not None and kept.promise is promise:
+            return run(kept.fact, None)
         trace = Trace(model, contents=contents)
-        if remembered is not None and not (contents and trace.has_other_weights(remembered[1])):
+        if kept is not None and not (contents and trace.has_other_weights(kept.trace)):
             try:
-                result = run(remembered[0], trace)
+                result = run(kept.fact, trace)
             except Exception:
                 pass  # of a fact that holds no longer, or of the network: then it comes again
             else:
-                if trace.has_steps_of(remembered[1]):
+                if trace.has_steps_of(kept.trace):
+                    kept.promise = promise
                     return result
                 del result
         fact = learn()
         result = run(fact, trace)
         trace.close()
         with self._lock:
-            facts[key] = (fact, trace)
+            # What a network decides by its images' values is known of these images alone.
+            facts[key] = _Kept(fact, trace, None if trace.has_decided else promise)
             facts.move_to_end(key)
             while len(facts) > self._capacity:
                 facts.popitem(last=False)

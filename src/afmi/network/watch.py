@@ -78,30 +78,30 @@ class Watch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return self.run(func, args, kwargs or {}, _as_it_is)
+        return self.run(func, args, kwargs or {})
 
     def run(
         self,
         func: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        call: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any],
+        call: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any] | None = None,
     ) -> Any:
-        """Return ``call(func, args, kwargs)``, checked and noted."""
-        if func in NO_OPERATION:
-            return call(func, args, kwargs)
-        check = _check_of(func)
-        if check is not None:
-            check(args, kwargs)
-        if self._fast and _reads_layout(func):
-            raise LayoutError(f"{_name(func)!r} depends on the memory layout")
-        if self._trace is None:
-            return call(func, args, kwargs)
-        self._trace.call(func, args, kwargs)
-        if func in READS:
-            self._trace.decided()
-        output = call(func, args, kwargs)
-        self._trace.made(output)
+        """Make a call, or ``call(func, args, kwargs)`` in its place; check and note it."""
+        noted = func not in NO_OPERATION
+        if noted:
+            check, reads_layout = _looked_out_for(func)
+            if check is not None:
+                check(args, kwargs)
+            if reads_layout and self._fast:
+                raise LayoutError(f"{_name(func)!r} depends on the memory layout")
+            if self._trace is not None:
+                self._trace.call(func, args, kwargs)
+                if func in READS:
+                    self._trace.decided()
+        output = func(*args, **kwargs) if call is None else call(func, args, kwargs)
+        if noted and self._trace is not None:
+            self._trace.made(output)
         return output
 
 
@@ -119,17 +119,8 @@ def run_watched(model: nn.Module, images: Tensor, fast: bool = False) -> Tensor:
         return logits_of(model(images))
 
 
-def _as_it_is(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return func(*args, **kwargs)
-
-
 def _name(function: Callable[..., Any]) -> str:
     return operation_name(function).partition(".")[0]  # `torch.ops.aten.relu.default`
-
-
-@lru_cache(maxsize=4096)
-def _reads_layout(function: Callable[..., Any]) -> bool:
-    return _name(function) in operations_with(Trait.LAYOUT)
 
 
 def _argument(
@@ -197,5 +188,7 @@ _CHECKS: dict[str, Check] = {
 
 
 @lru_cache(maxsize=4096)
-def _check_of(function: Callable[..., Any]) -> Check | None:
-    return _CHECKS.get(_name(function))
+def _looked_out_for(function: Callable[..., Any]) -> tuple[Check | None, bool]:
+    """Return what to check of a function's calls, and whether it reads the memory layout."""
+    name = _name(function)
+    return _CHECKS.get(name), name in operations_with(Trait.LAYOUT)
