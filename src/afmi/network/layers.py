@@ -129,7 +129,7 @@ def check_place(model: nn.Module, place: Place) -> None:
     """Raise a `LayerError` unless the module still has the layer's name."""
     module: object = _network(model)
     for name in filter(None, place[1].name.split(".")):
-        module = getattr(module, "_modules", {}).get(name)
+        module = getattr(module, name, None)
     if module is not place[0]:
         raise LayerError(f"{place[1].name!r} is another module by now, or none; find it again")
 
