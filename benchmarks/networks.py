@@ -71,22 +71,22 @@ def _torchvision(name: str) -> tuple[Classifier, int]:
 
 def _parameters(name: str) -> float:
     """Return the millions of parameters that torchvision states, before anything is built."""
-    source, _, own = name.partition(":")
+    source, _, weights_name = name.partition(":")
     if source != "torchvision":
         return 0.0
-    return torchvision.models.get_model_weights(own).DEFAULT.meta["num_params"] / 1e6
+    return torchvision.models.get_model_weights(weights_name).DEFAULT.meta["num_params"] / 1e6
 
 
 def _error(model: Classifier, images: Tensor, layer: Any) -> str:
     """Return the error in float32, and in float64 where that is large."""
-    found = errors(model, images, Black(), layer).of_logits
-    if found <= BOUND:
-        return f"{found:.0e}"
+    error = errors(model, images, Black(), layer).of_logits
+    if error <= BOUND:
+        return f"{error:.0e}"
     try:
         wide = errors(model.double(), images.double(), Black(), layer).of_logits
     finally:
         model.float()
-    text = f"{found:.0e} ({wide:.0e} in float64)"
+    text = f"{error:.0e} ({wide:.0e} in float64)"
     if not wide <= BOUND:
         raise ArithmeticError(f"the multipliers do not sum to delta: {text}")
     return text
@@ -134,8 +134,8 @@ def row(
     def place() -> str:
         module, layer = resolve_layer(model, None, images)
         cells["layer"] = str(layer)
-        found = modified_gradient(model, images, layer=(module, layer), reference=Black())
-        return "×".join(map(str, found.run.features.shape[1:]))
+        gradient = modified_gradient(model, images, layer=(module, layer), reference=Black())
+        return "×".join(map(str, gradient.run.features.shape[1:]))
 
     measures: dict[str, Callable[[], str]] = {
         "maps": place,
@@ -143,7 +143,7 @@ def row(
         "error at input": lambda: _error(model, images, "inputs"),
         "A-FMI / forward": lambda: _ratio(model, images, rounds),
     }
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for column, measure in measures.items():
             try:
@@ -153,7 +153,7 @@ def row(
     for column in ("error at stage", "error at input"):
         if cells[column] and float(cells[column].split()[0]) > WARNED:
             limits.append(f"{column}: float32 has too few digits for it, float64 has enough")
-    limits += [_sentence(w.message) for w in told if isinstance(w.message, Warning)]
+    limits += [_sentence(w.message) for w in caught if isinstance(w.message, Warning)]
     # The layer's error comes back in whatever needs it.
     causes = {limit.partition(": ")[2]: limit for limit in reversed(limits)}
     return cells | {"limitation": " / ".join(reversed(causes.values()))}
@@ -201,10 +201,10 @@ def main() -> None:
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             table.writeheader()
         for name, family, build in chosen:
-            found = _row_within(options, name, family, build)
-            print(f"| {' | '.join(found[c].replace('|', '/') for c in COLUMNS)} |", flush=True)
+            row = _row_within(options, name, family, build)
+            print(f"| {' | '.join(row[c].replace('|', '/') for c in COLUMNS)} |", flush=True)
             if table is not None:
-                table.writerow(found)
+                table.writerow(row)
                 file.flush()
 
 

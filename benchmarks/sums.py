@@ -43,9 +43,9 @@ def sums(model: Classifier, images: Tensor) -> None:
     with torch.no_grad():
         scores, classes = model(images).max(1)
     for steps in (100, 300, 900):
-        found = IntegratedGradients(model, steps=steps).attribution(images, classes)
-        assert found.residual is not None
-        _line(f"Integrated Gradients, {steps} steps: residual", found.residual)
+        attribution = IntegratedGradients(model, steps=steps).attribution(images, classes)
+        assert attribution.residual is not None
+        _line(f"Integrated Gradients, {steps} steps: residual", attribution.residual)
     for epsilon in (0.25, 0.0):
         total = LRP(model, epsilon=epsilon).attribute(images, classes).sum((1, 2, 3))
         _line(f"LRP, ε = {epsilon:g}: sum / score", total / scores)

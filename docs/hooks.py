@@ -168,15 +168,15 @@ def _measured(scenario: str) -> str:
 
 def _measured_where() -> str:
     """Name the machines, days and versions that the rows were measured with."""
-    found: dict[tuple[str, ...], list[str]] = {}
+    by_place: dict[tuple[str, ...], list[str]] = {}
     for row in _benchmarks():
         threads = f"{row.threads} thread{'s' * (row.threads > 1)}"
         run = f"{row.level} run of {row.date}, {row.clock} clock"
         key = (row.machine, threads, run, row.versions)
-        scenarios = found.setdefault(key, [])
+        scenarios = by_place.setdefault(key, [])
         if row.scenario not in scenarios:
             scenarios.append(row.scenario)
-    return "\n".join(f"- {', '.join(key)}: {', '.join(names)}" for key, names in found.items())
+    return "\n".join(f"- {', '.join(key)}: {', '.join(names)}" for key, names in by_place.items())
 
 
 def _measured_losses() -> str:

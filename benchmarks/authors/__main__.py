@@ -82,15 +82,15 @@ def row(
     for image in images:
         target = int(model(image).argmax())
         attribution = method.attribution(image, target)
-        found = attribution.maps
+        maps = attribution.maps
         logits = model(image).detach()
         case = Case(method, image, torch.tensor([target]), attribution, logits)
         similarity = ParameterRandomisation(depths=(1,)).measure(case)["similarity"]
         numbers["randomised"].append(float(similarity))
-        numbers["agreement"].append(agreement(name, method, image, target, found, authors))
+        numbers["agreement"].append(agreement(name, method, image, target, maps, authors))
         if seeded:
             other = dataclasses.replace(method, seed=1).attribute(image, target)
-            numbers["seeds"].append(float(rank_correlation(found, other)))
+            numbers["seeds"].append(float(rank_correlation(maps, other)))
     written = ", ".join(f"{key}={value}" for key, value in chosen.items()) or "defaults"
     return [cls.name, written, *(_mean(numbers[column]) for column in COLUMNS[2:])]
 

@@ -36,14 +36,14 @@ class Pair:
         below: contender.
         target: what it should not exceed.
         scale: 1, or what makes it a ratio of costs per unit.
-        told: other fields of the row.
+        details: other fields of the row.
     """
 
     above: str
     below: str
     target: float | None = None
     scale: float = 1.0
-    told: Mapping[str, object] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,19 +58,19 @@ def agreement(ours: Tensor, theirs: Tensor) -> Agreement:
     """Compare maps (N, 1, h, w) of any two sizes, enlarged to the larger one as ours are."""
     size = max(tuple(ours.shape[2:]), tuple(theirs.shape[2:]))
     one, other = (upsample(maps.detach().float(), size) for maps in (ours, theirs))
-    found = rank_correlation(one, other)
-    return Agreement(float(found.mean()), float(found.min()))
+    correlation = rank_correlation(one, other)
+    return Agreement(float(correlation.mean()), float(correlation.min()))
 
 
 def versions() -> str:
     """Return the versions of what is measured, as far as it is installed."""
-    found = [f"python {platform.python_version()}"]
+    versions = [f"python {platform.python_version()}"]
     for package in PACKAGES:
         try:
-            found.append(f"{package} {metadata.version(package)}")
+            versions.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
             continue
-    return ", ".join(found)
+    return ", ".join(versions)
 
 
 @dataclass
@@ -136,7 +136,7 @@ class Bench:
                 )
             if pair.target is not None:
                 row = replace(row, target=pair.target)
-            row = replace(row, **pair.told)
+            row = replace(row, **pair.details)
             failed = [n for n in (pair.above, pair.below) if n in timings.failures]
             errors = [f"{name} fails: {timings.failures[name]}" for name in failed]
             notes = [row.note] * bool(row.note) + errors

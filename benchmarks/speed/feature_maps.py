@@ -99,26 +99,26 @@ def _one(
     places = [grad_cam] if layer.then is None else [grad_cam, GradCAM(model, layer=layer.name)]
     ours = [method.attribute(images, target) for method in places]
     asked = peers.Asked(images, target, layer.name)
-    found = {
+    contenders = {
         peer: peers.tried(make, model, asked, ours) for peer, make in peers.FEATURE_MAPS.items()
     }
-    runs |= {peer: did.run for peer, did in found.items() if did.right and did.run}
+    runs |= {peer: did.run for peer, did in contenders.items() if did.right and did.run}
     timings = bench.measure(runs, setting)
 
     batch, size = images.shape[0], images.shape[-1]
-    fastest = timings.fastest([peer for peer in found if peer in runs])
+    fastest = timings.fastest([peer for peer in contenders if peer in runs])
     pairs = [
         Pair("A-FMI", "forward", FORWARD.get(batch, 1.05)),
         Pair("Grad-CAM", "forward"),
         Pair("A-FMI, ten classes", "A-FMI", TEN),
     ]
-    for peer, did in found.items():
+    for peer, did in contenders.items():
         if peer in runs:
             best = peer == fastest
-            told = did.told("the fastest that is right" * best)
-            pairs.append(Pair("A-FMI", peer, PEER if best else None, told=told))
-            pairs.append(Pair("Grad-CAM", peer, told=told))
+            details = did.details("the fastest that is right" * best)
+            pairs.append(Pair("A-FMI", peer, PEER if best else None, details=details))
+            pairs.append(Pair("Grad-CAM", peer, details=details))
     bench.compare(timings, pairs, setting, scenario=scenario, network=name, batch=batch, size=size)
-    for peer, did in found.items():
+    for peer, did in contenders.items():
         if peer not in runs:
-            bench.add(Row(scenario, name, peer, batch=batch, size=size, **did.told()), setting)
+            bench.add(Row(scenario, name, peer, batch=batch, size=size, **did.details()), setting)

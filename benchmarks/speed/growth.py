@@ -89,7 +89,7 @@ def _series(
             fewest,
             target if count != counts[0] else None,
             scale=counts[0] / count,
-            told={"x": float(count), "note": f"for each of the {unit}"},
+            details={"x": float(count), "note": f"for each of the {unit}"},
         )
         for run, count in zip(runs, counts, strict=True)
     ]
@@ -111,7 +111,7 @@ def _classes(
         for count in counts
     }
     pairs = [
-        Pair(run, next(iter(runs)), 1.3 if count == 10 else None, told={"x": float(count)})
+        Pair(run, next(iter(runs)), 1.3 if count == 10 else None, details={"x": float(count)})
         for run, count in zip(runs, counts, strict=True)
     ]
     _compare(bench, setting, "growth: classes", name, images, runs, pairs)
@@ -127,7 +127,7 @@ def _stages(
         afmi = AFMI(model, layer=stage)
         run = f"A-FMI at {stage}"
         runs[run] = lambda afmi=afmi: afmi.attribute(images, 0)
-        pairs.append(Pair(run, "forward", told={"x": float(depth)}))
+        pairs.append(Pair(run, "forward", details={"x": float(depth)}))
     _compare(bench, setting, "growth: stages", name, images, runs, pairs)
 
 

@@ -188,5 +188,5 @@ def measure(runs: Mapping[str, Run], plan: Plan, watch: Stopwatch, device: torch
 def error_line(error: Exception) -> str:
     """Return an exception's kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
-    told = f": {lines[0].strip()}" if lines else ""
-    return f"{type(error).__name__}{told}"[:160]
+    details = f": {lines[0].strip()}" if lines else ""
+    return f"{type(error).__name__}{details}"[:160]

@@ -119,7 +119,7 @@ class _Case:
             maps = method.attribute(self.image, self.target)
             finer = methods.XRAI(self.model, steps=2 * steps).attribute(self.image, self.target)
             among = agreement(maps, finer).least
-            own = f"our own with twice the steps agree by {among:.4f}"
+            note = f"our own with twice the steps agree by {among:.4f}"
             least = peers.least_alike(among)
             for batch in (1, 8):
                 asked = peers.Asked(self.image, self.target, "", steps, batch)
@@ -127,10 +127,10 @@ class _Case:
                 name = f"saliency's XRAI, batches of {batch}"
                 if did.right and did.run is not None:
                     runs[name] = did.run
-                    pairs.append(Pair(spec.name, name, told=did.told(counts, own)))
+                    pairs.append(Pair(spec.name, name, details=did.details(counts, note)))
                 else:
-                    told = did.told(own)
-                    left_out.append(Row(SCENARIO, self.name, name, size=self._size, **told))
+                    details = did.details(note)
+                    left_out.append(Row(SCENARIO, self.name, name, size=self._size, **details))
         self._compare(runs, pairs, batch=1)
         for row in left_out:
             self.bench.add(row, self.setting)
@@ -169,7 +169,7 @@ class _Case:
             bare = f"its {count}{said}"
             runs[bare] = passes(self.model, self.image, work, batch, layout, self.target)
             note = ", ".join(filter(None, (counts, f"batches of {batch}")))
-            pairs.append(Pair(name, bare, target, told={"note": note}))
+            pairs.append(Pair(name, bare, target, details={"note": note}))
         return pairs
 
     def _best(self, backward: bool, at_once: int, layout: str) -> int:

@@ -110,11 +110,13 @@ def options(bench: Bench) -> None:
         for setting in bench.settings:
             if setting.name:  # layouts and precisions are what is measured here
                 continue
-            own = setting.model(model)
+            network_as_set = setting.model(model)
             count = (bench.batches or (BATCH,))[0]
-            images = setting.images(views(own, count, bench.sizes[0] if bench.sizes else None))
+            images = setting.images(
+                views(network_as_set, count, bench.sizes[0] if bench.sizes else None)
+            )
             for title, act in ACTS.items():
-                _one(bench, name, own, images, title, act, setting)
+                _one(bench, name, network_as_set, images, title, act, setting)
 
 
 def _one(
@@ -133,7 +135,7 @@ def _one(
         contender = f"{title}, {option}"
         try:
             run = how.run(act, model, images)
-            found = run()
+            maps = run()
         except Exception as error:
             note = f"fails: {error_line(error)}"
             row = Row(SCENARIO, name, contender, batch=len(images), size=images.shape[-1])
@@ -141,11 +143,11 @@ def _one(
             continue
         runs[contender] = run
         if option != BASE:
-            told: dict[str, object] = {}
+            details: dict[str, object] = {}
             if exact.dim() == 4:  # maps, and not the logits of a forward pass
-                alike = agreement(exact, found)
-                told = {"agreement": alike.mean, "agreement_min": alike.least}
-            pairs.append(Pair(contender, f"{title}, {BASE}", told=told))
+                alike = agreement(exact, maps)
+                details = {"agreement": alike.mean, "agreement_min": alike.least}
+            pairs.append(Pair(contender, f"{title}, {BASE}", details=details))
     timings = bench.measure(runs, setting)
     bench.compare(
         timings,

@@ -37,7 +37,7 @@ __all__ = [
 RIGHT = 0.999
 """The least rank correlation with our maps at which another package's count as right."""
 
-TOLD = 0.2
+LEAST_AMONG = 0.2
 """The least agreement of our own two draws at which a sampled method's maps can be compared."""
 
 SLACK = 0.05
@@ -160,7 +160,7 @@ def _captum_noise_tunnel(model: Classifier, asked: Asked) -> Call:
     method = NoiseTunnel(Saliency(model))
 
     def run() -> Tensor:
-        found = method.attribute(
+        maps = method.attribute(
             _needing_gradients(asked),
             nt_type="smoothgrad",
             nt_samples=asked.steps,
@@ -169,7 +169,7 @@ def _captum_noise_tunnel(model: Classifier, asked: Asked) -> Call:
             target=asked.target,
             abs=False,
         )
-        return channel_maximum(found)
+        return channel_maximum(maps)
 
     return run
 
@@ -245,18 +245,18 @@ def xrai(model: Classifier, asked: Asked) -> Call:
 
     def gradients(batch: np.ndarray, call_model_args=None, expected_keys=None) -> dict:
         x = torch.from_numpy(np.moveaxis(batch, -1, 1)).to(asked.images).requires_grad_()
-        (found,) = torch.autograd.grad(model(x)[:, asked.target].sum(), x)
-        return {core.base.INPUT_OUTPUT_GRADIENTS: np.moveaxis(found.cpu().numpy(), 1, -1)}
+        (gradient,) = torch.autograd.grad(model(x)[:, asked.target].sum(), x)
+        return {core.base.INPUT_OUTPUT_GRADIENTS: np.moveaxis(gradient.cpu().numpy(), 1, -1)}
 
     def run() -> Tensor:
-        found = core.XRAI().GetMask(
+        mask = core.XRAI().GetMask(
             picture,
             gradients,
             baselines=[np.zeros_like(picture), np.ones_like(picture)],
             batch_size=asked.batch,
             extra_parameters=core.XRAIParameters(steps=asked.steps),
         )
-        return torch.from_numpy(np.asarray(found))[None, None]
+        return torch.from_numpy(np.asarray(mask))[None, None]
 
     return run
 
@@ -277,21 +277,21 @@ class Peer:
     agreement: Agreement | None
     note: str
 
-    def told(self, *notes: str) -> dict[str, Any]:
+    def details(self, *notes: str) -> dict[str, Any]:
         """Return what a row says of it, with other notes."""
-        found = {"note": ", ".join(filter(None, (self.note, *notes)))}
+        facts = {"note": ", ".join(filter(None, (self.note, *notes)))}
         if self.agreement is None:
-            return found
-        return {**found, "agreement": self.agreement.mean, "agreement_min": self.agreement.least}
+            return facts
+        return {**facts, "agreement": self.agreement.mean, "agreement_min": self.agreement.least}
 
 
-def least_alike(own: float) -> float:
+def least_alike(among: float) -> float:
     """Return the rank correlation from which on a sampled method's maps count as right.
 
     Args:
-        own: of our maps with ours of another draw.
+        among: of our maps with ours of another draw.
     """
-    return math.inf if own < TOLD else own - SLACK
+    return math.inf if among < LEAST_AMONG else among - SLACK
 
 
 def tried(
@@ -310,11 +310,11 @@ def tried(
     for copied, where in ((sharing_copy, ""), (in_place_off, "on a copy without in-place modules")):
         try:
             run = make(copied(model), asked)
-            found = run()
+            theirs = run()
         except Exception as error:
             peer = Peer(None, False, None, f"{where} fails: {error_line(error)}".strip())
         else:
-            best = max((agreement(maps, found) for maps in ours), key=lambda a: a.least)
+            best = max((agreement(maps, theirs) for maps in ours), key=lambda a: a.least)
             right = best.least >= least
             wrong = "too few samples to compare" if math.isinf(least) else "wrong"
             peer = Peer(run, right, best, where if right else f"{where} {wrong}".strip())

@@ -92,9 +92,9 @@ def _growth(rows: list[Row]) -> Figure:
     for axis in axes[len(units) :]:
         axis.set_axis_off()
     for axis, unit in zip(axes, units, strict=False):
-        own = [row for row in rows if row.scenario == GROWTH + unit]
-        for name in dict.fromkeys((row.network, row.device, row.setting) for row in own):
-            line = [row for row in own if (row.network, row.device, row.setting) == name]
+        growing = [row for row in rows if row.scenario == GROWTH + unit]
+        for name in dict.fromkeys((row.network, row.device, row.setting) for row in growing):
+            line = [row for row in growing if (row.network, row.device, row.setting) == name]
             x = [row.x for row in line]
             axis.fill_between(x, [r.low for r in line], [r.high for r in line], alpha=0.2)
             axis.plot(x, [r.ratio for r in line], "o-", label=", ".join(filter(None, name)))
@@ -103,10 +103,10 @@ def _growth(rows: list[Row]) -> Figure:
                     axis.plot([row.x], [row.target], "_", color="black", markersize=16)
         if unit != "stages":
             axis.set_xscale("log")
-        ticks = sorted({row.x for row in own})
+        ticks = sorted({row.x for row in growing})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        tops = [max(row.high, 0.0 if math.isnan(row.target) else row.target) for row in own]
+        tops = [max(row.high, 0.0 if math.isnan(row.target) else row.target) for row in growing]
         axis.set_ylim(0, 1.1 * max(tops))
         axis.axhline(1, color="grey", linewidth=0.8)
         axis.set_title(UNITS[unit], loc="left", fontsize=10)

@@ -73,67 +73,75 @@ class _Case:
             leaf = images.clone().requires_grad_()
             return torch.autograd.grad(self.model(leaf)[:, target].sum(), leaf)
 
-        own = {name: methods.CATALOGUE[name](self.model) for name in ONE_PASS}
-        runs: dict[str, Run] = {bare: gradient} | self._runs(own)
+        explainers = {name: methods.CATALOGUE[name](self.model) for name in ONE_PASS}
+        runs: dict[str, Run] = {bare: gradient} | self._runs(explainers)
         pairs = [Pair(name, bare) for name in ONE_PASS]
         pairs.append(Pair("DeepLIFT", "Gradient", TARGETS["DeepLIFT"]))
-        self._with_peers(own, runs, pairs, peers.Asked(images, target))
+        self._with_peers(explainers, runs, pairs, peers.Asked(images, target))
 
     def many_passes(self, steps: int) -> None:
         """Methods of ``steps`` forwards and backwards."""
         images, target = self.images, self.target
-        own = {
+        explainers = {
             name: methods.CATALOGUE[name](self.model, **{count: steps, "batch_size": AT_ONCE})
             for name, count in MANY_PASSES.items()
         }
-        runs = self._runs(own)
+        runs = self._runs(explainers)
         pairs = []
         # All of these need the same passes.
-        work: Work = own["IntegratedGradients"].work(images)
+        work: Work = explainers["IntegratedGradients"].work(images)
         for layout, said in (("usual", ""), ("channels-last", ", channels last")):
             bare = f"{steps} forwards + backwards{said}"
             runs[bare] = passes(self.model, images, work, AT_ONCE, layout, target)
             pairs += [
-                Pair(name, bare, TARGETS.get(name), told={"note": f"in batches of {AT_ONCE}"})
-                for name in own
+                Pair(name, bare, TARGETS.get(name), details={"note": f"in batches of {AT_ONCE}"})
+                for name in explainers
             ]
         noise = NOISE * float(images.max() - images.min())
-        self._with_peers(own, runs, pairs, peers.Asked(images, target, "", steps, AT_ONCE, noise))
+        self._with_peers(
+            explainers, runs, pairs, peers.Asked(images, target, "", steps, AT_ONCE, noise)
+        )
 
-    def _runs(self, own: dict[str, Method]) -> dict[str, Run]:
+    def _runs(self, explainers: dict[str, Method]) -> dict[str, Run]:
         return {
             name: lambda method=method: method.attribute(self.images, self.target)
-            for name, method in own.items()
+            for name, method in explainers.items()
         }
 
     def _with_peers(
-        self, own: dict[str, Method], runs: dict[str, Run], pairs: list[Pair], asked: peers.Asked
+        self,
+        explainers: dict[str, Method],
+        runs: dict[str, Run],
+        pairs: list[Pair],
+        asked: peers.Asked,
     ) -> None:
         """Add the peers that are right, measure all, and tell of those that are not."""
         images, target = self.images, self.target
         left_out: list[Row] = []
         batch, size = images.shape[0], images.shape[-1]
         for name, makers in peers.PIXELS.items():
-            if name not in own:
+            if name not in explainers:
                 continue
             try:
-                maps = own[name].attribute(images, target)
+                maps = explainers[name].attribute(images, target)
             except Exception:
                 continue  # measuring tells of it
             least, note = peers.RIGHT, ""
             if name in peers.SAMPLED:
-                other = type(own[name])(self.model, **_with_seed(own[name], 1))
+                other = type(explainers[name])(self.model, **_with_seed(explainers[name], 1))
                 among = agreement(maps, other.attribute(images, target)).least
                 least = peers.least_alike(among)
                 note = f"our own two seeds agree by {among:.4f}"
             for peer, make in makers.items():
                 did = peers.tried(make, self.model, asked, [maps], least)
-                told = did.told(note)
+                details = did.details(note)
                 if did.right and did.run is not None:
                     runs[peer] = did.run
-                    pairs.append(Pair(name, peer, told=told))
+                    pairs.append(Pair(name, peer, details=details))
                 else:
-                    left_out.append(Row("pixels", self.name, peer, batch=batch, size=size, **told))
+                    left_out.append(
+                        Row("pixels", self.name, peer, batch=batch, size=size, **details)
+                    )
         timings = self.bench.measure(runs, self.setting)
         self.bench.compare(
             timings,
