@@ -20,7 +20,7 @@ from afmi.report import statistics
 from afmi.report.statistics import Estimate
 
 
-def told(estimate: Estimate, digits: int, *, sign: bool = False) -> str:
+def written(estimate: Estimate, digits: int, *, sign: bool = False) -> str:
     """Return an average with its interval."""
     plus = "+" if sign else ""
     value, low, high = (
@@ -37,12 +37,12 @@ def cell(own: np.ndarray | None, other: np.ndarray | None, images: int, digits: 
         return "–"
     (average,) = statistics.means(own[:, None])
     if other is None:
-        text = told(average, digits)
+        text = written(average, digits)
     else:
         text = f"{average.value:.{digits}f}"
         if other is not own:
             (pair,) = statistics.paired([(own, other)])
-            text += f"; {told(pair.difference, digits, sign=True)}"
+            text += f"; {written(pair.difference, digits, sign=True)}"
     return text if average.count == images else f"{text}, {average.count} pictures"
 
 
