@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, OperationError
-from afmi.gradients.interception import ORDINARY, Interception, Rules, maps_of
+from afmi.gradients.interception import ORDINARY, Interception, Rules
+from afmi.gradients.strides import keep_from_odd_strides
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_run, opaque_part
@@ -23,7 +23,7 @@ from afmi.network.guards import (
     without_fused_attention,
     without_modules_in_backward,
 )
-from afmi.network.layers import Layer, LayerChoice, Place, check_place
+from afmi.network.layers import Layer, LayerChoice, Place, check_place, maps_of
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import logits_of
 from afmi.network.trace import Remembered, Trace, form_of
@@ -298,7 +298,7 @@ def _run(
         # Again, because the network may have left it in the midst of its own inference mode.
         with torch.inference_mode(False), torch.set_grad_enabled(False):
             if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
-                _keep_from_odd_strides(graph_logits)
+                keep_from_odd_strides(graph_logits)
             named = None if layer is None else layer[1]
             return _finished(model, state, graph_logits, images, named)
     except BaseException:
@@ -331,26 +331,3 @@ def _finished(
         _interception=state,
         _model=model,
     )
-
-
-def _keep_from_odd_strides(logits: Tensor) -> None:
-    """Have gradients of batch norms laid out as PyTorch's backward pass expects them.
-
-    With one image, a gradient that comes from transposed tokens has the strides of channels that
-    lie last but for the batch's own. PyTorch 2.15 takes it for contiguous on the CPU, and gives a
-    derivative of permuted numbers, without a word. It is right where the maps are channels-last.
-    """
-    nodes: list[Any] = [logits.grad_fn]
-    met = set(nodes)
-    for node in nodes:  # which grows meanwhile
-        norm = type(node).__name__.startswith("NativeBatchNorm")
-        if norm and node._saved_input.is_contiguous():
-            node.register_prehook(_contiguous)
-        for before, _ in node.next_functions:
-            if before is not None and before not in met:
-                met.add(before)
-                nodes.append(before)
-
-
-def _contiguous(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(g if g is None else g.contiguous() for g in gradients)

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from afmi.errors import LayerError, ModelError, OperationError
+from afmi.errors import ModelError, OperationError
 from afmi.gradients.dependence import Dependence, Kind, tensors_in
 from afmi.gradients.disguise import FORM, OF_AUTOGRAD, SET_GRAD_ENABLED, GradMode
 from afmi.gradients.operation import Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
-from afmi.network.layers import Layer
+from afmi.network.layers import Layer, maps_of
 from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
 from afmi.network.watch import READS, Watch
 
-__all__ = ["ORDINARY", "BackwardState", "Handler", "Interception", "Rules", "maps_of"]
+__all__ = ["ORDINARY", "BackwardState", "Handler", "Interception", "Rules"]
 
 
 Handler = Callable[["Interception", Operation], Any]
@@ -349,19 +349,3 @@ class Interception(TorchFunctionMode):
             return False
         self.logits = logits
         return True
-
-
-def maps_of(layer: Layer, output: object) -> Tensor:
-    """Return a layer's output, where it has the shape that the layer is said to give."""
-    layout = layer.token_layout
-    if isinstance(output, Tensor):
-        fits = layout.fits(output) if layout else output.dim() == 4
-        if fits and output.is_floating_point():
-            return output
-        form = f"{tuple(output.shape)} {output.dtype}"
-    else:
-        form = type(output).__name__
-    raise LayerError(
-        f"layer {layer} must give feature maps (N, K, h, w), but gives {form}; choose a "
-        "convolutional layer, or one whose tokens are those of places"
-    )

@@ -22,6 +22,7 @@ __all__ = [
     "check_place",
     "find_layer",
     "layer_names",
+    "maps_of",
     "resolve_layer",
 ]
 
@@ -123,6 +124,22 @@ class LayerChoice:
     def resolve(self, model: nn.Module, inputs: Tensor) -> Place:
         """Return the module and the layer, as `resolve_layer` does."""
         return resolve_layer(model, self.layer, inputs)
+
+
+def maps_of(layer: Layer, output: object) -> Tensor:
+    """Return a layer's output, where it has the shape that the layer is said to give."""
+    layout = layer.token_layout
+    if isinstance(output, Tensor):
+        fits = layout.fits(output) if layout else output.dim() == 4
+        if fits and output.is_floating_point():
+            return output
+        form = f"{tuple(output.shape)} {output.dtype}"
+    else:
+        form = type(output).__name__
+    raise LayerError(
+        f"layer {layer} must give feature maps (N, K, h, w), but gives {form}; choose a "
+        "convolutional layer, or one whose tokens are those of places"
+    )
 
 
 def check_place(model: nn.Module, place: Place) -> None:
