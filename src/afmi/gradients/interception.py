@@ -245,9 +245,8 @@ class Interception(TorchFunctionMode):
         if not isinstance(outcome, bool):
             return outcome
         if self.recording is not None:
-            self.recording.entries.append(
-                Entry("bool", (), torch.tensor(outcome, dtype=torch.bool, device="cpu"))
-            )
+            decision = torch.tensor(outcome, dtype=torch.bool, device="cpu")
+            self.recording.entries.append(Entry("bool", (), decision))
         for reader in self.readers:
             if bool(reader.next("bool", ()).output) != outcome:
                 raise TapeMismatchError(
