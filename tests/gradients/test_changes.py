@@ -6,15 +6,16 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import build, images
 from torch import Tensor, nn
 
-from afmi.errors import ModelError
+from afmi.errors import ModelError, OperationError
 from afmi.methods import AFMI, CATALOGUE, DeepLIFT, GradCAM
-from afmi.network.classifier import classify
+from afmi.network.classifier import Classifier, classify
 from afmi.pictures.references import Blurred
 
 
@@ -31,13 +32,17 @@ class Network(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.stage = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
-        self.scale, self.shift, self.width = 1.0, torch.zeros(1, 8, 1, 1), 8
+        self.scale, self.shift, self.width, self.amp = 1.0, torch.zeros(1, 8, 1, 1), 8, False
+        self.table = np.ones((8, 1, 1), np.float32)
+        self.register_buffer("masked", torch.tensor(-1e9))  # beside which small numbers vanish
         self.stem[1].running_mean.uniform_(-0.5, 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = activation(self.stem(x) * self.scale + self.shift)
         kept = torch.arange(8) < self.width
-        return self.head(self.stage(x * kept.view(-1, 1, 1)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.amp):
+            x = self.stage(x * kept.view(-1, 1, 1) * torch.as_tensor(self.table))
+        return self.head(x.float())
 
 
 def cut_channels(model: Network) -> None:
@@ -100,6 +105,8 @@ DOORS: dict[str, Callable[[Network], Any]] = {
     "a number": lambda m: setattr(m, "scale", 0.3),
     "a tensor": lambda m: setattr(m, "shift", torch.full((1, 8, 1, 1), 0.4)),
     "a tensor's numbers": lambda m: m.shift[:, 2:5].fill_(1.0),
+    "an array's numbers": lambda m: m.table[2:5].fill(0.2),
+    "its own autocast": lambda m: setattr(m, "amp", True),
     "a width": lambda m: setattr(m, "width", 4),
     "an epsilon": lambda m: setattr(m.stem[1], "eps", 2.0),
     "running statistics": lambda m: m.stem[1].running_mean.add_(0.5),
@@ -236,6 +243,59 @@ def test_outputs_that_differ_by_themselves_are_refused(kind: str, name: str) -> 
     STATE[:] = [float(i) for i in range(100)]
     with pytest.raises(ModelError, match=words):
         CATALOGUE[name](Dropping(unsteady, None).eval()).attribute(images(1, 12), 1)
+
+
+def own_statistics(model: Network) -> None:
+    norm = model.stem[1]
+    norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+
+
+LATER: dict[str, Callable[[Network], Any]] = {
+    "batch statistics": own_statistics,
+    "noise behind a number": lambda m: setattr(m, "noise", 1.0),
+    "a noisy hook": lambda m: m.stem.register_forward_hook(
+        lambda _m, _a, y: y + torch.from_numpy(np.random.rand(*y.shape)).float()
+    ),
+}
+
+
+class Noisy(Network):
+    noise = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = np.random.rand(*x.shape).astype(np.float32) if self.noise else np.zeros(1, "f")
+        return super().forward(x + self.noise * torch.from_numpy(noise))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("door", LATER)
+def test_a_network_that_becomes_unsteady_is_refused(door: str, method: str) -> None:
+    model, x = Noisy().eval(), images(1, 12)
+    explain = METHODS[method](model)
+    explain.attribute(x, 1)
+    LATER[door](model)
+    with pytest.raises((ModelError, OperationError), match=r"each time|of a batch|batch's own"):
+        explain.attribute(x, 1)
+
+
+def test_a_class_that_is_ruled_out_hides_no_noise() -> None:
+    class Masked(Noisy):
+        noise = 1.0
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x), torch.full((len(x), 1), -1e9)], 1)
+
+    with pytest.raises(ModelError, match="each time"):
+        GradCAM(Masked().eval()).attribute(images(1, 12), 1)
+
+
+def test_another_layer_of_the_classifier() -> None:
+    model = Classifier(Network().eval())
+    x = images(1, 12)
+    GradCAM(model).attribute(x, 1)
+    model.layer = "stem"
+    assert str(GradCAM(model).attribution(x, 1).layer) == "stem"
 
 
 def test_a_batch_norm_that_standardises_weights_is_none_of_these() -> None:

@@ -25,7 +25,7 @@ HOMES = (SOURCE / "network" / "operations.py", SOURCE / "gradients" / "rules")
 
 # Names by which operations get rules. Those that a run is merely watched for, such as `resize`, are
 # common words.
-SORTED = operations_with(*(set(Trait) - {Trait.RANDOM, Trait.LAYOUT}))
+SORTED = operations_with(*(set(Trait) - {Trait.RANDOM, Trait.LAYOUT, Trait.BY_VALUES}))
 
 
 def literals(path: Path) -> list[list[str]]:

@@ -256,7 +256,7 @@ def layer_pass(
     def learn() -> Place:
         return choice.resolve(model, inputs)
 
-    return _remembered.use(model, (choice, *form_of(inputs)), learn, run, contents=False)
+    return _remembered.use(model, (choice.key(model), *form_of(inputs)), learn, run, contents=False)
 
 
 def _run(

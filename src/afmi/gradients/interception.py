@@ -110,7 +110,7 @@ class Interception(TorchFunctionMode):
             # A copy, because PyTorch refuses in-place operations on a leaf.
             onward = self.leaf.clone()
             self._dependence.follow(onward)
-        self._watch.made(onward)
+        self._watch.reached_layer(onward)
         return onward
 
     def leave(self) -> None:

@@ -167,7 +167,8 @@ def modified_gradient(
             images = [image.expand(batch, *image.shape) for image in reference(inputs)]
             return place, [record(image, place) for image in images]
 
-        key = (layer, reference, frozenset(rules.by_name.items()), batch, *form_of(inputs))
+        chosen = layer.key(model) if isinstance(layer, LayerChoice) else layer
+        key = (chosen, reference, frozenset(rules.by_name.items()), batch, *form_of(inputs))
         return _remembered.use(model, key, learn, against, contents=not reference.per_image)
 
     try:

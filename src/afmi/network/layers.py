@@ -121,6 +121,10 @@ class LayerChoice:
 
     layer: str | nn.Module | Layer | None
 
+    def key(self, model: nn.Module) -> object:
+        """Return what was chosen, by the user or by the model."""
+        return getattr(model, "layer", None) if self.layer is None else self.layer
+
     def resolve(self, model: nn.Module, inputs: Tensor) -> Place:
         """Return the module and the layer, as `resolve_layer` does."""
         return resolve_layer(model, self.layer, inputs)

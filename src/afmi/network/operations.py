@@ -209,6 +209,8 @@ class Trait(Enum):
     """Affine once its statistics are stored."""
     RANDOM = auto()
     """Draws random numbers whenever it runs."""
+    BY_VALUES = auto()
+    """Gives a shape, or hands out memory, by which the network may decide what to do."""
     LAYOUT = auto()
     """Depends on how a tensor lies in memory, or hands its memory out."""
 
@@ -307,6 +309,9 @@ _OPERATIONS: dict[Trait, str] = {
         rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal
         poisson binomial uniform random exponential cauchy geometric log_normal gumbel_softmax
         trunc_normal""",
+    Trait.BY_VALUES: """
+        nonzero argwhere unique unique_consecutive masked_select bincount apply map cond
+        storage typed_storage untyped_storage data_ptr dlpack array_interface""",
     Trait.LAYOUT: """
         as_strided as_strided_copy as_strided_scatter stride is_contiguous storage typed_storage
         untyped_storage storage_offset data_ptr dim_order resize resize_as set numpy array dlpack

@@ -8,6 +8,7 @@ modules, methods or the functions that it calls.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import weakref
 from collections import OrderedDict
@@ -15,9 +16,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,12 +30,20 @@ __all__ = ["Remembered", "Trace", "form_of", "unchanged"]
 _ROW = 4096
 """Numbers that one number of a checksum stands for."""
 
-# Compared by value; of all other objects only the same one is equal to itself.
+_LARGEST = 256.0
+"""Sums up to here tell a change of one of their numbers by a few parts in a hundred thousand."""
+
+# Compared by value. Equal to Python are True and 1, 1 and 1.0, 0.0 and -0.0, but not to PyTorch, so
+# other numbers than `int` are compared as text.
 _PLAIN = frozenset(
     {
-        *(type(None), bool, int, float, complex, str, bytes, slice, type(...), torch.Size),
+        *(type(None), int, str, bytes, type(...), torch.Size),
         *(torch.dtype, torch.device, torch.layout, torch.memory_format),
     }
+)
+_NUMBERS = frozenset({bool, float, complex})
+_TENSORS = frozenset(
+    {Tensor, nn.Parameter, nn.Buffer} if hasattr(nn, "Buffer") else {Tensor, nn.Parameter}
 )
 
 
@@ -91,11 +100,18 @@ class Trace:
     def call(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
         """Note an operation that is about to run, and what it is given."""
         self._steps.append(function)
+        if torch._C._is_any_autocast_enabled():
+            self._steps.append(str(_autocast()))
         self._note(args)
         if kwargs:
             for name, value in kwargs.items():
                 self._steps.append(name)
                 self._note((value,))
+
+    def reached_layer(self, maps: Tensor) -> None:
+        """Note that the maps of the layer are there, and the network goes on with these."""
+        self._steps.append("layer")
+        self.made(maps)
 
     def made(self, output: Any) -> None:
         """Note the tensors that the last operation gave."""
@@ -121,10 +137,18 @@ class Trace:
             elif kind is tuple or kind is list:
                 self._steps.append(len(value))
                 self._note(value)
-            else:
-                self._steps.append(_Same(value))
+            elif kind in _NUMBERS:
+                self._steps.append(repr(value))
+            elif kind is slice:
+                self._note((value.start, value.stop, value.step))
+            elif isinstance(value, (np.ndarray, np.generic)):
+                self._steps.append((value.shape, str(value.dtype), value.tobytes()))
+            else:  # which may hold anything, and change
+                self.has_decided = True
 
     def _tensor(self, tensor: Tensor) -> object:
+        if type(tensor) not in _TENSORS:  # whose operations may depend on more than its numbers
+            self.has_decided = True
         made = self._made.get(id(tensor))
         if made is not None and made[0]() is tensor:
             return made[1]
@@ -134,33 +158,17 @@ class Trace:
         return (_place(tensor), _checksum([tensor]) if self._contents else None)
 
 
-def form_of(images: Tensor) -> tuple[torch.Size, torch.dtype, torch.device, torch.dtype | None]:
+def form_of(images: Tensor) -> tuple[object, ...]:
     """Return what of images (N, C, H, W), besides their pixels, a run's operations depend on."""
-    device = images.device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return images.shape, images.dtype, images.device, autocast
+    return images.shape, images.dtype, images.device, torch.get_default_dtype(), _autocast()
 
 
-class _Same:
-    """Equal to what holds the same object."""
-
-    def __init__(self, value: object) -> None:
-        try:
-            self._value: Callable[[], object] = weakref.ref(value)
-        except TypeError:
-            self._value = partial(_itself, value)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Same):
-            return NotImplemented
-        value = self._value()
-        return value is not None and value is other._value()
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _itself(value: object) -> object:
-    return value
+def _autocast() -> tuple[torch.dtype | None, ...]:
+    kinds = ("cpu", "cuda")
+    return tuple(
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        for kind in kinds
+    )
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -177,29 +185,34 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 def _checksum(tensors: list[Tensor]) -> object:
     """Return sums that change with any number of the tensors, but for changes below rounding.
 
-    One sum stands for `_ROW` numbers, weighted at random, so that numbers that change places
-    change it too. It costs one reading of the weights.
+    One sum stands for `_ROW` numbers of a large tensor, weighted at random, so that numbers that
+    change places change it too; small tensors are compared exactly. It costs one reading of the
+    weights.
     """
-    few: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    few: list[Tensor] = []
     sums: list[Tensor] = []
+    exact: list[bytes] = []
     try:
         for tensor in tensors:
             numbers = _numbers(tensor)
             rows = numbers.numel() // _ROW
             if rows:
-                whole = rows * _ROW
-                weights = _random_weights(numbers.dtype, numbers.device)
-                sums.append(torch.mv(numbers[:whole].view(rows, _ROW), weights))
-                numbers = numbers[whole:]
-            few.setdefault((numbers.dtype, numbers.device), []).append(numbers)
-        for (dtype, device), parts in few.items():
-            joined = torch.cat([*parts, torch.zeros(_ROW, dtype=dtype, device=device)])
-            rows = joined.numel() // _ROW
-            weights = _random_weights(dtype, device)
-            sums.append(torch.mv(joined[: rows * _ROW].view(rows, _ROW), weights))
+                whole = numbers[: rows * _ROW].view(rows, _ROW)
+                sums.append(torch.mv(whole, _random_weights(numbers.dtype, numbers.device)))
+                # Beside NaN, infinity and large numbers the others would not count.
+                if not bool(sums[-1].abs().amax() <= _LARGEST):
+                    exact.append(_digest(numbers))
+            few.append(numbers[rows * _ROW :])
+        for kind in dict.fromkeys((part.dtype, part.device) for part in few):
+            parts = [part for part in few if (part.dtype, part.device) == kind]
+            exact.append(_digest(torch.cat(parts)))
+        return (*exact, *(part.to("cpu").numpy().tobytes() for part in sums))
     except (RuntimeError, NotImplementedError):
         return object()  # equal to nothing: a tensor whose numbers cannot be read
-    return tuple(part.to("cpu").numpy().tobytes() for part in sums)
+
+
+def _digest(numbers: Tensor) -> bytes:
+    return hashlib.blake2b(numbers.to("cpu").numpy().tobytes(), digest_size=16).digest()
 
 
 def _numbers(tensor: Tensor) -> Tensor:

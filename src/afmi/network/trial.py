@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +27,7 @@ _ROUNDING = 1e-4
 _MANY = 1_000_000
 """Images in a batch that is large enough for any layout."""
 
-_tried: weakref.WeakKeyDictionary[nn.Module, tuple[object, set[object]]]
-_tried = weakref.WeakKeyDictionary()
+_tried: weakref.WeakKeyDictionary[nn.Module, _Tried] = weakref.WeakKeyDictionary()
 
 
 def try_once(model: nn.Module, images: Tensor) -> None:
@@ -43,28 +45,74 @@ def try_once(model: nn.Module, images: Tensor) -> None:
         ModelError: when the outputs for one image differ from run to run, or with the other images
             of a batch.
     """
-    parts, forms = _tried.get(model, (None, set()))
-    now = _parts(model)
     form = form_of(images[:1])
-    if parts == now and form in forms:
-        return
+    tried = _tried.get(model)
+    parts = _parts(model)
+    if tried is not None and tried.is_of(parts):
+        if form in tried.forms:
+            return
+    else:
+        tried = _Tried(parts)
     _try(model, images[:1])
-    _tried[model] = (now, {*forms, form} if parts == now else {form})
+    # What a run itself changes (a counter, a kept activation) is no change of the network.
+    after = _parts(model)
+    tried.volatile |= {key for key in parts | after if parts.get(key) != after.get(key)}
+    tried.forms.add(form)
+    _tried[model] = tried
 
 
-def _parts(model: nn.Module) -> tuple[object, ...]:
-    """Return what the network is made of, by identity."""
-    return tuple(
-        (
-            id(module),
-            id(type(module)),
-            id(type(module).__dict__.get("forward")),
-            id(module.__dict__.get("forward")),
-            *module._forward_hooks,
-            *module._forward_pre_hooks,
+_Parts = dict[object, object]
+
+
+@dataclass
+class _Tried:
+    """A network as it was when it was tried.
+
+    Attributes:
+        parts: what it was made of.
+        volatile: which of these its own runs change.
+        forms: those of the images.
+    """
+
+    parts: _Parts
+    volatile: set[object] = field(default_factory=set)
+    forms: set[object] = field(default_factory=set)
+
+    def is_of(self, parts: _Parts) -> bool:
+        """Tell whether a network is made of the same parts."""
+        return self.parts == parts or all(
+            self.parts.get(key) == parts.get(key)
+            for key in self.parts | parts
+            if key not in self.volatile
         )
-        for module in all_modules(model)
-    )
+
+
+def _parts(model: nn.Module) -> _Parts:
+    """Return what the network is made of: plain attributes by value, all else by identity."""
+    parts: _Parts = {}
+    for module in all_modules(model):
+        here = id(module)
+        parts[here] = (
+            *_definition(type(module)),
+            *(name for name, buffer in module._buffers.items() if buffer is None),
+            *map(id, module._forward_hooks.values()),
+            *map(id, module._forward_pre_hooks.values()),
+        )
+        for name, value in module.__dict__.items():
+            if name not in _KEPT_BY_PYTORCH:
+                parts[here, name] = value if type(value) in _PLAIN else id(value)
+    return parts
+
+
+_PLAIN = frozenset({type(None), bool, int, float, str})
+_KEPT_BY_PYTORCH = frozenset(vars(nn.Module()))
+
+
+def _definition(kind: type) -> Iterator[int]:
+    """Yield what the methods of a class are, by identity, PyTorch's own classes left out."""
+    for cls in kind.__mro__:
+        if not cls.__module__.startswith("torch.") and cls is not object:
+            yield from map(id, vars(cls).values())
 
 
 @torch.no_grad()
@@ -73,11 +121,8 @@ def _try(model: nn.Module, like: Tensor) -> None:
     shape = (3, *like.shape[1:])
     noise = torch.rand(shape, generator=generator_of(0), dtype=torch.float32, device="cpu")
     first, second, third = noise.to(like)
-    tolerance = max(_ROUNDING, 16 * torch.finfo(form_of(like)[-1] or like.dtype).eps)
-
-    def differ(logits: Tensor, others: Tensor) -> bool:
-        return bool((logits - others).abs().max() > tolerance * logits.abs().max())
-
+    tolerance = max(_ROUNDING, 16 * torch.finfo(_dtype(like)).eps)
+    differ = partial(_differ, tolerance)
     try:
         # Batches of one size, because a network may round otherwise for another.
         together, with_third, after_third = (
@@ -102,6 +147,23 @@ def _try(model: nn.Module, like: Tensor) -> None:
             return  # `in_fast_layout` comes to the same
         if differ(together, fast):
             keep_usual_layout(model)
+
+
+def _dtype(images: Tensor) -> torch.dtype:
+    device = images.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+
+
+def _differ(tolerance: float, logits: Tensor, others: Tensor) -> bool:
+    finite = logits.isfinite()
+    if not torch.equal(finite, others.isfinite()):
+        return True
+    logits, others = logits[finite], others[finite]
+    if not logits.numel():
+        return False
+    # Measured by each logit and the middle one: a class ruled out by -1e9 must hide no other.
+    scale = torch.maximum(logits.abs(), logits.abs().median())
+    return bool(((logits - others).abs() > tolerance * scale).any())
 
 
 def _run(model: nn.Module, images: Tensor, *, fast: bool = False) -> Tensor:

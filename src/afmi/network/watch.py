@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from afmi.errors import ModelError
 from afmi.network.guards import is_compiled
@@ -31,7 +33,7 @@ READS = frozenset(
         *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__, Tensor.__complex__),
         *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__contains__),
         *(torch.equal, Tensor.equal, torch.allclose, Tensor.allclose),
-        *(torch.is_nonzero, Tensor.is_nonzero),
+        *(torch.is_nonzero, Tensor.is_nonzero, Tensor.__repr__, Tensor.__format__),
     }
 )
 """What gives a tensor's numbers to Python, which may decide or compute by them."""
@@ -65,11 +67,16 @@ class Watch(TorchFunctionMode):
         self._trace = trace
         if trace is not None:
             trace.begin(images)
+            # What other modes do to the operations is theirs to know.
+            if _get_current_dispatch_mode() is not None or any(
+                not isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack()
+            ):
+                trace.decided()
 
-    def made(self, tensor: Tensor) -> None:
-        """Note a tensor that the network is given besides the images, in place of its own."""
+    def reached_layer(self, maps: Tensor) -> None:
+        """Note that the network goes on with these maps of the layer."""
         if self._trace is not None:
-            self._trace.made(tensor)
+            self._trace.reached_layer(maps)
 
     def __torch_function__(
         self,
@@ -90,14 +97,14 @@ class Watch(TorchFunctionMode):
         """Make a call, or ``call(func, args, kwargs)`` in its place; check and note it."""
         noted = func not in NO_OPERATION
         if noted:
-            check, reads_layout = _looked_out_for(func)
+            check, reads_layout, depends_on_more = _looked_out_for(func)
             if check is not None:
                 check(args, kwargs)
             if reads_layout and self._fast:
                 raise LayoutError(f"{_name(func)!r} depends on the memory layout")
             if self._trace is not None:
                 self._trace.call(func, args, kwargs)
-                if func in READS:
+                if func in READS or depends_on_more or _by_mask(func, args):
                     self._trace.decided()
         output = func(*args, **kwargs) if call is None else call(func, args, kwargs)
         if noted and self._trace is not None:
@@ -188,7 +195,25 @@ _CHECKS: dict[str, Check] = {
 
 
 @lru_cache(maxsize=4096)
-def _looked_out_for(function: Callable[..., Any]) -> tuple[Check | None, bool]:
-    """Return what to check of a function's calls, and whether it reads the memory layout."""
+def _looked_out_for(function: Callable[..., Any]) -> tuple[Check | None, bool, bool]:
+    """Return what to check of a function's calls, and what its result depends on.
+
+    Returns:
+        A check; whether the memory layout is read; whether the result depends on more than what
+        a trace notes, such as numbers that become a shape, or code that is not PyTorch's.
+    """
     name = _name(function)
-    return _CHECKS.get(name), name in operations_with(Trait.LAYOUT)
+    reads_layout = name in operations_with(Trait.LAYOUT)
+    home = getattr(function, "__module__", None) or "torch"
+    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        home = "torch" if str(function).startswith("aten") else "custom"
+    foreign = home.partition(".")[0] not in ("torch", "torchvision", "builtins")
+    return _CHECKS.get(name), reads_layout, foreign or name in operations_with(Trait.BY_VALUES)
+
+
+def _by_mask(function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Tell whether numbers of the images may choose how many places are taken."""
+    if function is not Tensor.__getitem__ or len(args) < 2:
+        return False
+    index = args[1] if isinstance(args[1], tuple) else (args[1],)
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in index)
