@@ -180,6 +180,15 @@ def test_a_function_that_the_network_calls(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(attribution.logits, model(x).detach())
 
 
+def test_a_function_below_the_one_that_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Network().eval(), images(1, 12)
+    explain = AFMI(model, averaged=False)
+    explain.attribute(x, 1)
+    monkeypatch.setattr(torch, "relu", torch.tanh)
+    fresh = AFMI(Network().eval(), averaged=False).attribute(x, 1)
+    torch.testing.assert_close(explain.attribute(x, 1), fresh)
+
+
 def test_a_network_that_decides_by_its_input() -> None:
     """The reference takes a way that the images do not show."""
 

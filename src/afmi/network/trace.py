@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -100,6 +101,8 @@ class Trace:
     def call(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> None:
         """Note an operation that is about to run, and what it is given."""
         self._steps.append(function)
+        if type(function) is FunctionType:  # such as F.relu, which calls torch.relu
+            self._steps.append(vars(torch).get(function.__name__))
         if torch._C._is_any_autocast_enabled():
             self._steps.append(str(_autocast()))
         self._note(args)
