@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import afmi
+from afmi.cli.terminal import visible
 from afmi.demo import run
 from afmi.models.photos import LABELS, PhotoVGG
 from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
@@ -77,6 +78,7 @@ def test_the_tour(model, tmp_path, monkeypatch, scikit_learn):
     assert len(result.explanations) == 3 * (len(names) + 1)
     both = {one.label for one in result.explanations} >= {"church", "cat"}
     assert both
+    assert all(visible(line) == line for line in lines)  # as the command prints them
     said = "\n".join(lines)
     assert str(result.page.resolve()) in said
     for command in run.NEXT:

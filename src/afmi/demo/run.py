@@ -127,7 +127,8 @@ def run_demo(
     write_files({**writers, page: text.encode()})
     explanations = tuple(finding.explanation for finding in flat)
     result = DemoResult(out, page, tuple(drawings), explanations, time.perf_counter() - started)
-    report(f"\n{len(flat)} explanations in {result.seconds:.0f} s. Open in a browser:")
+    report("")
+    report(f"{len(flat)} explanations in {result.seconds:.0f} s. Open in a browser:")
     report(f"  {page.resolve()}")
     report("The pictures, for a paper or slides:")
     for path in result.pictures:
