@@ -692,6 +692,16 @@ def test_threads_that_save_namesakes_lose_none(model, photo, tmp_path, monkeypat
         assert np.array_equal(np.load(files["map"]), explanation.map.numpy())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_the_place_of_a_record_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "img.json")
+    files = save_record(tmp_path, "img", {"map": (".npy", b"1")}, {}, lambda record: record)
+    assert {kind: path.name for kind, path in files.items()} == {
+        "map": "img-2.npy",
+        "record": "img-2.json",
+    }
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_processes_that_save_namesakes_lose_none(tmp_path):
     children = []

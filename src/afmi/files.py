@@ -69,14 +69,22 @@ def read_text_file(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes, *, constants: bool = True) -> Any:
     """Return what JSON says.
+
+    Args:
+        text: as text, or in UTF-8.
+        constants: whether NaN and infinity, which are no JSON, are taken.
 
     Raises:
         ValueError: it is no JSON, or is nested too deeply.
     """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=None if constants else refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -176,8 +184,8 @@ def check_length(path: Path) -> None:
 def _is_of(path: Path, identity: Callable[[Any], Any], record: Any) -> bool:
     """Tell whether a file is a record of the same as this one."""
     try:
-        return identity(json.loads(path.read_bytes())) == identity(record)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return identity(parse_json(read_text_file(path))) == identity(record)
+    except (OSError, ValueError, LookupError, TypeError):
         return False
 
 

@@ -11,6 +11,7 @@ from dataclasses import MISSING, fields
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from afmi.files import parse_json
 from afmi.metrics.columns import Column, MetricFacts
 
 __all__ = ["differences", "parse_manifest", "run_digest"]
@@ -144,14 +145,7 @@ def parse_manifest(data: bytes) -> dict[str, Any]:
     Raises:
         ValueError: when it is no JSON, or a part is missing or of the wrong kind; says which.
     """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
-
-    try:
-        manifest = json.loads(data, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    manifest = parse_json(data, constants=False)
     _manifest(manifest, "")
     for label, entry in manifest["methods"].items():
         if entry["images_per_piece"] < 1:
