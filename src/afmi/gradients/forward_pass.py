@@ -88,7 +88,7 @@ class ForwardPass:
         logits, leaf = self._interception.logits, self._interception.leaf
         assert logits is not None
         assert leaf is not None
-        with self._watched():
+        with self._naming_failures():
             (gradient,) = torch.autograd.grad(
                 logits,
                 leaf,
@@ -102,7 +102,7 @@ class ForwardPass:
         return gradient.as_subclass(Tensor)
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _naming_failures(self) -> Iterator[None]:
         """Name what the network does that the backward pass cannot follow."""
         function = self._interception.out_of_sight
         advice = "turn gradient checkpointing off, which runs parts of the network again"
@@ -193,7 +193,7 @@ def forward_pass(
     model: nn.Module,
     inputs: Tensor,
     *,
-    layer: tuple[nn.Module, Layer] | None,
+    layer: Place | None,
     rules: Rules = ORDINARY,
     recording: Tape | None = None,
     tapes: list[Tape] | None = None,
@@ -262,7 +262,7 @@ def layer_pass(
 def _run(
     model: nn.Module,
     images: Tensor,
-    layer: tuple[nn.Module, Layer] | None,
+    layer: Place | None,
     rules: Rules,
     watch: Watch,
     recording: Tape | None,

@@ -59,12 +59,12 @@ class BatchRunner:
         """Return logits (N, K) of images (N, C, H, W)."""
 
         def run(start: int, stop: int) -> tuple[Tensor]:
-            try_once(self.model, images)
             watched = partial(run_watched, self.model)
             rows = in_fast_layout(self.model, watched, images[start:stop])
             return (check_run(rows, images[start:stop]),)
 
         with named_failures(self.model, images):
+            try_once(self.model, images)
             return self._halving(run, len(images))[0]
 
     def gradients(

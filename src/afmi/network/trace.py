@@ -258,7 +258,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
     What is kept of it (a reference's run, the layer that was found) is checked once for images of
     one form and believed from then on. That saves the weights' checksum and the note of each
-    operation: a tenth to a fifth of a forward pass of one image, and a hundredth of one of eight.
+    operation, which count where one image is explained at a time.
 
     Args:
         model: what the methods in this block explain, in this thread.

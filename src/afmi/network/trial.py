@@ -22,7 +22,8 @@ from afmi.network.watch import Watch
 __all__ = ["try_once"]
 
 _ROUNDING = 1e-4
-"""Outputs of an image may differ by as much of the largest; more in less than single precision."""
+"""A logit may differ by as much of itself, or of the middle one where that is larger; by more in
+less than single precision."""
 
 _MANY = 1_000_000
 """Images in a batch that is large enough for any layout."""
@@ -34,8 +35,8 @@ def try_once(model: nn.Module, images: Tensor) -> None:
     """Compare a network's outputs for an image in several batches and in both memory layouts.
 
     It is done once for images of one form, and again after a change of the network's modules,
-    hooks or methods. A network that gives other outputs in channels-last layout is run on the usual
-    one from then on.
+    attributes, hooks or methods. A network that gives other outputs in channels-last layout is run
+    on the usual one from then on.
 
     Args:
         model: in evaluation mode.
