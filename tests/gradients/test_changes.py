@@ -307,6 +307,13 @@ def test_another_layer_of_the_classifier() -> None:
     assert str(GradCAM(model).attribution(x, 1).layer) == "stem"
 
 
+def test_a_network_may_call_something_else_its_layer() -> None:
+    model = Network().eval()
+    expected = GradCAM(model).attribute(images(1, 12), 1)
+    model.layer = [1, 2]
+    assert torch.equal(GradCAM(model).attribute(images(1, 12), 1), expected)
+
+
 def test_a_batch_norm_that_standardises_weights_is_none_of_these() -> None:
     class Standardised(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class LayerChoice:
 
     def key(self, model: nn.Module) -> object:
         """Return what was chosen, by the user or by the model."""
-        return getattr(model, "layer", None) if self.layer is None else self.layer
+        return model.layer if self.layer is None and isinstance(model, Classifier) else self.layer
 
     def resolve(self, model: nn.Module, inputs: Tensor) -> Place:
         """Return the module and the layer, as `resolve_layer` does."""
