@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from afmi.network.guards import all_modules
 from afmi.network.randomness import generator_of
 
-__all__ = ["Remembered", "Trace", "form_of", "unchanged"]
+__all__ = ["Remembered", "Trace", "form_of", "promise_of", "unchanged"]
 
 _ROW = 4096
 """Numbers that one number of a checksum stands for."""
@@ -192,30 +192,40 @@ def _checksum(tensors: list[Tensor]) -> object:
     change places change it too; small tensors are compared exactly. It costs one reading of the
     weights.
     """
-    few: list[Tensor] = []
-    sums: list[Tensor] = []
-    exact: list[bytes] = []
+    small: dict[_Kind, list[Tensor]] = {}
+    large: dict[_Kind, list[tuple[Tensor, Tensor]]] = {}  # numbers, and the sums of their rows
     try:
         for tensor in tensors:
             numbers = _numbers(tensor)
+            kind = numbers.dtype, numbers.device
             rows = numbers.numel() // _ROW
             if rows:
                 whole = numbers[: rows * _ROW].view(rows, _ROW)
-                sums.append(torch.mv(whole, _random_weights(numbers.dtype, numbers.device)))
-                # Beside NaN, infinity and large numbers the others would not count.
-                if not bool(sums[-1].abs().amax() <= _LARGEST):
-                    exact.append(_digest(numbers))
-            few.append(numbers[rows * _ROW :])
-        for kind in dict.fromkeys((part.dtype, part.device) for part in few):
-            parts = [part for part in few if (part.dtype, part.device) == kind]
-            exact.append(_digest(torch.cat(parts)))
-        return (*exact, *(part.to("cpu").numpy().tobytes() for part in sums))
+                sums = torch.mv(whole, _random_weights(*kind))
+                large.setdefault(kind, []).append((numbers, sums))
+                numbers = numbers[rows * _ROW :]
+            small.setdefault(kind, []).append(numbers)
+        exact = [_bytes(torch.cat(parts)) for parts in small.values()]
+        for parts in large.values():
+            joined = torch.cat([sums for _, sums in parts])
+            exact.append(_bytes(joined))
+            if _hides(joined):
+                exact += [_bytes(numbers) for numbers, sums in parts if _hides(sums)]
     except (RuntimeError, NotImplementedError):
         return object()  # equal to nothing: a tensor whose numbers cannot be read
+    return tuple(hashlib.blake2b(part, digest_size=16).digest() for part in exact)
 
 
-def _digest(numbers: Tensor) -> bytes:
-    return hashlib.blake2b(numbers.to("cpu").numpy().tobytes(), digest_size=16).digest()
+_Kind = tuple[torch.dtype, torch.device]
+
+
+def _hides(sums: Tensor) -> bool:
+    """Tell whether rows have numbers beside which others would not count: NaN, or large ones."""
+    return not bool(sums.abs().amax() <= _LARGEST)
+
+
+def _bytes(numbers: Tensor) -> bytes:
+    return numbers.to("cpu").numpy().tobytes()
 
 
 def _numbers(tensor: Tensor) -> Tensor:
@@ -277,7 +287,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         _promises.reset(token)
 
 
-def _promise(model: nn.Module) -> object | None:
+def promise_of(model: nn.Module) -> object | None:
     """Return what stands for the outermost block in which the network stays unchanged."""
     return next((promise for promised, promise in _promises.get() if promised is model), None)
 
@@ -335,7 +345,7 @@ class Remembered(Generic[K, Fact]):
             kept = facts.get(key)
             if kept is not None:
                 facts.move_to_end(key)
-        promise = _promise(model)
+        promise = promise_of(model)
         if kept is not None and promise is not None and kept.promise is promise:
             return run(kept.fact, None)
         trace = Trace(model, contents=contents)

@@ -16,7 +16,7 @@ from afmi.network.checking import is_quantised
 from afmi.network.guards import all_modules, without_compilation
 from afmi.network.outputs import logits_of
 from afmi.network.randomness import generator_of
-from afmi.network.trace import form_of
+from afmi.network.trace import form_of, promise_of
 from afmi.network.watch import Watch
 
 __all__ = ["try_once"]
@@ -46,18 +46,18 @@ def try_once(model: nn.Module, images: Tensor) -> None:
         ModelError: when the outputs for one image differ from run to run, or with the other images
             of a batch.
     """
-    form = form_of(images[:1])
-    tried = _tried.get(model)
-    parts = _parts(model)
-    if tried is not None and tried.is_of(parts):
-        if form in tried.forms:
-            return
-    else:
-        tried = _Tried(parts)
+    form, promise, tried = form_of(images[:1]), promise_of(model), _tried.get(model)
+    if tried is None or promise is None or tried.promise is not promise:
+        parts = _parts(model)
+        if tried is None or not tried.is_of(parts):
+            tried = _Tried(parts)
+        tried.promise = promise
+    if form in tried.forms:
+        return
     _try(model, images[:1])
     # What a run itself changes (a counter, a kept activation) is no change of the network.
     after = _parts(model)
-    tried.volatile |= {key for key in parts | after if parts.get(key) != after.get(key)}
+    tried.volatile |= {key for key in tried.parts | after if tried.parts.get(key) != after.get(key)}
     tried.forms.add(form)
     _tried[model] = tried
 
@@ -73,11 +73,13 @@ class _Tried:
         parts: what it was made of.
         volatile: which of these its own runs change.
         forms: those of the images.
+        promise: the block in which it was last the same, see `afmi.network.trace.unchanged`.
     """
 
     parts: _Parts
     volatile: set[object] = field(default_factory=set)
     forms: set[object] = field(default_factory=set)
+    promise: object | None = None
 
     def is_of(self, parts: _Parts) -> bool:
         """Tell whether a network is made of the same parts."""
