@@ -63,6 +63,7 @@ def test_feature_maps(bench: Bench) -> None:
     rows = _named(bench)
     assert rows["A-FMI / forward"].ratio > 0
     assert rows["A-FMI / forward"].target == 1.05
+    assert rows["A-FMI, network promised unchanged / forward"].ratio > 0
     assert rows["A-FMI, ten classes / A-FMI"].target == 1.3
     assert {row.batch for row in bench.rows} == {2}
     pytest.importorskip("captum")
