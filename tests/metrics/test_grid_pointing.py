@@ -16,7 +16,7 @@ from afmi.methods.base import Attribution
 from afmi.methods.work import Work
 from afmi.metrics import GridPointing
 from afmi.network.classifier import classify
-from afmi.targets import Target
+from afmi.targets import Columns
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Brightness(Method):
     def work(self, inputs: Tensor) -> Work:
         return Work(1)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         logits = classify(self.model, inputs)
-        return Attribution(inputs.mean(1, keepdim=True) - self.less, target.of(logits), logits)
+        return Attribution(inputs.mean(1, keepdim=True) - self.less, columns.of(logits), logits)
 
 
 Brightness.name = "Brightness"

@@ -23,7 +23,7 @@ from afmi.network.memory import in_parts
 from afmi.network.randomness import keeping_random_state
 from afmi.pictures.maps import is_blank, upsample
 from afmi.pictures.references import Reference, reference_of
-from afmi.targets import Target, TargetLike, class_rows, class_target
+from afmi.targets import Columns, TargetLike, class_rows, class_target
 
 __all__ = [
     "Attribution",
@@ -170,12 +170,12 @@ class Method(ABC):
             return [self._finished(_joined(same), inputs) for same in zip(*parts, strict=True)]
 
     @abstractmethod
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         """Return maps (N, 1, h, w) of any size; gradients are off, the model in evaluation mode."""
 
     def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
         """Do as `_attribute` for classes (T, N); methods that share their passes override it."""
-        return [self._attribute(inputs, Target(row)) for row in classes]
+        return [self._attribute(inputs, Columns(row)) for row in classes]
 
     def _finished(self, attribution: Attribution, inputs: Tensor) -> Attribution:
         """Bring the maps to the inputs' size and dtype, and check them."""
@@ -207,7 +207,7 @@ class Method(ABC):
         return difference <= 4 * eps * images.abs().amax((1, 2, 3)).clamp_min(1)
 
     @contextmanager
-    def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Target]]:
+    def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Columns]]:
         """Check the arguments and guard the model and the random state around a computation."""
         check_model(self.model)
         check_images(self.model, inputs)

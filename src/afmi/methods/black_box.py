@@ -12,7 +12,7 @@ from torch import Tensor
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method, relative_residual
 from afmi.network.classifier import classify
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["BlackBoxMethod"]
 
@@ -34,13 +34,13 @@ class BlackBoxMethod(Method):
     seed: int = 0
     batch_size: int | None = None
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         logits = classify(self.model, inputs)
-        return self._from_passes(inputs, target.of(logits)[None], logits)[0]
+        return self._from_passes(inputs, columns.of(logits)[None], logits)[0]
 
     def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
         logits = classify(self.model, inputs)
-        rows = [Target(row).of(logits) for row in classes]
+        rows = [Columns(row).of(logits) for row in classes]
         return self._from_passes(inputs, torch.stack(rows), logits)
 
     def _from_passes(self, inputs: Tensor, classes: Tensor, logits: Tensor) -> list[Attribution]:

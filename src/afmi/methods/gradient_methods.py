@@ -14,7 +14,7 @@ from afmi.methods.work import Work
 from afmi.network.classifier import network_zero
 from afmi.network.layers import LayerChoice
 from afmi.pictures.references import Reference
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = [
     "GradientMethod",
@@ -40,9 +40,9 @@ class GradientMethod(Method):
     def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
         """Return maps (N, 1, H, W) of images and their gradients, (N, C, H, W)."""
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = forward_pass(self.model, inputs, layer=None, rules=self._rules())
-        classes = target.of(run.logits)
+        classes = columns.of(run.logits)
         maps = self._reduce(inputs, run.gradient(classes, last=True))
         return Attribution(maps, classes, run.logits)
 
@@ -55,9 +55,9 @@ class WeightedMapsMethod(LayerMethod):
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
         """Return w (N, K, 1, 1) of feature maps and their gradients, (N, K, h, w)."""
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = layer_pass(self.model, inputs, LayerChoice(self.layer))
-        classes = target.of(run.logits)
+        classes = columns.of(run.logits)
         weights = self._weights(run.features, run.gradient(classes, last=True))
         maps = (weights * run.features).sum(1, keepdim=True).relu()
         return Attribution(maps, classes, run.logits, layer=run.layer)

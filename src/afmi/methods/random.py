@@ -11,7 +11,7 @@ from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.classifier import classify
 from afmi.network.randomness import image_generator
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["Random"]
 
@@ -48,7 +48,7 @@ class Random(Method):
         """See `Method.work`."""
         return Work(1)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         # The logits are needed to know the class, and to notice one that does not exist.
         logits = classify(self.model, inputs)
         size = (1, inputs.shape[2], inputs.shape[3])
@@ -58,4 +58,4 @@ class Random(Method):
             )
             for x in inputs
         ]
-        return Attribution(torch.stack(maps).to(inputs), target.of(logits), logits)
+        return Attribution(torch.stack(maps).to(inputs), columns.of(logits), logits)

@@ -13,7 +13,7 @@ from afmi.methods.gradient_methods import changes_from_references
 from afmi.methods.work import Work
 from afmi.network.layers import LayerChoice
 from afmi.pictures.references import Black, Reference
-from afmi.targets import Target, TargetLike
+from afmi.targets import Columns, TargetLike
 
 __all__ = ["AFMI"]
 
@@ -87,15 +87,15 @@ class AFMI(LayerMethod):
             ]
             return torch.stack(importance).mean(0)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = self._run(inputs)
-        classes = target.of(run.run.logits)[None]
+        classes = columns.of(run.run.logits)[None]
         return changes_from_references(run, classes, averaged=self.averaged)[0]
 
     def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
         # All classes from one forward pass and one batched backward pass.
         run = self._run(inputs)
-        rows = torch.stack([Target(row).of(run.run.logits) for row in classes])
+        rows = torch.stack([Columns(row).of(run.run.logits) for row in classes])
         return changes_from_references(run, rows, averaged=self.averaged)
 
     def _run(self, inputs: Tensor) -> ModifiedGradient:

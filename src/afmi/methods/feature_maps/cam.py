@@ -15,7 +15,7 @@ from afmi.methods.base import Attribution, LayerMethod
 from afmi.network.checking import opaque_part
 from afmi.network.layers import LayerChoice
 from afmi.network.operations import Trait, operations_with
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["CAM"]
 
@@ -59,7 +59,7 @@ class CAM(LayerMethod):
     signed = True
     paper = "Zhou et al., Learning Deep Features for Discriminative Localization, CVPR 2016"
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         try:
             run = layer_pass(self.model, inputs, LayerChoice(self.layer), _affine_head())
         except UnseenError:
@@ -70,7 +70,7 @@ class CAM(LayerMethod):
             raise LayerError(
                 _NEEDS.format("the operations behind the layer are not all linear")
             ) from error
-        classes = target.of(run.logits)
+        classes = columns.of(run.logits)
         gradient = run.gradient(classes, last=True)
         mean = gradient.mean((2, 3), keepdim=True)
         uneven = (gradient - mean).abs().amax()

@@ -32,7 +32,7 @@ from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.operations import Trait, operations_with
 from afmi.pictures.maps import channel_maximum
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["DeconvNet"]
 
@@ -91,10 +91,10 @@ class DeconvNet(Method):
         """See `Method.work`."""
         return Work(1, 1)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         gates: set[str] = set()
         run = forward_pass(self.model, inputs, layer=None, rules=_rules(gates))
-        classes = target.of(run.logits)
+        classes = columns.of(run.logits)
         maps = channel_maximum(run.gradient(classes, last=True))
         if not gates:
             warnings.warn(

@@ -11,7 +11,7 @@ from afmi.methods.base import Attribution, Method
 from afmi.methods.gradient_methods import changes_from_references
 from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["DeepLIFT"]
 
@@ -67,6 +67,6 @@ class DeepLIFT(Method):
         """See `Method.work`."""
         return Work(1 + self.reference.per_image, self.reference.count(inputs))
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = modified_gradient(self.model, inputs, layer=None, reference=self.reference)
-        return changes_from_references(run, target.of(run.run.logits)[None])[0]
+        return changes_from_references(run, columns.of(run.run.logits)[None])[0]

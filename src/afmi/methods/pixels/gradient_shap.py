@@ -14,7 +14,7 @@ from afmi.methods.base import Attribution, Method, relative_residual
 from afmi.methods.work import Work
 from afmi.network.randomness import image_generator
 from afmi.pictures.references import Black, Reference, Several, White
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["GradientSHAP"]
 
@@ -71,12 +71,12 @@ class GradientSHAP(Method):
         """See `Method.work`."""
         return self.samples * Work(1, 1) + Work(1 + self.reference.count(inputs))
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         references = self.reference(inputs)
         runner = BatchRunner(self.model, inputs, self.batch_size)
         both = runner.logits(torch.cat([inputs, references]))
         logits, at_reference = both.split([len(inputs), len(references)])
-        classes = target.of(logits)
+        classes = columns.of(logits)
         which, alpha = self._draw(inputs, references)
         total = torch.zeros_like(inputs)
         for image, way, gradient in gradients_on_the_way(

@@ -11,7 +11,7 @@ from afmi.gradients.passes import BatchRunner, check_batch_size
 from afmi.methods.base import Attribution, Method, relative_residual
 from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["IntegratedGradients"]
 
@@ -74,12 +74,12 @@ class IntegratedGradients(Method):
         count = self.reference.count(inputs)
         return Work(1) + count * (self.steps * Work(1, 1) + Work(1))
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         integrated = integrated_gradients(
             BatchRunner(self.model, inputs, self.batch_size),
             inputs,
             self.reference,
-            target.of,
+            columns.of,
             steps=self.steps,
             tolerance=self.tolerance,
             description=self.name,

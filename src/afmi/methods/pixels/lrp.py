@@ -33,7 +33,7 @@ from afmi.methods.gradient_methods import change_of_pixels
 from afmi.methods.work import Work
 from afmi.network.operations import Trait, operations_with
 from afmi.pictures.references import Reference
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["LRP"]
 
@@ -121,9 +121,9 @@ class LRP(Method):
         """See `Method.work`."""
         return Work(1, 1)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = forward_pass(self.model, inputs, layer=None, rules=_rules(self.epsilon))
-        classes = target.of(run.logits)
+        classes = columns.of(run.logits)
         start = _stabilised(run.logits, self.epsilon).gather(1, classes[:, None])
         rho = run.gradient(classes, last=True) * start[:, :, None, None]
         # With the normalisation's own derivative 1/std in ρ, this is the normalised pixel times

@@ -13,7 +13,7 @@ from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.randomness import image_generator
 from afmi.pictures.maps import channel_maximum
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["SmoothGrad"]
 
@@ -84,10 +84,10 @@ class SmoothGrad(Method):
         once = Work(1, 1) if self.base is None else self.base.work(inputs)
         return self.samples * once + Work(1)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         runner = BatchRunner(self.model, inputs, self.batch_size)
         logits = runner.logits(inputs)
-        classes = target.of(logits)
+        classes = columns.of(logits)
         images = inputs.shape[0]
         spread = inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)
         sigma = (self.noise * spread).view(-1, 1, 1, 1)

@@ -16,7 +16,7 @@ from afmi.methods.work import Work
 from afmi.network.classifier import classify, network_zero
 from afmi.pictures.matrices import CellsToPixels, at_224, gaussian
 from afmi.progress import track
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["ExtremalPerturbation"]
 
@@ -115,9 +115,9 @@ class ExtremalPerturbation(Method):
         """See `Method.work`."""
         return len(self.areas) * self.iterations * Work(1, 1) + Work(1)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         logits = classify(self.model, inputs)
-        classes = target.of(logits)
+        classes = columns.of(logits)
         masks = self._masks(inputs, classes)
         total = masks.unflatten(0, (len(inputs), len(self.areas))).sum(1)
         if self.smoothing > 0:

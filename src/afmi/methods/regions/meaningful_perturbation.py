@@ -16,7 +16,7 @@ from afmi.network.randomness import generator_of
 from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.references import Blurred, Reference
 from afmi.progress import track
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["MeaningfulPerturbation"]
 
@@ -111,9 +111,9 @@ class MeaningfulPerturbation(Method):
         """See `Method.work`."""
         return self.iterations * Work(1, 1) + Work(22)
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         logits = classify(self.model, inputs)
-        classes = target.of(logits)
+        classes = columns.of(logits)
         runner = BatchRunner(self.model, inputs, self.batch_size)
         reference = self.reference or Blurred(at_224(10, inputs))
         plain = reference.for_each(inputs).mean(1)

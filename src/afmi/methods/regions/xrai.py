@@ -19,7 +19,7 @@ from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.pictures.references import Black, Reference, Several, White
-from afmi.targets import Target
+from afmi.targets import Columns
 
 __all__ = ["XRAI", "merge_regions"]
 
@@ -86,14 +86,14 @@ class XRAI(Method):
         """See `Method.work`; a tolerance may ask for more."""
         return Work(1) + self.reference.count(inputs) * (self.steps * Work(1, 1) + Work(1))
 
-    def _attribute(self, inputs: Tensor, target: Target) -> Attribution:
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         with ThreadPoolExecutor(_free_cores(inputs)) as pool:
             cuts = [
                 [pool.submit(self._labels, picture, scale) for scale in self.scales]
                 for picture in map(_picture, inputs)
             ]
             try:
-                integrated = self._integrated(inputs, target)
+                integrated = self._integrated(inputs, columns)
                 pixels = integrated.gradients.amax(1).to("cpu", torch.float64).numpy()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
@@ -109,12 +109,12 @@ class XRAI(Method):
         tensor = torch.from_numpy(np.stack(maps))[:, None].to(inputs)
         return Attribution(tensor, integrated.classes, integrated.logits)
 
-    def _integrated(self, inputs: Tensor, target: Target) -> Integrated:
+    def _integrated(self, inputs: Tensor, columns: Columns) -> Integrated:
         return integrated_gradients(
             BatchRunner(self.model, inputs, self.batch_size),
             inputs,
             self.reference,
-            target.of,
+            columns.of,
             steps=self.steps,
             tolerance=self.tolerance,
             description=f"{self.name}: Integrated Gradients",

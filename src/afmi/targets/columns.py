@@ -11,13 +11,13 @@ from torch import Tensor
 from afmi.errors import TargetError
 from afmi.network.outputs import check_outputs
 
-__all__ = ["Target", "TargetLike", "class_rows", "class_target"]
+__all__ = ["Columns", "TargetLike", "class_rows", "class_target"]
 
 TargetLike = int | Tensor | Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class Target:
+class Columns:
     """The class to explain, as the caller gave it, until the logits are known.
 
     Attributes:
@@ -26,9 +26,9 @@ class Target:
 
     value: Tensor | None
 
-    def __getitem__(self, part: slice) -> Target:
+    def __getitem__(self, part: slice) -> Columns:
         """Return the classes of some of the images."""
-        return Target(None if self.value is None else self.value[part])
+        return Columns(None if self.value is None else self.value[part])
 
     def of(self, logits: Tensor) -> Tensor:
         """Return the class of each image, int64 (N,), given the logits (N, K).
@@ -49,14 +49,14 @@ class Target:
         return self.value.to(logits.device)
 
 
-def class_target(target: TargetLike, inputs: Tensor) -> Target:
+def class_target(target: TargetLike, inputs: Tensor) -> Columns:
     """Return the target of these images (N, C, H, W) that a caller gave.
 
     Raises:
         TargetError: when it is neither an integer nor one integer for each image.
     """
     if target is None:
-        return Target(None)
+        return Columns(None)
     classes = _indices(target, inputs)
     batch = inputs.shape[0]
     if classes.dim() == 0 or classes.shape == (1,):
@@ -66,7 +66,7 @@ def class_target(target: TargetLike, inputs: Tensor) -> Target:
             f"expected one class for all images or one for each of {batch}, got shape "
             f"{tuple(classes.shape)}; attribute_classes takes several classes per image"
         )
-    return Target(classes.to(torch.int64))
+    return Columns(classes.to(torch.int64))
 
 
 def class_rows(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
