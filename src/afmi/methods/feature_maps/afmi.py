@@ -13,7 +13,7 @@ from afmi.methods.gradient_methods import changes_from_references
 from afmi.methods.work import Work
 from afmi.network.layers import LayerChoice
 from afmi.pictures.references import Black, Reference
-from afmi.targets import Columns, TargetLike
+from afmi.targets import Columns, TargetLike, Targets, as_target
 
 __all__ = ["AFMI"]
 
@@ -79,7 +79,11 @@ class AFMI(LayerMethod):
         Returns:
             (N, K), signed; the mean over the references where there are several.
         """
-        with self._session(inputs, target) as (images, wanted):
+        chosen = as_target(self.model, target)
+        if isinstance(chosen, Targets):
+            parts = self._on(inputs, chosen)
+            return torch.cat([one.feature_map_importance(images) for one, images, _ in parts])
+        with self._session(inputs, chosen) as (images, wanted):
             run = self._run(images)
             classes = wanted.of(run.run.logits)[None]
             importance = [

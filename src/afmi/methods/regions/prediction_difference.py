@@ -7,14 +7,14 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
-from afmi.network.outputs import probabilities
 from afmi.network.randomness import image_generator
+from afmi.network.trial import meaning_of
 from afmi.pictures.references import Reference
 from afmi.progress import track
 
@@ -141,7 +141,10 @@ class PredictionDifference(BlackBoxMethod):
             for top in _positions(height, side, stride)
             for left in _positions(width, side, stride)
         ]
-        whole = self._log_odds(probabilities(runner.logits(image[None].clone())))[:, classes.cpu()]
+        # Values have no odds: their own difference is the evidence.
+        is_value = meaning_of(self.model, image[None]) == "value"
+        evidence_of = nn.Identity() if is_value else self._log_odds
+        whole = evidence_of(runner.responses(image[None].clone()))[:, classes.cpu()]
         evidence = whole.new_zeros(len(classes), height, width)
         covered = whole.new_zeros(height, width)
         count = sampler.count
@@ -152,8 +155,8 @@ class PredictionDifference(BlackBoxMethod):
             for i, (top, left) in enumerate(some):
                 rows = changed[i * count : (i + 1) * count]
                 rows[:, :, top : top + side, left : left + side] = sampler(top, left, side)
-            chance = probabilities(runner.logits(changed)).unflatten(0, (-1, count)).mean(1)
-            change = whole - self._log_odds(chance)[:, classes.cpu()]
+            chance = runner.responses(changed).unflatten(0, (-1, count)).mean(1)
+            change = whole - evidence_of(chance)[:, classes.cpu()]
             for (top, left), weight in zip(some, change, strict=True):
                 evidence[:, top : top + side, left : left + side] += weight[:, None, None]
                 covered[top : top + side, left : left + side] += 1
