@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from afmi.errors import AfmiError, ModelError, OperationError
-from afmi.network.operations import operation_name
+from afmi.network.operations import Trait, operation_name, operations_with
 
 __all__ = [
     "Declaration",
@@ -241,6 +241,8 @@ def _sum_to_one(scores: Tensor) -> bool:
 
 
 def _rows_sum_to_one(rows: Tensor) -> bool:
+    if rows.is_meta:  # where shapes alone are asked for
+        return False
     if float(rows.amin()) < 0:  # the usual case, at once
         return False
     exact = rows.dtype in (torch.float32, torch.float64)
@@ -362,8 +364,8 @@ class _Activation:
     failure: OperationError | None
 
 
-_ACTIVATIONS = ("softmax", "log_softmax", "sigmoid")
-_FORMS = ("squeeze", "flatten", "view", "reshape", "unsqueeze")
+_ACTIVATIONS = operations_with(Trait.LAST)
+_FORMS = operations_with(Trait.RESHAPE)
 _kinds: dict[Callable[..., Any], str | None] = {}
 
 
@@ -371,7 +373,7 @@ def _kind(function: Callable[..., Any]) -> str | None:
     """Return an operation's name, where it is an activation or changes the form alone."""
     if function not in _kinds:
         name = operation_name(function).partition(".")[0]
-        _kinds[function] = name if name in (*_ACTIVATIONS, *_FORMS) else None
+        _kinds[function] = name if name in _ACTIVATIONS | _FORMS else None
     return _kinds[function]
 
 
