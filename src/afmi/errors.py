@@ -15,6 +15,7 @@ __all__ = [
     "ModelError",
     "OperationError",
     "ShapeError",
+    "SourceError",
     "TargetError",
     "UsageError",
     "near_matches",
@@ -43,6 +44,10 @@ class LayerError(AfmiError, ValueError):
 
 class ImageError(AfmiError, ValueError):
     """A file cannot be read as an image."""
+
+
+class SourceError(AfmiError, ConnectionError):
+    """The place that images come from cannot be reached, or ends where it should not."""
 
 
 class ModelError(AfmiError, ValueError):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
-from afmi.errors import AfmiError, LayerError, ModelError, OperationError
+from afmi.errors import AfmiError, LayerError, ModelError, OperationError, SourceError
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
 from afmi.methods import Method
@@ -82,6 +82,15 @@ class ShardResult:
     explained: int = 0
     failures: dict[int, str] = field(default_factory=dict)
 
+    def shifted(self, by: int) -> ShardResult:
+        """Return the same of pictures whose numbers are higher by as much."""
+        return ShardResult(
+            rows=[(image + by, metric, value, note) for image, metric, value, note in self.rows],
+            pictures={image + by: drawings for image, drawings in self.pictures.items()},
+            explained=self.explained,
+            failures={image + by: reason for image, reason in self.failures.items()},
+        )
+
 
 @dataclass(frozen=True)
 class _Picture:
@@ -120,6 +129,7 @@ def evaluate_shard(shard: Shard) -> ShardResult:
     Raises:
         LayerError, OperationError: when the method raises it for each of the pictures and is not
             known to be supported.
+        SourceError: when the place that the pictures come from cannot be reached.
         AfmiError: when the device works no longer.
     """
     unread: list[Row] = []
@@ -203,6 +213,8 @@ def _readable(shard: Shard, unread: list[Row]) -> Iterator[_Picture]:
         try:
             inputs = shard.images.read(index)
             companions = _companions(shard.images, index, count, inputs) if count else None
+        except SourceError:  # no picture's fault: later ones could not be read, either
+            raise
         except Exception as error:
             unread.append(_error_row(index, error))
             continue
