@@ -177,7 +177,7 @@ def _file_system(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise UsageError(
             f"{shown(url)!r} needs a package that is not installed ({one_line(error)}); "
-            f"{_install(fsspec, url)}"
+            f"{_install(url)}"
         ) from error
     except Exception as error:
         raise UsageError(
@@ -186,15 +186,17 @@ def _file_system(url: str) -> tuple[Any, str]:
         ) from error
 
 
-def _install(fsspec: Any, url: str) -> str:
+def _install(url: str) -> str:
     """Return what to install for the first scheme of a URL whose package is not there."""
+    known = importlib.import_module("fsspec.registry").known_implementations
     for scheme in re.findall(r"(\w+)://", url):
-        package = fsspec.registry.known_implementations.get(scheme, {}).get("class", "")
-        package = {"http": "aiohttp", "https": "aiohttp"}.get(scheme, package.partition(".")[0])
+        package = known.get(scheme, {}).get("class", "").partition(".")[0]
+        packages = ["aiohttp", "requests"] if scheme in ("http", "https") else [package]
         try:
-            importlib.import_module(package or "fsspec")
+            for package in packages:
+                importlib.import_module(package)
         except ImportError:
-            return f"pip install {package}"
+            return f"pip install {' '.join(packages)}"
     return "install it"
 
 

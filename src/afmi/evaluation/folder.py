@@ -201,11 +201,12 @@ class ResultsFolder:
                     f"{str(self.path)!r} holds results of other data: picture {number} was "
                     f"{before[0]} of class {before[1]}, now {now[0]} of class {now[1]}; {advice}"
                 )
-        more, fewer = len(keys) > len(known), len(keys) < len(known)
-        if (more and self.ended()) or (fewer and ended):
+        whole = self.ended()
+        if (whole and len(keys) > len(known)) or (ended and len(keys) < len(known)):
+            before = f"{len(known)} pictures{'' if whole else ' or more'}"
+            now = f"{len(keys)}{'' if ended else ' or more'}"
             raise UsageError(
-                f"{str(self.path)!r} holds results of other data: there were {len(known)} pictures "
-                f"{'' if more else 'or more'}, now {len(keys)}{' or more' if more else ''}; "
+                f"{str(self.path)!r} holds results of other data: there were {before}, now {now}; "
                 f"{advice}"
             )
 
