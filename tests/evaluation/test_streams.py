@@ -155,7 +155,10 @@ SOURCES: dict[str, Callable[[Path, Path], Any]] = {
     ).to_iterable_dataset(),
     "tars on a disk": local_tars,
     "tars in a store": memory_tars,
+    "tars in a store, kept": lambda photos, folder: f"simplecache::{memory_tars(photos, folder)}",
+    "tars by a URL of files": lambda photos, folder: f"file://{local_tars(photos, folder)}",
     "folder in a store": memory_folder,
+    "folder by a URL of files": lambda photos, _: f"file://{photos}",
     "folder in a zip file": zipped,
 }
 

@@ -22,7 +22,7 @@ from afmi.data.listing import Items, Listing, Source, listed
 from afmi.data.preparing import prepared, prepared_or_named
 from afmi.data.remote import is_remote, open_remote
 from afmi.data.tars import is_tar, local_tars, open_tars
-from afmi.errors import AfmiError, ImageError, ModelError, TargetError, UsageError
+from afmi.errors import AfmiError, ImageError, ModelError, SourceError, TargetError, UsageError
 from afmi.network.classifier import classify
 
 __all__ = [
@@ -142,6 +142,8 @@ class LabelledImages:
         for index in range(len(self)):
             try:
                 return self.read(index)
+            except SourceError:  # then none can
+                raise
             except Exception as error:
                 reason = reason or str(error) or type(error).__name__
         raise AfmiError(f"none of the {len(self)} pictures can be read; the first: {reason}")

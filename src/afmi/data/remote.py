@@ -145,8 +145,10 @@ def open_remote(url: str, fields: Fields) -> Listing | RemoteTars:
         ImageError: there is nothing of the kind.
         AfmiError: the place cannot be reached.
     """
-    # A web address may have a query after its name.
-    name = re.sub(r"^(https?://[^?]*)\?.*", r"\1", url.partition("::")[0])
+    # Of a chain, such as simplecache::s3://…, the first part with a place in it is what is opened;
+    # a web address may have a query after its name.
+    place = next((part for part in url.split("::") if "://" in part), url)
+    name = re.sub(r"^(https?://[^?]*)\?.*", r"\1", place)
     if is_tar(name):
         places = [place for one in braces(url) for place in _tars(one)]
         return RemoteTars(tuple(places), shown(url), fields)

@@ -47,7 +47,7 @@ class Shard:
     Attributes:
         method: explains; its model is the network.
         metrics: by the key that begins the names of their values.
-        images: the whole data.
+        images: the whole data, or of a stream the pictures that are in memory.
         start: the first picture.
         stop: the one after the last.
         batch_size: pictures that are explained at once.
@@ -235,6 +235,8 @@ def _companions(images: LabelledImages, index: int, count: int, like: Tensor) ->
             continue
         try:
             picture = images.read(position)
+        except SourceError:
+            raise
         except Exception:  # its own row will say so
             continue
         if picture.shape != like.shape:
