@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from afmi.batching import prepare
@@ -22,12 +21,10 @@ from afmi.data.folders import open_csv, open_folder, open_imagenet
 from afmi.data.items import open_items, open_mnist
 from afmi.data.listing import Files, Items, Listing, listed
 from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
-from afmi.network.classifier import Classifier, classify
-from afmi.pictures.images import read_image
+from afmi.network.classifier import classify, input_channels
+from afmi.pictures.pixels import LUMA
 
 __all__ = ["LabelledImages", "open_images"]
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns RGB into grey
 
 
 @dataclass(frozen=True)
@@ -328,30 +325,19 @@ def _count_classes(opened: Listing, model: nn.Module) -> int:
 
 def _prepared(model: nn.Module, picture: Any) -> Tensor:
     """Return a picture as the model is to see it, in as many channels as it takes."""
-    channels = _channels(model)
-    if not isinstance(picture, Tensor) and channels == 1:
-        # Grey before it is resized; of the three equal channels that come out, one is kept.
-        grey: Image.Image = read_image(picture).convert("L")
-        return prepare(model, grey)[:, :1]
+    channels = input_channels(model)
     image = prepare(model, picture)
     if image.shape[1] == channels:
         return image
     if image.shape[1] == 1:
         return image.expand(-1, channels, -1, -1).contiguous()
     if channels == 1 and image.shape[1] == 3:
-        luma = torch.tensor(_LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
+        luma = torch.tensor(LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
         return (image * luma).sum(1, keepdim=True)
     raise ShapeError(
         f"the model takes {channels} channels, but the picture has {image.shape[1]}; "
         "pass a data set of tensors that fit"
     )
-
-
-def _channels(model: nn.Module) -> int:
-    if isinstance(model, Classifier):
-        return model.mean.shape[0]
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return 1 if convolution is not None and convolution.in_channels == 1 else 3
 
 
 def _check_limit(limit: object) -> None:

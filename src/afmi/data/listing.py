@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from afmi.errors import ImageError, UsageError
-from afmi.pictures.images import read_image
 
 __all__ = ["Files", "Items", "Listing", "listed"]
 
@@ -26,7 +25,7 @@ class Files:
         return repr(str(self.root / key))
 
     def picture(self, key: str) -> Any:
-        return read_image(self.root / key)
+        return self.root / key  # read in the channels that the model takes
 
 
 @dataclass(frozen=True)
