@@ -49,7 +49,7 @@ def test_colours() -> None:
     assert Mean((0.1, 0.2, 0.3, 0.4))(images(1, 4, channels=4))[0, :, 0, 0].tolist() == (
         pytest.approx([0.1, 0.2, 0.3, 0.4])
     )
-    with pytest.raises(ShapeError, match="4 channels, got 3; pass the 4 means"):
+    with pytest.raises(ShapeError, match="4 numbers, one for each channel, got 3; pass the means"):
         Mean()(images(1, 4, channels=4))
 
 

@@ -363,7 +363,8 @@ def _chosen(pages: Sequence[int], noun: str, name: str, page: int | None) -> int
         several = f"{count} or more" if count >= tiff.MOST_PAGES else str(count)
         raise ImageError(
             f"{name} has {several} {noun}; expected one picture: save the one that you mean by "
-            "itself, or take it with afmi.images.read_pixels(…, page=0)"
+            "itself, or give afmi.images.read_pixels(…, page=0), or numpy.dstack of several that "
+            "are bands"
         )
     if (page or 0) >= max(count, 1):
         raise ImageError(

@@ -22,10 +22,6 @@ LUMA = (0.299, 0.587, 0.114)
 """How much red, green and blue make grey: ITU-R BT.601, as Pillow does."""
 
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
-_CHOOSE = (
-    "choose them, e.g. afmi.images.read_pixels(…)[..., [2, 1, 0]], or give the model a reader "
-    "that does, afmi.Classifier(…, reader=…)"
-)
 
 
 def pixels_of_image(image: Image.Image, name: str, channels: int | None) -> Pixels:
@@ -210,7 +206,11 @@ def _mismatch(
     name: str, bands: int, channels: int | None, form: str, *, first: int | None = None
 ) -> ImageError:
     plural = "" if bands == 1 else "s"
-    advice = _CHOOSE
+    chosen = {1: [0], 3: [2, 1, 0]}.get(channels or 0, list(range(channels or 0))[:6])
+    advice = (
+        f"choose them, e.g. afmi.images.read_pixels(…)[..., {chosen}], or give the model a reader "
+        "that does, afmi.Classifier(…, reader=…)"
+    )
     if first is not None and first in (1, 3, channels):
         advice = "move the channels last, e.g. array.transpose(1, 2, 0)"
     elif bands < (channels or 0):

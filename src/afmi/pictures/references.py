@@ -163,8 +163,8 @@ class Mean(Reference):
             color = (color * color.new_tensor(LUMA)).sum(0, keepdim=True)
         elif color.numel() != channels:
             raise ShapeError(
-                f"expected one number for each of the {channels} channels, got {len(self.color)}; "
-                f"pass the {channels} means of your data, Mean(color=(…)), or one number for all"
+                f"expected {channels} numbers, one for each channel, got {len(self.color)}; pass "
+                "the means of your data, Mean(color=(…)), or one number for all channels"
             )
         return color.view(1, -1, 1, 1).expand(1, *inputs.shape[1:]).contiguous()
 
