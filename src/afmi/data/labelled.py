@@ -326,18 +326,24 @@ def _count_classes(opened: Listing, model: nn.Module) -> int:
 def _prepared(model: nn.Module, picture: Any) -> Tensor:
     """Return a picture as the model is to see it, in as many channels as it takes."""
     channels = input_channels(model)
-    image = prepare(model, picture)
-    if image.shape[1] == channels:
-        return image
-    if image.shape[1] == 1:
-        return image.expand(-1, channels, -1, -1).contiguous()
-    if channels == 1 and image.shape[1] == 3:
+    if isinstance(picture, Tensor) and picture.dim() in (3, 4) and picture.is_floating_point():
+        picture = _in_channels(picture, channels)
+        if picture.shape[-3] != channels:
+            raise ShapeError(
+                f"the model takes {channels} channels, but the picture has {picture.shape[-3]}; "
+                "pass a data set of tensors that fit"
+            )
+    return prepare(model, picture)
+
+
+def _in_channels(image: Tensor, channels: int) -> Tensor:
+    """Repeat grey for three channels, and make grey of three for one."""
+    if (image.shape[-3], channels) == (1, 3):
+        return image.repeat_interleave(3, -3)
+    if (image.shape[-3], channels) == (3, 1):
         luma = torch.tensor(LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
-        return (image * luma).sum(1, keepdim=True)
-    raise ShapeError(
-        f"the model takes {channels} channels, but the picture has {image.shape[1]}; "
-        "pass a data set of tensors that fit"
-    )
+        return (image * luma).sum(-3, keepdim=True)
+    return image
 
 
 def _check_limit(limit: object) -> None:

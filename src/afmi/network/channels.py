@@ -13,8 +13,8 @@ _REARRANGED = (nn.PixelUnshuffle, nn.PixelShuffle, nn.Unfold, nn.Fold)
 def first_channels(network: nn.Module) -> int | None:
     """Return the channels that the first layer takes, in the order in which layers were made.
 
-    None: it cannot be read there; the first layer with weights is no convolution, is not set up
-    yet, or takes pixels that were rearranged.
+    None: it cannot be read there. The first layer with weights is no convolution or is not set up
+    yet, or a module before it, such as one from pixels to channels, may rearrange what comes.
 
     Example:
         >>> first_channels(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 2, 3)))
@@ -25,7 +25,12 @@ def first_channels(network: nn.Module) -> int | None:
             return module.in_channels or None
         if isinstance(module, _NORMALISATIONS):
             return module.num_features or None
-        weighted = next(module.parameters(recurse=False), None) is not None
-        if isinstance(module, _REARRANGED) or (weighted and not list(module.children())):
+        if not list(module.children()) and not _keeps_channels(module):
             return None
     return None
+
+
+def _keeps_channels(layer: nn.Module) -> bool:
+    weighted = next(layer.parameters(recurse=False), None) is not None
+    of_torch = type(layer).__module__.startswith("torch.nn.modules.")
+    return of_torch and not weighted and not isinstance(layer, _REARRANGED)
