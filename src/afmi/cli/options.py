@@ -129,10 +129,10 @@ _MODEL_OPTIONS = (
         "(downloaded once), none: random.",
     ),
     click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda:1, mps, …"),
+    click.option("--mean", type=NUMBERS, metavar="N,N,…", help="Own network: mean per channel."),
     click.option(
-        "--mean", type=NUMBERS, metavar="N,N,…", help="Own network: mean of each channel."
+        "--std", type=NUMBERS, metavar="N,N,…", help="Own network: deviation per channel."
     ),
-    click.option("--std", type=NUMBERS, metavar="N,N,…", help="Own network: deviation of each."),
     click.option(
         "--labels",
         metavar="FILE",
