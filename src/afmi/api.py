@@ -55,8 +55,9 @@ def explain(
             did and knows the labels. Any other ``nn.Module`` works too, but sees files as they
             are, in [0, 1] and in their own size: most trained networks then answer wrongly.
             None: the model of the method given.
-        image: a file, PIL image, array (H, W, 3), or what else `afmi.images.read_image` takes; or
-            a tensor (3, H, W) or (1, 3, H, W), which the model sees as it is.
+        image: a file, PIL image, array (H, W, C), or what else `afmi.images.read_pixels` takes,
+            read in as many channels as the model has; or a tensor (C, H, W) or (1, C, H, W), which
+            the model sees as it is.
         target: a class, as its index or label (``"collie"``); a target out of `afmi.targets`, such
             as ``Difference("collie", "kelpie")``; or a function of the model's outputs. None: the
             class that the model predicts.

@@ -26,12 +26,12 @@ from afmi.errors import (
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
 from afmi.network.checking import check_dense
-from afmi.network.classifier import Classifier, classify
+from afmi.network.classifier import Classifier, classify, input_channels, shown_bands_of
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
 from afmi.pictures.batches import neighbours
-from afmi.pictures.images import ImageSource, read_image
+from afmi.pictures.images import ImageSource, read_channels
 from afmi.pictures.transforms import to_tensor
 from afmi.targets import OneTarget
 
@@ -135,10 +135,9 @@ def prepare(model: nn.Module, image: Any) -> Tensor:
         return _prepare_tensor(model, image)
     if isinstance(image, (list, tuple)):
         raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
-    picture = read_image(image)
     if isinstance(model, Classifier):
-        return model.prepare(picture)
-    return _like_model(model, to_tensor(picture)[None])
+        return model.prepare(image)
+    return _like_model(model, to_tensor(read_channels(image, input_channels(model)))[None])
 
 
 def _like_model(model: nn.Module, images: Tensor) -> Tensor:
@@ -149,7 +148,8 @@ def _like_model(model: nn.Module, images: Tensor) -> Tensor:
 def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
     check_dense(image)
     batch = image[None] if image.dim() == 3 else image
-    fits = batch.dim() == 4 and batch.shape[0] == 1 and batch.shape[1] in (1, 3)
+    channels = model.mean.shape[0] if isinstance(model, Classifier) else "C"
+    fits = batch.dim() == 4 and batch.shape[0] == 1 and channels in ("C", batch.shape[1])
     if not fits or 0 in batch.shape or not batch.is_floating_point():
         advice = "convert it with image.float()"
         if image.dtype == torch.uint8:
@@ -157,10 +157,10 @@ def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
         elif batch.dim() == 4 and batch.shape[0] != 1:
             advice = "explain_many takes several"
         elif not fits:
-            advice = "Method.attribute takes any number of channels, as (N, C, H, W)"
+            advice = "the channels come first, as many as the network takes"
         raise ShapeError(
-            "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
-            f"{tuple(image.shape)} {image.dtype}; {advice}"
+            f"expected one image as a floating-point tensor ({channels}, H, W) or "
+            f"(1, {channels}, H, W), got {tuple(image.shape)} {image.dtype}; {advice}"
         )
     low, high = (float(value) for value in batch.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -234,7 +234,7 @@ def explain_batch(
         check_outputs(outputs.scores)
     explained = []
     for row, item in enumerate(items):
-        image = shown_image(item.inputs[0])  # one for all targets
+        image = shown_image(item.inputs[0], shown_bands_of(method.model))  # one for all targets
         explained.append(
             [
                 explanation_of(method, attribution, row, image, outputs, item.source)

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -58,7 +58,8 @@ class Explanation:
     """Why a network gave one class, or another target, its score for one picture.
 
     Attributes:
-        image: (3, H, W) in [0, 1], on the CPU: what the network saw, cropped and resized.
+        image: (3, H, W) in [0, 1], on the CPU: what the network saw, cropped and resized; of other
+            channels than three those that are shown.
         map: (H, W), on the CPU, in the method's own units.
         signed: whether negative values of the map are evidence against the target; pictures then
             part their colours at zero. As the method declares it.
@@ -368,16 +369,28 @@ def _probability(outputs: Outputs, row: int, index: int) -> float:
     return float(responses(scores, outputs.meaning)[index])
 
 
-def shown_image(image: Tensor) -> Tensor:
+def shown_image(image: Tensor, bands: Sequence[int] | None = None) -> Tensor:
     """Return the image of a record, (3, H, W) in [0, 1], on the CPU.
 
     Args:
         image: (C, H, W), as the network saw it; a bare network's own range is stretched to [0, 1].
+        bands: which channels to show as red, green and blue. None: the first three; of one or two
+            channels the first, as grey. Other numbers of channels than one and three come from
+            instruments that leave room for rare brightness: where the brightest 2 % would be
+            shown darker than half, they become white.
     """
     shown = image.detach().to("cpu", torch.float32, copy=True)
     low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:
         shown = (shown - low) / ((high - low) or 1)
+    channels = len(shown)
+    if bands is not None:
+        shown = shown[list(bands)]
+    elif channels != 3:
+        shown = shown[:3] if channels > 3 else shown[:1]
+    if channels not in (1, 3):
+        bright = float(np.quantile(shown.numpy(), 0.98))
+        shown = shown / bright if 0 < bright < 0.5 else shown
     return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
 
 

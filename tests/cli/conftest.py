@@ -52,6 +52,21 @@ def nan_on_white():
     return Classifier(Strange(), resize=16, crop=16, layer="inner.0")
 
 
+def bands(channels):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 4))
+    shown = (3, 2, 1) if channels > 3 else None
+    return Classifier(network, resize=16, crop=16, name="bands", shown_bands=shown)
+
+
+def grey():
+    return bands(1)
+
+
+def four():
+    return bands(4)
+
+
 def unlabelled():
     return build().network
 """
@@ -59,7 +74,7 @@ def unlabelled():
 
 @pytest.fixture(scope="session")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """File of networks: ``build``, ``Slow``, ``nan_on_white`` and ``unlabelled`` make them."""
+    """File of networks: ``build``, ``grey``, ``four``, ``Slow`` and others make them."""
     path = tmp_path_factory.mktemp("nets") / "nets.py"
     path.write_text(NETS)
     return path

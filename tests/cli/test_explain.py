@@ -12,7 +12,9 @@ import time
 import unicodedata
 import warnings
 
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import afmi.cli
@@ -49,6 +51,26 @@ def test_one_picture_gives_one_line_and_its_files(afmi, small, pictures, tmp_pat
     with Image.open(figure) as picture:
         assert picture.format == "PNG"
     assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_grey_networks_and_bands(afmi, nets, pictures, tmp_path):
+    bands = np.random.default_rng(0).integers(0, 65536, (20, 24, 4), dtype=np.uint16)
+    np.save(pictures / "bands.npy", bands)
+    tifffile.imwrite(pictures / "bands.tif", bands, photometric="minisblack", planarconfig="contig")
+    pages = [Image.new("L", (20, 20), level) for level in (0, 255)]
+    pages[0].save(pictures / "pages.tif", save_all=True, append_images=pages[1:])
+    Image.fromarray(bands[..., 0]).save(pictures / "deep.png")
+    options = ("--out", tmp_path / "out", "--method", "gradient", "--json", "--quiet")
+    done = {}
+    for network in ("grey", "four"):
+        result = afmi("explain", pictures, "--model", f"{nets}:{network}", *options)
+        assert result.exit_code == 1, result.stderr
+        records = _records(result.stdout)
+        done[network] = {os.path.basename(r["source"]) for r in records if "error" not in r}
+        (pages_error,) = [r["error"] for r in records if "pages.tif" in r.get("error", "")]
+        assert "has 2 pages; expected one picture" in pages_error
+    assert done["grey"] == {"a.png", "b.png", "c.png", "deep.png"}
+    assert done["four"] == {"bands.npy", "bands.tif"}
 
 
 def test_bad_files_are_reported_and_the_rest_go_on(nets, pictures, tmp_path):

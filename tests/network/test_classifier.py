@@ -14,8 +14,10 @@ from networks import MNISTNet, build, images
 from PIL import Image
 from torch import Tensor, nn
 
-from afmi.errors import ModelError, ShapeError, TargetError
-from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.api import explain
+from afmi.batching import prepare
+from afmi.errors import ImageError, ModelError, ShapeError, TargetError
+from afmi.network.classifier import Classifier, class_label, find_class, input_channels
 from afmi.network.outputs import read_outputs, selected
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -66,6 +68,78 @@ def test_images_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 def test_other_numbers_of_channels_follow_the_mean() -> None:
     model = Classifier(MNISTNet().eval(), mean=[0.1307], std=[0.3081])
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 12])
+def test_the_default_normalisation_has_the_channels_of_the_first_layer(channels: int) -> None:
+    first = nn.Conv2d(channels, 2, 3)
+    for layers in ([first], [nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 2, 3)]):
+        network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = Classifier(network.eval())
+        assert model.mean.tolist() == [[[0.0]]] * channels
+        assert model.std.tolist() == [[[1.0]]] * channels
+        assert model(torch.rand(1, channels, 5, 5)).shape == (1, 2)
+        assert input_channels(model) == input_channels(nn.Sequential(model)) == channels
+        assert input_channels(network) == channels
+
+
+def test_where_the_first_layer_does_not_tell_images_have_three_channels() -> None:
+    convolution = nn.Conv2d(7, 2, 3)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(75, 2))
+    for network in (
+        linear,
+        nn.Sequential(nn.PixelUnshuffle(2), convolution),
+        nn.Sequential(Seen(), convolution),  # any module of a user's own
+        nn.Sequential(nn.Linear(4, 4), convolution),
+        nn.Sequential(nn.LazyConv2d(2, 3)),
+    ):
+        assert len(Classifier(network).mean) == input_channels(network) == 3
+    model = Classifier(linear, mean=[0.1] * 4)  # says so; of the other there are as many
+    assert model.std.flatten().tolist() == [1.0] * 4
+    with pytest.raises(ShapeError, match=r"these have 5; Classifier\(…, mean=…, std=…\) takes one"):
+        model(torch.zeros(1, 5, 5, 5))
+
+
+def test_a_grey_network_takes_files_images_and_arrays(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    colour = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    colour.save(tmp_path / "colour.png")
+    bare = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    grey = torch.from_numpy(np.array(colour.convert("L")))[None, None] / 255
+    for model in (Classifier(bare), bare):
+        for image in (tmp_path / "colour.png", str(tmp_path / "colour.png"), colour):
+            assert torch.equal(prepare(model, image), grey)
+        for image in (colour.convert("L"), np.array(colour), np.array(colour.convert("L"))):
+            assert torch.equal(prepare(model, image), grey)
+    assert torch.equal(Classifier(bare).prepare(tmp_path / "colour.png"), grey)
+    deep = (np.arange(65536, dtype=np.uint16)).reshape(256, 256)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert Classifier(bare).prepare(tmp_path / "deep.png").unique().numel() == 65536
+    small = Classifier(bare, resize=16, crop=12).prepare(colour)
+    assert torch.equal(small, Classifier(bare, resize=16, crop=12).prepare(colour.convert("L")))
+
+
+def test_a_reader_reads_what_is_no_picture_in_memory(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(4, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    bands = np.random.default_rng(0).random((9, 8, 4), dtype=np.float32)
+    (tmp_path / "scene.raw").write_bytes((bands * 5000).tobytes())
+
+    def read(path: Path) -> np.ndarray:
+        return np.frombuffer(Path(path).read_bytes(), np.float32).reshape(9, 8, 4) / 5000
+
+    model = Classifier(network, reader=read, shown_bands=(3, 2, 1))
+    prepared = prepare(model, tmp_path / "scene.raw")
+    assert torch.allclose(prepared[0], torch.from_numpy(bands).permute(2, 0, 1))
+    assert torch.equal(prepare(model, bands)[0], torch.from_numpy(bands).permute(2, 0, 1))
+    shown = explain(model, tmp_path / "scene.raw", method="gradient").image
+    assert torch.equal(shown, prepared[0, [3, 2, 1]])
+    with pytest.raises(
+        ImageError, match=r"none\.raw' cannot be read by the model's reader: FileNot"
+    ):
+        prepare(model, tmp_path / "none.raw")
+    for bands_shown in ((0, 1), (0, 1, 4), (0, 1, -1)):
+        with pytest.raises(ModelError, match="three numbers from 0 to 3"):
+            Classifier(network, shown_bands=bands_shown)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -166,12 +166,45 @@ def test_progressive_and_grey_jpeg():
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
-def test_of_several_frames_the_first_is_read(kind):
-    frames = [Image.new("RGB", (4, 3), colour) for colour in (RED, GREEN, BLUE)]
+def test_of_several_frames_one_has_to_be_chosen(kind, tmp_path):
+    colours = (RED, GREEN, BLUE)
+    frames = [Image.new("RGB", (4, 3), colour) for colour in colours]
     options = {"lossless": True} if kind == "WEBP" else {}
     content = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert getattr(Image.open(io.BytesIO(content)), "n_frames", 1) == 3
-    assert pixels(read_image(content)) == [[RED] * 4] * 3
+    noun = "pages" if kind == "TIFF" else "frames"
+    message = refusal(content)
+    assert f"has 3 {noun}; expected one picture" in message and "page=0" in message
+    for page, colour in enumerate(colours):
+        assert pixels(read_image(content, page=page)) == [[colour] * 4] * 3
+    with pytest.raises(ImageError, match=r"page=3 is none of them; expected 0 to 2"):
+        read_image(content, page=3)
+    with pytest.raises(UsageError, match="whole number from 0 as page"):
+        read_image(content, page=-1)
+    opened = Image.open(io.BytesIO(content))  # which is at one of them
+    opened.seek(1)
+    assert pixels(read_image(opened)) == [[GREEN] * 4] * 3
+
+
+def test_a_single_picture_is_page_0():
+    for kind in ("PNG", "TIFF", "GIF", "JPEG", "BMP"):
+        content = encode(Image.new("RGB", (8, 8), WHITE), kind)
+        assert same(read_image(content, page=0), read_image(content))
+        with pytest.raises(ImageError, match="expected 0 to 0"):
+            read_image(content, page=1)
+
+
+def test_smaller_copies_and_masks_in_a_tiff_are_no_pages():
+    buffer = io.BytesIO()
+    with TiffImagePlugin.AppendingTiffWriter(buffer) as writer:
+        for kind, size in ((0, 8), (1, 4), (4, 8)):
+            tags = TiffImagePlugin.ImageFileDirectory_v2()
+            tags[254] = kind
+            Image.new("L", (size, size), 255).save(writer, "TIFF", tiffinfo=tags)
+            writer.newFrame()
+    content = buffer.getvalue()
+    assert getattr(Image.open(io.BytesIO(content)), "n_frames", 1) == 3
+    assert read_image(content).size == (8, 8)
 
 
 def test_mpo_is_read_as_its_first_jpeg():
@@ -353,20 +386,17 @@ def test_16_and_12_bit_tiff_of_either_byte_order_and_polarity():
     assert pixels(read_image(twelve)) == [[WHITE, BLACK]]
 
 
-def test_32_bit_grey():
-    def row(values, dtype):
-        return [p[0] for p in pixels(read_image(Image.fromarray(np.array([values], dtype))))[0]]
-
-    assert row([0, 7, 255], np.int32) == [0, 7, 255]
-    assert row([0, 257, 65535], np.int32) == [0, 1, 255]
-    assert row([0, 0.5, 1], np.float32) == [0, 128, 255]
-    assert row([0, 7.4, 255], np.float32) == [0, 7, 255]
-    assert row([0, 514, 65535], np.float32) == [0, 2, 255]
-    floats = Image.fromarray(np.array([[0, 0.2, 1]], np.float32))
-    assert pixels(read_image(encode(floats, "TIFF"))) == [[BLACK, (51, 51, 51), WHITE]]
-    for values in ([-1, 5], [0, 70000], [0, float("nan")], [0, float("inf")]):
+def test_grey_of_32_bits_has_no_fixed_white():
+    floats = Image.fromarray(np.array([[0, 0.2, 0.5, 1]], np.float32))
+    for source in (floats, encode(floats, "TIFF")):
+        assert [p[0] for p in pixels(read_image(source))[0]] == [0, 51, 128, 255]
+    for values in ([0, 7.4, 255], [-1, 1], [0, float("nan")], [0, float("inf")]):
         message = refusal(Image.fromarray(np.array([values], np.float32)))
-        assert "grey values" in message and "rescale" in message
+        assert "in [0, 1]: divide it by the number that stands for white" in message
+    message = refusal(Image.fromarray(np.array([[0, 257, 65535]], np.int32)))
+    assert (
+        "grey values 0 to 65535 of 32 bits" in message and "divide them by their white" in message
+    )
 
 
 def test_extra_modes_in_memory():
@@ -556,7 +586,10 @@ def test_files_that_are_no_image_are_named_for_what_they_are(tmp_path, name, con
     path.write_bytes(content)
     message = refusal(path)
     assert repr(str(path)) in message and "(it holds " in message and words in message
-    assert "expected a JPEG, PNG, WebP, GIF, TIFF, BMP or PPM image: convert it" in message
+    assert (
+        "expected a JPEG, PNG, WebP, GIF, TIFF, BMP or PPM image, or an .npy array: convert it"
+        in message
+    )
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot write AVIF")

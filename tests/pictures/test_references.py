@@ -44,8 +44,13 @@ def test_colours() -> None:
     assert White()(x).unique().tolist() == [1]
     assert Mean((0.25, 0.5, 0.75))(x)[0, :, 1, 2].tolist() == [0.25, 0.5, 0.75]
     assert Mean((0.5, 0.5, 0.5))(images(1, 4, channels=1)).unique().tolist() == [0.5]
-    with pytest.raises(ShapeError, match="1 channels, got 3"):
-        Mean()(images(1, 4, channels=1))
+    grey = 0.299 * 0.485 + 0.587 * 0.456 + 0.114 * 0.406  # as Pillow turns that colour to grey
+    assert Mean()(images(1, 4, channels=1)).unique().tolist() == pytest.approx([grey])
+    assert Mean((0.1, 0.2, 0.3, 0.4))(images(1, 4, channels=4))[0, :, 0, 0].tolist() == (
+        pytest.approx([0.1, 0.2, 0.3, 0.4])
+    )
+    with pytest.raises(ShapeError, match="4 numbers, one for each channel, got 3; pass the means"):
+        Mean()(images(1, 4, channels=4))
 
 
 def test_random_is_seeded_and_the_same_in_every_dtype() -> None:

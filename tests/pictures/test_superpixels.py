@@ -11,8 +11,10 @@ import pytest
 import torch
 from networks import images
 from settings import STRANGE_DEFAULTS, defaults
+from torch import nn
 
 from afmi.errors import ShapeError
+from afmi.methods import XRAI
 from afmi.pictures.superpixels import Grid, Quickshift, Slic, superpixels
 
 
@@ -63,3 +65,23 @@ def test_scikit_image_is_loaded_only_when_a_segmentation_runs() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout == "False\n"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("segmentation", [Quickshift(), Slic(16, 3, 0)], ids=str)
+def test_edges_count_in_any_number_of_channels(segmentation: Any, channels: int) -> None:
+    image = torch.zeros(channels, 40, 40)
+    image[:, :, 13:] = 1  # where no grid of 4 × 4 has an edge
+    image[:, 27:] = 0.5
+    labels = superpixels(segmentation, image)
+    for label in labels.unique():
+        assert image[0][labels == label].unique().numel() == 1
+
+
+def test_xrai_cuts_up_bands_as_colours() -> None:
+    grey = images(1, 40, 1)
+    of = {c: XRAI(nn.Identity(), scales=(50,)).segments(grey[0].expand(c, -1, -1)) for c in (1, 4)}
+    assert np.array_equal(of[1], of[4])
+    assert np.array_equal(
+        of[1], XRAI(nn.Identity(), scales=(50,)).segments(grey[0].expand(3, -1, -1))
+    )

@@ -74,15 +74,15 @@ def compare(
     Exit codes: 0 all went well (unsupported methods are named), 2 nothing to be done with these
     options, 130 stopped by Ctrl-C; what was finished is kept.
     """
+    from afmi.batching import prepare
     from afmi.comparison import compare as run
     from afmi.comparison import estimate
     from afmi.methods import chosen_methods
     from afmi.models import load_model
     from afmi.network.classifier import find_class
-    from afmi.pictures.images import read_image
 
-    picture = read_image(image)
     classifier = load_model(**network, layer=layer)
+    prepared = prepare(classifier, image)  # once for all methods
     chosen = list(chosen_methods(classifier, methods).values())
     index = None if target is None else find_class(classifier, target)
     writable_folder(out)
@@ -91,7 +91,7 @@ def compare(
 
     with progress_shown(len(chosen), quiet=quiet) as progress:
         if talks:
-            estimated = estimate(classifier, picture, chosen)
+            estimated = estimate(classifier, prepared, chosen)
             progress.line(f"{len(chosen)} methods, {estimated.text()}")
 
         def save(explanation: Explanation, seconds: float) -> None:
@@ -101,7 +101,7 @@ def compare(
                 progress.line(f"{explanation.method}  {seconds:.1f} s  → {files['figure']}")
 
         try:
-            comparison = run(classifier, picture, index, methods=chosen, on_result=save)
+            comparison = run(classifier, prepared, index, methods=chosen, on_result=save)
         except KeyboardInterrupt:
             progress.line(f"afmi: interrupted; what was finished is in {out}", err=True)
             ctx.exit(INTERRUPTED)

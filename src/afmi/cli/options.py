@@ -129,8 +129,10 @@ _MODEL_OPTIONS = (
         "(downloaded once), none: random.",
     ),
     click.option("--device", metavar="NAME", default="auto", help="auto, cpu, cuda:1, mps, …"),
-    click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Own network: mean, in [0, 1]."),
-    click.option("--std", type=NUMBERS, metavar="R,G,B", help="Own network: standard deviation."),
+    click.option("--mean", type=NUMBERS, metavar="N,N,…", help="Own network: mean per channel."),
+    click.option(
+        "--std", type=NUMBERS, metavar="N,N,…", help="Own network: deviation per channel."
+    ),
     click.option(
         "--labels",
         metavar="FILE",

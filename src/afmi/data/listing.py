@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from afmi.data.fields import Fields, label_of, one_line
 from afmi.errors import AfmiError, ImageError
-from afmi.pictures.images import read_image
 
 __all__ = ["Files", "Items", "Listing", "Source", "listed"]
 
@@ -39,7 +38,7 @@ class Files:
         return repr(str(self.root / key))
 
     def picture(self, key: str) -> Any:
-        return read_image(self.root / key)
+        return self.root / key  # read in the channels that the model takes
 
 
 @dataclass(frozen=True)

@@ -5,39 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from afmi.batching import prepare
 from afmi.data.fields import one_line
 from afmi.errors import AfmiError, ImageError, ShapeError
-from afmi.network.classifier import Classifier
-from afmi.pictures.images import read_image
+from afmi.network.classifier import input_channels
+from afmi.pictures.pixels import LUMA
 
 __all__ = ["named_error", "prepared", "prepared_or_named"]
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns RGB into grey
 
 
 def prepared(model: nn.Module, picture: Any) -> Tensor:
     """Return a picture as the model is to see it, in as many channels as it takes."""
-    channels = _channels(model)
-    if not isinstance(picture, Tensor) and channels == 1:
-        # Grey before it is resized; of the three equal channels that come out, one is kept.
-        grey: Image.Image = read_image(picture).convert("L")
-        return prepare(model, grey)[:, :1]
-    image = prepare(model, picture)
-    if image.shape[1] == channels:
-        return image
-    if image.shape[1] == 1:
-        return image.expand(-1, channels, -1, -1).contiguous()
-    if channels == 1 and image.shape[1] == 3:
-        luma = torch.tensor(_LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
-        return (image * luma).sum(1, keepdim=True)
-    raise ShapeError(
-        f"the model takes {channels} channels, but the picture has {image.shape[1]}; "
-        "pass a data set of tensors that fit"
-    )
+    channels = input_channels(model)
+    if isinstance(picture, Tensor) and picture.dim() in (3, 4) and picture.is_floating_point():
+        picture = _in_channels(picture, channels)
+        if picture.shape[-3] != channels:
+            raise ShapeError(
+                f"the model takes {channels} channels, but the picture has {picture.shape[-3]}; "
+                "pass a data set of tensors that fit"
+            )
+    return prepare(model, picture)
+
+
+def _in_channels(image: Tensor, channels: int) -> Tensor:
+    """Repeat grey for three channels, and make grey of three for one."""
+    if (image.shape[-3], channels) == (1, 3):
+        return image.repeat_interleave(3, -3)
+    if (image.shape[-3], channels) == (3, 1):
+        luma = torch.tensor(LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
+        return (image * luma).sum(-3, keepdim=True)
+    return image
 
 
 def prepared_or_named(model: nn.Module, picture: Any, where: str) -> Tensor:
@@ -62,10 +61,3 @@ def named_error(error: Exception, where: str) -> ImageError:
         return error
     what = "read" if unread else "prepared for the network"
     return ImageError(f"{where} cannot be {what}: {one_line(error)}")
-
-
-def _channels(model: nn.Module) -> int:
-    if isinstance(model, Classifier):
-        return model.mean.shape[0]
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return 1 if convolution is not None and convolution.in_channels == 1 else 3

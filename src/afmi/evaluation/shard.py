@@ -17,10 +17,11 @@ from afmi.data.labelled import LabelledImages
 from afmi.errors import AfmiError, LayerError, ModelError, OperationError, SourceError
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
+from afmi.explanation import shown_image
 from afmi.methods import Method
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
-from afmi.network.classifier import classify
+from afmi.network.classifier import classify, shown_bands_of
 from afmi.network.outputs import check_outputs
 from afmi.pictures import plots
 from afmi.pictures.batches import neighbours
@@ -312,11 +313,10 @@ def _drawings(
     shard: Shard, picture: _Picture, case: Case, n: int
 ) -> dict[int, dict[str, PIL.Image.Image]]:
     if picture.index in shard.examples:
-        # What cannot be drawn (a picture of two channels) can be measured all the same.
+        # What cannot be drawn can be measured all the same.
         with suppress(Exception):
-            return {
-                picture.index: _drawn(case.inputs[n], case.maps[n, 0], signed=case.method.signed)
-            }
+            image = shown_image(case.inputs[n], shown_bands_of(case.method.model))
+            return {picture.index: _drawn(image, case.maps[n, 0], signed=case.method.signed)}
     return {}
 
 

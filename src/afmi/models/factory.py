@@ -121,5 +121,6 @@ def with_settings(model: Classifier, given: dict[str, Any]) -> Classifier:
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
         **{k: getattr(model, k) for k in ("labels", "resize", "crop", "interpolation")},
+        **{k: getattr(model, k) for k in ("name", "layer", "reader", "shown_bands")},
     }
-    return Classifier(model.network, name=model.name, layer=model.layer, **{**settings, **given})
+    return Classifier(model.network, **{**settings, **given})

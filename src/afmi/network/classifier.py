@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
+from afmi.network.channels import first_channels
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
@@ -20,9 +22,20 @@ from afmi.network.outputs import Declaration, Meaning, selected
 from afmi.network.scored import anchor
 from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
+from afmi.pictures.images import Reader, read_by, read_channels
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
-__all__ = ["Classifier", "class_label", "classify", "find_class", "network_zero"]
+__all__ = [
+    "Classifier",
+    "class_label",
+    "classify",
+    "find_class",
+    "input_channels",
+    "network_zero",
+    "shown_bands_of",
+]
+
+_RGB = 3
 
 
 class Classifier(nn.Module):
@@ -34,8 +47,10 @@ class Classifier(nn.Module):
     Args:
         network: maps normalised images (N, 3, H, W) to logits (N, C), or to anything that a target
             makes a score of (`afmi.targets`). Kept as it is; its mode is not changed.
-        mean: the mean that the network's training subtracted, one number per channel, in [0, 1].
-        std: the standard deviation that it divided by, per channel.
+        mean: the mean that the network's training subtracted, one number per channel, in [0, 1];
+            as many as there are channels. None: 0 for each channel that the first convolution
+            takes, or for three where there is none to tell.
+        std: the standard deviation that it divided by, per channel. None: 1 for each.
         labels: one name per class, in the order of the logits; or a dictionary from each index to
             its name; or a file of them (see `afmi.load_model`). Empty: classes have no names.
         resize: what the short side of a picture is resized to before the crop, in pixels (or
@@ -52,6 +67,11 @@ class Classifier(nn.Module):
             end is undone but for ``"probabilities"`` and ``"value"``, so that logits are explained.
         output_key: which of several outputs is meant, by its name in a dictionary or its place in a
             tuple. None: the one called ``logits`` or ``out``, or the only one that fits.
+        reader: reads files for the network, where they are of a kind or a range of its own: a
+            function from a path (or whatever else than a picture, an array or a tensor stands for
+            an image) to an array (H, W, C), uint8, uint16, bool, or float in [0, 1].
+        shown_bands: which channels pictures show as red, green and blue, e.g. ``(3, 2, 1)``. None:
+            the first three; of one or two channels the first, as grey.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -67,8 +87,8 @@ class Classifier(nn.Module):
         self,
         network: nn.Module,
         *,
-        mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         labels: Labels = (),
         resize: int | tuple[int, int] | None = None,
         crop: int | tuple[int, int] | None = None,
@@ -77,6 +97,8 @@ class Classifier(nn.Module):
         name: str | None = None,
         output: Meaning | None = None,
         output_key: str | int | None = None,
+        reader: Reader | None = None,
+        shown_bands: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -84,6 +106,9 @@ class Classifier(nn.Module):
                 f"expected a network that is an nn.Module, got {type(network).__name__}; "
                 "wrap your function in an nn.Module"
             )
+        channels = len(mean or std or ()) or first_channels(network) or _RGB
+        mean = (0.0,) * channels if mean is None else mean
+        std = (1.0,) * channels if std is None else std
         if len(mean) != len(std) or not len(std) or not min(std) > 0:
             raise ModelError(
                 "expected as many means as standard deviations, all of the latter above zero, "
@@ -107,6 +132,8 @@ class Classifier(nn.Module):
         self.output: Meaning | None = output
         self.output_key = output_key
         _ = self.declaration  # which checks them
+        self.reader = reader
+        self.shown_bands = _checked_bands(shown_bands, len(mean))
         self.training = getattr(network, "training", False)
 
     @property
@@ -123,17 +150,61 @@ class Classifier(nn.Module):
         if images.dim() != 4 or images.shape[1] != channels:
             advice = "add a batch dimension with images[None]"
             if images.dim() == 4:
-                advice = f"the network takes {channels} channels, and these have {images.shape[1]}"
+                advice = (
+                    f"the network takes {channels} channels, and these have {images.shape[1]}; "
+                    "Classifier(…, mean=…, std=…) takes one number for each channel"
+                )
             raise ShapeError(
                 f"expected images of shape (N, {channels}, H, W) in [0, 1], got "
                 f"{tuple(images.shape)}; {advice}"
             )
         return selected(self.network((images - self.mean) / self.std), self.output_key)
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """Resize and crop a picture as the network's training did: (1, 3, H, W) in [0, 1]."""
-        cropped = resize_and_crop(image, self.resize, self.crop, self.interpolation)
+    def prepare(self, image: Any) -> Tensor:
+        """Read, resize and crop an image as the network's training did: (1, C, H, W) in [0, 1].
+
+        Args:
+            image: a file, PIL image, array (H, W, C) or what else `afmi.images.read_pixels` takes,
+                or the ``reader``. Colours become grey for a network of one channel, and grey is
+                repeated for one of three; any other number of bands must be there.
+        """
+        channels = self.mean.shape[0]
+        if self.reader is None or isinstance(image, (Image.Image, np.ndarray)):
+            pixels = read_channels(image, channels)
+        else:
+            pixels = read_by(self.reader, image, channels)
+        cropped = resize_and_crop(pixels, self.resize, self.crop, self.interpolation)
         return to_tensor(cropped)[None].to(self.mean)
+
+
+def _checked_bands(bands: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:
+    if bands is None:
+        return None
+    bands = tuple(bands)
+    if len(bands) != _RGB or not all(type(b) is int and 0 <= b < channels for b in bands):
+        raise ModelError(
+            "expected shown_bands to name the channels shown as red, green and blue, three numbers "
+            f"from 0 to {channels - 1}, got {bands}"
+        )
+    return bands
+
+
+def input_channels(model: nn.Module) -> int:
+    """Return how many channels a model's images have; three where that cannot be told."""
+    classifier = _classifier_in(model)
+    if classifier is not None:
+        return classifier.mean.shape[0]
+    return first_channels(model) or _RGB
+
+
+def shown_bands_of(model: nn.Module) -> tuple[int, ...] | None:
+    """Return which channels pictures of a model's images show as red, green and blue, if said."""
+    classifier = _classifier_in(model)
+    return None if classifier is None else classifier.shown_bands
+
+
+def _classifier_in(model: nn.Module) -> Classifier | None:
+    return next((module for module in model.modules() if isinstance(module, Classifier)), None)
 
 
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:

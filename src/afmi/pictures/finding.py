@@ -16,7 +16,7 @@ __all__ = ["IMAGE_SUFFIXES", "find_images", "read_images"]
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
-    *(".pgm", ".ppm", ".pnm"),
+    *(".pgm", ".ppm", ".pnm", ".npy"),
 )
 """Suffixes (lower case) of the files that `find_images` takes from folders and globs."""
 

@@ -1,4 +1,4 @@
-"""Read images of every common kind into RGB.
+"""Read images of every common kind: into RGB, or into as many bands as a network takes.
 
 What cannot be read right is refused with an `ImageError` of one line that names the file and
 says what was expected, what came, and what to do.  Nothing here changes Pillow's settings.
@@ -11,18 +11,38 @@ import os
 import re
 import threading
 import warnings
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from afmi.errors import ImageError, near_matches
+from afmi.errors import ImageError, UsageError, first_line, near_matches
 from afmi.files import regular_file_size
+from afmi.pictures import tiff
 from afmi.pictures.bounded import BoundedFile, printed_lines
+from afmi.pictures.npy import NPY, read_npy
+from afmi.pictures.pixels import (
+    Pixels,
+    in_bytes,
+    pixels_of_array,
+    pixels_of_image,
+    rgb_of_image,
+)
 
-__all__ = ["MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "ImageSource", "read_image"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "MAX_SIDE",
+    "ImageSource",
+    "Reader",
+    "read_by",
+    "read_channels",
+    "read_image",
+    "read_pixels",
+]
 
 MAX_PIXELS = 89_478_485
 """Images of more pixels are refused before they are decoded; assign to it to change the limit."""
@@ -33,6 +53,8 @@ MAX_BYTES = 2**29
 MAX_SIDE = 2**22
 """Images of more pixels a side are refused before they are decoded: each row costs memory, too."""
 
+_MAX_BANDS = 4
+"""A picture may hold as many numbers as one of so many bands and the most pixels."""
 _MAX_COMMENTS = 1000
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends the data of a scan
 _BMP_STEPS = 2**22  # Each run of equal pixels takes two.
@@ -41,9 +63,12 @@ ImageSource: TypeAlias = (
     str | os.PathLike[str] | Image.Image | np.ndarray | bytes | bytearray | memoryview | BinaryIO
 )
 
+Reader: TypeAlias = Callable[[Any], np.ndarray]
+"""Makes an array (H, W, C) of a path, or of whatever else stands for an image."""
+
 # Only these decoders see the bytes: others of Pillow's start programs (EPS) or read no pictures.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM")
-_EXPECTED = "expected a JPEG, PNG, WebP, GIF, TIFF, BMP or PPM image"
+_EXPECTED = "expected a JPEG, PNG, WebP, GIF, TIFF, BMP or PPM image, or an .npy array"
 _STARTS = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG", "PNG"),
@@ -51,28 +76,30 @@ _STARTS = (
     (b"RIFF", "WebP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
     (b"BM", "BMP"),
 )
 _RAW_SUFFIXES = {".arw", ".cr2", ".dng", ".nef", ".nrw", ".orf", ".pef", ".rw2", ".srw"}
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_DNG_VERSION = 258, 262, 50706
+_TIFF_DNG_VERSION = 50706
 
 # warnings.catch_warnings is not safe across threads: two at once can leave filters behind.
 _WARNINGS_LOCK = threading.RLock()
 
 
-def read_image(source: ImageSource) -> Image.Image:
+def read_image(source: ImageSource, *, page: int | None = None) -> Image.Image:
     """Read one image as 8-bit RGB, the way an image viewer shows it.
 
-    The EXIF orientation is applied; of several frames or pages the first is taken (of a PIL
-    image, the one it is at); transparent pixels are laid over white; CMYK, YCbCr, LAB and
-    palettes are converted.  Embedded colour profiles are not applied.  Grey of 16 bits is scaled
-    from 0..65535 (12-bit TIFF: 0..4095).  Grey of 32 bits has no fixed white, so the smallest of
-    1 (float only), 255 and 65535 that no pixel exceeds is taken as white.
+    The EXIF orientation is applied; transparent pixels are laid over white; CMYK, YCbCr, LAB and
+    palettes are converted, and grey is repeated.  Embedded colour profiles are not applied.  Grey
+    of 16 bits is scaled from 0..65535 (12-bit TIFF: 0..4095), floats from [0, 1].
 
     Args:
         source: a path; a PIL image; the bytes of an image file; a file opened in binary mode,
             read from where it is to its end and left open; or a numpy array (H, W), (H, W, 1),
             (H, W, 3) or (H, W, 4) of dtype uint8, uint16, bool, or float in [0, 1].
+        page: which page or frame, from 0, of a file that has several; of a PIL image the one that
+            it is at is taken. None: there must be one only.
 
     Returns:
         A new image in mode RGB without metadata, independent of the source.
@@ -84,15 +111,93 @@ def read_image(source: ImageSource) -> Image.Image:
         >>> read_image(np.array([[0, 65535]], dtype=np.uint16)).getpixel((1, 0))
         (255, 255, 255)
     """
+    return in_bytes(_read(source, 3, page, rgb_of_image))
+
+
+def read_pixels(
+    source: ImageSource, channels: int | None = None, *, page: int | None = None
+) -> np.ndarray:
+    """Read one image with all its bands, at its own depth.
+
+    Args:
+        source: as in `read_image`; also a multi-band TIFF, a ``.npy`` file, and an array (H, W, C)
+            of any number of bands.
+        channels: how many are wanted: 1 makes grey of colours, 3 repeats grey, and any other
+            number must be there. None: as many as there are.
+        page: as in `read_image`.
+
+    Returns:
+        (H, W, C): uint8 where the source has 8 bits a band, else float32 in [0, 1].
+
+    Raises:
+        ImageError: the source cannot be read right, or has other bands.
+
+    Example:
+        >>> read_pixels(np.array([[0, 1, 65535]], dtype=np.uint16)).shape
+        (1, 3, 1)
+        >>> read_pixels(Image.new("RGB", (2, 2), "red"), channels=1)[0, 0]
+        array([76], dtype=uint8)
+    """
+    return np.array(_read(source, channels, page, pixels_of_image))
+
+
+def read_channels(source: ImageSource, channels: int) -> Pixels:
+    """Read an image for a network of so many channels; see `read_pixels`."""
+    return _read(source, channels, None, pixels_of_image)
+
+
+def read_by(reader: Reader, source: Any, channels: int) -> Pixels:
+    """Let a user's function read an image for a network of so many channels.
+
+    Raises:
+        ImageError: the function fails, or gives no array (H, W, channels) that can be a picture.
+    """
+    name = repr(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else "the image given"
+    try:
+        array = reader(source)
+    except Exception as error:  # a user's function may raise whatever it likes
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise ImageError(f"{name} cannot be read by the model's reader: {reason}") from error
+    if not isinstance(array, np.ndarray):
+        raise ImageError(
+            f"the model's reader made {type(array).__name__} of {name}; expected a numpy array "
+            "(H, W, C): convert it in the reader"
+        )
+    return _pixels_of(array, f"the array that the model's reader made of {name}", channels)
+
+
+_Convert: TypeAlias = Callable[[Image.Image, str, "int | None"], Pixels]
+"""Makes pixels of a decoded image, its name, and the number of channels wanted."""
+
+
+class _Wanted(NamedTuple):
+    """What is to be read of a file.
+
+    Attributes:
+        channels: how many; None: as many as there are.
+        page: which of several; None: there must be one only.
+        convert: makes these of a decoded image.
+    """
+
+    channels: int | None
+    page: int | None
+    convert: _Convert
+
+
+def _read(source: Any, channels: int | None, page: int | None, convert: _Convert) -> Pixels:
+    if page is not None and (type(page) is not int or page < 0):
+        raise UsageError(f"expected a whole number from 0 as page, got {page!r}")
+    wanted = _Wanted(channels, page, convert)
     if isinstance(source, (str, os.PathLike)):
-        return _read_path(Path(source))
+        return _read_path(Path(source), wanted)
     if isinstance(source, Image.Image):
         filename = getattr(source, "filename", "")
-        return _decode(source, f"the PIL image {str(filename)!r}" if filename else "the PIL image")
+        name = f"the PIL image {str(filename)!r}" if filename else "the PIL image"
+        return _decode(source, name, wanted)
     if isinstance(source, np.ndarray):
-        return _decode(_array_to_image(source), "the array")
+        return _pixels_of(source, "the array", channels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read_bytes(bytes(source), "the content given")
+        return _read_bytes(bytes(source), "the content given", wanted)
     if hasattr(source, "read"):
         filename = getattr(source, "name", "")
         name = f"the open file {filename!r}" if isinstance(filename, str) else "the open file"
@@ -102,11 +207,28 @@ def read_image(source: ImageSource) -> Image.Image:
             raise ImageError(f"{name} cannot be read: {_one_line(error)}") from error
         if not isinstance(content, bytes):
             raise ImageError(f"{name} gives {type(content).__name__}; open it in mode 'rb'")
-        return _read_bytes(content, name)
+        return _read_bytes(content, name, wanted)
     raise ImageError(
         "expected a path, PIL image, numpy array, bytes or binary file as image; "
         f"got {type(source).__name__}: convert it (a tensor with afmi.transforms.to_image)"
     )
+
+
+def _pixels_of(
+    array: np.ndarray, name: str, channels: int | None, *, alpha: bool = True
+) -> np.ndarray:
+    if array.ndim in (2, 3) and array.size:
+        _check_size(name, array.shape[1], array.shape[0])
+        _check_count(name, array.size)
+    return pixels_of_array(array, name, channels, alpha=alpha)
+
+
+def _check_count(name: str, count: int) -> None:
+    if count > _MAX_BANDS * MAX_PIXELS:
+        raise ImageError(
+            f"{name} holds {count} numbers; expected at most {_MAX_BANDS * MAX_PIXELS}: scale it "
+            "down, or raise afmi.images.MAX_PIXELS if you trust it"
+        )
 
 
 def _one_line(error: BaseException) -> str:
@@ -114,12 +236,12 @@ def _one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _read_path(path: Path) -> Image.Image:
+def _read_path(path: Path, wanted: _Wanted) -> Pixels:
     name = repr(str(path))  # repr keeps odd names (newlines, undecodable bytes) on one line
     try:
         size = regular_file_size(path)
         with path.open("rb") as file:
-            return _decode_file(file, name, path.suffix.lower(), size)
+            return _decode_file(file, name, path.suffix.lower(), size, wanted)
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder; expected a file: name an image inside it") from error
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -149,11 +271,11 @@ def _why_missing(path: Path, name: str) -> str:
     return f"{name} does not exist" + (near_matches(path.name, names) or "; check the path")
 
 
-def _read_bytes(content: bytes, name: str) -> Image.Image:
-    return _decode_file(io.BytesIO(content), name, "", len(content))
+def _read_bytes(content: bytes, name: str, wanted: _Wanted) -> Pixels:
+    return _decode_file(io.BytesIO(content), name, "", len(content), wanted)
 
 
-def _decode_file(file: BinaryIO, name: str, suffix: str, size: int) -> Image.Image:
+def _decode_file(file: BinaryIO, name: str, suffix: str, size: int, wanted: _Wanted) -> Pixels:
     if size > MAX_BYTES:
         raise ImageError(
             f"{name} has more than {MAX_BYTES} bytes; expected at most so many: scale it down, or "
@@ -162,34 +284,97 @@ def _decode_file(file: BinaryIO, name: str, suffix: str, size: int) -> Image.Ima
     head = file.read(512)
     if not head:
         raise ImageError(f"{name} is empty; {_EXPECTED}: get the file again (or rewind it)")
+    if head.startswith(NPY):
+        file.seek(0)
+        return _pixels_of(read_npy(file, name, size), name, wanted.channels, alpha=False)
+    is_tiff = head.startswith(tiff.STARTS)
+    if is_tiff and suffix in _RAW_SUFFIXES:
+        raise _camera_raw(name)
+    bounded: Any = BoundedFile(file, name)
+    image = _opened(bounded, head, name)
+    if image is None or (is_tiff and _needs_bands(image, name)):
+        return _bands_of_tiff(file, name, size, wanted)
+    bounded.header_read(size, steps=_BMP_STEPS if image.format == "BMP" else 0)
+    if image.format == "JPEG":
+        _watch_end(file, image, bounded)
+    elif re.match(rb"P[123]\s", head):
+        _check_comments(file, name)
+    _turn_to_page(file, image, name, wanted.page)
+    _mend_transparent_colour(image)
+    return _decode(image, name, wanted)
+
+
+def _opened(bounded: Any, head: bytes, name: str) -> Image.Image | None:
+    """Open a file with Pillow; None: a TIFF file of other bands, perhaps, than Pillow knows."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Pillow warns of is refused below, or harmless
-        bounded: Any = BoundedFile(file, name)
         try:
-            image = _open(bounded, head)
+            return _open(bounded, head)
         except ImageError:
             raise
         except Image.DecompressionBombError as error:
             raise ImageError(f"{_too_large(name)} ({_one_line(error)})") from error
         except Exception as error:  # on hostile bytes decoders raise errors of many types
             start = next((kind for magic, kind in _STARTS if head.startswith(magic)), "")
+            if start == "TIFF" and isinstance(error, UnidentifiedImageError):
+                return None
             if start:
                 raise ImageError(_damaged(name, start, error)) from error
             raise ImageError(
                 f"{name} is not an image that can be read (it holds {_looks_like(head)}); "
                 f"{_EXPECTED}: convert it"
             ) from error
-    bounded.header_read(size, steps=_BMP_STEPS if image.format == "BMP" else 0)
-    if image.format == "JPEG":
-        _watch_end(file, image, bounded)
-    elif re.match(rb"P[123]\s", head):
-        _check_comments(file, name)
-    tags = getattr(image, "tag_v2", {})
-    if image.format == "TIFF" and (suffix in _RAW_SUFFIXES or _TIFF_DNG_VERSION in tags):
-        # Pillow would read the small preview that leads such files.
-        raise ImageError(f"{name} is a camera raw file; {_EXPECTED}: export it as one of these")
-    _mend_transparent_colour(image)
-    return _decode(image, name)
+
+
+def _needs_bands(image: Image.Image, name: str) -> bool:
+    """Say whether a TIFF file has bands that Pillow would drop or cut; refuse camera raw files."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if _TIFF_DNG_VERSION in tags:  # Pillow would read the small preview that leads such files
+        raise _camera_raw(name)
+    return tiff.has_more_bands(tags) or tiff.is_cut(tags)
+
+
+def _bands_of_tiff(file: BinaryIO, name: str, size: int, wanted: _Wanted) -> Pixels:
+    page = _chosen(tiff.full_pages(file), "pages", name, wanted.page)
+    try:
+        array = tiff.read_bands(file, name, page, size, _MAX_BANDS * MAX_PIXELS)
+    except ImageError:
+        raise
+    except Exception as error:  # on hostile bytes decoders raise errors of many types
+        raise ImageError(_damaged(name, "TIFF", error)) from error
+    return _pixels_of(array, name, wanted.channels, alpha=False)
+
+
+def _turn_to_page(file: BinaryIO, image: Any, name: str, page: int | None) -> None:
+    """Turn an opened file to the page or frame wanted, and refuse several where none is named."""
+    if image.format == "TIFF":
+        chosen = _chosen(tiff.full_pages(file), "pages", name, page)
+    else:
+        # Behind the photograph of an MPO, which is a JPEG file, lie its preview or depth.
+        frames = 1 if image.format == "MPO" and page is None else getattr(image, "n_frames", 1)
+        chosen = _chosen(range(frames), "frames", name, page)
+    if chosen != image.tell():
+        image.seek(chosen)
+
+
+def _chosen(pages: Sequence[int], noun: str, name: str, page: int | None) -> int:
+    count = len(pages)
+    if page is None and count > 1:
+        several = f"{count} or more" if count >= tiff.MOST_PAGES else str(count)
+        raise ImageError(
+            f"{name} has {several} {noun}; expected one picture: save the one that you mean by "
+            "itself, or give afmi.images.read_pixels(…, page=0), or numpy.dstack of several that "
+            "are bands"
+        )
+    if (page or 0) >= max(count, 1):
+        raise ImageError(
+            f"{name} has {count} {noun}, and page={page} is none of them; expected 0 to {count - 1}"
+        )
+    return pages[page or 0] if pages else 0
+
+
+def _camera_raw(name: str) -> ImageError:
+    return ImageError(f"{name} is a camera raw file; {_EXPECTED}: export it as one of these")
 
 
 def _open(file: Any, head: bytes) -> Image.Image:
@@ -261,27 +446,30 @@ def _looks_like(head: bytes) -> str:
     return "unknown data" if "\0" in text or not text.strip() else "text"
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Return the image as new, upright, opaque RGB without metadata."""
-    width, height = image.size
+def _decode(image: Image.Image, name: str, wanted: _Wanted) -> Pixels:
+    """Return the pixels of an opened image."""
+    _check_size(name, *image.size)
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _load(image)
+            return wanted.convert(image, name, wanted.channels)
+        except ImageError:
+            raise
+        except Exception as error:  # on hostile bytes decoders raise errors of many types
+            raise ImageError(_damaged(name, image.format, error)) from error
+
+
+def _check_size(name: str, width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"{name} has {width} x {height} pixels; expected at least 1 x 1")
     if width * height > MAX_PIXELS:
-        raise ImageError(_too_large(name, image.size))
+        raise ImageError(_too_large(name, (width, height)))
     if max(width, height) > MAX_SIDE:
         raise ImageError(
             f"{name} has {width} x {height} pixels; expected at most {MAX_SIDE} a side: cut it up, "
             "or raise afmi.images.MAX_SIDE if you trust it"
         )
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            _load(image)
-            return _to_rgb(image, name)
-        except ImageError:
-            raise
-        except Exception as error:  # on hostile bytes decoders raise errors of many types
-            raise ImageError(_damaged(name, image.format, error)) from error
 
 
 def _load(image: Image.Image) -> None:
@@ -294,76 +482,3 @@ def _load(image: Image.Image) -> None:
     errors = [line for line in lines if "warning" not in line.lower()]
     if errors:
         raise OSError(errors[0])
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    try:
-        upright = ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF says nothing about the picture
-        upright = image
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        upright = _scale_grey(upright, name, *_grey_scale(image))
-    elif upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    rgb = upright.convert("RGB")  # a copy at least
-    rgb.info = {}
-    return rgb
-
-
-def _grey_scale(image: Image.Image) -> tuple[tuple[int, ...], bool]:
-    """Return the values that may be white, and whether the scale runs from white to black."""
-    tags: Any = getattr(image, "tag_v2", {})
-    inverted = tags.get(_TIFF_PHOTOMETRIC, 1) == 0  # Pillow leaves it so beyond 8 bits
-    if image.mode == "F":
-        return (1, 255, 65535), inverted
-    if image.mode == "I" and image.format not in ("PNG", "PPM"):
-        return (255, 65535), inverted
-    return (4095 if tags.get(_TIFF_BITS) == (12,) else 65535,), inverted
-
-
-def _scale_grey(
-    image: Image.Image, name: str, whites: tuple[int, ...], inverted: bool
-) -> Image.Image:
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    white = next((white for white in whites if high <= white), None)
-    if white is None or not low >= 0:  # NaN too
-        raise ImageError(
-            f"{name} holds grey values {low:g} to {high:g}; expected 0 to "
-            f"{' or '.join(map(str, whites))}: rescale it"
-        )
-    grey = np.rint(values.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
-    if inverted:
-        grey = 255 - grey
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey[values == transparent] = 255
-    return Image.fromarray(grey)
-
-
-def _array_to_image(array: np.ndarray) -> Image.Image:
-    actual = f"got shape {array.shape}, dtype {array.dtype}"
-    if array.ndim not in (2, 3) or array.size == 0 or array.shape[2:] not in ((), (1,), (3,), (4,)):
-        raise ImageError(
-            "expected an array of shape (H, W) or (H, W, C) with 1, 3 or 4 channels; "
-            f"{actual}: move the channels last, e.g. array.transpose(1, 2, 0)"
-        )
-    if array.dtype == np.bool_:
-        array = array * np.uint8(255)
-    elif array.dtype == np.uint16:
-        array = np.rint(array / np.float32(257)).astype(np.uint8)
-    elif array.dtype.kind == "f":
-        low, high = array.min(), array.max()
-        if not (low >= -1e-6 and high <= 1 + 1e-6):  # NaN too
-            raise ImageError(
-                f"expected a float array in [0, 1]; got values {low:g} to {high:g}: rescale it"
-            )
-        array = np.rint(array.clip(0, 1) * 255).astype(np.uint8)
-    elif array.dtype != np.uint8:
-        raise ImageError(
-            f"expected an array of dtype uint8, uint16, bool, or float in [0, 1]; {actual}: "
-            "convert it, e.g. array.astype(numpy.uint8)"
-        )
-    return Image.fromarray(
-        np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)
-    )

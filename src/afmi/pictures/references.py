@@ -22,8 +22,9 @@ from torch import Tensor
 
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
-from afmi.pictures.images import ImageSource, read_image
+from afmi.pictures.images import ImageSource, read_channels, read_pixels
 from afmi.pictures.matrices import gaussian, product
+from afmi.pictures.pixels import LUMA
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = [
@@ -143,7 +144,8 @@ class Mean(Reference):
     """One colour everywhere: a data set's mean.
 
     Args:
-        color: one number per channel, in [0, 1]; the default is ImageNet's mean.
+        color: one number per channel, in [0, 1], or one for all; the default is ImageNet's mean.
+            On one channel red, green and blue are the grey that they make.
     """
 
     color: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -154,13 +156,16 @@ class Mean(Reference):
 
     def __call__(self, inputs: Tensor) -> Tensor:
         color = torch.tensor(self.color, dtype=inputs.dtype, device=inputs.device)
-        if color.numel() != inputs.shape[1]:
-            if color.unique().numel() != 1:
-                raise ShapeError(
-                    f"expected one number for each of the {inputs.shape[1]} channels, got "
-                    f"{len(self.color)}; pass Mean(color=(…))"
-                )
-            color = color[:1].expand(inputs.shape[1])
+        channels = inputs.shape[1]
+        if color.unique().numel() == 1:
+            color = color[:1].expand(channels)
+        elif (color.numel(), channels) == (3, 1):
+            color = (color * color.new_tensor(LUMA)).sum(0, keepdim=True)
+        elif color.numel() != channels:
+            raise ShapeError(
+                f"expected {channels} numbers, one for each channel, got {len(self.color)}; pass "
+                "the means of your data, Mean(color=(…)), or one number for all channels"
+            )
         return color.view(1, -1, 1, 1).expand(1, *inputs.shape[1:]).contiguous()
 
 
@@ -170,8 +175,9 @@ class Image(Reference):
 
     Args:
         source: tensor (C, H, W) or (R, C, H, W) in the images' own range and size; or a file, or
-            a picture as `afmi.read_image` takes it, which is resized and cropped to the images'
-            size.
+            a picture as `afmi.images.read_pixels` takes it, which is resized and cropped to the
+            images' size. It is read in the images' channels; what only a model's reader can read,
+            give as a tensor, ``model.prepare(file)``.
     """
 
     source: Tensor | ImageSource
@@ -190,14 +196,15 @@ class Image(Reference):
             copy = self.source.detach().clone()
             object.__setattr__(self, "_tensor", copy if copy.dim() == 4 else copy[None])
         elif not isinstance(self.source, (str, os.PathLike)):
-            object.__setattr__(self, "source", np.array(read_image(self.source)))
+            object.__setattr__(self, "source", read_pixels(self.source))
 
     def __call__(self, inputs: Tensor) -> Tensor:
         height, width = inputs.shape[-2:]
         if self._tensor is None:
             assert not isinstance(self.source, Tensor)
-            picture = read_image(self.source)
-            short = round(max(height / picture.height, width / picture.width) * min(picture.size))
+            picture = read_channels(self.source, inputs.shape[1])
+            rows, columns = np.asarray(picture).shape[:2]
+            short = round(max(height / rows, width / columns) * min(rows, columns))
             picture = resize_and_crop(picture, max(short, 1), (height, width))
             return to_tensor(picture)[None].to(inputs)
         if self._tensor.shape[1:] != inputs.shape[1:]:
@@ -218,7 +225,7 @@ def reference_of(given: ReferenceLike) -> Reference:
 
     Args:
         given: a `Reference` or the class of one; its name (``"white"``) or a file of a picture; a
-            picture (PIL, or an array (H, W, 3)); a tensor (C, H, W) or (R, C, H, W); a number, the
+            picture (PIL, or an array (H, W, C)); a tensor (C, H, W) or (R, C, H, W); a number, the
             value of every pixel; numbers, one for each channel; or a list of several of these.
 
     Raises:

@@ -20,8 +20,16 @@ from afmi.errors import ShapeError, UsageError
 __all__ = ["Grid", "Quickshift", "Segmentation", "Slic", "superpixels"]
 
 
+_LIGHTNESS = 100
+"""From black to white in CIELAB, the space that the settings for photographs are meant for."""
+
+
 class Segmentation(ABC):
-    """Cuts an image into superpixels."""
+    """Cuts an image into superpixels.
+
+    Three channels are red, green and blue, compared in CIELAB. Of any other number all count
+    alike: two pixels that differ by 1 in every channel are as far apart as black and white.
+    """
 
     @abstractmethod
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -52,11 +60,13 @@ class Quickshift(Segmentation):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import quickshift
 
-        color = image.shape[2] == 3
+        channels = image.shape[2]
+        color = channels == 3
+        bands = image if color else image * (_LIGHTNESS / math.sqrt(channels))
         kernel, distance = self.kernel_size, self.max_distance
         while kernel >= 1:
             labels = quickshift(
-                image,
+                bands,
                 kernel_size=kernel,
                 max_dist=distance,
                 ratio=self.ratio,
@@ -88,12 +98,15 @@ class Slic(Segmentation):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         from skimage.segmentation import slic
 
+        channels = image.shape[2]
+        color = channels == 3
         labels = slic(
             image,
             n_segments=self.segments,
-            compactness=self.compactness,
+            # It brings the image to [0, 1] before anything else, so the weight is scaled instead.
+            compactness=self.compactness / (1 if color else _LIGHTNESS / math.sqrt(channels)),
             sigma=self.sigma * min(image.shape[:2]) / 224,
-            convert2lab=image.shape[2] == 3,
+            convert2lab=color,
             channel_axis=2,
         )
         return np.asarray(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias, overload
 
 import numpy as np
 import torch
@@ -10,18 +11,20 @@ from PIL import Image
 
 from afmi.errors import ImageError, ShapeError, UsageError, near_matches
 from afmi.pictures import images
+from afmi.pictures.pixels import Pixels
 
 __all__ = ["resize_and_crop", "to_image", "to_tensor"]
 
 
-def to_tensor(image: Image.Image) -> torch.Tensor:
+def to_tensor(image: Pixels) -> torch.Tensor:
     """Turn an image into a tensor.
 
     Args:
-        image: a PIL image; one that is not RGB goes through `afmi.images.read_image` first.
+        image: a PIL image; one that is not RGB goes through `afmi.images.read_image` first. Or an
+            array (H, W, C), uint8 or float32 in [0, 1], as `afmi.images.read_pixels` gives it.
 
     Returns:
-        Float32, shape (3, H, W), values in [0, 1], on the CPU.
+        Float32, shape (3, H, W) or (C, H, W), values in [0, 1], on the CPU.
 
     Raises:
         ImageError: the image cannot be read as RGB.
@@ -30,9 +33,10 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
         >>> to_tensor(Image.new("RGB", (2, 1), (255, 0, 51)))[:, 0, 0]
         tensor([1.0000, 0.0000, 0.2000])
     """
-    if image.mode != "RGB":
+    if isinstance(image, Image.Image) and image.mode != "RGB":
         image = images.read_image(image)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
+    values = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return values.float() / 255 if values.dtype == torch.uint8 else values
 
 
 def to_image(tensor: torch.Tensor) -> Image.Image:
@@ -68,19 +72,34 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[..., 0] if shape[0] == 1 else array))
 
 
+_Side: TypeAlias = "int | tuple[int, int] | None"
+
+
+@overload
 def resize_and_crop(
-    image: Image.Image,
-    resize: int | tuple[int, int] | None,
-    crop: int | tuple[int, int] | None,
+    image: Image.Image, resize: _Side, crop: _Side, interpolation: Image.Resampling | str = ...
+) -> Image.Image: ...
+@overload
+def resize_and_crop(
+    image: np.ndarray, resize: _Side, crop: _Side, interpolation: Image.Resampling | str = ...
+) -> np.ndarray: ...
+
+
+def resize_and_crop(
+    image: Pixels,
+    resize: _Side,
+    crop: _Side,
     interpolation: Image.Resampling | str = "bilinear",
-) -> Image.Image:
+) -> Pixels:
     """Resize with antialiasing, then crop at the centre, as torchvision's classifiers expect.
 
     Where the resized image would be much larger than both the source and the crop, only what the
     crop keeps is resized, so that a picture of one pixel by thousands costs no more than others.
 
     Args:
-        image: a PIL image; one that is not RGB goes through `afmi.images.read_image` first.
+        image: a PIL image; one that is not RGB goes through `afmi.images.read_image` first. Or an
+            array (H, W, C), uint8 or float32 in [0, 1], each band of which is resized by the same
+            filters: bytes come out as the bands of an RGB image do, floats unrounded.
         resize: length of the short side in pixels (the aspect ratio is kept), or the exact
             (height, width), or None to leave the size.
         crop: side of a square in pixels, or (height, width), or None not to crop.  Where the
@@ -89,7 +108,7 @@ def resize_and_crop(
             Pillow's constant.
 
     Returns:
-        A new image in mode RGB.
+        A new image in mode RGB, or a new array of the dtype given.
 
     Raises:
         UsageError: a size is not positive, the interpolation is unknown, or the result would
@@ -99,10 +118,25 @@ def resize_and_crop(
     Example:
         >>> resize_and_crop(Image.new("RGB", (640, 480)), 256, 224).size
         (224, 224)
+        >>> resize_and_crop(np.zeros((480, 640, 4), np.float32), 256, 224).shape
+        (224, 224, 4)
     """
-    if image.mode != "RGB":
-        image = images.read_image(image)
     resample = _resampling(interpolation)
+    if isinstance(image, Image.Image):
+        picture = image if image.mode == "RGB" else images.read_image(image)
+        return _resized_and_cropped(picture, resize, crop, resample)
+    bands = [
+        np.asarray(_resized_and_cropped(Image.fromarray(band), resize, crop, resample))
+        for band in np.ascontiguousarray(np.moveaxis(image, 2, 0))
+    ]
+    pixels = np.stack(bands, 2)
+    # Bicubic and Lanczos overshoot at edges; Pillow cuts that off in bytes only.
+    return pixels if pixels.dtype == np.uint8 else pixels.clip(0, 1)
+
+
+def _resized_and_cropped(
+    image: Image.Image, resize: _Side, crop: _Side, resample: Image.Resampling
+) -> Image.Image:
     width, height = image.size
     if isinstance(resize, int):
         _pair("resize", resize)
@@ -131,7 +165,7 @@ def resize_and_crop(
         piece = near.resize((keep_width, keep_height), resample, (x0, y0, x1, y1))
     if piece.size == (out_width, out_height):
         return piece
-    canvas = Image.new("RGB", (out_width, out_height))
+    canvas = Image.new(image.mode, (out_width, out_height))
     canvas.paste(piece, (pad_x, pad_y))
     return canvas
 

@@ -146,7 +146,11 @@ def _free_cores(inputs: Tensor) -> int:
 
 
 def _picture(image: Tensor) -> np.ndarray:
-    """Stretch an image (C, H, W) to [−1, 1], for which the scales are meant: (224, 224, C)."""
+    """Stretch an image (C, H, W) to [−1, 1], for which the scales are meant: (224, 224, C).
+
+    They are meant for three channels, too: pixels that differ alike in every channel are brought
+    as far apart as they are in three, and of more channels the three principal components stay.
+    """
     from skimage.transform import resize
 
     pixels = image.detach().to("cpu", torch.float64).numpy()
@@ -158,7 +162,15 @@ def _picture(image: Tensor) -> np.ndarray:
         picture[..., k] = resize(
             channel, (224, 224), order=3, mode="constant", anti_aliasing=True, clip=False
         )
-    return picture.clip(-1, 1)
+    picture = picture.clip(-1, 1) * math.sqrt(3 / len(stretched))
+    return picture if len(stretched) <= 3 else _principal(picture)
+
+
+def _principal(picture: np.ndarray) -> np.ndarray:
+    """Return the three principal components of the channels of a picture: (H, W, 3)."""
+    values = picture - picture.mean((0, 1))
+    _, directions = np.linalg.eigh(np.einsum("hwi,hwj->ij", values, values))
+    return values @ directions[:, -3:]
 
 
 def _widened(labels: list[np.ndarray], shape: tuple[int, int], dilation: int) -> np.ndarray:
