@@ -20,6 +20,7 @@ from afmi.explanation import Explanation
 from afmi.methods import Method
 from afmi.network.checking import check_model
 from afmi.network.classifier import find_class
+from afmi.network.wrappers import runnable
 from afmi.pictures.references import ReferenceLike
 from afmi.targets import Class, OneTarget, Target
 
@@ -265,7 +266,7 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
         cls, in_text = specs.read(method, Method, model=model)
         given = in_text | given
     if isinstance(cls, Method):
-        if model is not None and model is not cls.model:
+        if model is not None and runnable(model) is not cls.model:
             raise UsageError(
                 f"the {cls.name} given explains another model; pass None as model, or the class "
                 f"{type(cls).__name__} as method"
@@ -273,7 +274,7 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
     elif not (isinstance(cls, type) and issubclass(cls, Method)):
         raise UsageError(f"expected a method's name, class or instance, got {method!r}")
     else:
-        check_model(model)
+        check_model(runnable(model))
     for name in given:
         specs.check_parameter(cls if isinstance(cls, type) else type(cls), name)
     if isinstance(cls, Method):

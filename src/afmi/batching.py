@@ -26,7 +26,7 @@ from afmi.errors import (
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
 from afmi.network.checking import check_dense
-from afmi.network.classifier import Classifier, classify
+from afmi.network.classifier import classifier_of, classify
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
@@ -136,8 +136,9 @@ def prepare(model: nn.Module, image: Any) -> Tensor:
     if isinstance(image, (list, tuple)):
         raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
     picture = read_image(image)
-    if isinstance(model, Classifier):
-        return model.prepare(picture)
+    classifier = classifier_of(model)
+    if classifier is not None:
+        return classifier.prepare(picture)
     return _like_model(model, to_tensor(picture)[None])
 
 
@@ -165,7 +166,7 @@ def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
     low, high = (float(value) for value in batch.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UsageError("expected finite pixels, got NaN or infinity in the image")
-    if isinstance(model, Classifier) and not (low >= -1e-3 and high <= 1 + 1e-3):
+    if classifier_of(model) is not None and not (low >= -1e-3 and high <= 1 + 1e-3):
         raise UsageError(
             f"expected pixels in [0, 1], got {low:g} to {high:g}; a Classifier normalises "
             "inside, so pass images that are not normalised yet"

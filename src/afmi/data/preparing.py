@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from afmi.batching import prepare
 from afmi.data.fields import one_line
 from afmi.errors import AfmiError, ImageError, ShapeError
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import classifier_of
 from afmi.pictures.images import read_image
 
 __all__ = ["named_error", "prepared", "prepared_or_named"]
@@ -65,7 +65,8 @@ def named_error(error: Exception, where: str) -> ImageError:
 
 
 def _channels(model: nn.Module) -> int:
-    if isinstance(model, Classifier):
-        return model.mean.shape[0]
+    classifier = classifier_of(model)
+    if classifier is not None:
+        return classifier.mean.shape[0]
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return 1 if convolution is not None and convolution.in_channels == 1 else 3

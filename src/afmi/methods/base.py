@@ -23,6 +23,7 @@ from afmi.network.memory import in_parts
 from afmi.network.outputs import declaration_of
 from afmi.network.randomness import keeping_random_state
 from afmi.network.scored import Scored
+from afmi.network.wrappers import runnable
 from afmi.pictures.maps import is_blank, upsample
 from afmi.pictures.references import Reference, reference_of
 from afmi.targets import (
@@ -91,7 +92,8 @@ class Method(ABC):
 
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W) to logits (N, K), or to
-            anything that a target makes a score of.
+            anything that a target makes a score of. Of a parallel or averaged wrapper the network
+            inside is taken, with the wrapper's weights.
             Never changed: modes, gradients, hooks and random state are as before, also after an
             error.
     """
@@ -114,6 +116,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         """Take loose values of fields; a subclass that checks its own calls this first."""
+        object.__setattr__(self, "model", runnable(self.model))
         for one in fields(self):
             given = getattr(self, one.name)
             if str(one.type) in ("Reference", "Reference | None") and given is not None:
@@ -434,6 +437,6 @@ def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
     """
     chosen = specs.choose(methods, Method, model=model)
     for label, method in chosen.items():
-        if method.model is not model:
+        if method.model is not runnable(model):
             raise UsageError(f"the {label} given explains another model; pass the class instead")
     return chosen

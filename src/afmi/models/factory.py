@@ -17,6 +17,7 @@ from afmi.errors import ModelError, near_matches
 from afmi.models.building import Preprocessing, call, error_text, weights_path
 from afmi.models.weights import fit_names, load_weights, read_weights
 from afmi.network.classifier import Classifier
+from afmi.network.wrappers import within
 
 __all__ = ["FILE_PREFIX", "build", "with_settings"]
 
@@ -46,7 +47,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
             f"{name} returned a {type(made).__name__}; expected an nn.Module or an afmi.Classifier"
         )
     if weights is not None and weights != "default":
-        inner = made.network if isinstance(made, Classifier) else made
+        inner = within(made)
         state = fit_names(read_weights(weights_path(weights)), inner)
         load_weights(inner, state, f"the file {str(weights)!r}")
     return made, Preprocessing()

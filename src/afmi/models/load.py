@@ -12,7 +12,7 @@ from afmi.errors import ModelError, UsageError, first_line, near_matches
 from afmi.models import factory, photos, timm, torchvision, transformers
 from afmi.models.building import Preprocessing
 from afmi.models.weights import WEIGHT_SUFFIXES
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classifier_of
 from afmi.network.labels import Labels, read_labels
 from afmi.network.layers import Layer, resolve_layer
 
@@ -85,8 +85,9 @@ def load_model(
     if labels is not None:
         given["labels"] = read_labels(labels)
     network, preprocessing, name = _built(name, weights, options)
-    if isinstance(network, Classifier):
-        model = factory.with_settings(network, given)
+    classifier = classifier_of(network)
+    if classifier is not None:
+        model = factory.with_settings(classifier, given)
     else:
         missing = [key for key in preprocessing.unknown if key not in given]
         if missing:

@@ -17,15 +17,24 @@ from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
 from afmi.network.labels import Labels, read_labels
 from afmi.network.outputs import Declaration, Meaning, selected
-from afmi.network.scored import anchor
 from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
+from afmi.network.wrappers import Wrapper, runnable, within, wrappings
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
-__all__ = ["Classifier", "class_label", "classify", "find_class", "network_zero"]
+__all__ = [
+    "Classifier",
+    "class_label",
+    "classifier_of",
+    "classify",
+    "find_class",
+    "labels_of",
+    "name_of",
+    "network_zero",
+]
 
 
-class Classifier(nn.Module):
+class Classifier(Wrapper):
     """Wrap a network so that it takes images in [0, 1], and say what its outputs mean.
 
     The normalisation happens inside, so black is black: references, masks and insertion all live
@@ -79,6 +88,7 @@ class Classifier(nn.Module):
         output_key: str | int | None = None,
     ) -> None:
         super().__init__()
+        network = runnable(network)
         if not isinstance(network, nn.Module):
             raise ModelError(
                 f"expected a network that is an nn.Module, got {type(network).__name__}; "
@@ -103,11 +113,16 @@ class Classifier(nn.Module):
         self.crop = crop
         self.interpolation = interpolation
         self.layer = layer
-        self.name = name or type(network).__name__
+        self.name = name or type(within(network)).__name__
         self.output: Meaning | None = output
         self.output_key = output_key
         _ = self.declaration  # which checks them
         self.training = getattr(network, "training", False)
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The network, which takes normalised images."""
+        return self.network
 
     @property
     def declaration(self) -> Declaration:
@@ -136,8 +151,35 @@ class Classifier(nn.Module):
         return to_tensor(cropped)[None].to(self.mean)
 
 
+def classifier_of(model: object) -> Classifier | None:
+    """Return the Classifier that a model is, or that a wrapper holds; None: there is none.
+
+    Whatever asks a model for its labels, its preprocessing or its layer asks this one, so that
+    neither ``torch.compile`` nor ``DataParallel`` nor an average of weights hides them.
+
+    Example:
+        >>> model = Classifier(nn.Flatten(), labels=["cat", "dog"])
+        >>> classifier_of(nn.DataParallel(model)) is model
+        True
+    """
+    return next((one for one in wrappings(model) if isinstance(one, Classifier)), None)
+
+
+def labels_of(model: object) -> tuple[str, ...]:
+    """Return the names of a model's classes; none where no Classifier knows them."""
+    classifier = classifier_of(model)
+    return () if classifier is None else classifier.labels
+
+
+def name_of(model: object) -> str:
+    """Return what a model is called in records: the Classifier's name, or the network's class."""
+    classifier = classifier_of(model)
+    return type(within(model)).__name__ if classifier is None else classifier.name
+
+
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits (N, C) of images (N, C, H, W), without gradients."""
+    model = runnable(model)
     check_model(model)
     with (
         torch.inference_mode(False),
@@ -156,15 +198,15 @@ def network_zero(model: nn.Module, images: Tensor) -> Tensor:
     Inside a `Classifier` that is the mean colour, which its normalisation makes 0; any other
     network takes images as they are, and 0 is 0.
     """
-    model, _ = anchor(model)
-    if isinstance(model, Classifier):
-        return model.mean.to(images)[None]
+    classifier = classifier_of(model)
+    if classifier is not None:
+        return classifier.mean.to(images)[None]
     return images.new_zeros(1, images.shape[1], 1, 1)
 
 
 def class_label(model: nn.Module, index: int) -> str:
     """Return the name of a class, or ``class 7`` where the model has no labels."""
-    labels = getattr(model, "labels", ())
+    labels = labels_of(model)
     return labels[index] if labels else f"class {index}"
 
 
@@ -182,7 +224,7 @@ def find_class(model: nn.Module, wanted: str | int) -> int:
     Raises:
         TargetError: when no class or several match; near matches are listed.
     """
-    labels: tuple[str, ...] = tuple(getattr(model, "labels", ()))
+    labels = labels_of(model)
     text = str(wanted).strip()
     if re.fullmatch(r"-?\d+", text):
         index, last = int(text), len(labels) - 1 if labels else 2**63 - 1
