@@ -25,8 +25,9 @@ from afmi.errors import (
 )
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
+from afmi.network.arguments import ForwardArguments
 from afmi.network.checking import check_dense
-from afmi.network.classifier import classifier_of, classify
+from afmi.network.classifier import classifier_of, classify, with_arguments
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
@@ -76,12 +77,14 @@ class Item:
         source: its file; None for images from memory.
         targets: to explain; None: the predicted class, or the most probable ones.
         index: its place among the images, from 0.
+        arguments: what else the network takes with this image; None: nothing.
     """
 
     inputs: Tensor
     source: str | None
     targets: tuple[OneTarget, ...] | None
     index: int = 0
+    arguments: ForwardArguments | None = None
 
     @classmethod
     def of(
@@ -190,7 +193,9 @@ def explain_items(
     def shape(item: Item | Unexplained) -> tuple[object, ...] | None:
         if isinstance(item, Unexplained):
             return None
-        return item.inputs.shape, None if item.targets is None else len(item.targets)
+        # Images that have arguments of their own each run by themselves.
+        alone = None if item.arguments is None else item.index
+        return item.inputs.shape, None if item.targets is None else len(item.targets), alone
 
     usable = False
     for batch in neighbours(items, batch_size, shape):
@@ -229,6 +234,8 @@ def explain_batch(
     """Explain images of one shape, each for as many targets, with as few passes as possible."""
     if not items:
         return []
+    if items[0].arguments is not None:
+        method = method.on(with_arguments(method.model, items[0].arguments))
     inputs = torch.cat([item.inputs for item in items])
     attributions, outputs = _attributions(method, items, inputs, top_k)
     if outputs is not None:

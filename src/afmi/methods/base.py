@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from afmi import specs
 from afmi.errors import AfmiError, TargetError, UsageError
 from afmi.methods.work import Work
+from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_images, check_model, named_failures
-from afmi.network.classifier import classify
+from afmi.network.classifier import classify, with_arguments
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import Layer, Place, check_layer, resolve_layer
 from afmi.network.memory import in_parts
@@ -139,7 +140,13 @@ class Method(ABC):
         """Return the `cost` of the method with its defaults."""
         return cls(nn.Identity()).cost
 
-    def attribute(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: TargetLike = None,
+        *,
+        forward_arguments: ForwardArguments | None = None,
+    ) -> Tensor:
         """Return the saliency map of each image.
 
         Args:
@@ -148,6 +155,8 @@ class Method(ABC):
             target: what to explain: a class by its index or label, a target out of `afmi.targets`,
                 or a function of the outputs; one for all images, or one for each (of classes also
                 int64 (N,)). None: the class that the model predicts.
+            forward_arguments: what else the network takes, as in `Classifier`. Where a tensor has N
+                rows, the images are explained one by one, each with its own.
 
         Returns:
             (N, 1, H, W), in the inputs' dtype and on their device, detached, not normalised.
@@ -156,13 +165,21 @@ class Method(ABC):
             ShapeError: when the inputs are no such images.
             TargetError: when a class is out of range.
         """
-        return self.attribution(inputs, target).maps
+        return self.attribution(inputs, target, forward_arguments=forward_arguments).maps
 
-    def attribution(self, inputs: Tensor, target: TargetLike = None) -> Attribution:
+    def attribution(
+        self,
+        inputs: Tensor,
+        target: TargetLike = None,
+        *,
+        forward_arguments: ForwardArguments | None = None,
+    ) -> Attribution:
         """Return the maps as `attribute` does, with target, logits, residual and layer.
 
         Where there is too little memory for all images at once, halves of them are explained.
         """
+        if forward_arguments is not None:
+            return self._with_arguments(inputs, target, forward_arguments)
 
         def run(start: int, stop: int) -> Attribution:
             return self._attribute(images[start:stop], wanted[start:stop])
@@ -234,6 +251,22 @@ class Method(ABC):
             else:
                 for row, one in enumerate(fixed):
                     yield self.on(Scored(self.model, one)), images[row : row + 1], one
+
+    def _with_arguments(
+        self, inputs: Tensor, target: TargetLike, arguments: ForwardArguments
+    ) -> Attribution:
+        check_images(self.model, inputs)
+        rows = rows_of(arguments, len(inputs))
+        if rows is None:
+            return self.on(with_arguments(self.model, arguments)).attribution(inputs, target)
+        return _joined(
+            [
+                self.on(with_arguments(self.model, row)).attribution(
+                    inputs[n : n + 1], _target_of(target, n, len(inputs))
+                )
+                for n, row in enumerate(rows)
+            ]
+        )
 
     def on(self, model: nn.Module) -> Self:
         """Return the same method for another network."""
@@ -366,6 +399,12 @@ class LayerMethod(Method):
     def resolved_layer(self, inputs: Tensor) -> Place:
         """Return the module and name of the layer for these inputs (N, C, H, W)."""
         return resolve_layer(self.model, self.layer, inputs)
+
+
+def _target_of(target: Any, n: int, count: int) -> Any:
+    """Return the target of image n, where there is one for each."""
+    several = isinstance(target, (list, tuple)) or (isinstance(target, Tensor) and target.dim())
+    return target[n : n + 1] if several and len(target) == count else target
 
 
 def _joined(parts: Sequence[Attribution]) -> Attribution:

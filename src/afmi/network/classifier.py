@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
+from afmi.network.arguments import ForwardArguments, bound
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
@@ -31,6 +33,7 @@ __all__ = [
     "labels_of",
     "name_of",
     "network_zero",
+    "with_arguments",
 ]
 
 
@@ -61,6 +64,10 @@ class Classifier(Wrapper):
             end is undone but for ``"probabilities"`` and ``"value"``, so that logits are explained.
         output_key: which of several outputs is meant, by its name in a dictionary or its place in a
             tuple. None: the one called ``logits`` or ``out``, or the only one that fits.
+        forward_arguments: what else the network takes: a tuple of what comes besides the images,
+            or a dictionary of keywords. Tensors have one row, (1, …), which goes along with every
+            image; everything else goes as it is. None of it is normalised.
+        input: which argument the images are, by its position or keyword. None: the first.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -86,6 +93,8 @@ class Classifier(Wrapper):
         name: str | None = None,
         output: Meaning | None = None,
         output_key: str | int | None = None,
+        forward_arguments: ForwardArguments | None = None,
+        input: int | str | None = None,
     ) -> None:
         super().__init__()
         network = runnable(network)
@@ -99,7 +108,7 @@ class Classifier(Wrapper):
                 "expected as many means as standard deviations, all of the latter above zero, "
                 f"got mean={tuple(mean)} and std={tuple(std)}"
             )
-        self.network = network
+        self.network = bound(network, forward_arguments, input)
         # The normalisation joins the network where it is, on its device and in its precision.
         like = next(
             (p for p in network.parameters() if p.is_floating_point()),
@@ -175,6 +184,19 @@ def name_of(model: object) -> str:
     """Return what a model is called in records: the Classifier's name, or the network's class."""
     classifier = classifier_of(model)
     return type(within(model)).__name__ if classifier is None else classifier.name
+
+
+def with_arguments(model: nn.Module, arguments: ForwardArguments) -> nn.Module:
+    """Return a model like this one that hands its network these arguments; see `Classifier`.
+
+    The network itself is shared; arguments that the model had are replaced.
+    """
+    classifier = classifier_of(model)
+    if classifier is None:
+        return bound(model, arguments)
+    made = copy.copy(classifier)
+    made._modules = {**classifier._modules, "network": bound(classifier.network, arguments)}
+    return made
 
 
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
