@@ -14,9 +14,10 @@ from typing import Any
 from torch import nn
 
 from afmi.errors import ModelError, near_matches
-from afmi.models.building import Preprocessing, call, error_text, weights_path
+from afmi.models.building import call, error_text, weights_path
 from afmi.models.weights import fit_names, load_weights, read_weights
 from afmi.network.classifier import Classifier
+from afmi.network.preprocessing import Preprocessing
 from afmi.network.wrappers import within
 
 __all__ = ["FILE_PREFIX", "build", "with_settings"]
@@ -118,9 +119,4 @@ def with_settings(model: Classifier, given: dict[str, Any]) -> Classifier:
             f"the factory returns a {type(model).__name__}, which may use {', '.join(given)} "
             "differently; set them in the factory"
         )
-    settings = {
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        **{k: getattr(model, k) for k in ("labels", "resize", "crop", "interpolation")},
-    }
-    return Classifier(model.network, name=model.name, layer=model.layer, **{**settings, **given})
+    return model.with_settings(**given)

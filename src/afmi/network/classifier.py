@@ -17,6 +17,7 @@ from afmi.network.arguments import ForwardArguments, bound
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
+from afmi.network.in_hand import found_in
 from afmi.network.labels import Labels, read_labels
 from afmi.network.outputs import Declaration, Meaning, selected
 from afmi.network.trial import try_once
@@ -103,6 +104,12 @@ class Classifier(Wrapper):
                 f"expected a network that is an nn.Module, got {type(network).__name__}; "
                 "wrap your function in an nn.Module"
             )
+        if max(map(abs, (*mean, *std)), default=0) > _MOST:
+            raise ModelError(
+                "expected the mean and standard deviation of pixels from 0 to 1, got "
+                f"mean={tuple(mean)} and std={tuple(std)}, as for pixels from 0 to 255; divide "
+                "both by 255 (a std of 1 becomes 1/255), or by what else white was"
+            )
         if len(mean) != len(std) or not len(std) or not min(std) > 0:
             raise ModelError(
                 "expected as many means as standard deviations, all of the latter above zero, "
@@ -127,6 +134,56 @@ class Classifier(Wrapper):
         self.output_key = output_key
         _ = self.declaration  # which checks them
         self.training = getattr(network, "training", False)
+
+    @classmethod
+    def of(
+        cls, model: Any, *, processor: Any = None, weights: Any = None, **settings: Any
+    ) -> Classifier:
+        """Make a classifier of a network in hand, with the preprocessing and labels that it has.
+
+        They come from timm's ``pretrained_cfg``; from the image processor of transformers; or from
+        an entry of torchvision's weights. What is not known must be given: nothing is guessed.
+
+        Args:
+            model: a network of timm's, transformers' or torchvision's, or a LightningModule around
+                one of the former two; a ``pipeline("image-classification")``; a Classifier; any
+                other network, such as MONAI's, whose mean and std are given. It may be compiled,
+                parallel or averaged.
+            processor: the image processor of a network of transformers'. None: the one that was
+                saved beside its weights.
+            weights: torchvision's entry for the weights that the network has, such as
+                ``ResNet50_Weights.IMAGENET1K_V2``, or that name. They are not loaded.
+            **settings: of a Classifier, in place of what was found: ``labels``, ``crop``, …
+
+        Raises:
+            ModelError: when something is not known and not given either.
+
+        Example:
+            >>> network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+            >>> model = Classifier.of(nn.DataParallel(network), mean=[0.5] * 3, std=[0.5] * 3)
+            >>> model(torch.rand(1, 3, 4, 4)).shape
+            torch.Size([1, 2])
+        """
+        known = classifier_of(model)
+        if known is not None and processor is None and weights is None:
+            return known.with_settings(**settings)
+        inside = model if known is None else known.network
+        network, preprocessing, name = found_in(inside, processor, weights)
+        if "labels" in settings:
+            settings["labels"] = read_labels(settings["labels"])
+        named = {"name": name, **settings}
+        return cls(network, **preprocessing.settings(named, name or type(network).__name__))
+
+    def with_settings(self, **settings: Any) -> Classifier:
+        """Return a classifier of the same network, with some settings in place of its own."""
+        if not settings:
+            return self
+        own = {
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            **{key: getattr(self, key) for key in _KEPT},
+        }
+        return Classifier(self.network, **{**own, **settings})
 
     @property
     def wrapped(self) -> nn.Module:
@@ -158,6 +215,15 @@ class Classifier(Wrapper):
         """Resize and crop a picture as the network's training did: (1, 3, H, W) in [0, 1]."""
         cropped = resize_and_crop(image, self.resize, self.crop, self.interpolation)
         return to_tensor(cropped)[None].to(self.mean)
+
+
+_MOST = 2.0
+"""Pixels in [0, 1] have smaller means and deviations, those in 0 to 255 larger ones."""
+
+_KEPT = (
+    *("labels", "resize", "crop", "interpolation", "layer", "name"),
+    *("output", "output_key"),
+)
 
 
 def classifier_of(model: object) -> Classifier | None:
