@@ -55,8 +55,9 @@ def explain(
 
     Args:
         model: a `Classifier`, which resizes and normalises images as the network's training
-            did and knows the labels. Any other ``nn.Module`` works too, but sees files as they
-            are, in [0, 1] and in their own size: most trained networks then answer wrongly.
+            did and knows the labels; `Classifier.of` makes one of a network in hand. Any other
+            ``nn.Module`` works too, but sees files as they are, in [0, 1] and in their own size:
+            most trained networks then answer wrongly, and a warning says so.
             None: the model of the method given.
         image: a file, PIL image, array (H, W, 3), or what else `afmi.images.read_image` takes; or
             a tensor (3, H, W) or (1, 3, H, W), which the model sees as it is.

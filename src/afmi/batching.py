@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import traceback
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,6 +20,7 @@ from afmi.errors import (
     LayerError,
     ModelError,
     OperationError,
+    PreprocessingWarning,
     ShapeError,
     TargetError,
     UsageError,
@@ -31,6 +34,7 @@ from afmi.network.classifier import classifier_of, classify, with_arguments
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
+from afmi.network.wrappers import within
 from afmi.pictures.batches import neighbours
 from afmi.pictures.images import ImageSource, read_image
 from afmi.pictures.transforms import to_tensor
@@ -142,7 +146,28 @@ def prepare(model: nn.Module, image: Any) -> Tensor:
     classifier = classifier_of(model)
     if classifier is not None:
         return classifier.prepare(picture)
+    _warn_of_unknown_preprocessing(model)
     return _like_model(model, to_tensor(picture)[None])
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_of_unknown_preprocessing(model: nn.Module) -> None:
+    """Warn once of a network that nobody said how to prepare pictures for."""
+    network = within(model)
+    if network in _warned:
+        return
+    _warned.add(network)
+    name = type(network).__name__
+    warnings.warn(
+        f"{name} sees pictures in their own size with pixels in [0, 1], because how they are "
+        "prepared for it is not known, and most trained networks then answer wrongly; pass "
+        "afmi.Classifier.of(network), which asks timm, transformers or torchvision, or "
+        "afmi.Classifier(network, mean=…, std=…, resize=…, crop=…)",
+        PreprocessingWarning,
+        stacklevel=2,
+    )
 
 
 def _like_model(model: nn.Module, images: Tensor) -> Tensor:

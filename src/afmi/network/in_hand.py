@@ -313,8 +313,14 @@ def of_processor(processor: Any) -> tuple[Preprocessing, bool]:
 
 
 def with_config_labels(preprocessing: Preprocessing, config: Any) -> Preprocessing:
-    """Add the number of classes and the labels of a configuration of transformers'."""
+    """Add the classes and what the outputs mean, from a configuration of transformers'."""
     given = config.id2label or {}
     names = [str(given.get(index, f"LABEL_{index}")) for index in range(config.num_labels)]
     generic = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-    return replace(preprocessing, labels=() if generic else tuple(names), classes=config.num_labels)
+    several = config.problem_type == "multi_label_classification"
+    return replace(
+        preprocessing,
+        labels=() if generic else tuple(names),
+        classes=config.num_labels,
+        output="sigmoid" if several else None,
+    )
