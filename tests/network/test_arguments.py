@@ -309,6 +309,20 @@ def test_a_network_called_without_the_rest_says_how_to_give_it() -> None:
         classify(Classifier(film(), forward_arguments=wrong), x)
 
 
+def test_targets_are_scored_with_the_arguments() -> None:
+    x, rows = images(2, size=16).double(), record(rows=2)
+    target = afmi.targets.Difference(1, 2)
+    method = AFMI(film(), averaged=False)
+    attribution = method.attribution(x, target, forward_arguments=(rows,))
+    assert attribution.residual is not None and attribution.residual.abs().max() < 1e-9
+    assert attribution.scores is not None
+    with torch.no_grad():
+        logits = film()(x, rows)
+    assert_close(attribution.scores, logits[:, 1] - logits[:, 2])
+    alone = AFMI(Fixed(film(), rows[1:]), averaged=False).attribute(x[1:], target)
+    assert_close(attribution.maps[1:], alone)
+
+
 def test_a_model_with_arguments_shares_the_network() -> None:
     model = Classifier(film(), labels=list("abcde"))
     bound = with_arguments(model, (record(),))

@@ -173,6 +173,17 @@ class TestOfTransformers:
         with pytest.raises(ModelError, match="nothing-of-this-name has no image processor"):
             Classifier.of(network)
 
+    def test_labels_that_hold_each_by_itself_have_sigmoids(self) -> None:
+        several = vit(problem_type="multi_label_classification")
+        assert Classifier.of(several, processor=vit_processor()).output == "sigmoid"
+        assert Classifier.of(vit(), processor=vit_processor()).output is None
+        given = Classifier.of(
+            several, processor=vit_processor(), output="value", output_key="logits"
+        )
+        assert (given.output, given.output_key) == ("value", "logits")
+        kept = Classifier.of(given, crop=8)
+        assert (kept.output, kept.output_key, kept.crop) == ("value", "logits", 8)
+
     def test_blue_comes_first_where_the_processor_says_so(self) -> None:
         class Flipping:
             def to_dict(self) -> dict[str, Any]:

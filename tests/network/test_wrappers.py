@@ -26,6 +26,7 @@ from afmi.network.classifier import (
     network_zero,
 )
 from afmi.network.layers import find_layer, layer_names
+from afmi.network.outputs import declaration_of
 from afmi.network.wrappers import runnable, within, wrappings
 
 LABELS = tuple(f"name {index}" for index in range(5))
@@ -105,7 +106,7 @@ def test_a_wrapped_classifier_prepares_names_and_explains_as_it_does_itself(
     assert explanation.image.shape == (3, 32, 32)
     assert (explanation.model, explanation.layer) == (expected.model, expected.layer)
     assert_close(explanation.map, expected.map)
-    assert afmi.explain(wrap(model), picture, "name 3").target == 3
+    assert afmi.explain(wrap(model), picture, "name 3").label == "name 3"
 
 
 @wrapped
@@ -134,6 +135,22 @@ def test_all_that_asks_for_a_classifier_finds_it(wrap: Callable[[nn.Module], Any
     assert str(find_layer(runnable(around), x)) == str(find_layer(model, x))
     method = GradCAM(around, layer="conv1")
     assert_close(method.attribute(x, 1), GradCAM(model, layer="conv1").attribute(x, 1))
+
+
+@wrapped
+def test_targets_and_the_meaning_of_outputs_reach_through(
+    wrap: Callable[[nn.Module], Any],
+) -> None:
+    model = classifier()
+    model.output = "sigmoid"
+    around, x = wrap(model), images(1)
+    assert declaration_of(around) == model.declaration
+    target = afmi.targets.Difference("name 1", "name 2")
+    expected = AFMI(model, layer="conv1").attribution(x, target)
+    attribution = AFMI(around, layer="conv1").attribution(x, target)
+    assert_close(attribution.maps, expected.maps)
+    explanation = afmi.explain(around, x, target)
+    assert explanation.label == "name 1 rather than name 2"
 
 
 @pytest.mark.parametrize("kind", ["AveragedModel", "ModelEma", "ModelEmaV2", "ModelEmaV3"])
