@@ -22,7 +22,7 @@ def test_a_bare_network_warns_once_when_it_is_given_a_file_or_a_picture(tmp_path
     picture().save(tmp_path / "dog.png")
     for image in (tmp_path / "dog.png", picture()):
         network = build("vgg")
-        with pytest.warns(PreprocessingWarning, match=r"TinyVGG .* Classifier\.of\(network\)"):
+        with pytest.warns(PreprocessingWarning, match=r"TinyVGG .*Classifier\.of\(network\)"):
             afmi.explain(network, image, method="gradient")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
