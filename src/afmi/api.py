@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -18,8 +18,10 @@ from afmi.batching import AnyImage, Item, Unexplained, explain_batch, explain_it
 from afmi.errors import TargetError, UsageError
 from afmi.explanation import Explanation
 from afmi.methods import Method
+from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_model
-from afmi.network.classifier import find_class
+from afmi.network.classifier import find_class, with_arguments
+from afmi.network.wrappers import runnable
 from afmi.pictures.references import ReferenceLike
 from afmi.targets import Class, OneTarget, Target
 
@@ -46,14 +48,16 @@ def explain(
     method: MethodLike = "AFMI",
     layer: Any = None,
     reference: ReferenceLike | None = None,
+    forward_arguments: ForwardArguments | None = None,
     **parameters: Any,
 ) -> Explanation:
     """Explain why the network gave an image its class, or any other score.
 
     Args:
         model: a `Classifier`, which resizes and normalises images as the network's training
-            did and knows the labels. Any other ``nn.Module`` works too, but sees files as they
-            are, in [0, 1] and in their own size: most trained networks then answer wrongly.
+            did and knows the labels; `Classifier.of` makes one of a network in hand. Any other
+            ``nn.Module`` works too, but sees files as they are, in [0, 1] and in their own size:
+            most trained networks then answer wrongly, and a warning says so.
             None: the model of the method given.
         image: a file, PIL image, array (H, W, C), or what else `afmi.images.read_pixels` takes,
             read in as many channels as the model has; or a tensor (C, H, W) or (1, C, H, W), which
@@ -65,6 +69,7 @@ def explain(
         layer: see `afmi.methods.LayerMethod`; for methods that take one.
         reference: a `Reference`, its name (``"white"``, a file), a picture, a tensor, …, as in
             `afmi.references.reference_of`; for methods that take one.
+        forward_arguments: what else the network takes, as in `Classifier`.
         **parameters: other hyperparameters of the method.
 
     Raises:
@@ -82,7 +87,8 @@ def explain(
         >>> explain(model, torch.rand(3, 8, 8), "newt", method="grad-cam").label
         'newt'
     """
-    chosen = _method(model, method, layer=layer, reference=reference, **parameters)
+    parameters |= {"layer": layer, "reference": reference}
+    chosen = _method(model, method, forward_arguments, **parameters)
     item = Item.of(chosen.model, image, _target(chosen.model, target))
     return explain_batch(chosen, [item])[0][0]
 
@@ -104,7 +110,7 @@ def explain_classes(
         classes: the classes, as indices or labels, or other targets as in `explain`.
         top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
-        **parameters: as in `explain`, ``layer`` and ``reference`` among them.
+        **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Returns:
         One explanation for each class, in the order given, or from the most probable class down.
@@ -137,6 +143,7 @@ def explain_many(
     *,
     method: MethodLike = "AFMI",
     batch_size: int = 8,
+    forward_arguments: ForwardArguments | None = None,
     **parameters: Any,
 ) -> Iterator[Explanation | Unexplained]:
     """Explain images one batch at a time, each read when its turn comes; a bad one does not stop
@@ -150,7 +157,9 @@ def explain_many(
         method: as in `explain`.
         batch_size: how many images go through the network at once. Only neighbours of one shape
             do, which behind a `Classifier`'s crop all have.
-        **parameters: as in `explain`, ``layer`` and ``reference`` among them.
+        forward_arguments: what else the network takes, as in `Classifier`. Where a tensor has
+            several rows, these are the images', which are explained one by one, each with its own.
+        **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Yields:
         For each image in order its explanation, or what is wrong with it: an image that cannot be
@@ -169,7 +178,10 @@ def explain_many(
         >>> [explanation.label for explanation in explanations]
         ['dog', 'dog', 'dog']
     """
-    chosen = _method(model, method, **parameters)
+    count = len(images) if isinstance(images, Sized) else None
+    rows = None if forward_arguments is None else rows_of(forward_arguments, count)
+    shared = forward_arguments if rows is None else None
+    chosen = _method(model, method, shared, **parameters)
     _check_count("batch_size", batch_size)
     pairs: Iterator[tuple[AnyImage, tuple[OneTarget, ...] | None]]
     if isinstance(targets, Sequence) and not isinstance(targets, str):
@@ -184,6 +196,11 @@ def explain_many(
         target = _target(chosen.model, targets)
         pairs = ((image, target) for image in images)
     items = items_of(chosen.model, pairs)
+    if rows is not None:
+        items = (
+            item if isinstance(item, Unexplained) else replace(item, arguments=row)
+            for item, row in _paired(items, rows, "rows of forward_arguments")
+        )
     return (
         result if isinstance(result, Unexplained) else result[0]
         for result in explain_items(chosen, items, batch_size)
@@ -209,7 +226,7 @@ def explain_files(
         top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
         batch_size: as in `explain_many`.
-        **parameters: as in `explain`, ``layer`` and ``reference`` among them.
+        **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Yields:
         For each path in order the explanations, one for each class, or what is wrong with it.
@@ -224,14 +241,16 @@ def explain_files(
     return explain_items(chosen, items, batch_size, top_k)
 
 
-def _paired(images: Iterable[T], classes: Iterable[U]) -> Iterator[tuple[T, U]]:
-    """Pair images, which may be read one by one, with as many classes."""
+def _paired(
+    images: Iterable[T], classes: Iterable[U], what: str = "classes"
+) -> Iterator[tuple[T, U]]:
+    """Pair images, which may be read one by one, with as many classes, or what else they have."""
     end: Any = object()
     for count, (image, target) in enumerate(zip_longest(images, classes, fillvalue=end)):
         if image is end or target is end:
-            shorter, longer = ("images", "classes") if image is end else ("classes", "images")
+            shorter, longer = ("images", what) if image is end else (what, "images")
             raise TargetError(
-                f"expected one class for each image, got {count} {shorter} and more {longer}"
+                f"expected {what} for as many images, got {count} {shorter} and more {longer}"
             )
         yield image, target
 
@@ -258,15 +277,27 @@ def _targets(
     return tuple(_checked(model, one) for one in classes)
 
 
-def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> Method:
+def _method(
+    model: nn.Module | None,
+    method: MethodLike,
+    forward_arguments: ForwardArguments | None = None,
+    **parameters: Any,
+) -> Method:
     """Return the method that was meant, with the parameters that were given."""
+    chosen = _plain_method(model, method, **parameters)
+    if forward_arguments is None:
+        return chosen
+    return chosen.on(with_arguments(chosen.model, forward_arguments))
+
+
+def _plain_method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> Method:
     given = {name: value for name, value in parameters.items() if value is not None}
     cls: Any = method
     if isinstance(method, str):
         cls, in_text = specs.read(method, Method, model=model)
         given = in_text | given
     if isinstance(cls, Method):
-        if model is not None and model is not cls.model:
+        if model is not None and runnable(model) is not cls.model:
             raise UsageError(
                 f"the {cls.name} given explains another model; pass None as model, or the class "
                 f"{type(cls).__name__} as method"
@@ -274,11 +305,11 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
     elif not (isinstance(cls, type) and issubclass(cls, Method)):
         raise UsageError(f"expected a method's name, class or instance, got {method!r}")
     else:
-        check_model(model)
+        check_model(runnable(model))
     for name in given:
         specs.check_parameter(cls if isinstance(cls, type) else type(cls), name)
     if isinstance(cls, Method):
-        return dataclasses.replace(cls, **given) if given else cls
+        return replace(cls, **given) if given else cls
     return cls(model, **given)  # type: ignore[arg-type]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import traceback
+import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,6 +20,7 @@ from afmi.errors import (
     LayerError,
     ModelError,
     OperationError,
+    PreprocessingWarning,
     ShapeError,
     TargetError,
     UsageError,
@@ -25,11 +28,19 @@ from afmi.errors import (
 )
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
+from afmi.network.arguments import ForwardArguments
 from afmi.network.checking import check_dense
-from afmi.network.classifier import Classifier, classify, input_channels, shown_bands_of
+from afmi.network.classifier import (
+    classifier_of,
+    classify,
+    input_channels,
+    shown_bands_of,
+    with_arguments,
+)
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
+from afmi.network.wrappers import within
 from afmi.pictures.batches import neighbours
 from afmi.pictures.images import ImageSource, read_channels
 from afmi.pictures.transforms import to_tensor
@@ -76,12 +87,14 @@ class Item:
         source: its file; None for images from memory.
         targets: to explain; None: the predicted class, or the most probable ones.
         index: its place among the images, from 0.
+        arguments: what else the network takes with this image; None: nothing.
     """
 
     inputs: Tensor
     source: str | None
     targets: tuple[OneTarget, ...] | None
     index: int = 0
+    arguments: ForwardArguments | None = None
 
     @classmethod
     def of(
@@ -135,9 +148,31 @@ def prepare(model: nn.Module, image: Any) -> Tensor:
         return _prepare_tensor(model, image)
     if isinstance(image, (list, tuple)):
         raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
-    if isinstance(model, Classifier):
-        return model.prepare(image)
+    classifier = classifier_of(model)
+    if classifier is not None:
+        return classifier.prepare(image)
+    _warn_of_unknown_preprocessing(model)
     return _like_model(model, to_tensor(read_channels(image, input_channels(model)))[None])
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _warn_of_unknown_preprocessing(model: nn.Module) -> None:
+    """Warn once of a network that nobody said how to prepare pictures for."""
+    network = within(model)
+    if network in _warned:
+        return
+    _warned.add(network)
+    name = type(network).__name__
+    warnings.warn(
+        f"{name} sees pictures in their own size with pixels in [0, 1], because how they are "
+        "prepared for it is not known, and most trained networks then answer wrongly; pass "
+        "afmi.Classifier.of(network), which asks timm, transformers or torchvision, or "
+        "afmi.Classifier(network, mean=…, std=…, resize=…, crop=…)",
+        PreprocessingWarning,
+        stacklevel=2,
+    )
 
 
 def _like_model(model: nn.Module, images: Tensor) -> Tensor:
@@ -148,7 +183,8 @@ def _like_model(model: nn.Module, images: Tensor) -> Tensor:
 def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
     check_dense(image)
     batch = image[None] if image.dim() == 3 else image
-    channels = model.mean.shape[0] if isinstance(model, Classifier) else "C"
+    classifier = classifier_of(model)
+    channels = "C" if classifier is None else classifier.mean.shape[0]
     fits = batch.dim() == 4 and batch.shape[0] == 1 and channels in ("C", batch.shape[1])
     if not fits or 0 in batch.shape or not batch.is_floating_point():
         advice = "convert it with image.float()"
@@ -165,7 +201,7 @@ def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
     low, high = (float(value) for value in batch.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UsageError("expected finite pixels, got NaN or infinity in the image")
-    if isinstance(model, Classifier) and not (low >= -1e-3 and high <= 1 + 1e-3):
+    if classifier_of(model) is not None and not (low >= -1e-3 and high <= 1 + 1e-3):
         raise UsageError(
             f"expected pixels in [0, 1], got {low:g} to {high:g}; a Classifier normalises "
             "inside, so pass images that are not normalised yet"
@@ -189,7 +225,9 @@ def explain_items(
     def shape(item: Item | Unexplained) -> tuple[object, ...] | None:
         if isinstance(item, Unexplained):
             return None
-        return item.inputs.shape, None if item.targets is None else len(item.targets)
+        # Images that have arguments of their own each run by themselves.
+        alone = None if item.arguments is None else item.index
+        return item.inputs.shape, None if item.targets is None else len(item.targets), alone
 
     usable = False
     for batch in neighbours(items, batch_size, shape):
@@ -228,6 +266,8 @@ def explain_batch(
     """Explain images of one shape, each for as many targets, with as few passes as possible."""
     if not items:
         return []
+    if items[0].arguments is not None:
+        method = method.on(with_arguments(method.model, items[0].arguments))
     inputs = torch.cat([item.inputs for item in items])
     attributions, outputs = _attributions(method, items, inputs, top_k)
     if outputs is not None:

@@ -22,6 +22,7 @@ from afmi.explanation import Explanation, identity_of_record, number
 from afmi.files import save_record, slug
 from afmi.methods import BlankMapWarning, Gradient, MethodsLike, chosen_methods
 from afmi.network.classifier import classify
+from afmi.network.wrappers import runnable
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
 from afmi.pictures.transforms import to_image
@@ -177,6 +178,7 @@ def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") ->
         image: as in `afmi.explain`.
         methods: as in `compare`.
     """
+    model = runnable(model)
     inputs = prepare(model, image)
     batch = inputs.expand(8, -1, -1, -1).contiguous()
     forward = _seconds(lambda: classify(model, batch)) / 8
@@ -227,6 +229,7 @@ def compare(
     Raises:
         AfmiError: when the network supports none of the methods.
     """
+    model = runnable(model)
     explanations: list[Explanation] = []
     refused: dict[str, str] = {}
     seconds: dict[str, float] = {}

@@ -15,6 +15,7 @@ __all__ = [
     "ModelError",
     "OperationError",
     "OutputsWarning",
+    "PreprocessingWarning",
     "ShapeError",
     "SourceError",
     "TargetError",
@@ -73,6 +74,10 @@ class OutputsWarning(UserWarning):
 
 class ImageIndependenceWarning(UserWarning):
     """A map follows from the network and the class alone, and is the same for every image."""
+
+
+class PreprocessingWarning(UserWarning):
+    """A network sees pictures as they are, because nobody said how they are prepared for it."""
 
 
 def near_matches(word: str, choices: Iterable[str], count: int = 5) -> str:

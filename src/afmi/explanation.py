@@ -25,7 +25,7 @@ import afmi
 from afmi import specs
 from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
-from afmi.network.classifier import class_label
+from afmi.network.classifier import class_label, name_of
 from afmi.network.outputs import Outputs, responses
 from afmi.pictures import figures, plots
 from afmi.pictures.maps import Scale, display_range
@@ -314,7 +314,7 @@ def explanation_of(
         layer=None if attribution.layer is None else str(attribution.layer),
         reference=None if reference is None else specs.text(reference),
         residual=_finite(residual),
-        model=str(getattr(model, "name", type(model).__name__)),
+        model=name_of(model),
         source=source,
     )
 

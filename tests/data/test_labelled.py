@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from afmi.data.classes import imagenet_wnids
 from afmi.data.labelled import LabelledImages, open_images
-from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
+from afmi.errors import (
+    AfmiError,
+    ImageError,
+    ModelError,
+    PreprocessingWarning,
+    ShapeError,
+    TargetError,
+    UsageError,
+)
 from afmi.network.classifier import Classifier
 
 TENCH, SPRINGER, GOLDFISH = "n01440764", "n02102040", "n01443537"
@@ -264,7 +272,8 @@ def test_mnist(mnist: Path) -> None:
     assert images.labels == (7, 1, 7, 3)
     assert images.read(2).shape == (1, 1, 28, 28)
     assert torch.equal(images.read(2), torch.full((1, 1, 28, 28), 2 / 255))
-    bare = open_images(f"mnist-train:{mnist}", MNISTNet().eval())
+    with pytest.warns(PreprocessingWarning, match="MNISTNet sees pictures in their own size"):
+        bare = open_images(f"mnist-train:{mnist}", MNISTNet().eval())
     assert bare.keys[0] == "train/0"
     assert bare.read(3).shape == (1, 1, 28, 28)
     colour = open_images(f"mnist:{mnist}", model(classes=10))

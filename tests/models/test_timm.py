@@ -17,8 +17,8 @@ from torch import nn
 
 from afmi.errors import ModelError
 from afmi.models import describe_models, load_model
-from afmi.models.timm import preprocessing_of
 from afmi.network.classifier import Classifier, find_class
+from afmi.network.in_hand import of_timm_config
 
 RESNET = "timm:resnet10t"  # the smallest that has the classes of ImageNet
 VIT = "timm:vit_tiny_patch16_224"
@@ -44,7 +44,7 @@ def test_pictures_are_prepared_as_timm_does(name: str, photograph: Image.Image) 
     config = timm.get_pretrained_cfg(name)
     assert config is not None
     data_config = resolve_data_config(pretrained_cfg=config.to_dict())
-    preprocessing = preprocessing_of(data_config)
+    preprocessing = of_timm_config(data_config)
     assert not preprocessing.unknown
     model = Classifier(
         nn.Identity(),

@@ -19,9 +19,9 @@ from torch import nn
 from afmi.errors import ModelError
 from afmi.methods import AFMI
 from afmi.models import describe_models, load_model
-from afmi.models.image_processors import at_size, preprocessing_of
-from afmi.models.transformers import BlueFirst
 from afmi.network.classifier import Classifier
+from afmi.network.image_processors import at_size, preprocessing_of
+from afmi.network.in_hand import BlueFirst
 
 SMALL = {
     "image_size": 32,

@@ -119,12 +119,13 @@ def _layers(name: str) -> list[dict[str, Any]]:
     from afmi.errors import LayerError
     from afmi.network.guards import evaluation_mode, watching_all_modules
     from afmi.network.layers import resolve_layer
+    from afmi.network.wrappers import within
 
     model = _built(name)
     crop = model.crop or model.resize or 224
     size = crop if isinstance(crop, tuple) else (crop, crop)
     image = model.mean.new_full((1, model.mean.shape[0], *size), 0.5)
-    names = {module: name for name, module in model.network.named_modules() if name}
+    names = {module: name for name, module in within(model).named_modules() if name}
     shapes: dict[nn.Module, list[int]] = {}
 
     def note(module: nn.Module, output: object) -> None:

@@ -15,7 +15,7 @@ from functools import cache, cached_property
 
 from afmi.data.listing import listed
 from afmi.errors import TargetError, near_matches
-from afmi.models.torchvision import imagenet_labels
+from afmi.network.labels import imagenet_labels
 
 __all__ = ["WNID", "Classes", "imagenet_wnids"]
 

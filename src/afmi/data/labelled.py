@@ -23,7 +23,8 @@ from afmi.data.preparing import prepared, prepared_or_named
 from afmi.data.remote import is_remote, open_remote
 from afmi.data.tars import is_tar, local_tars, open_tars
 from afmi.errors import AfmiError, ImageError, ModelError, SourceError, TargetError, UsageError
-from afmi.network.classifier import classify
+from afmi.network.classifier import classify, labels_of
+from afmi.network.wrappers import runnable
 
 __all__ = [
     "NO_CLASS",
@@ -229,6 +230,7 @@ def open_images(
         (('item/0', 'item/1'), (1, 0), torch.Size([1, 3, 4, 4]))
     """
     check_limit(limit)
+    model = runnable(model)
     check_model(model)
     return labelled_images(_open(data, Fields(image_key, label_key)), model, limit)
 
@@ -241,7 +243,7 @@ def labelled_images(opened: Listing, model: nn.Module, limit: int | None) -> Lab
     """
     if isinstance(opened.source, Items):
         _try_first(opened, model)
-    labels = tuple(getattr(model, "labels", ()))
+    labels = labels_of(model)
     classes = Classes(labels, len(labels) or _count_classes(opened, model))
     if opened.classes not in (None, classes.count):
         raise ModelError(

@@ -30,7 +30,7 @@ from afmi.data.preparing import named_error, prepared
 from afmi.data.remote import RemoteTars, is_remote, open_remote
 from afmi.data.tars import Sample
 from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageError
-from afmi.network.classifier import classify
+from afmi.network.classifier import classify, labels_of
 
 __all__ = ["ImageStream", "Window", "open_data"]
 
@@ -131,7 +131,7 @@ class ImageStream:
         taken = list(itertools.islice(self._items, window))
         if not taken:
             raise ImageError(f"{name} has no items; expected pictures with labels")
-        labels = tuple(getattr(model, "labels", ()))
+        labels = labels_of(model)
         self._classes = Classes(labels, len(labels) or self._count_classes(taken))
         self._of_names = self._classes.of_names(names)
         self._first = self._images(taken)

@@ -18,7 +18,7 @@ from afmi.data.labelled import LabelledImages
 from afmi.data.streams import ImageStream
 from afmi.evaluation.code import CodeReader, tensor_digest
 from afmi.metrics import Metric
-from afmi.network.classifier import Classifier, classify
+from afmi.network.classifier import Classifier, classifier_of, classify, labels_of, name_of
 from afmi.network.randomness import generator_of, keeping_random_state
 from afmi.specs import to_json
 
@@ -45,8 +45,8 @@ def identity_of(
         # Code counts by what this version of Python makes of it.
         "python": ".".join(platform.python_version_tuple()[:2]),
         "model": {
-            "name": model.name if isinstance(model, Classifier) else type(model).__name__,
-            "labels": list(getattr(model, "labels", ())),
+            "name": name_of(model),
+            "labels": list(labels_of(model)),
             "preparation": _preparation(model),
             **_network(model, images.first()),
         },
@@ -76,15 +76,16 @@ def code_of(*values: Any) -> dict[str, str]:
 
 def _preparation(model: nn.Module) -> dict[str, Any]:
     """Return how a picture is prepared for the network, and the layer explained."""
-    if not isinstance(model, Classifier):
+    classifier = classifier_of(model)
+    if classifier is None:
         return {}
     return {
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        "resize": model.resize,
-        "crop": model.crop,
-        "interpolation": str(model.interpolation),
-        "layer": model.layer,
+        "mean": classifier.mean.flatten().tolist(),
+        "std": classifier.std.flatten().tolist(),
+        "resize": classifier.resize,
+        "crop": classifier.crop,
+        "interpolation": str(classifier.interpolation),
+        "layer": classifier.layer,
     }
 
 

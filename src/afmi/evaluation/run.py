@@ -25,6 +25,7 @@ from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
 from afmi.methods import Method, MethodsLike, chosen_methods
 from afmi.methods.work import Work
 from afmi.metrics import Metric, MetricsLike, chosen_metrics
+from afmi.network.wrappers import runnable
 from afmi.specs import key_of, parameters
 
 __all__ = ["Piece", "evaluate"]
@@ -124,6 +125,7 @@ def evaluate(
         raise UsageError(
             f"expected a batch_size from 1 and examples from 0, got {batch_size} and {examples}"
         )
+    model = runnable(model)
     chosen = chosen_methods(model, methods)
     wanted = chosen_metrics(metrics)
     images = open_data(

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from afmi import specs
 from afmi.errors import AfmiError, TargetError, UsageError
 from afmi.methods.work import Work
+from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_images, check_model, named_failures
-from afmi.network.classifier import classify
+from afmi.network.classifier import classify, with_arguments
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import Layer, Place, check_layer, resolve_layer
 from afmi.network.memory import in_parts
 from afmi.network.outputs import declaration_of
 from afmi.network.randomness import keeping_random_state
 from afmi.network.scored import Scored
+from afmi.network.wrappers import runnable
 from afmi.pictures.maps import is_blank, upsample
 from afmi.pictures.references import Reference, reference_of
 from afmi.targets import (
@@ -91,7 +93,8 @@ class Method(ABC):
 
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W) to logits (N, K), or to
-            anything that a target makes a score of.
+            anything that a target makes a score of. Of a parallel or averaged wrapper the network
+            inside is taken, with the wrapper's weights.
             Never changed: modes, gradients, hooks and random state are as before, also after an
             error.
     """
@@ -114,6 +117,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         """Take loose values of fields; a subclass that checks its own calls this first."""
+        object.__setattr__(self, "model", runnable(self.model))
         for one in fields(self):
             given = getattr(self, one.name)
             if str(one.type) in ("Reference", "Reference | None") and given is not None:
@@ -136,7 +140,13 @@ class Method(ABC):
         """Return the `cost` of the method with its defaults."""
         return cls(nn.Identity()).cost
 
-    def attribute(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
+    def attribute(
+        self,
+        inputs: Tensor,
+        target: TargetLike = None,
+        *,
+        forward_arguments: ForwardArguments | None = None,
+    ) -> Tensor:
         """Return the saliency map of each image.
 
         Args:
@@ -145,6 +155,8 @@ class Method(ABC):
             target: what to explain: a class by its index or label, a target out of `afmi.targets`,
                 or a function of the outputs; one for all images, or one for each (of classes also
                 int64 (N,)). None: the class that the model predicts.
+            forward_arguments: what else the network takes, as in `Classifier`. Where a tensor has N
+                rows, the images are explained one by one, each with its own.
 
         Returns:
             (N, 1, H, W), in the inputs' dtype and on their device, detached, not normalised.
@@ -153,13 +165,21 @@ class Method(ABC):
             ShapeError: when the inputs are no such images.
             TargetError: when a class is out of range.
         """
-        return self.attribution(inputs, target).maps
+        return self.attribution(inputs, target, forward_arguments=forward_arguments).maps
 
-    def attribution(self, inputs: Tensor, target: TargetLike = None) -> Attribution:
+    def attribution(
+        self,
+        inputs: Tensor,
+        target: TargetLike = None,
+        *,
+        forward_arguments: ForwardArguments | None = None,
+    ) -> Attribution:
         """Return the maps as `attribute` does, with target, logits, residual and layer.
 
         Where there is too little memory for all images at once, halves of them are explained.
         """
+        if forward_arguments is not None:
+            return self._with_arguments(inputs, target, forward_arguments)
 
         def run(start: int, stop: int) -> Attribution:
             return self._attribute(images[start:stop], wanted[start:stop])
@@ -231,6 +251,22 @@ class Method(ABC):
             else:
                 for row, one in enumerate(fixed):
                     yield self.on(Scored(self.model, one)), images[row : row + 1], one
+
+    def _with_arguments(
+        self, inputs: Tensor, target: TargetLike, arguments: ForwardArguments
+    ) -> Attribution:
+        check_images(self.model, inputs)
+        rows = rows_of(arguments, len(inputs))
+        if rows is None:
+            return self.on(with_arguments(self.model, arguments)).attribution(inputs, target)
+        return _joined(
+            [
+                self.on(with_arguments(self.model, row)).attribution(
+                    inputs[n : n + 1], _target_of(target, n, len(inputs))
+                )
+                for n, row in enumerate(rows)
+            ]
+        )
 
     def on(self, model: nn.Module) -> Self:
         """Return the same method for another network."""
@@ -365,6 +401,12 @@ class LayerMethod(Method):
         return resolve_layer(self.model, self.layer, inputs)
 
 
+def _target_of(target: Any, n: int, count: int) -> Any:
+    """Return the target of image n, where there is one for each."""
+    several = isinstance(target, (list, tuple)) or (isinstance(target, Tensor) and target.dim())
+    return target[n : n + 1] if several and len(target) == count else target
+
+
 def _joined(parts: Sequence[Attribution]) -> Attribution:
     """Return the attribution of all images from those of some of them each."""
     if len(parts) == 1:
@@ -434,6 +476,6 @@ def chosen_methods(model: nn.Module, methods: MethodsLike) -> dict[str, Method]:
     """
     chosen = specs.choose(methods, Method, model=model)
     for label, method in chosen.items():
-        if method.model is not model:
+        if method.model is not runnable(model):
             raise UsageError(f"the {label} given explains another model; pass the class instead")
     return chosen

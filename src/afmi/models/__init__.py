@@ -1,6 +1,6 @@
 """Build classifiers by name: the package's own, torchvision's, timm's, transformers', the user's.
 
-One file per source; each has ``build``, which returns a network and its `building.Preprocessing`.
+One file per source; each has ``build``, which returns a network and its `Preprocessing`.
 """
 
 from __future__ import annotations

@@ -6,22 +6,21 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, first_line
-from afmi.models.weights import class_count, classes_in_file, fit_names, load_weights, reshaped
+from afmi.models.weights import classes_in_file, fit_names, load_weights, reshaped
+from afmi.network.preprocessing import class_count
 
 __all__ = [
     "ModelEntry",
-    "Preprocessing",
     "build_error",
     "build_with_weights",
     "call",
@@ -29,7 +28,6 @@ __all__ = [
     "extra",
     "quiet",
     "weights_path",
-    "with_classes",
 ]
 
 
@@ -50,28 +48,6 @@ class ModelEntry:
     top1: float | None
     input_size: int | None
     weights_file: str | None
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How images are prepared for a network, and what its classes are called.
-
-    Attributes:
-        mean, std, labels, resize, crop, interpolation: a `Classifier`'s.
-        classes: how many classes the network has; None: not known.
-        unknown: which of the above the caller must give, because the model's own cannot be
-            read or reproduced; ``why`` says so.
-    """
-
-    mean: Sequence[float] = (0.0, 0.0, 0.0)
-    std: Sequence[float] = (1.0, 1.0, 1.0)
-    labels: Sequence[str] = ()
-    resize: int | tuple[int, int] | None = None
-    crop: int | tuple[int, int] | None = None
-    interpolation: Image.Resampling = Image.Resampling.BILINEAR
-    classes: int | None = None
-    unknown: tuple[str, ...] = ()
-    why: str = ""
 
 
 def extra(package: str) -> ModuleType:
@@ -168,10 +144,3 @@ def build_with_weights(
         network = build(num_classes=count)
     load_weights(network, state, source)
     return network
-
-
-def with_classes(preprocessing: Preprocessing, network: nn.Module) -> Preprocessing:
-    """Add the network's number of classes, and drop labels that do not fit it."""
-    count = class_count(network)
-    labels = preprocessing.labels if count == len(preprocessing.labels) else ()
-    return replace(preprocessing, labels=labels, classes=count)

@@ -14,9 +14,11 @@ from typing import Any
 from torch import nn
 
 from afmi.errors import ModelError, near_matches
-from afmi.models.building import Preprocessing, call, error_text, weights_path
+from afmi.models.building import call, error_text, weights_path
 from afmi.models.weights import fit_names, load_weights, read_weights
 from afmi.network.classifier import Classifier
+from afmi.network.preprocessing import Preprocessing
+from afmi.network.wrappers import within
 
 __all__ = ["FILE_PREFIX", "build", "with_settings"]
 
@@ -46,7 +48,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
             f"{name} returned a {type(made).__name__}; expected an nn.Module or an afmi.Classifier"
         )
     if weights is not None and weights != "default":
-        inner = made.network if isinstance(made, Classifier) else made
+        inner = within(made)
         state = fit_names(read_weights(weights_path(weights)), inner)
         load_weights(inner, state, f"the file {str(weights)!r}")
     return made, Preprocessing()
@@ -117,10 +119,4 @@ def with_settings(model: Classifier, given: dict[str, Any]) -> Classifier:
             f"the factory returns a {type(model).__name__}, which may use {', '.join(given)} "
             "differently; set them in the factory"
         )
-    settings = {
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        **{k: getattr(model, k) for k in ("labels", "resize", "crop", "interpolation")},
-        **{k: getattr(model, k) for k in ("name", "layer", "reader", "shown_bands")},
-    }
-    return Classifier(model.network, **{**settings, **given})
+    return model.with_settings(**given)

@@ -10,11 +10,11 @@ import torch
 
 from afmi.errors import ModelError, UsageError, first_line, near_matches
 from afmi.models import factory, photos, timm, torchvision, transformers
-from afmi.models.building import Preprocessing
 from afmi.models.weights import WEIGHT_SUFFIXES
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import Classifier, classifier_of
 from afmi.network.labels import Labels, read_labels
 from afmi.network.layers import Layer, resolve_layer
+from afmi.network.preprocessing import Preprocessing
 
 __all__ = ["load_model"]
 
@@ -85,32 +85,17 @@ def load_model(
     if labels is not None:
         given["labels"] = read_labels(labels)
     network, preprocessing, name = _built(name, weights, options)
-    if isinstance(network, Classifier):
-        model = factory.with_settings(network, given)
+    classifier = classifier_of(network)
+    if classifier is not None:
+        model = factory.with_settings(classifier, given)
     else:
-        missing = [key for key in preprocessing.unknown if key not in given]
-        if missing:
-            raise ModelError(f"{preprocessing.why}; pass {', '.join(f'{key}=' for key in missing)}")
-        classes, count = preprocessing.classes, len(given.get("labels", ()))
-        if classes and "labels" in given and count != classes:
-            raise ModelError(
-                f"{name} has {classes} classes, but got {count} labels; pass one label per "
-                "class, in the order of the logits"
-            )
-        model = Classifier(
-            network,
-            name=name,
-            **{key: given.get(key, getattr(preprocessing, key)) for key in _SETTINGS},
-        )
+        model = Classifier(network, **preprocessing.settings({**given, "name": name}, name))
     if layer is not None:
         size = model.crop or model.resize or 224
         sides = (size, size) if isinstance(size, int) else size
         image = model.mean.new_full((1, len(model.mean), *sides), 0.5)
         model.layer = str(resolve_layer(model, layer, image)[1])
     return model.to(place).eval() if place is not None else model.eval()
-
-
-_SETTINGS = ("mean", "std", "labels", "resize", "crop", "interpolation")
 
 
 def _built(

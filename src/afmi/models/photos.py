@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from afmi.models.building import (
     ModelEntry,
-    Preprocessing,
     build_with_weights,
     call,
     weights_path,
-    with_classes,
 )
 from afmi.models.weights import read_weights
+from afmi.network.preprocessing import Preprocessing, with_classes
 
 __all__ = ["INPUT_SIZE", "LABELS", "MEAN", "NAME", "STD", "PhotoVGG", "build", "entry"]
 

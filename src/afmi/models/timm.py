@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from PIL import Image
 from torch import nn
 
 from afmi.errors import ModelError, near_matches
-from afmi.models import torchvision
 from afmi.models.building import (
     ModelEntry,
-    Preprocessing,
     build_with_weights,
     call,
     extra,
@@ -24,8 +19,10 @@ from afmi.models.building import (
 )
 from afmi.models.hub import fetching
 from afmi.models.weights import read_weights
+from afmi.network.in_hand import of_timm
+from afmi.network.preprocessing import Preprocessing
 
-__all__ = ["PREFIX", "build", "entries", "preprocessing_of"]
+__all__ = ["PREFIX", "build", "entries"]
 
 PREFIX = "timm"
 
@@ -86,7 +83,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
             f"{PREFIX}:{name} gives features and has no classes; for weights of yours that have "
             "some, pass num_classes= too"
         )
-    return network, _preprocessing(timm, network, options)
+    return network, of_timm(network, options.get("img_size"))
 
 
 def _classes(network: nn.Module) -> int:
@@ -110,43 +107,3 @@ def _pretrained(timm: Any, name: str, options: Mapping[str, Any]) -> nn.Module:
     ):
         build = partial(timm.create_model, name, pretrained=True)
         return call(title, build, options, passing=OSError)
-
-
-def _preprocessing(timm: Any, network: Any, options: Mapping[str, Any]) -> Preprocessing:
-    size = options.get("img_size")
-    sides = (size, size) if isinstance(size, int) else tuple(size or ())
-    given = {"input_size": (3, *sides)} if sides else {}
-    config = timm.data.resolve_data_config(given, pretrained_cfg=network.pretrained_cfg)
-    preprocessing = replace(preprocessing_of(config), classes=_classes(network))
-    if preprocessing.classes != network.pretrained_cfg.get("num_classes"):
-        return preprocessing
-    subset = timm.data.infer_imagenet_subset(network)
-    if preprocessing.classes == 1000:
-        return replace(preprocessing, labels=torchvision.imagenet_labels())
-    if subset is not None:
-        return replace(preprocessing, labels=timm.data.ImageNetInfo(subset).label_descriptions())
-    return preprocessing
-
-
-def preprocessing_of(config: Mapping[str, Any]) -> Preprocessing:
-    """Return the preprocessing of a data configuration of timm's (``resolve_data_config``).
-
-    Args:
-        config: with input_size, crop_pct, crop_mode, interpolation, mean and std.
-    """
-    size = tuple(config["input_size"][1:])
-    height, width = (math.floor(side / config["crop_pct"]) for side in size)
-    preprocessing = Preprocessing(
-        tuple(config["mean"]),
-        tuple(config["std"]),
-        resize=height if config["crop_mode"] == "center" else (height, width),
-        crop=size[0] if size[0] == size[1] else size,
-        interpolation=Image.Resampling[config["interpolation"].upper()],
-    )
-    if config["crop_mode"] == "squash" or (config["crop_mode"] == "center" and height == width):
-        return preprocessing
-    why = (
-        "afmi cannot prepare pictures as this model asks for "
-        f"(crop mode {config['crop_mode']!r} to {size[0]} x {size[1]})"
-    )
-    return replace(preprocessing, unknown=("resize", "crop"), why=why)

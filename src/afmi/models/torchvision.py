@@ -9,28 +9,26 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, first_line, near_matches
 from afmi.models.building import (
     ModelEntry,
-    Preprocessing,
     build_error,
     build_with_weights,
     call,
     weights_path,
-    with_classes,
 )
 from afmi.models.weights import WEIGHT_SUFFIXES, read_weights
+from afmi.network.in_hand import of_torchvision
+from afmi.network.preprocessing import Preprocessing, with_classes
 
-__all__ = ["build", "entries", "imagenet_labels", "names"]
+__all__ = ["build", "entries", "names"]
 
 
 def _zoo() -> ModuleType:
@@ -48,18 +46,11 @@ def entries() -> list[ModelEntry]:
     return [_entry(name) for name in names()]
 
 
-@cache
-def imagenet_labels() -> tuple[str, ...]:
-    """Return what torchvision calls the thousand classes of ImageNet, in their usual order."""
-    weights = _zoo().get_model_weights("resnet50").DEFAULT  # type: ignore[attr-defined]
-    return tuple(weights.meta["categories"])
-
-
 def _entry(name: str) -> ModelEntry:
     weights = _zoo().get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     count = weights.meta.get("num_params")
     top1 = weights.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    size = _preprocessing(weights).crop
+    size = of_torchvision(weights).crop
     return ModelEntry(
         name,
         count / 1e6 if count else None,
@@ -98,7 +89,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
         if quiet:  # torchvision's weights, and so what is trained on from them, expect this
             options = {"transform_input": True, **options}
         network = build_with_weights(made, state, f"the file {str(path)!r}", options)
-    preprocessing = _preprocessing(chosen or known.DEFAULT)  # type: ignore[attr-defined]
+    preprocessing = of_torchvision(chosen or known.DEFAULT)  # type: ignore[attr-defined]
     if size is not None and preprocessing.crop != size:
         preprocessing = replace(preprocessing, crop=size, resize=size)
     return network, with_classes(preprocessing, network)
@@ -147,18 +138,6 @@ def _downloaded(name: str, builder: Any, chosen: Any, options: dict[str, Any]) -
 
 def _file_name(url: str) -> str:
     return url.rpartition("/")[2]
-
-
-def _preprocessing(weights: Any) -> Preprocessing:
-    preset = weights.transforms()
-    return Preprocessing(
-        tuple(preset.mean),
-        tuple(preset.std),
-        tuple(weights.meta["categories"]),
-        preset.resize_size[0],
-        preset.crop_size[0],
-        Image.Resampling[preset.interpolation.name],
-    )
 
 
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from afmi.errors import ModelError, first_line, near_matches
-from afmi.models import image_processors, timm
-from afmi.models.building import ModelEntry, Preprocessing, build_error, extra, quiet, weights_path
+from afmi.models.building import ModelEntry, build_error, extra, quiet, weights_path
 from afmi.models.hub import fetching
 from afmi.models.weights import (
     classes_in_file,
@@ -22,25 +21,16 @@ from afmi.models.weights import (
     refuse_misfits,
     refuse_other_numbers,
 )
+from afmi.network import image_processors
+from afmi.network.in_hand import BlueFirst, of_processor, with_config_labels
+from afmi.network.preprocessing import Preprocessing
 
-__all__ = ["PREFIX", "BlueFirst", "build", "entries"]
+__all__ = ["PREFIX", "build", "entries"]
 
 PREFIX = "hf"
 
 _INSTEAD = f"pass a folder that save_pretrained wrote, {PREFIX}:path/to/folder"
 _UNLISTED = ("attn_implementation", "num_labels")  # options that a configuration does not show
-
-
-class BlueFirst(nn.Module):
-    """Hand images (N, 3, H, W) to a network that was trained on blue, green, red."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> object:
-        """Return what the network gives for images in red, green, blue."""
-        return self.network(images.flip(1))
 
 
 def entries() -> list[ModelEntry]:
@@ -233,13 +223,10 @@ class _Source:
         """Return the preprocessing, and whether blue comes first."""
         with self._reading("the preparation") as reachable:
             saved = self._saved_processor(config)
-        preprocessing, settings = image_processors.DEFAULT, {}
         processor = saved or _usual_processor(self.library, config)
-        if hasattr(processor, "data_config"):  # a network of timm's in this library's clothes
-            preprocessing = timm.preprocessing_of(processor.data_config)
-        elif processor is not None:
-            settings = processor.to_dict()
-            preprocessing = image_processors.preprocessing_of(type(processor).__name__, settings)
+        preprocessing, blue_first = image_processors.DEFAULT, False
+        if processor is not None:
+            preprocessing, blue_first = of_processor(processor)
         if saved is None and getattr(config, "image_size", None):
             preprocessing = image_processors.at_size(preprocessing, config.image_size)
         if saved is None and not reachable:
@@ -247,13 +234,7 @@ class _Source:
             preprocessing = replace(
                 preprocessing, unknown=("mean", "std", "resize", "crop"), why=why
             )
-        given = config.id2label or {}
-        names = [str(given.get(index, f"LABEL_{index}")) for index in range(config.num_labels)]
-        generic = all(name == f"LABEL_{index}" for index, name in enumerate(names))
-        preprocessing = replace(
-            preprocessing, labels=() if generic else tuple(names), classes=config.num_labels
-        )
-        return preprocessing, bool(settings.get("do_flip_channel_order"))
+        return with_config_labels(preprocessing, config), blue_first
 
     def _saved_processor(self, config: Any) -> Any:
         """Return the image processor that was saved with the model, or None."""

@@ -18,7 +18,6 @@ from afmi.files import regular_file_size
 
 __all__ = [
     "WEIGHT_SUFFIXES",
-    "class_count",
     "classes_in_file",
     "fit_names",
     "load_weights",
@@ -148,16 +147,6 @@ def fit_names(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tens
             return dict(state)
         fitted = {name.partition(".")[2]: tensor for name, tensor in fitted.items()}
     return fitted
-
-
-def class_count(network: nn.Module) -> int | None:
-    """Return how many classes a network has, or None where it has no weights.
-
-    It is the first length of its last weight, which is the head's in every network that registers
-    its modules in the order of the forward pass.
-    """
-    weights = list(network.state_dict().values())
-    return weights[-1].shape[0] if weights and weights[-1].dim() else None
 
 
 def reshaped(

@@ -21,6 +21,7 @@ from afmi.errors import (
     UsageError,
     first_line,
 )
+from afmi.network.arguments import Bound
 from afmi.network.guards import all_modules
 from afmi.network.memory import is_out_of_memory
 
@@ -201,9 +202,15 @@ def _named(model: nn.Module, images: Tensor, error: Exception) -> AfmiError | No
     """Return the error to raise instead of a network's own; None: that one is as good."""
     text, shape = str(error), tuple(images.shape)
     if _ARGUMENTS.search(text):
+        if any(isinstance(module, Bound) for module in all_modules(model)):
+            return ModelError(
+                f"the network cannot be called with these arguments ({first_line(error)}); compare "
+                "forward_arguments= and input= with its forward"
+            )
         return ModelError(
-            f"the network cannot be called with images alone ({first_line(error)}); wrap it in an "
-            "nn.Module whose forward takes the images and gives the network the rest"
+            f"the network cannot be called with images alone ({first_line(error)}); pass the rest "
+            "as forward_arguments=, a tuple or a dictionary of keywords, and with input= which "
+            "argument the images are: Classifier(network, forward_arguments=…, input=…)"
         )
     channels = _CHANNELS.search(text)
     if channels and int(channels[2]) == shape[1]:

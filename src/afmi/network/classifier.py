@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -13,32 +14,38 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError, near_matches
+from afmi.network.arguments import ForwardArguments, bound
 from afmi.network.channels import first_channels
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
+from afmi.network.in_hand import found_in
 from afmi.network.labels import Labels, read_labels
 from afmi.network.outputs import Declaration, Meaning, selected
-from afmi.network.scored import anchor
 from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
+from afmi.network.wrappers import Wrapper, runnable, within, wrappings
 from afmi.pictures.images import Reader, read_by, read_channels
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
 __all__ = [
     "Classifier",
     "class_label",
+    "classifier_of",
     "classify",
     "find_class",
     "input_channels",
+    "labels_of",
+    "name_of",
     "network_zero",
     "shown_bands_of",
+    "with_arguments",
 ]
 
 _RGB = 3
 
 
-class Classifier(nn.Module):
+class Classifier(Wrapper):
     """Wrap a network so that it takes images in [0, 1], and say what its outputs mean.
 
     The normalisation happens inside, so black is black: references, masks and insertion all live
@@ -72,6 +79,10 @@ class Classifier(nn.Module):
             an image) to an array (H, W, C), uint8, uint16, bool, or float in [0, 1].
         shown_bands: which channels pictures show as red, green and blue, e.g. ``(3, 2, 1)``. None:
             the first three; of one or two channels the first, as grey.
+        forward_arguments: what else the network takes: a tuple of what comes besides the images,
+            or a dictionary of keywords. Tensors have one row, (1, …), which goes along with every
+            image; everything else goes as it is. None of it is normalised.
+        input: which argument the images are, by its position or keyword. None: the first.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -99,8 +110,11 @@ class Classifier(nn.Module):
         output_key: str | int | None = None,
         reader: Reader | None = None,
         shown_bands: tuple[int, int, int] | None = None,
+        forward_arguments: ForwardArguments | None = None,
+        input: int | str | None = None,
     ) -> None:
         super().__init__()
+        network = runnable(network)
         if not isinstance(network, nn.Module):
             raise ModelError(
                 f"expected a network that is an nn.Module, got {type(network).__name__}; "
@@ -109,12 +123,18 @@ class Classifier(nn.Module):
         channels = len(mean or std or ()) or first_channels(network) or _RGB
         mean = (0.0,) * channels if mean is None else mean
         std = (1.0,) * channels if std is None else std
+        if max(map(abs, (*mean, *std)), default=0) > _MOST:
+            raise ModelError(
+                "expected the mean and standard deviation of pixels from 0 to 1, got "
+                f"mean={tuple(mean)} and std={tuple(std)}, as for pixels from 0 to 255; divide "
+                "both by 255 (a std of 1 becomes 1/255), or by what else white was"
+            )
         if len(mean) != len(std) or not len(std) or not min(std) > 0:
             raise ModelError(
                 "expected as many means as standard deviations, all of the latter above zero, "
                 f"got mean={tuple(mean)} and std={tuple(std)}"
             )
-        self.network = network
+        self.network = bound(network, forward_arguments, input)
         # The normalisation joins the network where it is, on its device and in its precision.
         like = next(
             (p for p in network.parameters() if p.is_floating_point()),
@@ -128,13 +148,68 @@ class Classifier(nn.Module):
         self.crop = crop
         self.interpolation = interpolation
         self.layer = layer
-        self.name = name or type(network).__name__
+        self.name = name or type(within(network)).__name__
         self.output: Meaning | None = output
         self.output_key = output_key
         _ = self.declaration  # which checks them
         self.reader = reader
         self.shown_bands = _checked_bands(shown_bands, len(mean))
         self.training = getattr(network, "training", False)
+
+    @classmethod
+    def of(
+        cls, model: Any, *, processor: Any = None, weights: Any = None, **settings: Any
+    ) -> Classifier:
+        """Make a classifier of a network in hand, with the preprocessing and labels that it has.
+
+        They come from timm's ``pretrained_cfg``; from the image processor of transformers; or from
+        an entry of torchvision's weights. What is not known must be given: nothing is guessed.
+
+        Args:
+            model: a network of timm's, transformers' or torchvision's, or a LightningModule around
+                one of the former two; a ``pipeline("image-classification")``; a Classifier; any
+                other network, such as MONAI's, whose mean and std are given. It may be compiled,
+                parallel or averaged.
+            processor: the image processor of a network of transformers'. None: the one that was
+                saved beside its weights.
+            weights: torchvision's entry for the weights that the network has, such as
+                ``ResNet50_Weights.IMAGENET1K_V2``, or that name. They are not loaded.
+            **settings: of a Classifier, in place of what was found: ``labels``, ``crop``, …
+
+        Raises:
+            ModelError: when something is not known and not given either.
+
+        Example:
+            >>> network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+            >>> model = Classifier.of(nn.DataParallel(network), mean=[0.5] * 3, std=[0.5] * 3)
+            >>> model(torch.rand(1, 3, 4, 4)).shape
+            torch.Size([1, 2])
+        """
+        known = classifier_of(model)
+        if known is not None and processor is None and weights is None:
+            return known.with_settings(**settings)
+        inside = model if known is None else known.network
+        network, preprocessing, name = found_in(inside, processor, weights)
+        if "labels" in settings:
+            settings["labels"] = read_labels(settings["labels"])
+        named = {"name": name, **settings}
+        return cls(network, **preprocessing.settings(named, name or type(network).__name__))
+
+    def with_settings(self, **settings: Any) -> Classifier:
+        """Return a classifier of the same network, with some settings in place of its own."""
+        if not settings:
+            return self
+        own = {
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+            **{key: getattr(self, key) for key in _KEPT},
+        }
+        return Classifier(self.network, **{**own, **settings})
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The network, which takes normalised images."""
+        return self.network
 
     @property
     def declaration(self) -> Declaration:
@@ -177,6 +252,54 @@ class Classifier(nn.Module):
         return to_tensor(cropped)[None].to(self.mean)
 
 
+_MOST = 2.0
+"""Pixels in [0, 1] have smaller means and deviations, those in 0 to 255 larger ones."""
+
+_KEPT = (
+    *("labels", "resize", "crop", "interpolation", "layer", "name"),
+    *("output", "output_key", "reader", "shown_bands"),
+)
+
+
+def classifier_of(model: object) -> Classifier | None:
+    """Return the Classifier that a model is, or that a wrapper holds; None: there is none.
+
+    Whatever asks a model for its labels, its preprocessing or its layer asks this one, so that
+    neither ``torch.compile`` nor ``DataParallel`` nor an average of weights hides them.
+
+    Example:
+        >>> model = Classifier(nn.Flatten(), labels=["cat", "dog"])
+        >>> classifier_of(nn.DataParallel(model)) is model
+        True
+    """
+    return next((one for one in wrappings(model) if isinstance(one, Classifier)), None)
+
+
+def labels_of(model: object) -> tuple[str, ...]:
+    """Return the names of a model's classes; none where no Classifier knows them."""
+    classifier = classifier_of(model)
+    return () if classifier is None else classifier.labels
+
+
+def name_of(model: object) -> str:
+    """Return what a model is called in records: the Classifier's name, or the network's class."""
+    classifier = classifier_of(model)
+    return type(within(model)).__name__ if classifier is None else classifier.name
+
+
+def with_arguments(model: nn.Module, arguments: ForwardArguments) -> nn.Module:
+    """Return a model like this one that hands its network these arguments; see `Classifier`.
+
+    The network itself is shared; arguments that the model had are replaced.
+    """
+    classifier = classifier_of(model)
+    if classifier is None:
+        return bound(model, arguments)
+    made = copy.copy(classifier)
+    made._modules = {**classifier._modules, "network": bound(classifier.network, arguments)}
+    return made
+
+
 def _checked_bands(bands: Sequence[int] | None, channels: int) -> tuple[int, ...] | None:
     if bands is None:
         return None
@@ -191,7 +314,7 @@ def _checked_bands(bands: Sequence[int] | None, channels: int) -> tuple[int, ...
 
 def input_channels(model: nn.Module) -> int:
     """Return how many channels a model's images have; three where that cannot be told."""
-    classifier = _classifier_in(model)
+    classifier = classifier_of(model)
     if classifier is not None:
         return classifier.mean.shape[0]
     return first_channels(model) or _RGB
@@ -199,16 +322,13 @@ def input_channels(model: nn.Module) -> int:
 
 def shown_bands_of(model: nn.Module) -> tuple[int, ...] | None:
     """Return which channels pictures of a model's images show as red, green and blue, if said."""
-    classifier = _classifier_in(model)
+    classifier = classifier_of(model)
     return None if classifier is None else classifier.shown_bands
-
-
-def _classifier_in(model: nn.Module) -> Classifier | None:
-    return next((module for module in model.modules() if isinstance(module, Classifier)), None)
 
 
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
     """Return logits (N, C) of images (N, C, H, W), without gradients."""
+    model = runnable(model)
     check_model(model)
     with (
         torch.inference_mode(False),
@@ -227,15 +347,15 @@ def network_zero(model: nn.Module, images: Tensor) -> Tensor:
     Inside a `Classifier` that is the mean colour, which its normalisation makes 0; any other
     network takes images as they are, and 0 is 0.
     """
-    model, _ = anchor(model)
-    if isinstance(model, Classifier):
-        return model.mean.to(images)[None]
+    classifier = classifier_of(model)
+    if classifier is not None:
+        return classifier.mean.to(images)[None]
     return images.new_zeros(1, images.shape[1], 1, 1)
 
 
 def class_label(model: nn.Module, index: int) -> str:
     """Return the name of a class, or ``class 7`` where the model has no labels."""
-    labels = getattr(model, "labels", ())
+    labels = labels_of(model)
     return labels[index] if labels else f"class {index}"
 
 
@@ -253,7 +373,7 @@ def find_class(model: nn.Module, wanted: str | int) -> int:
     Raises:
         TargetError: when no class or several match; near matches are listed.
     """
-    labels: tuple[str, ...] = tuple(getattr(model, "labels", ()))
+    labels = labels_of(model)
     text = str(wanted).strip()
     if re.fullmatch(r"-?\d+", text):
         index, last = int(text), len(labels) - 1 if labels else 2**63 - 1

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from afmi.errors import ModelError, first_line
 from afmi.files import parse_json, read_text_file
 
-__all__ = ["Labels", "read_labels"]
+__all__ = ["Labels", "imagenet_labels", "read_labels"]
 
 Labels: TypeAlias = Iterable[str] | Mapping[Any, Any] | str | os.PathLike[str]
 """What `read_labels` takes."""
@@ -19,6 +21,13 @@ _EXPECTED = (
     "expected a list with one name for each class, in the order of the logits, or a dictionary "
     "from each index, 0 to the last, to its name"
 )
+
+
+@cache
+def imagenet_labels() -> tuple[str, ...]:
+    """Return what torchvision calls the thousand classes of ImageNet, in their usual order."""
+    zoo = importlib.import_module("torchvision.models")  # which takes seconds
+    return tuple(zoo.get_model_weights("resnet50").DEFAULT.meta["categories"])
 
 
 def read_labels(labels: Labels) -> tuple[str, ...]:

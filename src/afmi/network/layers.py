@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from afmi.errors import LayerError, near_matches
 from afmi.network.checking import check_images, opaque_part
-from afmi.network.classifier import Classifier
+from afmi.network.classifier import classifier_of
 from afmi.network.graph import Call, Dataflow, Step
 from afmi.network.operations import Trait, operations_with
-from afmi.network.scored import anchor
 from afmi.network.tokens import TokenLayout, depends_on_places, map_layout
+from afmi.network.wrappers import within
 
 __all__ = [
     "Layer",
@@ -51,14 +51,9 @@ Place = tuple[nn.Module, Layer]
 """A layer, and the module that it names."""
 
 
-def _network(model: nn.Module) -> nn.Module:
-    model, _ = anchor(model)
-    return model.network if isinstance(model, Classifier) else model
-
-
 def layer_names(model: nn.Module) -> list[str]:
-    """Return the dotted names of all modules in the network (inside a Classifier's wrapping)."""
-    return [name for name, _ in _network(model).named_modules() if name]
+    """Return the dotted names of all modules in the network, within all wrappers."""
+    return [name for name, _ in within(model).named_modules() if name]
 
 
 def check_layer(layer: object) -> None:
@@ -84,9 +79,8 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module | Layer | None, input
     Raises:
         LayerError: when the layer is not part of the network; near matches are listed.
     """
-    network, classifier = _network(model), anchor(model)[0]
-    if layer is None and isinstance(classifier, Classifier):
-        layer = classifier.layer
+    network = within(model)
+    layer = _chosen(model, layer)
     if layer is None:
         layer = find_layer(model, inputs)
         return network.get_submodule(layer.name), layer
@@ -113,6 +107,13 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module | Layer | None, input
     return modules[layer.name], _with_layout(model, layer, inputs)
 
 
+def _chosen(
+    model: nn.Module, layer: str | nn.Module | Layer | None
+) -> str | nn.Module | Layer | None:
+    classifier = classifier_of(model)
+    return classifier.layer if layer is None and classifier is not None else layer
+
+
 @dataclass(frozen=True)
 class LayerChoice:
     """A layer as the user chose it, to be found in the network as it is when images run.
@@ -125,8 +126,7 @@ class LayerChoice:
 
     def key(self, model: nn.Module) -> object:
         """Return what was chosen, by the user or by the model."""
-        model, _ = anchor(model)
-        return model.layer if self.layer is None and isinstance(model, Classifier) else self.layer
+        return _chosen(model, self.layer)
 
     def resolve(self, model: nn.Module, inputs: Tensor) -> Place:
         """Return the module and the layer, as `resolve_layer` does."""
@@ -151,7 +151,7 @@ def maps_of(layer: Layer, output: object) -> Tensor:
 
 def check_place(model: nn.Module, place: Place) -> None:
     """Raise a `LayerError` unless the module still has the layer's name."""
-    module: object = _network(model)
+    module: object = within(model)
     for name in filter(None, place[1].name.split(".")):
         module = getattr(module, name, None)
     if module is not place[0]:
@@ -163,7 +163,7 @@ def _with_layout(model: nn.Module, layer: Layer, inputs: Tensor) -> Layer:
 
     Only networks with several linear layers are examined, as all have whose channels come last.
     """
-    network = _network(model)
+    network = within(model)
     linear = sum(isinstance(module, nn.Linear) for module in network.modules())
     if layer.token_layout is not None or linear < _FEWEST_LINEAR:
         return layer
@@ -212,7 +212,7 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     """
     if not isinstance(inputs, Tensor) or inputs.dim() != 4:
         check_images(model, inputs)
-    return _locate(_network(model), Dataflow.of(model, inputs[:1]))
+    return _locate(within(model), Dataflow.of(model, inputs[:1]))
 
 
 _MORE_BEHIND = 8

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from afmi.errors import AfmiError, ModelError, OperationError
 from afmi.network.operations import Trait, operation_name, operations_with
+from afmi.network.wrappers import wrappings
 
 __all__ = [
     "Declaration",
@@ -73,9 +74,9 @@ class Outputs:
 
 
 def declaration_of(model: nn.Module) -> Declaration:
-    """Return what a model says of its outputs: nothing, unless it is a `Classifier`."""
-    declared = getattr(model, "declaration", None)
-    return declared if isinstance(declared, Declaration) else Declaration()
+    """Return what a model says of its outputs: nothing, unless a `Classifier` is in it."""
+    declared = (getattr(one, "declaration", None) for one in wrappings(model))
+    return next((one for one in declared if isinstance(one, Declaration)), Declaration())
 
 
 def selected(output: Any, key: str | int | None) -> Any:

@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from afmi.network.outputs import Declaration
+from afmi.network.wrappers import Wrapper
 
 __all__ = ["Score", "Scored", "anchor"]
 
@@ -20,7 +21,7 @@ class Score(Hashable, Protocol):
         ...
 
 
-class Scored(nn.Module):
+class Scored(Wrapper):
     """Return one score for each image, (N, 1).
 
     Every method explains it as it does a network with one output, so that each rule of the engine
@@ -38,6 +39,11 @@ class Scored(nn.Module):
         self.model = model
         self.target = target
         self.training = model.training
+
+    @property
+    def wrapped(self) -> nn.Module:
+        """The network whose outputs are scored."""
+        return self.model
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores (N, 1) of images (N, C, …)."""

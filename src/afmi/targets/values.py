@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
+from afmi.network.classifier import labels_of
 from afmi.targets.base import Target, output_tensor, score_rows
 
 __all__ = ["Output", "Scalar", "Similarity"]
@@ -57,7 +58,7 @@ class Output(Target):
 
     def label(self, model: nn.Module) -> str:
         """See `Target.label`."""
-        labels = getattr(model, "labels", ())
+        labels = labels_of(model)
         if isinstance(self.index, int) and labels:
             return labels[self.index] if 0 <= self.index < len(labels) else f"output {self.index}"
         if self.index is None:

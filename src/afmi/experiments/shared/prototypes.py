@@ -19,7 +19,7 @@ from afmi.files import write_files
 from afmi.methods import AFMI
 from afmi.metrics import FMIPrototypes
 from afmi.metrics.fmi_prototypes import shuffled
-from afmi.network.classifier import Classifier, classify
+from afmi.network.classifier import classify, labels_of
 from afmi.network.randomness import generator_of
 from afmi.pictures.batches import neighbours
 from afmi.progress import track
@@ -56,8 +56,7 @@ def measure_agreement(
             correctly.
     """
     model = method.model
-    assert isinstance(model, Classifier)
-    classes = len(model.labels)
+    classes = len(labels_of(model))
     store = ResultsFolder.begin(
         folder,
         run=identity_of(model, validation, {}, batch)

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from afmi.models.building import Preprocessing
+from afmi.network.preprocessing import Preprocessing
 
 __all__ = ["DEFAULT", "at_size", "preprocessing_of"]
 
