@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from afmi.api import explain
 from afmi.batching import prepare
 from afmi.errors import ImageError, ModelError, ShapeError, TargetError
-from afmi.network.classifier import Classifier, class_label, find_class, input_channels
+from afmi.network.classifier import Classifier, class_label, classify, find_class, input_channels
 from afmi.network.outputs import read_outputs, selected
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -185,7 +185,7 @@ def test_labels_that_are_none_are_refused(labels: Any, why: str) -> None:
 
 def test_labels_that_do_not_fit_the_logits_are_refused() -> None:
     with pytest.raises(ModelError, match="5 classes apart but has 3 labels"):
-        Classifier(build("vgg"), labels=list("abc"))(images(1))
+        classify(Classifier(build("vgg"), labels=list("abc")), images(1))
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), MEAN), (MEAN, (1, 0, 1)), ((), ())])

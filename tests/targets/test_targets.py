@@ -215,14 +215,14 @@ def test_any_function_of_any_output_is_explained(images):
     one = explain(network, images[0], loudest, method="deeplift")
     assert (one.label, one.unit, one.predicted) == ("loudest", "value", None)
     change = loudest(network(images[:1])) - loudest(network(torch.zeros_like(images[:1])))
-    assert float(one.map.sum()) == pytest.approx(float(change), rel=1e-4)
+    assert float(one.map.sum()) == pytest.approx(change.item(), rel=1e-4)
 
 
 def test_shares_of_a_score_add_up(network, images):
     score = Scalar(entropy)
     maps = KernelSHAP(network, samples=20).attribute(images[:1], score)
     change = score.score(network, images[:1]) - score.score(network, torch.zeros_like(images[:1]))
-    assert float(maps.sum()) == pytest.approx(float(change), rel=1e-4)
+    assert float(maps.sum()) == pytest.approx(change.item(), rel=1e-4)
 
 
 WRONG = {
