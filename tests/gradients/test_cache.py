@@ -6,11 +6,13 @@ import gc
 import resource
 import weakref
 
+import torch
 from networks import build, images
 from torch import Tensor, nn
 
 from afmi.gradients import modified as engine
 from afmi.methods import AFMI, DeepLIFT, GradCAM
+from afmi.network.classifier import Classifier
 from afmi.network.trace import unchanged
 from afmi.pictures.references import Black, Blurred, Image, Random
 
@@ -147,3 +149,12 @@ def test_nothing_waits_for_the_garbage_collector() -> None:
     finally:
         gc.enable()
     assert after <= tensors
+
+
+def test_the_inputs_are_another_layer_than_the_one_that_is_found() -> None:
+    model, x = Classifier(build("vgg"), output="logits"), images(2)
+    AFMI(model).attribute(x, 1)
+    after = DeepLIFT(model).attribution(x, 1)
+    expected = DeepLIFT(Classifier(build("vgg"), output="logits")).attribution(x, 1)
+    assert after.layer is None
+    assert torch.equal(after.maps, expected.maps)

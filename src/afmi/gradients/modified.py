@@ -167,7 +167,8 @@ def modified_gradient(
             images = [image.expand(batch, *image.shape) for image in reference(inputs)]
             return place, [record(image, place) for image in images]
 
-        chosen = layer.key(model) if isinstance(layer, LayerChoice) else layer
+        # The layer that is found is another choice than the inputs, which None stands for, too.
+        chosen = ("found", layer.key(model)) if isinstance(layer, LayerChoice) else layer
         key = (chosen, reference, frozenset(rules.by_name.items()), batch, *form_of(inputs))
         return _remembered.use(model, key, learn, against, contents=not reference.per_image)
 
