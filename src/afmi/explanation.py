@@ -131,6 +131,15 @@ class Explanation:
         """Image and map at the size at which they are drawn."""
         return plots.reduced(self.image, DRAWN_SIDE), plots.reduced(self.map, DRAWN_SIDE)
 
+    @functools.cached_property
+    def _area(self) -> Tensor | None:
+        """Where the target's score is taken, at the size that is drawn; None: everywhere."""
+        area = self.target.area(tuple(self.map.shape)) if self.map.dim() == 2 else None
+        return None if area is None else plots.reduced(area.float(), DRAWN_SIDE) > 0
+
+    def _outlined(self, picture: PIL.Image.Image) -> PIL.Image.Image:
+        return picture if self._area is None else plots.outlined(picture, self._area)
+
     @property
     def scale(self) -> Scale:
         """What the colours of its pictures span."""
@@ -139,10 +148,10 @@ class Explanation:
     def overlay(self) -> PIL.Image.Image:
         """Return the map over the photograph; see `afmi.plots.overlay`.
 
-        What is larger than `DRAWN_SIDE` pixels a side is drawn at that size, here and in the other
-        pictures.
+        The outline of a region or box that is explained is drawn on it. What is larger than
+        `DRAWN_SIDE` pixels a side is drawn at that size, here and in the other pictures.
         """
-        return plots.overlay(*self._drawn, signed=self.signed)
+        return self._outlined(plots.overlay(*self._drawn, signed=self.signed))
 
     def heatmap(self) -> PIL.Image.Image:
         """Return the map by itself; see `afmi.plots.heatmap`."""
@@ -155,7 +164,7 @@ class Explanation:
     def figure(self) -> Figure:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
         panels = [
-            figures.Panel(to_image(self._drawn[0]), "What the network saw"),
+            figures.Panel(self._outlined(to_image(self._drawn[0])), "What the network saw"),
             figures.Panel(self.overlay(), "Where its evidence lies"),
             figures.Panel(
                 self.heatmap(),

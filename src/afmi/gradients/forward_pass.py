@@ -26,6 +26,7 @@ from afmi.network.guards import (
 from afmi.network.layers import Layer, LayerChoice, Place, check_place, maps_of
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import scores_of
+from afmi.network.scored import check_differentiable
 from afmi.network.trace import Remembered, Trace, form_of
 from afmi.network.trial import try_once
 from afmi.network.watch import Watch
@@ -214,7 +215,8 @@ def forward_pass(
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
-        OperationError: when an operation has no rule and the rules must be complete.
+        OperationError: when an operation has no rule and the rules must be complete, or no gradient
+            can pass through what is scored.
     """
 
     def run(images: Tensor, fast: bool) -> ForwardPass:
@@ -223,6 +225,7 @@ def forward_pass(
         watch = Watch(images, fast=fast, trace=trace)
         return _run(model, images, layer, rules, watch, recording, tapes or [])
 
+    check_differentiable(model)
     # The network is explained and not the kind of tensor, whose own operations may be slow.
     images = inputs.detach().as_subclass(Tensor)
 

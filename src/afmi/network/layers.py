@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from afmi.errors import LayerError, near_matches
+from afmi.errors import LayerError, ModelError, near_matches
 from afmi.network.checking import check_images, opaque_part
 from afmi.network.classifier import classifier_of
 from afmi.network.graph import Call, Dataflow, Step
 from afmi.network.operations import Trait, operations_with
+from afmi.network.scored import Scored, check_differentiable
 from afmi.network.tokens import TokenLayout, depends_on_places, map_layout
 from afmi.network.wrappers import within
 
@@ -192,6 +193,7 @@ _FEWEST_LINEAR = 4
 # Operations behind the last stage that still give maps: pooling, or dropout, which changes none.
 _POOLING = operations_with(Trait.AVERAGE_POOL, Trait.MAX_POOL, Trait.NONLINEAR_POOL, Trait.RESAMPLE)
 _PASSING = operations_with(Trait.DROPOUT)
+_BENDING = operations_with(Trait.RECTIFIER, Trait.NORMALISATION)
 # Operations that turn, cut or copy a module's output: the module itself is the better name.
 _TURNING = operations_with(Trait.RESHAPE, Trait.TRANSPOSE, Trait.CHOOSE, Trait.COPY)
 
@@ -212,7 +214,21 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     """
     if not isinstance(inputs, Tensor) or inputs.dim() != 4:
         check_images(model, inputs)
-    return _locate(within(model), Dataflow.of(model, inputs[:1]))
+    check_differentiable(model)
+    return _locate(within(model), _flow(model, inputs[:1]))
+
+
+def _flow(model: nn.Module, image: Tensor) -> Dataflow:
+    """Return the run of one image, up to the classes' scores where there are rows of them.
+
+    So the layer is the same for all that is made of these.
+    """
+    if isinstance(model, Scored):
+        try:
+            return Dataflow.of(model.model, image)
+        except ModelError:  # it has none, such as one that segments
+            pass
+    return Dataflow.of(model, image)
 
 
 _MORE_BEHIND = 8
@@ -263,17 +279,19 @@ def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerE
             f"found no last convolutional stage in this network: {opaque}"
             + (f"; or pass a layer that gives feature maps, as layer={maps[-1]!r}" if maps else "")
         )
+    end = _head_position(flow) if missed is None else missed.position
+    nearest = [
+        name
+        for name, call in _single_calls(network, flow)
+        if call.end <= end and map_layout(flow, call.output, call.end)[0]
+    ]
     if missed is None:
         return LayerError(
             "found no last convolutional stage in this network: no feature maps (N, K, h, w) or "
             "tokens of places dominate its logits, so that every path from the image leads through "
             "them; pass layer= with the dotted name of a module that gives feature maps"
+            + (f", such as {nearest[-1]!r}, which other paths lead around" if nearest else "")
         )
-    nearest = [
-        name
-        for name, call in _single_calls(network, flow)
-        if call.end <= missed.position and map_layout(flow, call.output, call.end)[0]
-    ]
     return LayerError(
         f"the output of the last stage (after {missed.name}) is returned by no module; "
         "pass layer= with the dotted name of a module that gives feature maps (N, K, h, w)"
@@ -289,12 +307,21 @@ def _head_position(flow: Dataflow) -> int:
     steps = flow.path()
     weighing = [s for s in steps if s.weighs_places]
     weighted = [s for s in steps if s.weighs]
-    if len(weighing) > 1 and weighted[-1] is weighing[-1]:
-        head = weighing[-1]
-        channels = flow.channels(head.output)
-        if channels is not None and head.output.shape[channels] == flow.classes:
-            return head.position
+    if len(weighing) > 1 and weighted[-1] is weighing[-1] and _scores_places(flow, weighing[-1]):
+        return weighing[-1].position
     return len(flow.steps)
+
+
+def _scores_places(flow: Dataflow, head: Step) -> bool:
+    """Tell whether a network's last convolution computes scores, one map for each."""
+    channels = flow.channels(head.output)
+    # One logit tells two classes apart.
+    classes = (flow.classes, 1) if flow.classes == 2 else (flow.classes,)
+    if channels is not None and head.output.shape[channels] in classes:
+        return True
+    # A score made of maps: what nothing bends behind the convolution is made of scores.
+    bent = any(step.name in _BENDING for step in flow.path(head.position + 1))
+    return flow.classes == 1 and not bent
 
 
 def _single_calls(network: nn.Module, flow: Dataflow) -> list[tuple[str, Call]]:

@@ -21,6 +21,8 @@ __all__ = [
     "check_outputs",
     "declaration_of",
     "may_be_squashed",
+    "read_detections",
+    "read_maps",
     "read_outputs",
     "responses",
     "scores_of",
@@ -174,7 +176,75 @@ def read_outputs(model: nn.Module, images: Tensor, *, seen: bool = True) -> Outp
         name, before = activations.behind(output)
     scores = output if before is None else before
     scores = scores[:, None] if scores.dim() == 1 else scores
-    meaning = declared.meaning
+    return _meant(scores, name, declared, declared.meaning)
+
+
+def read_maps(model: nn.Module, images: Tensor, *, meaning: Meaning | None = None) -> Outputs:
+    """Run a network on images (N, C, …) and return the scores of classes at each place.
+
+    A softmax over the classes or a sigmoid at the end is undone, and one map becomes those of two
+    classes, as in `read_outputs`.
+
+    Args:
+        model: the network.
+        images: passed as they are.
+        meaning: of the scores, where that is known of an earlier run; None: as the model says, or
+            as it looks.
+
+    Returns:
+        Scores (N, K, *places), with as many dimensions as the images.
+
+    Raises:
+        ModelError: when the network returns no such maps, or no telling which they are.
+    """
+    declared = declaration_of(model)
+    with _Activations(of_maps=True) as activations:
+        returned = model(images)
+    output = selected(returned, declared.key)
+    fits = isinstance(output, Tensor) and output.is_floating_point() and len(output) == len(images)
+    if fits and output.dim() == images.dim() - 1:
+        maps = output[:, None]
+    elif fits and output.dim() == images.dim() > 2:
+        maps = output
+    else:
+        raise ModelError(
+            f"expected class scores at each place, (N, C, h, w), got {_form(returned)}; say which "
+            "output holds them: Classifier(network, output_key=…)"
+        )
+    name, before = None, None
+    if declared.meaning not in ("probabilities", "value"):
+        name, before = activations.behind(output)
+    scores = maps if before is None else before.reshape(maps.shape)
+    return _meant(scores, name, declared, meaning or declared.meaning)
+
+
+def read_detections(model: nn.Module, images: Tensor) -> list[dict[str, Tensor]]:
+    """Run a detector on images (N, C, H, W) and return the objects that it finds in each.
+
+    Returns:
+        N dictionaries of ``boxes`` (D, 4), ``labels`` (D,) and ``scores`` (D,).
+
+    Raises:
+        ModelError: when the network returns anything else.
+    """
+    returned = model(images)
+    names = ("boxes", "labels", "scores")
+    fits = isinstance(returned, (list, tuple)) and all(
+        isinstance(found, dict) and all(isinstance(found.get(name), Tensor) for name in names)
+        for found in returned
+    )
+    if not fits or len(returned) != len(images):
+        raise ModelError(
+            "expected a detector, which returns a dictionary of boxes, labels and scores for each "
+            f"image, got {_form(returned)}; wrap it in an nn.Module that returns such"
+        )
+    return list(returned)
+
+
+def _meant(
+    scores: Tensor, name: str | None, declared: Declaration, meaning: Meaning | None
+) -> Outputs:
+    """Return scores (N, K, …) with what they mean, those of two classes for one logit."""
     assumed = None
     if meaning is None:
         meaning, assumed = _apparent(name, scores, declared.labels)
@@ -285,10 +355,15 @@ class _Activations(TorchFunctionMode):
 
     One that other modes cannot let pass, such as the rules of a backward pass, is no matter where
     it is the last: it fails when something else is made of what comes out.
+
+    Args:
+        of_maps: note those of maps (N, C, …), a softmax where it is over the classes; else those of
+            rows alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_maps: bool = False) -> None:
         super().__init__()
+        self._of_maps = of_maps
         # Held, so that no other tensor gets their identity.
         self._noted: dict[int, _Activation] = {}
         self._failed = False
@@ -332,7 +407,7 @@ class _Activations(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if args[0].dim() > 2:  # in the midst of the network
+        if not self._may_end(name, *args, **kwargs):  # in the midst of the network
             return func(*args, **kwargs)
         before = args[0].clone() if _in_place(func) else args[0]
         failure = None
@@ -345,6 +420,13 @@ class _Activations(TorchFunctionMode):
             self._failed = True
         self._noted[id(output)] = _Activation(name, before, output, failure)
         return output
+
+    def _may_end(self, name: str, x: Tensor, dim: Any = None, *_: Any, **__: Any) -> bool:
+        """Tell whether what an activation makes of a tensor may be the network's output."""
+        if not self._of_maps:
+            return x.dim() <= 2
+        of_classes = isinstance(dim, int) and dim % x.dim() == 1
+        return x.dim() > 2 and (name == "sigmoid" or of_classes)
 
     def _raise_failure(self, args: Any, kwargs: dict[str, Any]) -> None:
         for value in (*args, *kwargs.values()):

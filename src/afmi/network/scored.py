@@ -7,10 +7,11 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from afmi.errors import OperationError
 from afmi.network.outputs import Declaration
 from afmi.network.wrappers import Wrapper
 
-__all__ = ["Score", "Scored", "anchor"]
+__all__ = ["Score", "Scored", "anchor", "check_differentiable"]
 
 
 class Score(Hashable, Protocol):
@@ -18,6 +19,14 @@ class Score(Hashable, Protocol):
 
     def score(self, model: nn.Module, images: Tensor) -> Tensor:
         """Run the network on images (N, C, …) and return a score for each, (N,)."""
+        ...
+
+    def alike(self) -> Hashable:
+        """Return what of it decides how the network is run and its outputs are read."""
+        ...
+
+    def opaque(self, model: nn.Module) -> str | None:
+        """Say why no gradient can pass through the score; None: it can."""
         ...
 
 
@@ -56,3 +65,10 @@ def anchor(model: nn.Module) -> tuple[nn.Module, Hashable]:
     A `Scored` lives no longer than one explanation, and the network lives on.
     """
     return (model.model, model.target) if isinstance(model, Scored) else (model, None)
+
+
+def check_differentiable(model: nn.Module) -> None:
+    """Raise an `OperationError` where no gradient can pass through what is scored."""
+    reason = model.target.opaque(model.model) if isinstance(model, Scored) else None
+    if reason is not None:
+        raise OperationError(reason)

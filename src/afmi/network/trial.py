@@ -17,7 +17,7 @@ from afmi.network.checking import is_quantised
 from afmi.network.guards import all_modules, without_compilation
 from afmi.network.outputs import Meaning, Outputs, declaration_of, read_outputs
 from afmi.network.randomness import generator_of
-from afmi.network.scored import anchor
+from afmi.network.scored import Scored, anchor
 from afmi.network.trace import form_of, promise_of
 from afmi.network.watch import Watch
 
@@ -49,7 +49,8 @@ def try_once(model: nn.Module, images: Tensor) -> None:
             of a batch.
     """
     network, scored = anchor(model)
-    form, promise, tried = (scored, form_of(images[:1])), promise_of(network), _tried.get(network)
+    alike = model.target.alike() if isinstance(model, Scored) else None
+    form, promise, tried = (alike, form_of(images[:1])), promise_of(network), _tried.get(network)
     if tried is None or promise is None or tried.promise is not promise:
         parts = _parts(network)
         if tried is None or not tried.is_of(parts):

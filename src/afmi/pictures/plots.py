@@ -19,7 +19,7 @@ from afmi.errors import ShapeError, UsageError
 from afmi.pictures.maps import Scale, display_range, top_mask
 from afmi.pictures.transforms import to_image
 
-__all__ = ["colorbar", "heatmap", "insertion", "overlay", "reduced"]
+__all__ = ["colorbar", "heatmap", "insertion", "outlined", "overlay", "reduced"]
 
 # An odd number, so that one entry is exactly in the middle and belongs to zero alone.
 _LEVELS = 511
@@ -30,6 +30,8 @@ _WARM = (0.45, 0.93)
 _MOST_OPAQUE = 0.75
 _COOL = ((0.10, 0.25, 0.65), (0.10, 0.55, 0.90), (0.62, 0.95, 1.00))
 _GREY = (0.299, 0.587, 0.114)
+_LINES_ACROSS = 250
+"""Widths of an outline's line that fit along a picture's longest side."""
 
 
 @functools.cache
@@ -157,6 +159,42 @@ def insertion(image: Tensor, map: Tensor, fraction: float) -> Image.Image:
     _values(map, image)
     kept = top_mask(map.detach().cpu()[None, None], fraction)[0]
     return to_image(image.detach().cpu().expand(3, -1, -1) * kept)
+
+
+def outlined(picture: Image.Image, area: Tensor) -> Image.Image:
+    """Draw the outline of an area: a white line inside of it and a black one outside.
+
+    Together they stand out from any colour, and to every eye.
+
+    Args:
+        picture: RGB, W × H pixels.
+        area: bool (H, W).
+
+    Returns:
+        RGB, W × H pixels.
+    """
+    if tuple(area.shape) != (picture.height, picture.width) or area.dtype != torch.bool:
+        raise ShapeError(
+            f"expected an area as bool ({picture.height}, {picture.width}) of the picture's size, "
+            f"got {tuple(area.shape)} {area.dtype}"
+        )
+    width = max(round(max(area.shape) / _LINES_ACROSS), 1)
+    area = area.cpu()
+    if int(area.sum()) < (3 * width) ** 2:  # such as a single pixel, which a line would cover
+        area = _spread(area, 2 * width)
+    # Beyond the picture's edge lies nothing of the area, so that the line is closed there.
+    inside = area & _spread(~area, width, beyond=True)
+    outside = _spread(area, width) & ~area
+    colors = np.asarray(picture.convert("RGB")).copy()
+    colors[inside.numpy()] = 255
+    colors[outside.numpy()] = 0
+    return Image.fromarray(colors)
+
+
+def _spread(area: Tensor, by: int, *, beyond: bool = False) -> Tensor:
+    """Return an area with all that lies within ``by`` pixels of it; what is beyond the edges?"""
+    padded = F.pad(area[None, None].float(), (by,) * 4, value=float(beyond))
+    return F.max_pool2d(padded, 2 * by + 1, stride=1)[0, 0] > 0
 
 
 def colorbar(scale: Scale, width: int, height: int) -> Image.Image:

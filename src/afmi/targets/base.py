@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,6 +52,24 @@ class Target(ABC):
     def compared(self, model: nn.Module) -> tuple[int, ...]:
         """Return the classes that the score is made of, if it is made of some."""
         return ()
+
+    def alike(self) -> Hashable:
+        """Return what of the target decides how the network is run and its outputs are read.
+
+        A network is tried once for all targets that are alike in it.
+        """
+        return self
+
+    def opaque(self, model: nn.Module) -> str | None:
+        """Say why no gradient can pass through the score, and what to do; None: it can."""
+        return None
+
+    def area(self, size: tuple[int, ...]) -> Tensor | None:
+        """Return where on an image of this size the score is taken, bool (H, W), on the CPU.
+
+        None: everywhere.
+        """
+        return None
 
 
 def output_tensor(model: nn.Module, images: Tensor, target: Target) -> Tensor:
