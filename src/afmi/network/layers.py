@@ -280,10 +280,14 @@ def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerE
             + (f"; or pass a layer that gives feature maps, as layer={maps[-1]!r}" if maps else "")
         )
     end = _head_position(flow) if missed is None else missed.position
+    # Of several heads that score each place, none is a stage.
+    scores = flow.steps[end].output.shape[1:2] if missed is None and end < len(flow.steps) else None
     nearest = [
         name
         for name, call in _single_calls(network, flow)
-        if call.end <= end and map_layout(flow, call.output, call.end)[0]
+        if call.end <= end
+        and call.output.shape[1:2] != scores
+        and map_layout(flow, call.output, call.end)[0]
     ]
     if missed is None:
         return LayerError(
