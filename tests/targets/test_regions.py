@@ -252,7 +252,9 @@ def test_the_stage_of_a_segmentation_is_before_its_head(images, resized):
 
 
 @pytest.mark.filterwarnings(
-    "ignore::afmi.methods.BlankMapWarning", "ignore::afmi.errors.CompletenessWarning"
+    "ignore::afmi.methods.BlankMapWarning",
+    "ignore::afmi.errors.CompletenessWarning",
+    "ignore::afmi.errors.ImageIndependenceWarning",
 )
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_method_explains_a_region(name):

@@ -215,8 +215,8 @@ def forward_pass(
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
-        OperationError: when an operation has no rule and the rules must be complete, or no gradient
-            can pass through what is scored.
+        OperationError: when an operation has no rule and the rules must be complete.
+        TargetError: when no gradient can pass through what is scored.
     """
 
     def run(images: Tensor, fast: bool) -> ForwardPass:

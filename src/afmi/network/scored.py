@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from afmi.errors import OperationError
+from afmi.errors import TargetError
 from afmi.network.outputs import Declaration
 from afmi.network.wrappers import Wrapper
 
@@ -68,7 +68,7 @@ def anchor(model: nn.Module) -> tuple[nn.Module, Hashable]:
 
 
 def check_differentiable(model: nn.Module) -> None:
-    """Raise an `OperationError` where no gradient can pass through what is scored."""
+    """Raise a `TargetError` where no gradient can pass through what is scored."""
     reason = model.target.opaque(model.model) if isinstance(model, Scored) else None
     if reason is not None:
-        raise OperationError(reason)
+        raise TargetError(reason)

@@ -131,9 +131,11 @@ class Box(Target):
         """Return the target with class and box, as far as an image's detections decide them."""
         if found is None:
             return replace(self, of=index)
-        fits = found["scores"]
-        if self.box is not None:
-            fits = _overlaps(found["boxes"], found["boxes"].new_tensor([self.box])) * fits
+        boxes, fits = found["boxes"], found["scores"]
+        if self.box is None:
+            fits = torch.where((boxes[:, 2:] > boxes[:, :2]).all(1), fits, 0)
+        else:
+            fits = _overlaps(boxes, boxes.new_tensor([self.box])) * fits
         if index is not None:
             fits = torch.where(found["labels"] == index, fits, 0)
         if not len(fits) or not float(fits.max()) > 0:
@@ -144,7 +146,7 @@ class Box(Target):
                 "one of these, or lower the network's score_thresh"
             )
         best = int(fits.argmax())
-        box = self.box or tuple(found["boxes"][best].tolist())
+        box = self.box or tuple(boxes[best].tolist())
         return Box(int(found["labels"][best]), box)
 
     def _anchored(
