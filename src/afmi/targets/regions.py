@@ -84,7 +84,8 @@ class Region(Target):
         region = self._region
         if region is None:
             raise TargetError("the predicted region is not known before the network has run")
-        outputs = read_maps(model, images, meaning=self._meaning)
+        with without_compilation():  # which would hide what the network ends in
+            outputs = read_maps(model, images, meaning=self._meaning)
         maps = _maps_of(outputs, self._index(model))
         maps = _enlarged(maps, region, images)
         if isinstance(region, tuple):
