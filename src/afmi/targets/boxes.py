@@ -312,7 +312,7 @@ def _probabilities(network: Any, outputs: dict[str, Tensor]) -> Tensor:
 
     logits = outputs["cls_logits"]
     if isinstance(network, SSD):  # whose first class is the background
-        return logits.softmax(-1).index_fill(-1, torch.tensor([0], device=logits.device), 0.0)
+        return F.pad(logits.softmax(-1)[..., 1:], (1, 0))
     if "bbox_ctrness" in outputs:
         return (logits.sigmoid() * outputs["bbox_ctrness"].sigmoid()).sqrt()
     return logits.sigmoid()

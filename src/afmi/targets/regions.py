@@ -208,7 +208,8 @@ def _pixel(mask: Any) -> tuple[int, ...]:
 
 def _checked(mask: Tensor | np.ndarray) -> Tensor:
     """Return a copy of a mask: what the caller does with it later must not change the target."""
-    mask = torch.tensor(mask, device="cpu") if isinstance(mask, np.ndarray) else mask
+    if isinstance(mask, np.ndarray):
+        mask = torch.from_numpy(np.ascontiguousarray(mask))
     if mask.dtype != torch.bool or not 1 <= mask.dim() <= 3:
         raise UsageError(
             f"expected a mask as bool (H, W), got {tuple(mask.shape)} {mask.dtype}; make one by a "
