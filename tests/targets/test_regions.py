@@ -23,7 +23,7 @@ from afmi.errors import (
     TargetError,
     UsageError,
 )
-from afmi.methods import CATALOGUE, DeepLIFT, GradCAM
+from afmi.methods import CATALOGUE, DeepLIFT, GradCAM, Gradient
 from afmi.network.layers import resolve_layer
 from afmi.network.scored import Scored
 from afmi.pictures.references import Random, White
@@ -279,6 +279,19 @@ def test_every_method_explains_a_region(name):
             torch.testing.assert_close(attribution.scores[row], score.detach()[0])
     assert not any(module.training for module in network.modules())
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_network_is_tried_once_for_all_regions(images):
+    network, seen = build(), []
+    network.register_forward_pre_hook(lambda _module, args: seen.append(len(args[0])))
+    of = Gradient(network)
+    counts = []
+    for row in range(3):
+        seen.clear()
+        of.attribute(images, Region(1, (row, 2)))
+        counts.append(sum(seen))
+    # Once to see that the region fits, once to explain; each mask alone would be tried again.
+    assert counts[0] > counts[1] == counts[2] == 2 * len(images)
 
 
 def test_methods_see_the_region_and_not_the_whole(images):
