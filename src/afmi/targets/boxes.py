@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afmi.errors import TargetError, UsageError
-from afmi.network.classifier import Classifier, class_label, find_class
+from afmi.network.classifier import class_label, classifier_of, find_class
 from afmi.network.guards import without_compilation
 from afmi.network.outputs import read_detections
+from afmi.network.wrappers import within
 from afmi.targets.base import Target
 
 __all__ = ["Box"]
@@ -229,22 +230,22 @@ def _listed(model: nn.Module, found: dict[str, Tensor]) -> str:
 
 def is_one_stage(model: nn.Module) -> bool:
     """Tell whether a model is, or wraps, one of torchvision's one-stage detectors."""
-    network = model.network if isinstance(model, Classifier) else model
     if "torchvision.models.detection" not in sys.modules:  # whose import takes a second
         return False
     from torchvision.models.detection.fcos import FCOS
     from torchvision.models.detection.retinanet import RetinaNet
     from torchvision.models.detection.ssd import SSD
 
-    return isinstance(network, (FCOS, RetinaNet, SSD))
+    return isinstance(within(model), (FCOS, RetinaNet, SSD))
 
 
 def _inside(model: nn.Module, images: Tensor) -> tuple[Any, Tensor]:
     """Return the detector that a model is or wraps, and images (N, C, H, W) as it takes them."""
-    if not isinstance(model, Classifier):
-        return model, images
-    mean, std = (one.reshape(1, -1, 1, 1) for one in (model.mean, model.std))
-    return model.network, (images - mean) / std
+    classifier = classifier_of(model)
+    if classifier is None:
+        return within(model), images
+    mean, std = (one.reshape(1, -1, 1, 1) for one in (classifier.mean, classifier.std))
+    return within(classifier), (images - mean) / std
 
 
 def _features(network: Any, images: Tensor) -> tuple[list[Tensor], Tensor, tuple[int, int]]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afmi.errors import OutputsWarning, ShapeError, TargetError, UsageError, near_matches
-from afmi.network.classifier import class_label, find_class
+from afmi.network.classifier import class_label, find_class, labels_of
 from afmi.network.guards import without_compilation
 from afmi.network.outputs import Meaning, Outputs, read_maps
 from afmi.targets.base import Target
@@ -95,7 +95,7 @@ class Region(Target):
 
     def label(self, model: nn.Module) -> str:
         """See `Target.label`."""
-        if self._meaning == "value" and not getattr(model, "labels", ()):
+        if self._meaning == "value" and not labels_of(model):
             name = f"output {self.of}"
         else:
             name = (
@@ -284,7 +284,7 @@ def _held(outputs: Outputs) -> Tensor:
 
 def _backgrounds(model: nn.Module, counts: Tensor) -> Tensor:
     """Tell which classes are called background, bool (K,)."""
-    labels = getattr(model, "labels", ()) or [""] * len(counts)
+    labels = labels_of(model) or [""] * len(counts)
     is_background = [label.casefold() in _BACKGROUND for label in labels]
     return torch.tensor(is_background, dtype=torch.bool, device=counts.device)
 
