@@ -30,8 +30,9 @@ class Classifier(nn.Module):
     in pixel space, where the zero of a bare network would be the mean grey of its training data.
 
     Args:
-        network: maps normalised images (N, 3, H, W) to logits (N, C), or to an object with
-            ``.logits``. Kept as it is; its mode is not changed.
+        network: maps normalised images (N, 3, H, W), or signals (N, C, L) or volumes
+            (N, C, D, H, W), to logits (N, C), or to an object with ``.logits``. Kept as it is; its
+            mode is not changed.
         mean: the mean that the network's training subtracted, one number per channel, in [0, 1].
         std: the standard deviation that it divided by, per channel.
         labels: one name per class, in the order of the logits; or a dictionary from each index to
@@ -95,17 +96,18 @@ class Classifier(nn.Module):
         self.training = getattr(network, "training", False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, C) for images (N, 3, H, W) in [0, 1]."""
+        """Return logits (N, C) for images (N, 3, H, W) in [0, 1], or signals or volumes."""
         channels = self.mean.shape[0]
-        if images.dim() != 4 or images.shape[1] != channels:
+        if images.dim() not in (3, 4, 5) or images.shape[1] != channels:
             advice = "add a batch dimension with images[None]"
-            if images.dim() == 4:
+            if images.dim() > 3 and images.shape[0] != channels:
                 advice = f"the network takes {channels} channels, and these have {images.shape[1]}"
             raise ShapeError(
                 f"expected images of shape (N, {channels}, H, W) in [0, 1], got "
                 f"{tuple(images.shape)}; {advice}"
             )
-        logits = logits_of(self.network((images - self.mean) / self.std))
+        mean, std = (_along_channels(values, images) for values in (self.mean, self.std))
+        logits = logits_of(self.network((images - mean) / std))
         if self.labels and logits.shape[1] != len(self.labels):
             raise ModelError(
                 f"the network tells {logits.shape[1]} classes apart but has {len(self.labels)} "
@@ -119,8 +121,13 @@ class Classifier(nn.Module):
         return to_tensor(cropped)[None].to(self.mean)
 
 
+def _along_channels(values: Tensor, images: Tensor) -> Tensor:
+    """Return one value a channel, (C, 1, 1), in the shape that broadcasts to these images."""
+    return values if images.dim() == 4 else values.view(-1, *[1] * (images.dim() - 2))
+
+
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return logits (N, C) of images (N, C, H, W), without gradients."""
+    """Return logits (N, C) of images (N, C, *spatial), without gradients."""
     check_model(model)
     with (
         torch.inference_mode(False),
@@ -134,14 +141,14 @@ def classify(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def network_zero(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the colour that a network takes as 0, (1, C, 1, 1), for images (N, C, H, W).
+    """Return the colour that a network takes as 0, (1, C, 1, …), for images (N, C, *spatial).
 
     Inside a `Classifier` that is the mean colour, which its normalisation makes 0; any other
     network takes images as they are, and 0 is 0.
     """
     if isinstance(model, Classifier):
-        return model.mean.to(images)[None]
-    return images.new_zeros(1, images.shape[1], 1, 1)
+        return _along_channels(model.mean, images).to(images)[None]
+    return images.new_zeros(1, images.shape[1], *[1] * (images.dim() - 2))
 
 
 def class_label(model: nn.Module, index: int) -> str:

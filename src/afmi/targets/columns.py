@@ -50,7 +50,7 @@ class Columns:
 
 
 def class_target(target: TargetLike, inputs: Tensor) -> Columns:
-    """Return the target of these images (N, C, H, W) that a caller gave.
+    """Return the target of these images (N, C, *spatial) that a caller gave.
 
     Raises:
         TargetError: when it is neither an integer nor one integer for each image.
@@ -70,7 +70,7 @@ def class_target(target: TargetLike, inputs: Tensor) -> Columns:
 
 
 def class_rows(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
-    """Return several classes of these images (N, C, H, W) as int64 (T, N).
+    """Return several classes of these images (N, C, *spatial) as int64 (T, N).
 
     Args:
         targets: T classes for all images, or int64 (T, N).
