@@ -102,7 +102,7 @@ def test_the_tour_comes_with_its_network(tmp_path):
     result = run.run_demo(tmp_path, lambda _line: None)
     explained = {(one.label, one.method): one for one in result.explanations}
     cat = result.explanations[0]
-    assert (cat.label, model.labels[cat.target]) == ("cat", "cat")
+    assert (cat.label, model.labels[cat.class_index]) == ("cat", "cat")
     # Side by side, the church on the left and the cat on the right.
     church, cat = (explained[label, "A-FMI"] for label in ("church", "cat"))
     if torch.equal(church.image, cat.image):

@@ -86,7 +86,7 @@ def test_default_dtype_and_device_change_nothing(strange: dict[str, Any], photo,
     def drawn() -> list[np.ndarray]:
         explanation = explain(model, photo, "newt")
         compared = afmi.compare(model, photo, "newt", methods=["a-fmi", "rise:masks=4"])
-        return [np.asarray(explanation.overlay()), np.array(compared.probabilities)]
+        return [np.asarray(explanation.overlay()), np.array(compared.responses)]
 
     expected = drawn()
     with defaults(**strange):
@@ -122,7 +122,7 @@ def test_the_record_holds_what_was_found(model, photo):
     attribution = AFMI(model).attribution(inputs, 2)
     assert torch.equal(explanation.image, inputs[0])
     assert torch.equal(explanation.map, attribution.maps[0, 0])
-    assert (explanation.target, explanation.label) == (2, "newt")
+    assert (explanation.class_index, explanation.label) == (2, "newt")
     assert explanation.probability == pytest.approx(float(probabilities[2]), rel=1e-5)
     assert explanation.predicted == int(probabilities.argmax())
     assert explanation.predicted_label == LABELS[explanation.predicted]
@@ -140,12 +140,12 @@ def test_the_record_holds_what_was_found(model, photo):
     assert explanation.versions["python"] == platform.python_version()
     assert set(explanation.versions) == {"afmi", "torch", "torchvision", "python"}
     with pytest.raises(FrozenInstanceError):
-        explanation.target = 3
+        explanation.class_index = 3
 
 
 def test_the_predicted_class_is_explained_unless_told_otherwise(model, photo):
     explanation = explain(model, photo)
-    assert explanation.target == explanation.predicted
+    assert explanation.class_index == explanation.predicted
 
 
 @pytest.mark.parametrize("target", [1, "collie", "COLLIE", np.int64(1), torch.tensor(1), "1"])
@@ -187,8 +187,8 @@ def test_many_images_come_back_in_order(model, tmp_path):
     for one, file in zip(explanations, files, strict=True):
         torch.testing.assert_close(one.map, explain(model, file).map)
     each = list(explain_many(model, files[:3], ["newt", None, 0]))
-    assert [one.target for one in each] == [2, explanations[1].predicted, 0]
-    assert [one.target for one in explain_many(model, iter(files), "newt")] == [2] * 5
+    assert [one.class_index for one in each] == [2, explanations[1].predicted, 0]
+    assert [one.class_index for one in explain_many(model, iter(files), "newt")] == [2] * 5
     assert list(explain_many(model, [])) == []
     tensors = torch.cat([model.prepare(Image.open(file)) for file in files])
     for one, tensor in zip(explanations, explain_many(model, tensors), strict=True):
@@ -233,9 +233,9 @@ def test_images_are_read_when_their_turn_comes(model, tmp_path):
 
 def test_classes_are_explained_in_the_order_given(model, photo):
     explanations = explain_classes(model, photo, ["newt", 0])
-    assert [one.target for one in explanations] == [2, 0]
+    assert [one.class_index for one in explanations] == [2, 0]
     for one in explanations:
-        torch.testing.assert_close(one.map, explain(model, photo, one.target).map)
+        torch.testing.assert_close(one.map, explain(model, photo, one.class_index).map)
 
 
 @blank_is_fine
@@ -244,14 +244,14 @@ def test_top_k_goes_from_the_likeliest_down(model, photo, method):
     explanations = explain_classes(model, photo, top_k=3, method=method)
     probabilities = [one.probability for one in explanations]
     assert probabilities == sorted(probabilities, reverse=True)
-    assert explanations[0].target == explanations[0].predicted
+    assert explanations[0].class_index == explanations[0].predicted
     for one in explanations:
-        alone = explain(model, photo, one.target, method=method)
+        alone = explain(model, photo, one.class_index, method=method)
         torch.testing.assert_close(one.map, alone.map)
         assert one.probability == pytest.approx(alone.probability, rel=1e-5)
         assert one.layer == alone.layer
     everything = explain_classes(model, photo, top_k=5)
-    assert sorted(one.target for one in everything) == list(range(5))
+    assert sorted(one.class_index for one in everything) == list(range(5))
 
 
 @pytest.mark.parametrize(("top_k", "says"), [(6, "up to the 5"), (0, "from 1"), (True, "from 1")])
@@ -447,7 +447,7 @@ def test_a_file_that_fails_is_named_and_the_rest_go_on(tmp_path):
     assert [isinstance(result, Unexplained) for result in results] == [False, False, True, False]
     assert results[2].source == str(files[2])
     assert results[2].reason.startswith(f"{str(files[2])!r} cannot be explained: RuntimeError: no")
-    assert [one.target for one in results[3]] == [1, 2]
+    assert [one.class_index for one in results[3]] == [1, 2]
 
 
 def test_images_that_cannot_be_prepared_keep_their_places(model, photo, tmp_path):
@@ -553,9 +553,9 @@ def test_files_with_several_classes(model, tmp_path):
         files, explain_files(model, files, classes=[4, "newt"], batch_size=2), strict=True
     ):
         file, explanations = results
-        assert [one.target for one in explanations] == [4, 2]
+        assert [one.class_index for one in explanations] == [4, 2]
         for one in explanations:
-            torch.testing.assert_close(one.map, explain(model, file, one.target).map)
+            torch.testing.assert_close(one.map, explain(model, file, one.class_index).map)
     top = list(explain_files(model, files, top_k=2))
     assert all(
         len(explanations) == 2 and explanations[0].probability >= explanations[1].probability

@@ -41,6 +41,7 @@ _HOMES = {
     "plots": "afmi.pictures.plots",
     "references": "afmi.pictures.references",
     "report": "afmi.report",
+    "targets": "afmi.targets",
     "transforms": "afmi.pictures.transforms",
     "unchanged": "afmi.network.trace",
 }

@@ -5,6 +5,7 @@ from afmi import gradients as gradients
 from afmi import methods as methods
 from afmi import metrics as metrics
 from afmi import report as report
+from afmi import targets as targets
 from afmi._version import __version__ as __version__
 from afmi.api import explain as explain
 from afmi.api import explain_classes as explain_classes
@@ -54,6 +55,7 @@ __all__ = [
     "plots",
     "references",
     "report",
+    "targets",
     "transforms",
     "unchanged",
 ]

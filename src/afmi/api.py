@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from afmi import specs
 from afmi.batching import AnyImage, Item, Unexplained, explain_batch, explain_items, items_of
@@ -21,10 +21,10 @@ from afmi.methods import Method
 from afmi.network.checking import check_model
 from afmi.network.classifier import find_class
 from afmi.pictures.references import ReferenceLike
+from afmi.targets import Class, OneTarget, Target
 
 __all__ = [
     "AnyImage",
-    "ClassLike",
     "Explanation",
     "Unexplained",
     "explain",
@@ -33,7 +33,6 @@ __all__ = [
     "explain_many",
 ]
 
-ClassLike: TypeAlias = int | str
 MethodLike: TypeAlias = str | type[Method] | Method
 T = TypeVar("T")
 U = TypeVar("U")
@@ -42,14 +41,14 @@ U = TypeVar("U")
 def explain(
     model: nn.Module | None,
     image: AnyImage,
-    target: ClassLike | None = None,
+    target: OneTarget | None = None,
     *,
     method: MethodLike = "AFMI",
     layer: Any = None,
     reference: ReferenceLike | None = None,
     **parameters: Any,
 ) -> Explanation:
-    """Explain why the network gave an image its class.
+    """Explain why the network gave an image its class, or any other score.
 
     Args:
         model: a `Classifier`, which resizes and normalises images as the network's training
@@ -58,8 +57,9 @@ def explain(
             None: the model of the method given.
         image: a file, PIL image, array (H, W, 3), or what else `afmi.images.read_image` takes; or
             a tensor (3, H, W) or (1, 3, H, W), which the model sees as it is.
-        target: the class, as its index or label (``"collie"``). None: the class that the model
-            predicts.
+        target: a class, as its index or label (``"collie"``); a target out of `afmi.targets`, such
+            as ``Difference("collie", "kelpie")``; or a function of the model's outputs. None: the
+            class that the model predicts.
         method: a name (``"grad-cam"``), class or instance out of `afmi.methods`.
         layer: see `afmi.methods.LayerMethod`; for methods that take one.
         reference: a `Reference`, its name (``"white"``, a file), a picture, a tensor, …, as in
@@ -89,7 +89,7 @@ def explain(
 def explain_classes(
     model: nn.Module | None,
     image: AnyImage,
-    classes: Sequence[ClassLike] | None = None,
+    classes: Sequence[OneTarget] | None = None,
     *,
     top_k: int | None = None,
     method: MethodLike = "AFMI",
@@ -100,7 +100,7 @@ def explain_classes(
     Args:
         model: as in `explain`.
         image: as in `explain`.
-        classes: the classes, as indices or labels.
+        classes: the classes, as indices or labels, or other targets as in `explain`.
         top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
         **parameters: as in `explain`, ``layer`` and ``reference`` among them.
@@ -125,14 +125,14 @@ def explain_classes(
         raise UsageError(
             "expected classes or top_k, got neither; explain takes the predicted class"
         )
-    indices = _class_indices(chosen.model, classes, top_k)
+    indices = _targets(chosen.model, classes, top_k)
     return explain_batch(chosen, [Item.of(chosen.model, image, indices)], top_k)[0]
 
 
 def explain_many(
     model: nn.Module | None,
     images: Iterable[AnyImage],
-    targets: Sequence[ClassLike | None] | ClassLike | None = None,
+    targets: Sequence[OneTarget | None] | OneTarget | None = None,
     *,
     method: MethodLike = "AFMI",
     batch_size: int = 8,
@@ -144,8 +144,8 @@ def explain_many(
     Args:
         model: as in `explain`.
         images: each as in `explain`.
-        targets: the class of each image, or one for all. None, for all or for one: the class that
-            the model predicts.
+        targets: the target of each image as in `explain`, or one for all. None, for all or for one:
+            the class that the model predicts.
         method: as in `explain`.
         batch_size: how many images go through the network at once. Only neighbours of one shape
             do, which behind a `Classifier`'s crop all have.
@@ -170,7 +170,7 @@ def explain_many(
     """
     chosen = _method(model, method, **parameters)
     _check_count("batch_size", batch_size)
-    pairs: Iterator[tuple[AnyImage, tuple[int, ...] | None]]
+    pairs: Iterator[tuple[AnyImage, tuple[OneTarget, ...] | None]]
     if isinstance(targets, Sequence) and not isinstance(targets, str):
         if isinstance(images, Sized) and len(images) != len(targets):
             raise TargetError(
@@ -192,7 +192,7 @@ def explain_many(
 def explain_files(
     model: nn.Module | None,
     paths: Iterable[str | os.PathLike[str]],
-    classes: Sequence[ClassLike] | None = None,
+    classes: Sequence[OneTarget] | None = None,
     *,
     top_k: int | None = None,
     method: MethodLike = "AFMI",
@@ -204,7 +204,7 @@ def explain_files(
     Args:
         model: as in `explain`.
         paths: the files, e.g. from `afmi.find_images`; read when their turn comes.
-        classes: the classes to explain for every file. None: the predicted one.
+        classes: the targets to explain for every file. None: the predicted class.
         top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
         batch_size: as in `explain_many`.
@@ -218,7 +218,7 @@ def explain_files(
     """
     chosen = _method(model, method, **parameters)
     _check_count("batch_size", batch_size)
-    indices = _class_indices(chosen.model, classes, top_k)
+    indices = _targets(chosen.model, classes, top_k)
     items = items_of(chosen.model, ((Path(path), indices) for path in paths))
     return explain_items(chosen, items, batch_size, top_k)
 
@@ -240,13 +240,13 @@ def _check_count(name: str, value: int | None) -> None:
         raise UsageError(f"expected a whole number from 1 as {name}, got {value!r}")
 
 
-def _target(model: nn.Module, target: ClassLike | None) -> tuple[int, ...] | None:
-    return None if target is None else (_class_index(model, target),)
+def _target(model: nn.Module, target: OneTarget | None) -> tuple[OneTarget, ...] | None:
+    return None if target is None else (_checked(model, target),)
 
 
-def _class_indices(
-    model: nn.Module, classes: Sequence[ClassLike] | None, top_k: int | None
-) -> tuple[int, ...] | None:
+def _targets(
+    model: nn.Module, classes: Sequence[OneTarget] | None, top_k: int | None
+) -> tuple[OneTarget, ...] | None:
     _check_count("top_k", top_k)
     if classes is None:
         return None
@@ -254,7 +254,7 @@ def _class_indices(
         raise UsageError("expected classes or top_k, got both; leave one out")
     if isinstance(classes, str) or not len(classes):
         raise UsageError(f"expected a list of classes, got {classes!r}")
-    return tuple(_class_index(model, one) for one in classes)
+    return tuple(_checked(model, one) for one in classes)
 
 
 def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> Method:
@@ -281,14 +281,20 @@ def _method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> M
     return cls(model, **given)  # type: ignore[arg-type]
 
 
-def _class_index(model: nn.Module, wanted: Any) -> int:
+def _checked(model: nn.Module, wanted: Any) -> OneTarget:
+    """Return a target, a class by its index."""
+    if isinstance(wanted, Class):
+        return wanted.index(model)
     if isinstance(wanted, str):
         return find_class(model, wanted)
+    if isinstance(wanted, Target) or (callable(wanted) and not isinstance(wanted, Tensor)):
+        return wanted  # type: ignore[return-value]
     try:
         if isinstance(wanted, (bool, np.bool_)):
             raise TypeError
         return find_class(model, operator.index(wanted))
     except (TypeError, RuntimeError):  # the latter from tensors without numbers
         raise TargetError(
-            f"expected a class's index or label, got {wanted!r}; explain_classes takes several"
+            f"expected a class's index or label, a target or a function of the outputs, got "
+            f"{wanted!r}; explain_classes takes several"
         ) from None

@@ -24,14 +24,16 @@ from afmi.errors import (
     first_line,
 )
 from afmi.explanation import Explanation, explanation_of, shown_image
-from afmi.methods import Method
+from afmi.methods import Attribution, Method
 from afmi.network.checking import check_dense
 from afmi.network.classifier import Classifier, classify
 from afmi.network.memory import is_out_of_memory
-from afmi.network.outputs import check_outputs
+from afmi.network.outputs import Outputs, check_outputs
+from afmi.network.trial import meaning_of
 from afmi.pictures.batches import neighbours
 from afmi.pictures.images import ImageSource, read_image
 from afmi.pictures.transforms import to_tensor
+from afmi.targets import OneTarget
 
 __all__ = [
     "AnyImage",
@@ -72,21 +74,25 @@ class Item:
     Attributes:
         inputs: (1, C, H, W).
         source: its file; None for images from memory.
-        classes: to explain; None: the predicted one, or the most probable ones.
+        targets: to explain; None: the predicted class, or the most probable ones.
         index: its place among the images, from 0.
     """
 
     inputs: Tensor
     source: str | None
-    classes: tuple[int, ...] | None
+    targets: tuple[OneTarget, ...] | None
     index: int = 0
 
     @classmethod
     def of(
-        cls, model: nn.Module, image: AnyImage, classes: tuple[int, ...] | None, index: int = 0
+        cls,
+        model: nn.Module,
+        image: AnyImage,
+        targets: tuple[OneTarget, ...] | None,
+        index: int = 0,
     ) -> Item:
         """Read and prepare an image."""
-        return cls(prepare(model, image), _source(image), classes, index)
+        return cls(prepare(model, image), _source(image), targets, index)
 
 
 def _source(image: object) -> str | None:
@@ -94,12 +100,12 @@ def _source(image: object) -> str | None:
 
 
 def items_of(
-    model: nn.Module, images: Iterable[tuple[AnyImage, tuple[int, ...] | None]]
+    model: nn.Module, images: Iterable[tuple[AnyImage, tuple[OneTarget, ...] | None]]
 ) -> Iterator[Item | Unexplained]:
-    """Yield images with their classes as they are read and prepared, each in its turn."""
-    for index, (image, classes) in enumerate(images):
+    """Yield images with their targets as they are read and prepared, each in its turn."""
+    for index, (image, targets) in enumerate(images):
         try:
-            yield Item.of(model, image, classes, index)
+            yield Item.of(model, image, targets, index)
         except Exception as error:  # one bad image must not stop the rest
             source = _source(image)
             if isinstance(error, ImageError) and source is not None:
@@ -183,7 +189,7 @@ def explain_items(
     def shape(item: Item | Unexplained) -> tuple[object, ...] | None:
         if isinstance(item, Unexplained):
             return None
-        return item.inputs.shape, None if item.classes is None else len(item.classes)
+        return item.inputs.shape, None if item.targets is None else len(item.targets)
 
     usable = False
     for batch in neighbours(items, batch_size, shape):
@@ -219,35 +225,56 @@ def _outcomes(
 def explain_batch(
     method: Method, items: Sequence[Item], top_k: int | None = None
 ) -> list[list[Explanation]]:
-    """Explain images of one shape, each for as many classes, with as few passes as possible."""
+    """Explain images of one shape, each for as many targets, with as few passes as possible."""
     if not items:
         return []
-    model, inputs = method.model, torch.cat([item.inputs for item in items])
-    if items[0].classes is not None:
-        classes = torch.tensor(
-            [item.classes for item in items], dtype=torch.int64, device=inputs.device
-        ).T
-        attributions = method.attributions(inputs, classes)
-    elif top_k is None:
-        attributions = [method.attribution(inputs)]
-    else:
-        logits = classify(model, inputs)
-        if top_k > logits.shape[1]:
-            raise UsageError(f"expected top_k up to the {logits.shape[1]} classes, got {top_k}")
-        # Stable, so that among equals the first comes first, as with arg-max.
-        ranked = logits.argsort(dim=1, descending=True, stable=True)[:, :top_k].T
-        attributions = method.attributions(inputs, ranked)
-    logits = attributions[0].logits
-    if logits is None:
-        logits = classify(model, inputs)
-    check_outputs(logits)
+    inputs = torch.cat([item.inputs for item in items])
+    attributions, outputs = _attributions(method, items, inputs, top_k)
+    if outputs is not None:
+        check_outputs(outputs.scores)
     explained = []
     for row, item in enumerate(items):
-        image = shown_image(item.inputs[0])  # one for all classes
+        image = shown_image(item.inputs[0])  # one for all targets
         explained.append(
             [
-                explanation_of(method, attribution, row, image, logits[row], item.source)
+                explanation_of(method, attribution, row, image, outputs, item.source)
                 for attribution in attributions
             ]
         )
     return explained
+
+
+def _attributions(
+    method: Method, items: Sequence[Item], inputs: Tensor, top_k: int | None
+) -> tuple[list[Attribution], Outputs | None]:
+    """Return an attribution for each target, and the network's outputs, where it has rows."""
+    model = method.model
+    if top_k is not None:
+        scores = classify(model, inputs)
+        outputs = Outputs(scores, meaning_of(model, inputs))
+        if outputs.meaning == "value":
+            raise UsageError("the network returns values, of which none is the most probable")
+        if top_k > scores.shape[1]:
+            raise UsageError(f"expected top_k up to the {scores.shape[1]} classes, got {top_k}")
+        # Stable, so that among equals the first comes first, as with arg-max.
+        ranked = scores.argsort(dim=1, descending=True, stable=True)[:, :top_k].T
+        return method.attributions(inputs, ranked), outputs
+    if items[0].targets is None:
+        attributions = [method.attribution(inputs)]
+    elif all(item.targets == items[0].targets for item in items):
+        attributions = method.attributions(inputs, items[0].targets)
+    else:
+        columns = zip(*(item.targets or () for item in items), strict=True)
+        attributions = [method.attribution(inputs, column) for column in columns]
+    scores = next((a.logits for a in attributions if a.logits is not None), None)
+    if scores is None:
+        scores = _rows(model, inputs)
+    return attributions, None if scores is None else Outputs(scores, meaning_of(model, inputs))
+
+
+def _rows(model: nn.Module, inputs: Tensor) -> Tensor | None:
+    """Return the network's scores (N, K); None: it has none, such as one that segments."""
+    try:
+        return classify(model, inputs)
+    except ModelError:
+        return None

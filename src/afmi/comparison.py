@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from afmi.api import ClassLike, explain
+from afmi.api import explain
 from afmi.batching import AnyImage, prepare
 from afmi.errors import AfmiError, LayerError, OperationError
-from afmi.explanation import Explanation, identity_of_record
+from afmi.explanation import Explanation, identity_of_record, number
 from afmi.files import save_record, slug
 from afmi.methods import BlankMapWarning, Gradient, MethodsLike, chosen_methods
 from afmi.network.classifier import classify
-from afmi.network.outputs import probabilities
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
 from afmi.pictures.transforms import to_image
 from afmi.progress import duration
+from afmi.targets import OneTarget, response
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,16 +67,16 @@ class Comparison:
 
     Attributes:
         explanations: one for each supported method, in the order asked for.
-        probabilities: for each of them, the class's softmax probability when only the top
-            ``fractions`` of the pixels are kept and the rest is black; NaN where the network
-            gives NaN for these.
+        responses: for each of them, the probability of the class (or the score of another
+            target) when only the top ``fractions`` of the pixels are kept and the rest is black;
+            NaN where the network gives NaN for these.
         refused: the reason why each other method is not supported, by its label.
         seconds: that each method took, by its label.
         fractions: the shares of the pixels.
     """
 
     explanations: tuple[Explanation, ...]
-    probabilities: tuple[tuple[float, ...], ...]
+    responses: tuple[tuple[float, ...], ...]
     refused: dict[str, str]
     seconds: dict[str, float]
     fractions: tuple[float, ...]
@@ -89,13 +89,15 @@ class Comparison:
         rows = [[original, *(figures.Panel(e.overlay()) for e in self.explanations)]]
         for i, fraction in enumerate(self.fractions):
             inserted = [
-                figures.Panel(e.insertion(fraction), subtitle=_subtitle(p[i], e.label))
-                for e, p in zip(self.explanations, self.probabilities, strict=True)
+                figures.Panel(e.insertion(fraction), subtitle=_subtitle(p[i], e))
+                for e, p in zip(self.explanations, self.responses, strict=True)
             ]
             rows.append([figures.Panel(None), *inserted])
+        what = f"numbers: the {first.unit}" if first.probability is None else "percentages: the "
+        what += "" if first.probability is None else "probability of the class"
         note = (
-            f"model {first.model} · the rest of the pixels is black · percentages: the probability "
-            "of the class that the network gives the pixels shown"
+            f"model {first.model} · the rest of the pixels is black · {what} that the network "
+            "gives the pixels shown"
         )
         if self.refused:
             note += f" · cannot be used on this network: {', '.join(self.refused)}"
@@ -103,7 +105,7 @@ class Comparison:
             rows,
             row_titles=["map", *(f"{fraction:.0%}" for fraction in self.fractions)],
             column_titles=["picture", *(e.method for e in self.explanations)],
-            title=f"{first.label}, {first.probability:.0%}",
+            title=first.answer,
             note=note,
             side=side,
         )
@@ -146,10 +148,10 @@ class Comparison:
             "methods": [
                 {
                     **e.to_dict(),
-                    "inserted_probabilities": list(p),
+                    "inserted_responses": list(p),
                     "seconds": self.seconds[e.method],
                 }
-                for e, p in zip(self.explanations, self.probabilities, strict=True)
+                for e, p in zip(self.explanations, self.responses, strict=True)
             ],
             "refused": self.refused,
         }
@@ -160,9 +162,11 @@ class Comparison:
         return buffer.getvalue()
 
 
-def _subtitle(probability: float, label: str) -> str:
+def _subtitle(response: float, of: Explanation) -> str:
     # NaN where the network gives no outputs for the pixels shown.
-    return f"no output for {label}" if math.isnan(probability) else f"{probability:.0%} {label}"
+    if math.isnan(response):
+        return f"no output for {of.label}"
+    return f"{number(response) if of.probability is None else format(response, '.0%')} {of.label}"
 
 
 def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") -> Estimate:
@@ -200,7 +204,7 @@ def _seconds(action: Callable[[], Tensor]) -> float:
 def compare(
     model: nn.Module,
     image: AnyImage,
-    target: ClassLike | None = None,
+    target: OneTarget | None = None,
     *,
     methods: MethodsLike = "all",
     fractions: Sequence[float] = FRACTIONS,
@@ -211,7 +215,7 @@ def compare(
     Args:
         model: as in `afmi.explain`.
         image: as in `afmi.explain`.
-        target: the class, as index or label; None: the predicted one.
+        target: as in `afmi.explain`.
         methods: see `afmi.methods.chosen_methods`; one method may come with several parameters.
         fractions: shares of the pixels, from 0 to 1, for the insertion views.
         on_result: called with each explanation and its seconds as soon as it is made.
@@ -240,15 +244,14 @@ def compare(
     if not explanations:
         raise AfmiError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
     inputs = prepare(model, image)
-    probabilities = [_inserted(model, inputs, e, fractions) for e in explanations]
-    return Comparison(tuple(explanations), tuple(probabilities), refused, seconds, tuple(fractions))
+    inserted = [_inserted(model, inputs, e, fractions) for e in explanations]
+    return Comparison(tuple(explanations), tuple(inserted), refused, seconds, tuple(fractions))
 
 
 def _inserted(
     model: nn.Module, inputs: Tensor, explanation: Explanation, fractions: Sequence[float]
 ) -> tuple[float, ...]:
-    """Return the class's probability when only the top of the map is kept."""
+    """Return what the network answers when only the top of the map is kept."""
     map_ = explanation.map[None, None]
     masks = torch.cat([top_mask(map_, fraction) for fraction in fractions]).to(inputs.device)
-    logits = classify(model, inputs * masks)
-    return tuple(probabilities(logits)[:, explanation.target].tolist())
+    return tuple(response(model, explanation.target, inputs * masks).tolist())

@@ -14,6 +14,7 @@ __all__ = [
     "LayerError",
     "ModelError",
     "OperationError",
+    "OutputsWarning",
     "ShapeError",
     "TargetError",
     "UsageError",
@@ -59,6 +60,10 @@ class CompletenessWarning(UserWarning):
 
 class ConditioningWarning(CompletenessWarning):
     """A part of the network turns rounding errors into what the modified gradients rest on."""
+
+
+class OutputsWarning(UserWarning):
+    """What a network's outputs mean was concluded from how they look."""
 
 
 class ImageIndependenceWarning(UserWarning):

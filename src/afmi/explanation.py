@@ -1,4 +1,4 @@
-"""Explanation: the record of why a network gave a class its score; it shows and saves itself."""
+"""Explanation: the record of why a network gave a target its score; it shows and saves itself."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import afmi
 from afmi import specs
 from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
 from afmi.network.classifier import class_label
+from afmi.network.outputs import Outputs, responses
 from afmi.pictures import figures, plots
 from afmi.pictures.maps import Scale, display_range
 from afmi.pictures.transforms import to_image
+from afmi.targets import Class, Output, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +41,8 @@ __all__ = [
     "Explanation",
     "explanation_of",
     "identity_of_record",
+    "number",
+    "percent",
     "shown_image",
 ]
 
@@ -51,24 +55,28 @@ INSERTED = 0.1
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
-    """Why a network gave one class its score for one picture.
+    """Why a network gave one class, or another target, its score for one picture.
 
     Attributes:
         image: (3, H, W) in [0, 1], on the CPU: what the network saw, cropped and resized.
         map: (H, W), on the CPU, in the method's own units.
-        signed: whether negative values of the map are evidence against the class; pictures then
+        signed: whether negative values of the map are evidence against the target; pictures then
             part their colours at zero. As the method declares it.
-        target: the class explained.
-        label: its name.
-        probability: the network's softmax probability of it.
-        predicted: the class with the highest probability.
+        target: what is explained.
+        label: it in words, such as a class's name.
+        score: the network's score of it for the image.
+        unit: what the score is: ``logit``, ``probability``, ``value``, ….
+        probability: the network's probability of the class explained; None where the target is no
+            class, or the network gives no probabilities.
+        predicted: the class with the highest score; None where the network predicts none, as do
+            the two that follow.
         predicted_label: its name.
         predicted_probability: its probability.
         method: the method's name.
         parameters: its hyperparameters, as JSON can hold them.
         layer: where feature maps were taken; None for methods that take none.
         reference: what the picture was compared with; None for methods that compare with nothing.
-        residual: (Σ map − Δy) / |Δy| at the layer's size, where Δy is the change of the class
+        residual: (Σ map − Δy) / |Δy| at the layer's size, where Δy is the change of the
             score from the reference: 0 when the map accounts for all of it. None where the
             method promises no such sum, it was not computed, or the score did not change.
         model: the model's name.
@@ -79,12 +87,14 @@ class Explanation:
     image: Tensor
     map: Tensor
     signed: bool
-    target: int
+    target: Target
     label: str
-    probability: float
-    predicted: int
-    predicted_label: str
-    predicted_probability: float
+    score: float
+    unit: str
+    probability: float | None
+    predicted: int | None
+    predicted_label: str | None
+    predicted_probability: float | None
     method: str
     parameters: dict[str, Any]
     layer: str | None = None
@@ -93,6 +103,27 @@ class Explanation:
     model: str = ""
     source: str | None = None
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
+
+    @property
+    def class_index(self) -> int | None:
+        """The class explained; None where the target is no class."""
+        return self.target.of if isinstance(self.target, Class) else None  # type: ignore[return-value]
+
+    @property
+    def answer(self) -> str:
+        """What the network answers, in words: ``cat, 93.1%`` or ``output 2, value 0.71``."""
+        if self.probability is not None:
+            return f"{self.label}, {percent(self.probability)}"
+        return f"{self.label}, {self.unit} {number(self.score)}"
+
+    @property
+    def prediction(self) -> str | None:
+        """The class predicted, where that is not the one explained: ``dog, 81.0%``."""
+        if self.predicted is None or self.predicted == self.class_index:
+            return None
+        if self.predicted_probability is None:
+            return self.predicted_label
+        return f"{self.predicted_label}, {percent(self.predicted_probability)}"
 
     @functools.cached_property
     def _drawn(self) -> tuple[Tensor, Tensor]:
@@ -135,9 +166,9 @@ class Explanation:
         return figures.grid([panels], title=self._title(), note=self._note(), side=400)
 
     def _title(self) -> str:
-        title = f"{self.label}, {_percent(self.probability)}"
-        if self.predicted != self.target:
-            title += f" (predicted: {self.predicted_label}, {_percent(self.predicted_probability)})"
+        title = self.answer
+        if self.prediction is not None:
+            title += f" (predicted: {self.prediction})"
         return f"{title} — {self.method}"
 
     def _note(self) -> str:
@@ -162,8 +193,11 @@ class Explanation:
                 "width": width,
                 "digest": hashlib.blake2b(pixels, digest_size=16).hexdigest(),
             },
-            "target": self.target,
+            "target": specs.text(self.target),
+            "class": self.class_index,
             "label": self.label,
+            "score": _finite(self.score),
+            "unit": self.unit,
             "probability": _finite(self.probability),
             "predicted": self.predicted,
             "predicted_label": self.predicted_label,
@@ -237,9 +271,8 @@ class Explanation:
 
     def __repr__(self) -> str:
         height, width = self.map.shape
-        return (
-            f"Explanation({self.label!r} {_percent(self.probability)}, {self.method}, "
-            f"{width}×{height}" + (f", {self.source!r})" if self.source else ")")
+        return f"Explanation({self.answer!r}, {self.method}, {width}×{height}" + (
+            f", {self.source!r})" if self.source else ")"
         )
 
     def __str__(self) -> str:
@@ -251,7 +284,7 @@ def explanation_of(
     attribution: Attribution,
     row: int,
     image: Tensor,
-    logits: Tensor,
+    outputs: Outputs | None,
     source: str | None,
 ) -> Explanation:
     """Make the record of one image of a batch.
@@ -261,13 +294,11 @@ def explanation_of(
         attribution: of the batch.
         row: of the image in it.
         image: (3, H, W), for the record; see `shown_image`.
-        logits: (C,), of the image.
+        outputs: of the batch, where the network has scores of classes, or values.
         source: its file.
     """
-    model, target = method.model, int(attribution.target[row])
+    model = method.model
     residual = None if attribution.residual is None else float(attribution.residual[row])
-    probabilities = logits.detach().to("cpu", torch.float64).softmax(0)
-    predicted = int(logits.argmax())
     # The layer apart: the record's own `layer` says which it was.
     parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}
     reference = getattr(method, "reference", None)
@@ -275,12 +306,8 @@ def explanation_of(
         image=image,
         map=attribution.maps[row, 0].detach().cpu().clone(),
         signed=method.signed,
-        target=target,
-        label=class_label(model, target),
-        probability=float(probabilities[target]),
-        predicted=predicted,
-        predicted_label=class_label(model, predicted),
-        predicted_probability=float(probabilities[predicted]),
+        **_explained(model, attribution, row, outputs),
+        **_predicted(model, row, outputs),
         method=method.name,
         parameters=parameters,
         layer=None if attribution.layer is None else str(attribution.layer),
@@ -289,6 +316,56 @@ def explanation_of(
         model=str(getattr(model, "name", type(model).__name__)),
         source=source,
     )
+
+
+def _explained(
+    model: nn.Module, attribution: Attribution, row: int, outputs: Outputs | None
+) -> dict[str, Any]:
+    """Return what is said of the target of an image."""
+    if attribution.targets is not None:
+        assert attribution.scores is not None
+        target = attribution.targets[row]
+        return {
+            "target": target,
+            "label": target.label(model),
+            "score": float(attribution.scores[row]),
+            "unit": target.unit,
+            "probability": None,
+        }
+    assert attribution.target is not None
+    assert outputs is not None
+    index = int(attribution.target[row])
+    score = float(outputs.scores[row, index])
+    if outputs.meaning == "value":
+        value = Output(index)
+        label = value.label(model) if outputs.scores.shape[1] > 1 else Output().label(model)
+        about = {"target": value, "label": label, "unit": value.unit, "probability": None}
+    else:
+        about = {
+            "target": Class(index),
+            "label": class_label(model, index),
+            "unit": "probability" if outputs.meaning == "probabilities" else "logit",
+            "probability": _probability(outputs, row, index),
+        }
+    return {"score": score, **about}
+
+
+def _predicted(model: nn.Module, row: int, outputs: Outputs | None) -> dict[str, Any]:
+    """Return what is said of the class that the network predicts for an image."""
+    if outputs is None or outputs.meaning == "value":
+        names = ("predicted", "predicted_label", "predicted_probability")
+        return dict.fromkeys(names)
+    index = int(outputs.scores[row].argmax())
+    return {
+        "predicted": index,
+        "predicted_label": class_label(model, index),
+        "predicted_probability": _probability(outputs, row, index),
+    }
+
+
+def _probability(outputs: Outputs, row: int, index: int) -> float:
+    scores = outputs.scores[row].detach().to("cpu", torch.float64)
+    return float(responses(scores, outputs.meaning)[index])
 
 
 def shown_image(image: Tensor) -> Tensor:
@@ -304,7 +381,13 @@ def shown_image(image: Tensor) -> Tensor:
     return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
 
 
-def _percent(probability: float) -> str:
+def number(value: float) -> str:
+    """Return a score as text: ``−0.713``."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def percent(probability: float) -> str:
+    """Return a probability as text, never rounded to certainty."""
     if 0.999 < probability < 1:
         return "over 99.9%"
     return "under 0.1%" if 0 < probability < 0.001 else f"{probability:.1%}"

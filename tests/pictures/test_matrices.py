@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.maps import upsample
+from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.references import Blurred
 
 

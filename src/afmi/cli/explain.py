@@ -287,10 +287,9 @@ class _Run:
 
 
 def _line(explanation: Explanation, files: dict[str, Path]) -> str:
-    label = f"{explanation.label} {explanation.probability:.1%}"
-    if explanation.predicted != explanation.target:
-        predicted = f"{explanation.predicted_label} {explanation.predicted_probability:.1%}"
-        label += f" (predicted: {predicted})"
+    label = explanation.answer
+    if explanation.prediction is not None:
+        label += f" (predicted: {explanation.prediction})"
     method = explanation.method + (f" at {explanation.layer}" if explanation.layer else "")
     parts = [str(explanation.source), label, method]
     if explanation.residual is not None:

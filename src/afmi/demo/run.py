@@ -21,12 +21,12 @@ from afmi.explanation import Explanation
 from afmi.files import write_files
 from afmi.methods import AFMI, GradCAM, Gradient, Method
 from afmi.models import load_model
-from afmi.network.classifier import Classifier, classify
-from afmi.network.outputs import probabilities
+from afmi.network.classifier import Classifier
 from afmi.pictures import figures, plots
 from afmi.pictures.images import read_image
 from afmi.pictures.transforms import to_image, to_tensor
 from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
+from afmi.targets import response
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -115,7 +115,7 @@ def run_demo(
         )
         for findings in tour[-1]:
             record = findings[0].explanation
-            report(f"{stop.heading}: {record.label}, {record.probability:.0%}")
+            report(f"{stop.heading}: {record.answer}")
     drawings = {
         out / f"{stop.name}.png": _figure(stop, classes)
         for stop, classes in zip(stops, tour, strict=True)
@@ -214,7 +214,7 @@ def _explain(
     explanation = explain(model, prepared, target, method=method)
     seconds = time.perf_counter() - started
     shown = to_tensor(explanation.insertion(KEPT))[None].to(prepared)
-    kept = probabilities(classify(model, shown))[0, explanation.target]
+    kept = response(model, explanation.target, shown)
     return _Finding(explanation, seconds, float(kept))
 
 
@@ -223,9 +223,7 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
     rows, row_titles = [], []
     for findings in classes:
         record = findings[0].explanation
-        photograph = figures.Panel(
-            to_image(record.image), f"{record.label}, {record.probability:.0%}"
-        )
+        photograph = figures.Panel(to_image(record.image), f"{record.answer}")
         overlays = [figures.Panel(f.explanation.overlay()) for f in findings]
         inserted = [
             figures.Panel(f.explanation.insertion(KEPT), f"{record.label}, {f.kept:.0%}")

@@ -105,6 +105,6 @@ class Figure7(Experiment):
 
 def _panel(one: Explanation) -> figures.Panel:
     subtitle = f"{one.label}, {one.probability:.0%}"
-    if one.predicted != one.target:
+    if one.predicted != one.class_index:
         subtitle += f"; predicted: {one.predicted_label}"
     return figures.Panel(one.overlay(), subtitle=subtitle)

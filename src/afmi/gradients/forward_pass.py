@@ -25,7 +25,7 @@ from afmi.network.guards import (
 )
 from afmi.network.layers import Layer, LayerChoice, Place, check_place, maps_of
 from afmi.network.memory import is_out_of_memory
-from afmi.network.outputs import logits_of
+from afmi.network.outputs import scores_of
 from afmi.network.trace import Remembered, Trace, form_of
 from afmi.network.trial import try_once
 from afmi.network.watch import Watch
@@ -295,7 +295,7 @@ def _run(
             else:
                 contexts.enter_context(watching_module(layer[0], capture))
             contexts.enter_context(state)
-            graph_logits = logits_of(model(images))
+            graph_logits = scores_of(model, images)
         # Again, because the network may have left it in the midst of its own inference mode.
         with torch.inference_mode(False), torch.set_grad_enabled(False):
             if graph_logits.device.type == "cpu" and graph_logits.requires_grad:

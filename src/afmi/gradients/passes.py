@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,8 @@ from afmi.gradients import forward_pass
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.memory import in_parts
-from afmi.network.trial import try_once
+from afmi.network.outputs import responses
+from afmi.network.trial import meaning_of, try_once
 from afmi.network.watch import run_watched
 
 __all__ = ["BatchRunner", "check_batch_size"]
@@ -66,6 +68,19 @@ class BatchRunner:
         with named_failures(self.model, images):
             try_once(self.model, images)
             return self._halving(run, len(images))[0]
+
+    def responses(
+        self, images: Tensor, dtype: torch.dtype = torch.float64, device: Any = "cpu"
+    ) -> Tensor:
+        """Return the probabilities (N, K) that the network gives images, or its values.
+
+        Args:
+            images: (N, C, H, W).
+            dtype: to compute them in.
+            device: to compute them on.
+        """
+        scores = self.logits(images).to(device, dtype)
+        return responses(scores, meaning_of(self.model, images))
 
     def gradients(
         self, images: Tensor, slope: Callable[[Tensor, int, int], Tensor]

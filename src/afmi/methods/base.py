@@ -7,24 +7,39 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from afmi import specs
-from afmi.errors import AfmiError, ShapeError, UsageError
+from afmi.errors import AfmiError, ShapeError, TargetError, UsageError
 from afmi.methods.work import Work
 from afmi.network.checking import check_images, check_model, named_failures
 from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
 from afmi.network.layers import Layer, Place, check_layer, resolve_layer
 from afmi.network.memory import in_parts
+from afmi.network.outputs import declaration_of
 from afmi.network.randomness import keeping_random_state
+from afmi.network.scored import Scored
 from afmi.pictures.dimensions import FORMS, beside, places
 from afmi.pictures.maps import is_blank, upsample
 from afmi.pictures.references import Reference, reference_of
-from afmi.targets import Columns, TargetLike, class_rows, class_target
+from afmi.targets import (
+    Class,
+    Columns,
+    OneTarget,
+    Target,
+    TargetLike,
+    Targets,
+    as_target,
+    class_rows,
+    columns_of,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "Attribution",
@@ -47,24 +62,29 @@ class Attribution:
 
     Attributes:
         maps: saliency (N, 1, *sides), at any size; `Method.attribute` brings it to the input's.
-        target: the class that each map explains, int64 (N,).
+        target: the class that each map explains, or the network's output of that index where it
+            has no classes, int64 (N,); None: another target.
         logits: of the images, (N, C), where the method had to compute them.
         residual: relative residual of local faithfulness for each image,
             (Σ map − Δy_c) / |Δy_c|, (N,), for methods whose maps should sum to
             Δy_c = y_c(x) − y_c(x̄) (at the map's own size); 0 is exact.
         layer: where feature maps were taken.
+        targets: what each map explains, where that is no class.
+        scores: of these, (N,).
     """
 
     maps: Tensor
-    target: Tensor
+    target: Tensor | None
     logits: Tensor | None = None
     residual: Tensor | None = None
     layer: Layer | None = None
+    targets: tuple[Target, ...] | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Explain a network's class scores by a saliency map over the image.
+    """Explain a network's score of a class, or of another target, by a saliency map over the image.
 
     A subclass is a frozen dataclass whose fields are its hyperparameters, with the defaults of the
     method's own paper; it fills in the class variables and writes `work` and `_attribute`.
@@ -72,7 +92,7 @@ class Method(ABC):
 
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W), signals (N, C, L) or
-            volumes (N, C, D, H, W) to logits (N, K).
+            volumes (N, C, D, H, W) to logits (N, K), or to anything that a target makes a score of.
             Never changed: modes, gradients, hooks and random state are as before, also after an
             error.
     """
@@ -126,8 +146,9 @@ class Method(ABC):
         Args:
             inputs: images (N, C, H, W), signals (N, C, L) or volumes (N, C, D, H, W), floating
                 point, on the model's device; pictures in [0, 1] for a `Classifier`.
-            target: the class to explain: one for all images, or one for each, int64 (N,). None:
-                the class that the model predicts.
+            target: what to explain: a class by its index or label, a target out of `afmi.targets`,
+                or a function of the outputs; one for all images, or one for each (of classes also
+                int64 (N,)). None: the class that the model predicts.
 
         Returns:
             (N, 1, *spatial), in the inputs' dtype and on their device, detached, not normalised.
@@ -147,24 +168,44 @@ class Method(ABC):
         def run(start: int, stop: int) -> Attribution:
             return self._attribute(images[start:stop], wanted[start:stop])
 
-        with self._session(inputs, target) as (images, wanted):
+        chosen = as_target(self.model, target)
+        if isinstance(chosen, Targets):
+            return _joined([one._scored(images, t) for one, images, t in self._on(inputs, chosen)])
+        with self._session(inputs, chosen) as (images, wanted):
             parts, _ = in_parts(run, inputs.shape[0], inputs.shape[0])
             return self._finished(_joined(parts), inputs)
 
-    def attribute_classes(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> Tensor:
-        """Return the maps of several classes of the same images.
+    def attribute_classes(self, inputs: Tensor, targets: Sequence[OneTarget] | Tensor) -> Tensor:
+        """Return the maps of several classes, or other targets, of the same images.
 
         Args:
             inputs: images (N, C, *spatial).
-            targets: T classes for all images, or int64 (T, N).
+            targets: T targets for all images, each as in `attribute`; or int64 (T, N).
 
         Returns:
             (T, N, 1, *spatial).
         """
         return torch.stack([each.maps for each in self.attributions(inputs, targets)])
 
-    def attributions(self, inputs: Tensor, targets: Sequence[int] | Tensor) -> list[Attribution]:
-        """Return T attributions of the same images, one for each class, as `attribution` does."""
+    def attributions(
+        self, inputs: Tensor, targets: Sequence[OneTarget] | Tensor
+    ) -> list[Attribution]:
+        """Return T attributions of the same images, one for each target, as `attribution` does.
+
+        Classes share their passes.
+        """
+        chosen = targets if isinstance(targets, Tensor) else as_target(self.model, targets)
+        if not isinstance(chosen, Targets):
+            return self._of_classes(inputs, chosen)
+        classes = [t.index(self.model) for t in chosen.each if isinstance(t, Class)]
+        of_classes = iter(self._of_classes(inputs, classes) if classes else [])
+        return [
+            next(of_classes) if isinstance(t, Class) else self.attribution(inputs, t)
+            for t in chosen.each
+        ]
+
+    def _of_classes(self, inputs: Tensor, targets: Any) -> list[Attribution]:
+        """Return an attribution for each of the classes (T,) or (T, N)."""
 
         def run(start: int, stop: int) -> list[Attribution]:
             return self._attribute_classes(images[start:stop], classes[:, start:stop])
@@ -173,6 +214,45 @@ class Method(ABC):
             classes = class_rows(targets, inputs)
             parts, _ = in_parts(run, inputs.shape[0], inputs.shape[0])
             return [self._finished(_joined(same), inputs) for same in zip(*parts, strict=True)]
+
+    def _on(self, inputs: Tensor, targets: Targets) -> Iterator[tuple[Self, Tensor, Target]]:
+        """Yield the method on the network of each target's score, with the images to explain.
+
+        Images that share a target stay together.
+        """
+        each = targets.each
+        if len(each) not in (1, len(inputs)):
+            raise TargetError(
+                f"expected one target for all images or one for each of {len(inputs)}, got "
+                f"{len(each)}; attribute_classes takes several targets per image"
+            )
+        for n, target in enumerate(each):
+            images = inputs if len(each) == 1 else inputs[n : n + 1]
+            with self._session(images, None) as (checked, _):
+                fixed = target.fixed(self.model, checked)
+            if isinstance(fixed, Target):
+                yield self.on(Scored(self.model, fixed)), images, fixed
+            else:
+                for row, one in enumerate(fixed):
+                    yield self.on(Scored(self.model, one)), images[row : row + 1], one
+
+    def on(self, model: nn.Module) -> Self:
+        """Return the same method for another network."""
+        return replace(self, model=model)
+
+    def _scored(self, inputs: Tensor, target: Target) -> Attribution:
+        """Return the attribution of a score, by the method on the network of that score."""
+        attribution = self.attribution(inputs)
+        scores = attribution.logits
+        if scores is None:
+            scores = classify(self.model, inputs)
+        return replace(
+            attribution,
+            target=None,
+            logits=None,
+            targets=(target,) * len(inputs),
+            scores=scores[:, 0],
+        )
 
     @abstractmethod
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
@@ -212,12 +292,15 @@ class Method(ABC):
         return furthest <= 4 * eps * images.abs().amax(places(images, 1)).clamp_min(1)
 
     @contextmanager
-    def _session(self, inputs: Tensor, target: TargetLike) -> Iterator[tuple[Tensor, Columns]]:
+    def _session(
+        self, inputs: Tensor, target: int | Tensor | Sequence[int] | None
+    ) -> Iterator[tuple[Tensor, Columns]]:
         """Check the arguments and guard the model and the random state around a computation."""
         check_model(self.model)
         check_images(self.model, inputs)
         self._check_sides(inputs)
-        wanted = class_target(target, inputs)
+        classes = declaration_of(self.model).meaning != "value"
+        wanted = columns_of(target, inputs, classes)
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -310,9 +393,11 @@ def _joined(parts: Sequence[Attribution]) -> Attribution:
     return replace(
         parts[0],
         maps=torch.cat([part.maps for part in parts]),
-        target=torch.cat([part.target for part in parts]),
+        target=together(lambda part: part.target),
         logits=together(lambda part: part.logits),
         residual=together(lambda part: part.residual),
+        targets=tuple(t for part in parts for t in part.targets or ()) or None,
+        scores=together(lambda part: part.scores),
     )
 
 

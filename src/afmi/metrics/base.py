@@ -63,7 +63,9 @@ class Case:
             attribution=replace(
                 whole,
                 maps=whole.maps[row],
-                target=whole.target[row],
+                target=None if whole.target is None else whole.target[row],
+                scores=None if whole.scores is None else whole.scores[row],
+                targets=whole.targets and whole.targets[row],
                 logits=None if whole.logits is None else whole.logits[row],
                 residual=None if whole.residual is None else whole.residual[row],
             ),

@@ -20,7 +20,8 @@ from afmi.metrics.base import Case, Metric
 from afmi.metrics.columns import Column, percent, point
 from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
-from afmi.network.outputs import check_outputs, probabilities
+from afmi.network.outputs import Meaning, check_outputs, responses
+from afmi.network.trial import meaning_of
 from afmi.pictures.dimensions import ANY_FORM, beside
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference, reference_of
@@ -294,12 +295,8 @@ def _curves(
     grounds = grounds.expand_as(images)
     if logits is None:
         logits = classify(model, images)
-    check_outputs(logits)
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= logits.shape[1]:
-        raise TargetError(
-            f"expected classes from 0 to {logits.shape[1] - 1}, got {low if low < 0 else high}"
-        )
+    meaning = meaning_of(model, images)
+    _check_classes(metric, logits, meaning, targets)
     order = rank_pixels(maps)
     count = order.shape[1]
     counts = [math.floor(fraction * count + 0.5) for fraction in fractions]
@@ -355,19 +352,34 @@ def _curves(
     )
     _check_masked(masked, fractions, "kept" if keep_top else "removed")
     where = targets.to("cpu")
-    every = probabilities(masked.flatten(0, 1)).view(masked.shape)
+    every = responses(masked.to("cpu", torch.float64), meaning)
+    whole_image = responses(logits.to("cpu", torch.float64), meaning)
     return Curves(
         fractions=torch.tensor(list(fractions), dtype=torch.float64, device="cpu"),
         correct=masked.argmax(2).cpu() == where[:, None],
         probability=every.gather(2, where[:, None, None].expand(-1, len(fractions), 1))[..., 0],
         original_correct=logits.argmax(1).cpu() == where,
-        original_probability=probabilities(logits).gather(1, where[:, None])[:, 0],
+        original_probability=whole_image.gather(1, where[:, None])[:, 0],
     )
 
 
 def _check_masked(masked: Tensor, fractions: Sequence[float], done: str) -> None:
     for logits, fraction in zip(masked.unbind(1), fractions, strict=True):
         check_outputs(logits, f"with {percent(fraction):g} % of the pixels {done} the network")
+
+
+def _check_classes(metric: Metric, logits: Tensor, meaning: Meaning, targets: Tensor) -> None:
+    check_outputs(logits)
+    if meaning == "value":
+        raise TargetError(
+            f"{metric.name} asks which class the network recognises, and it returns values; use "
+            "value-insertion, which asks how much of the value is left"
+        )
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise TargetError(
+            f"expected classes from 0 to {logits.shape[1] - 1}, got {low if low < 0 else high}"
+        )
 
 
 def _check(images: Tensor, targets: Tensor, maps: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from afmi.network.guards import all_modules
 from afmi.network.memory import is_out_of_memory
+from afmi.network.scored import anchor
 
 __all__ = ["in_fast_layout", "is_fast", "keep_usual_layout", "pooled"]
 
@@ -37,7 +38,7 @@ def is_fast(model: nn.Module, images: Tensor) -> bool:
     """
     if images.device.type != "cpu" or images.dtype != torch.float32 or images.dim() != 4:
         return False
-    if model in _contiguous_only:
+    if anchor(model)[0] in _contiguous_only:
         return False
     pixels = images[:, 0].numel()
     return pixels > _FEW_PIXELS or (pixels > _FEW_PIXELS_DEPTHWISE and _is_depthwise(model))
@@ -51,6 +52,7 @@ def _is_depthwise(model: nn.Module) -> bool:
 
     ConvNeXt has the former only, and permutes its maps itself.
     """
+    model = anchor(model)[0]
     if model not in _depthwise:
         modules = all_modules(model)
         _depthwise[model] = any(isinstance(module, nn.BatchNorm2d) for module in modules) and any(
@@ -82,14 +84,14 @@ def in_fast_layout(
             if is_out_of_memory(error):
                 raise
         result = run(images.clone(memory_format=torch.contiguous_format), False)
-        _contiguous_only.add(model)
+        _contiguous_only.add(anchor(model)[0])
         return result
     return run(images.clone(memory_format=torch.contiguous_format), False)
 
 
 def keep_usual_layout(model: nn.Module) -> None:
     """Run this network on images in the usual layout from now on."""
-    _contiguous_only.add(model)
+    _contiguous_only.add(anchor(model)[0])
 
 
 def pooled(pool: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,7 +16,8 @@ from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
 from afmi.network.labels import Labels, read_labels
-from afmi.network.outputs import logits_of
+from afmi.network.outputs import Declaration, Meaning, selected
+from afmi.network.scored import anchor
 from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
 from afmi.pictures.transforms import resize_and_crop, to_tensor
@@ -24,15 +26,15 @@ __all__ = ["Classifier", "class_label", "classify", "find_class", "network_zero"
 
 
 class Classifier(nn.Module):
-    """Wrap a network so that it takes images in [0, 1] and returns logits.
+    """Wrap a network so that it takes images in [0, 1], and say what its outputs mean.
 
     The normalisation happens inside, so black is black: references, masks and insertion all live
     in pixel space, where the zero of a bare network would be the mean grey of its training data.
 
     Args:
         network: maps normalised images (N, 3, H, W), or signals (N, C, L) or volumes
-            (N, C, D, H, W), to logits (N, C), or to an object with ``.logits``. Kept as it is; its
-            mode is not changed.
+            (N, C, D, H, W), to logits (N, C), or to anything that a target makes a score of
+            (`afmi.targets`). Kept as it is; its mode is not changed.
         mean: the mean that the network's training subtracted, one number per channel, in [0, 1].
         std: the standard deviation that it divided by, per channel.
         labels: one name per class, in the order of the logits; or a dictionary from each index to
@@ -43,6 +45,14 @@ class Classifier(nn.Module):
         layer: dotted name of the feature-map layer, inside ``network``, that methods use unless
             told otherwise. None: the last convolutional stage, found on first use.
         name: what to call the model in records and pictures.
+        output: what the outputs (N, C) mean: ``"logits"`` of classes of which one holds,
+            ``"sigmoid"`` for logits of labels that hold or not, each by itself,
+            ``"probabilities"``, or ``"value"`` for numbers that are no classes' scores. One output
+            of ``"sigmoid"`` or ``"probabilities"`` belongs to the second of two classes. None: as
+            it looks; what is then assumed, a warning says. A softmax or sigmoid at the network's
+            end is undone but for ``"probabilities"`` and ``"value"``, so that logits are explained.
+        output_key: which of several outputs is meant, by its name in a dictionary or its place in a
+            tuple. None: the one called ``logits`` or ``out``, or the only one that fits.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -66,6 +76,8 @@ class Classifier(nn.Module):
         interpolation: Image.Resampling = Image.Resampling.BILINEAR,
         layer: str | None = None,
         name: str | None = None,
+        output: Meaning | None = None,
+        output_key: str | int | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -93,10 +105,21 @@ class Classifier(nn.Module):
         self.interpolation = interpolation
         self.layer = layer
         self.name = name or type(network).__name__
+        self.output: Meaning | None = output
+        self.output_key = output_key
+        _ = self.declaration  # which checks them
         self.training = getattr(network, "training", False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, C) for images (N, 3, H, W) in [0, 1], or signals or volumes."""
+    @property
+    def declaration(self) -> Declaration:
+        """What is known of the network's outputs."""
+        return Declaration(self.output, self.output_key, len(self.labels))
+
+    def forward(self, images: Tensor) -> Any:
+        """Return the network's output for images (N, 3, H, W) in [0, 1], or signals or volumes.
+
+        That is the tensor that is meant; all that the network returned where none is singled out.
+        """
         channels = self.mean.shape[0]
         if images.dim() not in (3, 4, 5) or images.shape[1] != channels:
             advice = "add a batch dimension with images[None]"
@@ -107,13 +130,7 @@ class Classifier(nn.Module):
                 f"{tuple(images.shape)}; {advice}"
             )
         mean, std = (_along_channels(values, images) for values in (self.mean, self.std))
-        logits = logits_of(self.network((images - mean) / std))
-        if self.labels and logits.shape[1] != len(self.labels):
-            raise ModelError(
-                f"the network tells {logits.shape[1]} classes apart but has {len(self.labels)} "
-                "labels; pass one label per class, in the order of the logits"
-            )
-        return logits
+        return selected(self.network((images - mean) / std), self.output_key)
 
     def prepare(self, image: Image.Image) -> Tensor:
         """Resize and crop a picture as the network's training did: (1, 3, H, W) in [0, 1]."""
@@ -146,6 +163,7 @@ def network_zero(model: nn.Module, images: Tensor) -> Tensor:
     Inside a `Classifier` that is the mean colour, which its normalisation makes 0; any other
     network takes images as they are, and 0 is 0.
     """
+    model, _ = anchor(model)
     if isinstance(model, Classifier):
         return _along_channels(model.mean, images).to(images)[None]
     return images.new_zeros(1, images.shape[1], *[1] * (images.dim() - 2))

@@ -19,7 +19,7 @@ from afmi.network.guards import (
     without_fused_attention,
 )
 from afmi.network.operations import Trait, operation_name, operations_with
-from afmi.network.outputs import logits_of
+from afmi.network.outputs import scores_of
 
 __all__ = ["Call", "Dataflow", "Step", "first_tensor"]
 
@@ -159,7 +159,7 @@ class Dataflow:
             watching_all_modules(probe.on_module),
             probe,
         ):
-            logits = logits_of(model(image))
+            logits = scores_of(model, image)
         flow = cls(probe.steps, probe.calls, tuple(image.shape[2:]), logits.shape[1])
         flow._follow(probe.made.get(id(logits), len(probe.steps) - 1))
         flow._label()

@@ -12,6 +12,7 @@ from afmi.network.checking import check_images, opaque_part
 from afmi.network.classifier import Classifier
 from afmi.network.graph import Call, Dataflow, Step
 from afmi.network.operations import Trait, operations_with
+from afmi.network.scored import anchor
 from afmi.network.tokens import TokenLayout, depends_on_places, map_layout
 
 __all__ = [
@@ -52,6 +53,7 @@ Place = tuple[nn.Module, Layer]
 
 
 def _network(model: nn.Module) -> nn.Module:
+    model, _ = anchor(model)
     return model.network if isinstance(model, Classifier) else model
 
 
@@ -83,9 +85,9 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module | Layer | None, input
     Raises:
         LayerError: when the layer is not part of the network; near matches are listed.
     """
-    network = _network(model)
-    if layer is None and isinstance(model, Classifier):
-        layer = model.layer
+    network, classifier = _network(model), anchor(model)[0]
+    if layer is None and isinstance(classifier, Classifier):
+        layer = classifier.layer
     if layer is None:
         layer = find_layer(model, inputs)
         return network.get_submodule(layer.name), layer
@@ -124,6 +126,7 @@ class LayerChoice:
 
     def key(self, model: nn.Module) -> object:
         """Return what was chosen, by the user or by the model."""
+        model, _ = anchor(model)
         return model.layer if self.layer is None and isinstance(model, Classifier) else self.layer
 
     def resolve(self, model: nn.Module, inputs: Tensor) -> Place:

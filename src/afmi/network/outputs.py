@@ -1,66 +1,355 @@
-"""What a network's outputs mean: which of them are logits, and the probabilities they stand for."""
+"""What a network's outputs mean: scores of classes, the probabilities they stand for, or values."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from afmi.errors import AfmiError, ModelError
+from afmi.network.operations import operation_name
 
-__all__ = ["check_outputs", "logits_of", "probabilities"]
+__all__ = [
+    "Declaration",
+    "Meaning",
+    "Outputs",
+    "check_outputs",
+    "declaration_of",
+    "may_be_squashed",
+    "read_outputs",
+    "responses",
+    "scores_of",
+    "selected",
+]
+
+Meaning = Literal["logits", "sigmoid", "probabilities", "value"]
+"""Logits of classes of which one holds; logits of labels that hold or not, each by itself;
+probabilities; or numbers that are scores of no class."""
+
+_TOLERANCE = 1e-3
+"""Within which probabilities sum to 1; ten times as much in half precision."""
 
 
-def logits_of(output: object) -> Tensor:
-    """Return the logits (N, C) in what a network returned: a tensor, or an object with ``.logits``.
+@dataclass(frozen=True)
+class Declaration:
+    """What a `Classifier` says of its network's outputs.
+
+    Attributes:
+        meaning: None: as it looks.
+        key: which of several outputs is meant: a name or a position; None: the only one.
+        labels: how many names its classes have.
+    """
+
+    meaning: Meaning | None = None
+    key: str | int | None = None
+    labels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.meaning not in (None, *get_args(Meaning)):
+            raise ModelError(
+                f"expected output as {', '.join(map(repr, get_args(Meaning)))} or None (as it "
+                f"looks), got {self.meaning!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The scores that a run of a network gave, and what they mean.
+
+    Attributes:
+        scores: (N, K): logits, probabilities or values.
+        meaning: which of these.
+        assumed: what was concluded without having been told, and how to say otherwise; None where
+            nothing was.
+    """
+
+    scores: Tensor
+    meaning: Meaning
+    assumed: str | None = None
+
+
+def declaration_of(model: nn.Module) -> Declaration:
+    """Return what a model says of its outputs: nothing, unless it is a `Classifier`."""
+    declared = getattr(model, "declaration", None)
+    return declared if isinstance(declared, Declaration) else Declaration()
+
+
+def selected(output: Any, key: str | int | None) -> Any:
+    """Return the one tensor that is meant in what a network returned.
+
+    That is the one of the key; or what is called ``logits`` or ``out``; or the only one of shape
+    (N, C); or the only one. Where none of these singles one out, all is returned as it came.
 
     Raises:
-        ModelError: when there are no logits of that shape.
+        ModelError: when there is nothing under the key.
     """
-    logits = output
-    if isinstance(output, dict) and "logits" in output:
-        logits = output["logits"]
-    elif hasattr(output, "logits"):
-        logits = output.logits  # type: ignore[attr-defined]
-    elif isinstance(output, (tuple, list)) and output:
-        logits = output[0]
-    tensor = isinstance(logits, Tensor)
-    if not tensor or logits.dim() != 2 or not logits.is_floating_point() or not logits.shape[1]:
-        returned = f"{tuple(logits.shape)} {logits.dtype}" if tensor else type(output).__name__
-        if isinstance(output, dict):
-            returned = f"a dict of {', '.join(map(repr, output)) or 'nothing'}"
+    if isinstance(output, Tensor):
+        return output
+    if key is not None:
+        try:
+            return output[key] if not isinstance(key, str) else _named(output)[key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ModelError(
+                f"the network returned {_form(output)}, where there is no output_key={key!r}"
+            ) from error
+    by_name = _named(output)
+    for name in ("logits", "out"):
+        if isinstance(by_name.get(name), Tensor):
+            return by_name[name]
+    tensors = _tensors(output)
+    rows = [t for t in tensors if t.dim() == 2 and t.is_floating_point()]
+    if len(rows) == 1:
+        return rows[0]
+    return tensors[0] if len(tensors) == 1 else output
+
+
+def _named(output: Any) -> dict[str, Any]:
+    if isinstance(output, dict):
+        return dict(output)
+    if isinstance(output, tuple) and hasattr(output, "_asdict"):
+        return output._asdict()  # type: ignore[attr-defined]
+    logits = getattr(output, "logits", None)
+    return {} if logits is None else {"logits": logits}
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    values: Iterable[Any] = output.values() if isinstance(output, dict) else ()
+    if isinstance(output, (tuple, list)):
+        values = output
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _form(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return f"{tuple(output.shape)} {output.dtype}"
+    if isinstance(output, dict):
+        held = ", ".join(f"{name!r}: {_form(value)}" for name, value in list(output.items())[:8])
+        return f"a dict of {held or 'nothing'}"
+    if isinstance(output, (tuple, list)):
+        held = ", ".join(_form(value) for value in output[:8])
+        return f"a {type(output).__name__} of {held or 'nothing'}"
+    return type(output).__name__
+
+
+def scores_of(model: nn.Module, images: Tensor, *, seen: bool = True) -> Tensor:
+    """Run a network and return its scores (N, K); see `read_outputs`."""
+    return read_outputs(model, images, seen=seen).scores
+
+
+def may_be_squashed(scores: Tensor) -> bool:
+    """Tell whether scores could come out of a softmax, its logarithm or a sigmoid."""
+    low, high = (float(bound) for bound in scores.detach().aminmax())
+    return high <= 0 or (low >= 0 and high <= 1)
+
+
+def read_outputs(model: nn.Module, images: Tensor, *, seen: bool = True) -> Outputs:
+    """Run a network on images (N, C, …) and tell which scores of classes it gives.
+
+    A softmax or sigmoid at the end is undone: the scores are what went into it, as the paper asks
+    (the gradient of a saturated probability vanishes). One logit of two classes becomes those of
+    both, −y and y, and one probability becomes 1 − p and p.
+
+    Args:
+        model: the network.
+        images: passed as they are.
+        seen: whether the operations can be seen, so that the one at the end is known.
+
+    Raises:
+        ModelError: when there are no scores (N, K), or no telling which they are.
+    """
+    declared = declaration_of(model)
+    name, before = None, None
+    if declared.meaning in ("probabilities", "value") or not seen:
+        returned = model(images)
+        output = _rows(selected(returned, declared.key), returned)
+    else:
+        with _Activations() as activations:
+            returned = model(images)
+        output = _rows(selected(returned, declared.key), returned)
+        name, before = activations.behind(output)
+    scores = output if before is None else before
+    scores = scores[:, None] if scores.dim() == 1 else scores
+    meaning = declared.meaning
+    assumed = None
+    if meaning is None:
+        meaning, assumed = _apparent(name, scores, declared.labels)
+    if scores.shape[1] == 1:
+        scores = _both_classes(scores, meaning)
+    if declared.labels and scores.shape[1] != declared.labels:
         raise ModelError(
-            f"the network must return class logits (N, C), but returned {returned}; "
-            "wrap it in an nn.Module whose forward returns the logits"
+            f"the network tells {scores.shape[1]} classes apart but has {declared.labels} labels; "
+            "pass one label per class, in the order of the logits"
         )
-    return logits
+    return Outputs(scores, meaning, assumed)
 
 
-def probabilities(logits: Tensor) -> Tensor:
-    """Return softmax probabilities of logits (N, K), in double precision on the CPU."""
-    return torch.softmax(logits.to("cpu", torch.float64), 1)
+def _rows(output: Any, returned: Any) -> Tensor:
+    """Return the outputs, where they have a row for each image."""
+    fits = isinstance(output, Tensor) and output.is_floating_point() and output.dim() in (1, 2)
+    if fits and output.shape[-1]:
+        return output
+    several = not isinstance(output, Tensor) and len(_tensors(returned)) > 1
+    advice = "wrap it in an nn.Module whose forward returns the logits"
+    if several:
+        advice = "say which is meant: Classifier(network, output_key=…)"
+    elif isinstance(output, Tensor) and output.dim() > 2:
+        advice = (
+            "explain a region of a segmentation by afmi.targets.Region, or any number made of the "
+            "outputs by afmi.targets.Scalar(function)"
+        )
+    raise ModelError(
+        f"the network must return class logits (N, C), but returned {_form(returned)}; {advice}"
+    )
 
 
-def check_outputs(logits: Tensor, of: str = "the network") -> None:
-    """Raise unless each image's logits (N, K) stand for probabilities.
+def _apparent(name: str | None, scores: Tensor, labels: int) -> tuple[Meaning, str | None]:
+    """Return what undeclared outputs seem to mean, and what is thereby assumed."""
+    if name is not None:
+        meaning: Meaning = "sigmoid" if name == "sigmoid" else "logits"
+        return meaning, (
+            f"the network ends in {name}, so what goes into it is explained (probabilities "
+            "saturate); pass Classifier(network, output='probabilities') to explain what comes out"
+        )
+    if scores.shape[1] == 1:
+        if labels == 2:
+            return "sigmoid", (
+                "the network returns one number for two labels, which is taken for the logit of "
+                "the second; pass Classifier(network, output=…) to say what it is"
+            )
+        return "value", (
+            "the network returns one number for each image, which is taken for a value and not "
+            "for a class; pass Classifier(network, output='sigmoid') where it is the logit of a "
+            "class, output='probabilities' where it is its probability, or output='value'"
+        )
+    if _sum_to_one(scores):
+        return "probabilities", (
+            "the network's outputs sum to 1, so they are taken for probabilities, whose gradients "
+            "vanish where the network is sure; let it return its logits, or say what they are: "
+            "Classifier(network, output=…)"
+        )
+    return "logits", None
+
+
+@torch.no_grad()
+def _sum_to_one(scores: Tensor) -> bool:
+    rows = scores.detach()
+    if float(rows.amin()) < 0:  # the usual case, at once
+        return False
+    exact = rows.dtype in (torch.float32, torch.float64)
+    return bool(((rows.sum(1) - 1).abs() <= _TOLERANCE * (1 if exact else 10)).all())
+
+
+def _both_classes(scores: Tensor, meaning: Meaning) -> Tensor:
+    """Return the scores of both classes (N, 2), given those of the second; a value stays one."""
+    if meaning == "sigmoid":
+        return torch.cat([-scores, scores], 1)
+    if meaning == "probabilities":
+        return torch.cat([1 - scores, scores], 1)
+    if meaning == "logits":
+        raise ModelError(
+            "the network returns one logit, whose softmax is 1 for every image; pass "
+            "Classifier(network, output='sigmoid') where it is the logit of a class, "
+            "output='value' where it is a value"
+        )
+    return scores
+
+
+def responses(scores: Tensor, meaning: Meaning) -> Tensor:
+    """Return what a network answers with: probabilities where it gives any, else its values.
+
+    Args:
+        scores: (…, K).
+        meaning: of the scores.
+
+    Returns:
+        (…, K), in the scores' dtype and on their device.
+    """
+    if meaning == "logits":
+        return scores.softmax(-1)
+    return scores.sigmoid() if meaning == "sigmoid" else scores
+
+
+class _Activations(TorchFunctionMode):
+    """Notes what goes into each softmax and sigmoid, by what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Held, so that no other tensor gets their identity.
+        self._noted: dict[int, tuple[Tensor, str, Tensor]] = {}
+
+    def behind(self, output: Tensor) -> tuple[str | None, Tensor | None]:
+        """Return the name of the activation that gave this output, and what went into it."""
+        noted = self._noted.get(id(output))
+        return (None, None) if noted is None else noted[1:]
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _kind(func)
+        if name is None or not args or not isinstance(args[0], Tensor):
+            return func(*args, **kwargs)
+        x = args[0]
+        if name in _ACTIVATIONS:
+            before = x.clone() if _in_place(func) else x
+            output = func(*args, **kwargs)
+            if isinstance(output, Tensor) and output.dim() <= 2:
+                self._noted[id(output)] = (output, name, before)
+            return output
+        noted = self._noted.get(id(x))
+        output = func(*args, **kwargs)
+        if noted is not None and isinstance(output, Tensor):
+            before = func(noted[2], *args[1:], **kwargs)
+            self._noted[id(output)] = (output, noted[1], before)
+        return output
+
+
+_ACTIVATIONS = ("softmax", "log_softmax", "sigmoid")
+_FORMS = ("squeeze", "flatten", "view", "reshape", "unsqueeze")
+_kinds: dict[Callable[..., Any], str | None] = {}
+
+
+def _kind(function: Callable[..., Any]) -> str | None:
+    """Return an operation's name, where it is an activation or changes the form alone."""
+    if function not in _kinds:
+        name = operation_name(function).partition(".")[0]
+        _kinds[function] = name if name in (*_ACTIVATIONS, *_FORMS) else None
+    return _kinds[function]
+
+
+def _in_place(function: Callable[..., Any]) -> bool:
+    return getattr(function, "__name__", "").endswith("_")
+
+
+def check_outputs(scores: Tensor, of: str = "the network") -> None:
+    """Raise unless each image's scores (N, K) can be compared.
 
     The arg-max of NaN is class 0, so it must not be taken for a prediction. A class may be ruled
     out by −∞; NaN, +∞, and −∞ for all classes leave no probabilities.
 
     Args:
-        logits: (N, K).
+        scores: (N, K).
         of: what gives them, for the message.
 
     Raises:
         AfmiError: when the softmax of a row is not defined.
     """
-    largest = logits.detach().amax(1)  # to which NaN spreads
+    largest = scores.detach().amax(1)  # to which NaN spreads
     failed = (~largest.isfinite()).nonzero().flatten().tolist()
     if failed:
         kind = "NaN" if bool(largest[failed[0]].isnan()) else "infinity"
-        where = f" for {len(failed)} of {len(logits)} images" if len(logits) > 1 else ""
+        where = f" for {len(failed)} of {len(scores)} images" if len(scores) > 1 else ""
         raise AfmiError(
             f"{of} gives {kind} instead of logits{where}, so no class is predicted; see whether "
             "the image suits the network (one that standardises each image divides by zero where "
             "all pixels are equal), whether its weights are finite, and whether its activations "
-            f"overflow in {logits.dtype}"
+            f"overflow in {scores.dtype}"
         )

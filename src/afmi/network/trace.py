@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from afmi.network.guards import all_modules
 from afmi.network.randomness import generator_of
+from afmi.network.scored import anchor
 
 __all__ = ["Remembered", "Trace", "form_of", "promise_of", "unchanged"]
 
@@ -316,7 +317,7 @@ class Remembered(Generic[K, Fact]):
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._lock = threading.Lock()
-        self._facts: weakref.WeakKeyDictionary[nn.Module, OrderedDict[K, _Kept[Fact]]]
+        self._facts: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, _Kept[Fact]]]
         self._facts = weakref.WeakKeyDictionary()
 
     def use(
@@ -340,12 +341,14 @@ class Remembered(Generic[K, Fact]):
             run: runs the images by the fact, and notes the run in the trace, if there is one.
             contents: whether the fact depends on the weights' numbers, or on the operations alone.
         """
+        network, scored = anchor(model)
+        place = (key, scored)
         with self._lock:
-            facts = self._facts.setdefault(model, OrderedDict())
-            kept = facts.get(key)
+            facts = self._facts.setdefault(network, OrderedDict())
+            kept = facts.get(place)
             if kept is not None:
-                facts.move_to_end(key)
-        promise = promise_of(model)
+                facts.move_to_end(place)
+        promise = promise_of(network)
         if kept is not None and promise is not None and kept.promise is promise:
             return run(kept.fact, None)
         trace = Trace(model, contents=contents)
@@ -364,8 +367,8 @@ class Remembered(Generic[K, Fact]):
         trace.close()
         with self._lock:
             # What a network decides by its images' values is known of these images alone.
-            facts[key] = _Kept(fact, trace, None if trace.has_decided else promise)
-            facts.move_to_end(key)
+            facts[place] = _Kept(fact, trace, None if trace.has_decided else promise)
+            facts.move_to_end(place)
             while len(facts) > self._capacity:
                 facts.popitem(last=False)
         return result

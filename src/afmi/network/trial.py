@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,16 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from afmi.errors import ModelError
+from afmi.errors import ModelError, OutputsWarning
 from afmi.network.channels_last import is_fast, keep_usual_layout
 from afmi.network.checking import is_quantised
 from afmi.network.guards import all_modules, without_compilation
-from afmi.network.outputs import logits_of
+from afmi.network.outputs import Meaning, Outputs, declaration_of, read_outputs
 from afmi.network.randomness import generator_of
+from afmi.network.scored import anchor
 from afmi.network.trace import form_of, promise_of
 from afmi.network.watch import Watch
 
-__all__ = ["try_once"]
+__all__ = ["meaning_of", "try_once"]
 
 _ROUNDING = 1e-4
 """A logit may differ by as much of itself, or of the middle one where that is larger; by more in
@@ -46,20 +48,40 @@ def try_once(model: nn.Module, images: Tensor) -> None:
         ModelError: when the outputs for one image differ from run to run, or with the other images
             of a batch.
     """
-    form, promise, tried = form_of(images[:1]), promise_of(model), _tried.get(model)
+    network, scored = anchor(model)
+    form, promise, tried = (scored, form_of(images[:1])), promise_of(network), _tried.get(network)
     if tried is None or promise is None or tried.promise is not promise:
-        parts = _parts(model)
+        parts = _parts(network)
         if tried is None or not tried.is_of(parts):
             tried = _Tried(parts)
         tried.promise = promise
     if form in tried.forms:
         return
-    _try(model, images[:1])
+    outputs = _try(model, images[:1])
     # What a run itself changes (a counter, a kept activation) is no change of the network.
-    after = _parts(model)
+    after = _parts(network)
     tried.volatile |= {key for key in tried.parts | after if tried.parts.get(key) != after.get(key)}
     tried.forms.add(form)
-    _tried[model] = tried
+    _tried[network] = tried
+    if outputs is not None and scored is None:
+        if outputs.assumed is not None and tried.meaning is None:
+            warnings.warn(outputs.assumed, OutputsWarning, stacklevel=2)
+        tried.meaning = outputs.meaning
+
+
+def meaning_of(model: nn.Module, images: Tensor) -> Meaning:
+    """Return what the scores of a network mean that has run images of this form.
+
+    Args:
+        model: in evaluation mode.
+        images: (N, C, H, W).
+    """
+    declared = declaration_of(model).meaning
+    if declared is not None:
+        return declared
+    try_once(model, images)
+    tried = _tried.get(anchor(model)[0])
+    return "logits" if tried is None or tried.meaning is None else tried.meaning
 
 
 _Parts = dict[object, object]
@@ -74,12 +96,14 @@ class _Tried:
         volatile: which of these its own runs change.
         forms: those of the images.
         promise: the block in which it was last the same, see `afmi.network.trace.unchanged`.
+        meaning: of its outputs; None: they have no rows of scores.
     """
 
     parts: _Parts
     volatile: set[object] = field(default_factory=set)
     forms: set[object] = field(default_factory=set)
     promise: object | None = None
+    meaning: Meaning | None = None
 
     def is_of(self, parts: _Parts) -> bool:
         """Tell whether a network is made of the same parts."""
@@ -119,7 +143,8 @@ def _definition(kind: type) -> Iterator[int]:
 
 
 @torch.no_grad()
-def _try(model: nn.Module, like: Tensor) -> None:
+def _try(model: nn.Module, like: Tensor) -> Outputs | None:
+    """Try the network on noise, and return the outputs for it; None: it takes no pairs."""
     # Noise, since a reference of one colour would hide much.
     shape = (3, *like.shape[1:])
     noise = torch.rand(shape, generator=generator_of(0), dtype=torch.float32, device="cpu")
@@ -128,28 +153,38 @@ def _try(model: nn.Module, like: Tensor) -> None:
     differ = partial(_differ, tolerance)
     try:
         # Batches of one size, because a network may round otherwise for another.
-        together, with_third, after_third = (
+        outputs, with_third, after_third = (
             _run(model, torch.stack(pair))
             for pair in ((first, second), (first, third), (third, second))
         )
     except ModelError:
         raise
     except Exception:
-        return  # the run that follows raises it, or the network takes one image at a time
+        return _try_single(model, first)
+    together, with_third, after_third = outputs.scores, with_third.scores, after_third.scores
     if any(is_quantised(module) for module in all_modules(model)):
-        return  # activations may be rounded by the range of their batch, and are coarse
+        return outputs  # activations may be rounded by the range of their batch, and are coarse
     if len(together) == 2 and (
         differ(together[0], with_third[0]) or differ(together[1], after_third[1])
     ):
-        raise _unsteady(differ(together, _run(model, torch.stack((first, second)))))
+        raise _unsteady(differ(together, _run(model, torch.stack((first, second))).scores))
     if is_fast(model, like[:1].expand(_MANY, *like.shape[1:])):
         pair = torch.stack((first, second)).to(memory_format=torch.channels_last)
         try:
             fast = _run(model, pair, fast=True)
         except RuntimeError:
-            return  # `in_fast_layout` comes to the same
-        if differ(together, fast):
+            return outputs  # `in_fast_layout` comes to the same
+        if differ(together, fast.scores):
             keep_usual_layout(model)
+    return outputs
+
+
+def _try_single(model: nn.Module, image: Tensor) -> Outputs | None:
+    """Return the outputs of a network that takes one image at a time."""
+    try:
+        return _run(model, image[None])
+    except Exception:
+        return None  # the run that follows raises it
 
 
 def _dtype(images: Tensor) -> torch.dtype:
@@ -169,9 +204,9 @@ def _differ(tolerance: float, logits: Tensor, others: Tensor) -> bool:
     return bool(((logits - others).abs() > tolerance * scale).any())
 
 
-def _run(model: nn.Module, images: Tensor, *, fast: bool = False) -> Tensor:
+def _run(model: nn.Module, images: Tensor, *, fast: bool = False) -> Outputs:
     with without_compilation(), Watch(images, fast=fast):
-        return logits_of(model(images))
+        return read_outputs(model, images)
 
 
 def _unsteady(from_run_to_run: bool) -> ModelError:

@@ -13,9 +13,9 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from afmi.errors import ModelError
-from afmi.network.guards import is_compiled
+from afmi.network.guards import is_compiled, without_compilation
 from afmi.network.operations import Trait, operation_name, operations_with
-from afmi.network.outputs import logits_of
+from afmi.network.outputs import may_be_squashed, scores_of
 from afmi.network.trace import Trace
 
 __all__ = ["NO_OPERATION", "READS", "LayoutError", "Watch", "run_watched"]
@@ -113,7 +113,7 @@ class Watch(TorchFunctionMode):
 
 
 def run_watched(model: nn.Module, images: Tensor, fast: bool = False) -> Tensor:
-    """Return a network's logits (N, C) of images (N, C, H, W).
+    """Return a network's scores (N, K) of images (N, C, H, W).
 
     Args:
         model: the network.
@@ -121,9 +121,11 @@ def run_watched(model: nn.Module, images: Tensor, fast: bool = False) -> Tensor:
         fast: as in `Watch`.
     """
     if is_compiled(model):  # which was tried as written; its compiler cannot be watched
-        return logits_of(model(images))
-    with Watch(images, fast=fast):
-        return logits_of(model(images))
+        scores = scores_of(model, images, seen=False)
+        if not may_be_squashed(scores):
+            return scores
+    with without_compilation(), Watch(images, fast=fast):
+        return scores_of(model, images)
 
 
 def _name(function: Callable[..., Any]) -> str:

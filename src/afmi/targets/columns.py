@@ -1,9 +1,9 @@
-"""The class whose score is explained: one for all images, one for each, or the predicted one."""
+"""Which column of a network's scores is explained: for all images, for each, or the highest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,24 +11,24 @@ from torch import Tensor
 from afmi.errors import TargetError
 from afmi.network.outputs import check_outputs
 
-__all__ = ["Columns", "TargetLike", "class_rows", "class_target"]
-
-TargetLike = int | Tensor | Sequence[int] | None
+__all__ = ["Columns", "class_rows", "columns_of"]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The class to explain, as the caller gave it, until the logits are known.
+    """The columns to explain, as the caller gave them, until the scores (N, K) are known.
 
     Attributes:
         value: int64 (N,), or None for the predicted class of each image.
+        classes: whether the columns are classes, of which one can be predicted.
     """
 
     value: Tensor | None
+    classes: bool = True
 
     def __getitem__(self, part: slice) -> Columns:
         """Return the classes of some of the images."""
-        return Columns(None if self.value is None else self.value[part])
+        return replace(self, value=None if self.value is None else self.value[part])
 
     def of(self, logits: Tensor) -> Tensor:
         """Return the class of each image, int64 (N,), given the logits (N, K).
@@ -38,9 +38,14 @@ class Columns:
             AfmiError: when an image's logits are not finite.
         """
         check_outputs(logits)
-        if self.value is None:
-            return logits.argmax(1)
         classes = logits.shape[1]
+        if self.value is None:
+            if classes > 1 and not self.classes:
+                raise TargetError(
+                    f"the network returns {classes} values and predicts no class; say which one is "
+                    f"to be explained: an index from 0 to {classes - 1}"
+                )
+            return logits.argmax(1)
         low, high = int(self.value.min()), int(self.value.max())
         if low < 0 or high >= classes:
             raise TargetError(
@@ -49,24 +54,26 @@ class Columns:
         return self.value.to(logits.device)
 
 
-def class_target(target: TargetLike, inputs: Tensor) -> Columns:
-    """Return the target of these images (N, C, *spatial) that a caller gave.
+def columns_of(
+    target: int | Tensor | Sequence[int] | None, inputs: Tensor, classes: bool = True
+) -> Columns:
+    """Return the columns that a caller gave for these images (N, C, *spatial).
 
     Raises:
         TargetError: when it is neither an integer nor one integer for each image.
     """
     if target is None:
-        return Columns(None)
-    classes = _indices(target, inputs)
+        return Columns(None, classes)
+    indices = _indices(target, inputs)
     batch = inputs.shape[0]
-    if classes.dim() == 0 or classes.shape == (1,):
-        classes = classes.reshape(1).expand(batch)
-    if classes.shape != (batch,):
+    if indices.dim() == 0 or indices.shape == (1,):
+        indices = indices.reshape(1).expand(batch)
+    if indices.shape != (batch,):
         raise TargetError(
             f"expected one class for all images or one for each of {batch}, got shape "
-            f"{tuple(classes.shape)}; attribute_classes takes several classes per image"
+            f"{tuple(indices.shape)}; attribute_classes takes several classes per image"
         )
-    return Columns(classes.to(torch.int64))
+    return Columns(indices.to(torch.int64), classes)
 
 
 def class_rows(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:

@@ -25,9 +25,9 @@ def methods_of(experiment: Experiment, request: Request, model: Classifier) -> d
 def heading(explanation: Explanation) -> tuple[str, str]:
     """Return the title and subtitle of the picture itself: its predicted class."""
     text = f"predicted, {explanation.predicted_probability:.0%}"
-    if explanation.target != explanation.predicted:
+    if explanation.class_index != explanation.predicted:
         text += f"; {explanation.label}: {explanation.probability:.0%}"
-    return explanation.predicted_label, text
+    return str(explanation.predicted_label), text
 
 
 def saved(

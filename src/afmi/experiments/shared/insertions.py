@@ -111,7 +111,7 @@ def _numbers(row: Row, index: int) -> dict[str, Any]:
         "class": explanation.label,
         "method": explanation.method,
         "inserted": row.comparison.fractions[row.fraction],
-        "probability": row.comparison.probabilities[index][row.fraction],
+        "probability": row.comparison.responses[index][row.fraction],
         "whole picture": explanation.probability,
         "seconds": row.comparison.seconds[explanation.method],
     }
@@ -150,7 +150,7 @@ def _panel(row: Row, label: str, title: str) -> figures.Panel:
     comparison = row.comparison
     index = [one.method for one in comparison.explanations].index(label)
     shown = comparison.explanations[index]
-    probability = comparison.probabilities[index][row.fraction]
+    probability = comparison.responses[index][row.fraction]
     return figures.Panel(
         shown.insertion(comparison.fractions[row.fraction]),
         title,

@@ -14,7 +14,7 @@ from afmi.methods.work import Work
 from afmi.network.layers import LayerChoice
 from afmi.pictures.dimensions import places
 from afmi.pictures.references import Black, Reference
-from afmi.targets import Columns, TargetLike
+from afmi.targets import Columns, TargetLike, Targets, as_target
 
 __all__ = ["AFMI"]
 
@@ -80,7 +80,11 @@ class AFMI(LayerMethod):
         Returns:
             (N, K), signed; the mean over the references where there are several.
         """
-        with self._session(inputs, target) as (images, wanted):
+        chosen = as_target(self.model, target)
+        if isinstance(chosen, Targets):
+            parts = self._on(inputs, chosen)
+            return torch.cat([one.feature_map_importance(images) for one, images, _ in parts])
+        with self._session(inputs, chosen) as (images, wanted):
             run = self._run(images)
             classes = wanted.of(run.run.logits)[None]
             importance = [

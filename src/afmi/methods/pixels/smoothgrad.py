@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner, check_batch_size
@@ -79,6 +79,11 @@ class SmoothGrad(Method):
             )
         if self.base is not None:
             object.__setattr__(self, "signed", self.base.signed)
+
+    def on(self, model: nn.Module) -> SmoothGrad:
+        """See `Method.on`."""
+        base = None if self.base is None else self.base.on(model)
+        return replace(self, model=model, base=base)
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""

@@ -13,7 +13,6 @@ from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
-from afmi.network.outputs import probabilities
 from afmi.network.randomness import image_generator
 from afmi.pictures.references import Reference
 from afmi.pictures.superpixels import Quickshift, Segmentation, superpixels
@@ -29,7 +28,7 @@ class LIME(BlackBoxMethod):
     Samples z ∈ {0, 1}^d keep superpixel j where z_j = 1 and hide it elsewhere; the weights solve
     min_{w, b} Σ_i π(z_i) (p_c(x_{z_i}) − w·z_i − b)² + α |w|² with π(z) = exp(−D(z)² / (2 κ²))
     and D(z) = 1 − √(|z|/d), the cosine distance between z and the whole image. S is w_j on
-    superpixel j. Signed. p_c is the softmax probability.
+    superpixel j. Signed. p_c is the probability of the class, or the value of another target.
 
     Paper: Ribeiro, Singh & Guestrin, *"Why Should I Trust You?"*, KDD 2016, Section 3. The
     defaults are those of the authors' package for images: quickshift superpixels, 1,000 samples
@@ -113,8 +112,8 @@ class LIME(BlackBoxMethod):
         scores = torch.empty(self.samples, len(classes), dtype=torch.float64, device="cpu")
         for start, stop in track(runner.ranges(self.samples), self.name):
             visible = kept[start:stop].to(image.device)[:, labels][:, None]
-            logits = runner.logits(torch.where(visible, image, hidden))
-            scores[start:stop] = probabilities(logits)[:, classes.cpu()]
+            shown = torch.where(visible, image, hidden)
+            scores[start:stop] = runner.responses(shown)[:, classes.cpu()]
         design = kept.to("cpu", torch.float64)
         distance = 1 - (design.sum(1) / count).sqrt()
         closeness = torch.exp(-(distance**2) / (2 * self.kernel_width**2))

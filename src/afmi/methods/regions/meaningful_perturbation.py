@@ -13,7 +13,9 @@ from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.classifier import classify
+from afmi.network.outputs import responses
 from afmi.network.randomness import generator_of
+from afmi.network.trial import meaning_of
 from afmi.pictures.dimensions import places
 from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.references import Blurred, Reference
@@ -31,7 +33,8 @@ class MeaningfulPerturbation(Method):
     with q = 1, or p_c(x) where ``relative``, a coarse mask m in [0, 1], one cell u for δ × δ
     pixels, and
     Φ(x; m, τ) = M ⊙ x + (1 − M) ⊙ x̄, M = g_σ ∗ (m interpolated bilinearly and shifted by τ).
-    x̄ is the image blurred, p_c the softmax probability.
+    x̄ is the image blurred, p_c the probability of the class; of another target it is the share
+    (f(x) − f(x̄)) of its value f that is left.
 
     Found by Adam; each step draws τ along each side from 0 … jitter − 1 pixels. m starts as
     the smallest centred disc of zeros that suppresses the class by 99 % compared with x̄, and is
@@ -120,10 +123,15 @@ class MeaningfulPerturbation(Method):
         reference = self.reference or Blurred(at_224(10, inputs))
         plain = reference.for_each(inputs).mean(1)
         scene = _Scene(self, inputs, plain)
-        before = torch.softmax(logits, 1).gather(1, classes[:, None])[:, 0]
+        meaning = meaning_of(self.model, inputs)
+        before = responses(logits, meaning).gather(1, classes[:, None])[:, 0]
+        hidden = scene.responses(runner, scene.plain.clone(), classes)
         unit = before if self.relative else torch.ones_like(before)
-        unit = unit.clamp_min(torch.finfo(unit.dtype).tiny)[:, None]
-        mask = self._start(scene, classes, before, runner).requires_grad_(True)
+        if meaning == "value":  # in units of what there is to lose, as a probability is
+            unit = before - hidden
+        tiny = torch.finfo(unit.dtype).tiny
+        unit = torch.where(unit.abs() < tiny, torch.full_like(unit, tiny), unit)[:, None]
+        mask = self._start(scene, classes, before, hidden, runner).requires_grad_(True)
         optimizer = torch.optim.Adam([mask], lr=self.learning_rate)
         generator = generator_of(self.seed)
         offsets = torch.randint(
@@ -135,10 +143,10 @@ class MeaningfulPerturbation(Method):
         )
 
         def slope(logits: Tensor, start: int, stop: int) -> Tensor:
-            probabilities = torch.softmax(logits, 1)
-            chosen = probabilities.gather(1, classes[start:stop, None])
-            by_logits = -chosen * probabilities
-            by_logits.scatter_add_(1, classes[start:stop, None], chosen)
+            with torch.enable_grad():
+                leaf = logits.detach().requires_grad_(True)
+                chosen = responses(leaf, meaning).gather(1, classes[start:stop, None]).sum()
+            (by_logits,) = torch.autograd.grad(chosen, leaf)
             return by_logits / unit[start:stop]
 
         for offset in track(offsets.tolist(), self.name):
@@ -159,7 +167,14 @@ class MeaningfulPerturbation(Method):
         rough = torch.stack([(step**self.power).sum() for step in steps]).sum()
         return self.area * (1 - mask).sum() + self.smoothness * rough
 
-    def _start(self, scene: _Scene, classes: Tensor, before: Tensor, runner: BatchRunner) -> Tensor:
+    def _start(
+        self,
+        scene: _Scene,
+        classes: Tensor,
+        before: Tensor,
+        hidden: Tensor,
+        runner: BatchRunner,
+    ) -> Tensor:
         """Return for each image the smallest centred disc of zeros that hides the class.
 
         It is an interval of a signal, and a ball in a volume.
@@ -173,16 +188,13 @@ class MeaningfulPerturbation(Method):
         discs = torch.stack([(radius > corner * (k + 1) / steps) for k in range(steps)])
         discs = discs.to(scene.images)
 
-        def chance(shown: Tensor) -> Tensor:
-            probability = torch.softmax(runner.logits(shown), 1)
-            return probability.gather(1, classes[:, None])[:, 0]
-
-        hidden = chance(scene.plain.clone())
         start = torch.zeros_like(discs[:1]).repeat(len(classes), *[1] * square.dim())
         missing = torch.ones_like(classes, dtype=torch.bool)
         for disc in discs:
             masks = disc.expand(len(classes), *disc.shape)
-            suppressed = chance(scene.shown(scene.mean(masks))) - hidden <= 0.01 * (before - hidden)
+            shown = scene.responses(runner, scene.shown(scene.mean(masks)), classes)
+            loss = before - hidden  # below zero where the value rises when it is hidden
+            suppressed = (shown - hidden) * loss.sign() <= 0.01 * loss.abs()
             start[suppressed & missing] = disc
             missing &= ~suppressed
         return start
@@ -216,6 +228,12 @@ class _Scene:
     def shown(self, masks: Tensor) -> Tensor:
         """Return the images (N, C, *spatial) blended by masks (N, 1, *spatial)."""
         return torch.lerp(self.plain, self.images, masks)
+
+    @staticmethod
+    def responses(runner: BatchRunner, shown: Tensor, classes: Tensor) -> Tensor:
+        """Return the probability of each image's class, or its value, (N,)."""
+        found = runner.responses(shown, shown.dtype, shown.device)
+        return found.gather(1, classes[:, None])[:, 0]
 
     def by_mask(self, gradient: Tensor) -> Tensor:
         """Return the gradient by the masks, (N, 1, *spatial), given the one by the images shown."""

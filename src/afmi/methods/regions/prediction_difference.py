@@ -8,14 +8,14 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
-from afmi.network.outputs import probabilities
 from afmi.network.randomness import image_generator
+from afmi.network.trial import meaning_of
 from afmi.pictures.dimensions import beside, places
 from afmi.pictures.matrices import unfolded
 from afmi.pictures.references import Reference
@@ -145,7 +145,10 @@ class PredictionDifference(BlackBoxMethod):
             tuple(slice(start, start + side) for start in corner)
             for corner in itertools.product(*(_positions(n, side, stride) for n in size))
         ]
-        whole = self._log_odds(probabilities(runner.logits(image[None].clone())))[:, classes.cpu()]
+        # Values have no odds: their own difference is the evidence.
+        is_value = meaning_of(self.model, image[None]) == "value"
+        evidence_of = nn.Identity() if is_value else self._log_odds
+        whole = evidence_of(runner.responses(image[None].clone()))[:, classes.cpu()]
         evidence = whole.new_zeros(len(classes), *size)
         covered = whole.new_zeros(size)
         count = sampler.count
@@ -155,8 +158,8 @@ class PredictionDifference(BlackBoxMethod):
             changed = image.repeat(len(some) * count, *[1] * image.dim())
             for i, window in enumerate(some):
                 changed[(slice(i * count, (i + 1) * count), slice(None), *window)] = sampler(window)
-            chance = probabilities(runner.logits(changed)).unflatten(0, (-1, count)).mean(1)
-            change = whole - self._log_odds(chance)[:, classes.cpu()]
+            chance = runner.responses(changed).unflatten(0, (-1, count)).mean(1)
+            change = whole - evidence_of(chance)[:, classes.cpu()]
             for window, weight in zip(some, change, strict=True):
                 evidence[(slice(None), *window)] += beside(weight, evidence)
                 covered[window] += 1

@@ -30,8 +30,8 @@ class RISE(BlackBoxMethod):
     mask is a grid of s × s cells, each 1 with probability p, interpolated bilinearly to
     (s + 1) C_H × (s + 1) C_W pixels for cells of C_H × C_W pixels (rounded up where s does not
     divide the side, so that the crop always fits), and cropped to H × W at a random offset of up
-    to one cell. Signals and volumes have s cells along each side likewise. p_c is the softmax
-    probability, x̄ what hidden places show.
+    to one cell. Signals and volumes have s cells along each side likewise. p_c is the probability
+    of the class, or the value of another target; x̄ is what hidden places show.
 
     N p is only the expectation of Σ_i M_i. Where p_c barely depends on the mask, S is therefore p_c
     times how often each place happened to be visible, which is noise of the masks and not of the
@@ -107,8 +107,8 @@ class RISE(BlackBoxMethod):
             flat = batch.flatten(1).to(wide)
             visible += flat.sum(0)
             for n in range(count):
-                logits = runner.logits(torch.lerp(hidden[n], inputs[n], batch))
-                score = torch.softmax(logits.to(wide), 1)[:, classes[:, n]]
+                shown = torch.lerp(hidden[n], inputs[n], batch)
+                score = runner.responses(shown, wide, inputs.device)[:, classes[:, n]]
                 total[:, n] += product(score.T, flat)
         if self.weighted_mean:
             maps = total / visible.clamp_min(torch.finfo(wide).tiny)
