@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,12 +26,13 @@ from afmi.errors import (
 )
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
-from afmi.network.checking import check_dense
+from afmi.network.checking import check_dense, first_convolution
 from afmi.network.classifier import Classifier, classify
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
 from afmi.pictures.batches import neighbours
+from afmi.pictures.dimensions import FORMS
 from afmi.pictures.images import ImageSource, read_image
 from afmi.pictures.transforms import to_tensor
 from afmi.targets import OneTarget
@@ -72,7 +74,7 @@ class Item:
     """An image on its way into the network.
 
     Attributes:
-        inputs: (1, C, H, W).
+        inputs: (1, C, *spatial).
         source: its file; None for images from memory.
         targets: to explain; None: the predicted class, or the most probable ones.
         index: its place among the images, from 0.
@@ -125,7 +127,7 @@ def _unexplained(index: int, source: str | None, what: str, error: Exception) ->
 
 
 def prepare(model: nn.Module, image: Any) -> Tensor:
-    """Return what the network is to see, (1, C, H, W), on the model's device.
+    """Return what the network is to see, (1, C, *spatial), on the model's device.
 
     Args:
         model: as in `afmi.explain`.
@@ -135,6 +137,9 @@ def prepare(model: nn.Module, image: Any) -> Tensor:
         return _prepare_tensor(model, image)
     if isinstance(image, (list, tuple)):
         raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
+    first = first_convolution(model)
+    if first is not None and first[0] != 2:
+        return _prepare_tensor(model, _tensor_of(image, first[0]))
     picture = read_image(image)
     if isinstance(model, Classifier):
         return model.prepare(picture)
@@ -146,10 +151,33 @@ def _like_model(model: nn.Module, images: Tensor) -> Tensor:
     return images if like is None else images.to(like)
 
 
+def _tensor_of(image: object, sides: int) -> Tensor:
+    """Return the array of a signal or a volume as a tensor."""
+    what = {1: "signal (C, L)", 3: "volume (C, D, H, W)"}[sides]
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "fiu":
+        raise UsageError(
+            f"expected one {what}, as a tensor or an array of numbers, since the network takes "
+            f"{FORMS[sides]}, got {image!r:.80}; afmi.volumes reads files of NIfTI and DICOM"
+        )
+    return torch.from_numpy(image.astype(np.promote_types(image.dtype.newbyteorder("="), "f4")))
+
+
+def _one_image(model: nn.Module, image: Tensor) -> Tensor:
+    """Return one image as a batch (1, C, *spatial), as far as the network tells what it takes."""
+    sides, channels = first_convolution(model) or (None, None)
+    single = {
+        2: sides != 2 or image.shape[0] == channels,
+        3: sides != 1,
+        4: sides == 3,
+    }
+    return image[None] if single.get(image.dim(), False) else image
+
+
 def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
     check_dense(image)
-    batch = image[None] if image.dim() == 3 else image
-    fits = batch.dim() == 4 and batch.shape[0] == 1 and batch.shape[1] in (1, 3)
+    batch = _one_image(model, image)
+    fits = batch.dim() in (3, 4, 5) and batch.shape[0] == 1
+    fits = fits and (batch.dim() != 4 or batch.shape[1] in (1, 3))
     if not fits or 0 in batch.shape or not batch.is_floating_point():
         advice = "convert it with image.float()"
         if image.dtype == torch.uint8:
@@ -159,13 +187,14 @@ def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
         elif not fits:
             advice = "Method.attribute takes any number of channels, as (N, C, H, W)"
         raise ShapeError(
-            "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), got "
-            f"{tuple(image.shape)} {image.dtype}; {advice}"
+            "expected one image as a floating-point tensor (3, H, W) or (1, 3, H, W), a signal "
+            f"(C, L) or a volume (C, D, H, W), got {tuple(image.shape)} {image.dtype}; {advice}"
         )
     low, high = (float(value) for value in batch.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UsageError("expected finite pixels, got NaN or infinity in the image")
-    if isinstance(model, Classifier) and not (low >= -1e-3 and high <= 1 + 1e-3):
+    picture = batch.dim() == 4
+    if picture and isinstance(model, Classifier) and not (low >= -1e-3 and high <= 1 + 1e-3):
         raise UsageError(
             f"expected pixels in [0, 1], got {low:g} to {high:g}; a Classifier normalises "
             "inside, so pass images that are not normalised yet"

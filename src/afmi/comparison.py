@@ -24,7 +24,6 @@ from afmi.methods import BlankMapWarning, Gradient, MethodsLike, chosen_methods
 from afmi.network.classifier import classify
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
-from afmi.pictures.transforms import to_image
 from afmi.progress import duration
 from afmi.targets import OneTarget, response
 
@@ -85,7 +84,7 @@ class Comparison:
         """Draw methods in columns: the map over the picture, then ever more of its pixels."""
         first = self.explanations[0]
         side = 480 if len(self.explanations) <= 4 else 300
-        original = figures.Panel(to_image(first.image))
+        original = figures.Panel(first.original())
         rows = [[original, *(figures.Panel(e.overlay()) for e in self.explanations)]]
         for i, fraction in enumerate(self.fractions):
             inserted = [
@@ -178,7 +177,7 @@ def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") ->
         methods: as in `compare`.
     """
     inputs = prepare(model, image)
-    batch = inputs.expand(8, -1, -1, -1).contiguous()
+    batch = inputs.expand(8, *inputs.shape[1:]).contiguous()
     forward = _seconds(lambda: classify(model, batch)) / 8
     try:
         with warnings.catch_warnings():
