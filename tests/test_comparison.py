@@ -28,7 +28,7 @@ def test_probabilities_are_those_of_the_pixels_that_are_kept(model: Classifier) 
     assert [e.method for e in comparison.explanations] == ["Random", "Grad-CAM"]
     assert {e.label for e in comparison.explanations} == {"c"}
     for explanation, probabilities in zip(
-        comparison.explanations, comparison.probabilities, strict=True
+        comparison.explanations, comparison.responses, strict=True
     ):
         for fraction, probability in zip((0.1, 0.5), probabilities, strict=True):
             kept = torch.zeros(400)
@@ -101,8 +101,8 @@ def test_comparisons_are_saved_under_names_of_their_own(model: Classifier, tmp_p
     assert one.save(tmp_path, "pic") == files
     assert len(list(tmp_path.iterdir())) == 4
     record = json.loads(files["record"].read_text(encoding="utf-8"))
-    inserted = record["methods"][0]["inserted_probabilities"]
-    assert inserted == pytest.approx(one.probabilities[0])
+    inserted = record["methods"][0]["inserted_responses"]
+    assert inserted == pytest.approx(one.responses[0])
 
 
 def test_a_network_that_gives_nan_for_what_is_left_has_no_probability(model: Classifier) -> None:
@@ -115,7 +115,7 @@ def test_a_network_that_gives_nan_for_what_is_left_has_no_probability(model: Cla
             return torch.where(dark[:, None], torch.nan, model(x))
 
     result = compare(Standardised(), image, methods="random", fractions=(0.1, 1.0))
-    (probabilities,) = result.probabilities
+    (probabilities,) = result.responses
     assert math.isnan(probabilities[0]) and probabilities[1] > 0
     texts = " ".join(text.get_text() for axes in result.figure().axes for text in axes.texts)
     assert "nan" not in texts

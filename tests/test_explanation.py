@@ -29,6 +29,7 @@ from afmi.files import save_record
 from afmi.methods import AFMI, BlankMapWarning, DeepLIFT, GradCAM, Gradient, Method, Random
 from afmi.pictures import figures
 from afmi.pictures.references import White, reference_of
+from afmi.targets import Class
 
 COMPARING = ("a-fmi", "deeplift", "integratedgradients:steps=8", "kernelshap:samples=64")
 LABELS = ("tabby cat", "collie", "newt", "Border terrier", "church / tower")
@@ -140,7 +141,7 @@ def test_the_record_holds_what_was_found(model, photo):
     assert explanation.versions["python"] == platform.python_version()
     assert set(explanation.versions) == {"afmi", "torch", "torchvision", "python"}
     with pytest.raises(FrozenInstanceError):
-        explanation.class_index = 3
+        explanation.target = 3
 
 
 def test_the_predicted_class_is_explained_unless_told_otherwise(model, photo):
@@ -827,11 +828,11 @@ def test_short_texts(model, photo):
         residual=-0.123,
         source="photo.png",
     )
-    assert repr(explanation) == "Explanation('newt' over 99.9%, A-FMI, 20×20, 'photo.png')"
+    assert repr(explanation) == "Explanation('newt, over 99.9%', A-FMI, 20×20, 'photo.png')"
     assert str(explanation).startswith("newt, over 99.9% — A-FMI (model tiny · layer features")
     assert "residual −12.3%" in str(explanation)
     other = replace(
-        explanation, target=1, label="collie", probability=0.00002, predicted_probability=0.9
+        explanation, target=Class(1), label="collie", probability=0.00002, predicted_probability=0.9
     )
     assert str(other).startswith("collie, under 0.1% (predicted: ")
 
@@ -855,7 +856,8 @@ def test_the_facade_leads_here():
 def test_large_images_are_drawn_at_a_bounded_size(tmp_path):
     ramp = torch.linspace(0, 1, 2100).expand(1050, -1).contiguous()
     found = Explanation(
-        image=ramp.expand(3, -1, -1), map=ramp, target=0, label="ramp", probability=1.0,
+        image=ramp.expand(3, -1, -1), map=ramp, target=Class(0), label="ramp", score=1.0,
+        unit="logit", probability=1.0,
         predicted=0, predicted_label="ramp", predicted_probability=1.0, method="none",
         parameters={}, signed=True,
     )  # fmt: skip

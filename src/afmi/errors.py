@@ -16,6 +16,7 @@ __all__ = [
     "OperationError",
     "OutputsWarning",
     "ShapeError",
+    "SourceError",
     "TargetError",
     "UsageError",
     "near_matches",
@@ -44,6 +45,10 @@ class LayerError(AfmiError, ValueError):
 
 class ImageError(AfmiError, ValueError):
     """A file cannot be read as an image."""
+
+
+class SourceError(AfmiError, ConnectionError):
+    """The place that images come from cannot be reached, or ends where it should not."""
 
 
 class ModelError(AfmiError, ValueError):

@@ -56,7 +56,7 @@ def test_json_holds_the_numbers(afmi, small, pictures):
     numbers = json.loads(result.stdout)
     assert numbers["fractions"] == [0.05, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert [m["method"] for m in numbers["methods"]] == ["A-FMI", "Random"]
-    assert all(len(m["inserted_probabilities"]) == 6 for m in numbers["methods"])
+    assert all(len(m["inserted_responses"]) == 6 for m in numbers["methods"])
     assert list(numbers["refused"]) == ["CAM"]
 
 

@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
+from shards import shards_of
 
 import afmi.evaluation.run as run_module
 from afmi.cli.evaluate import _EVERY, _ProgressPrinter
@@ -267,3 +269,37 @@ def test_a_terminal_has_a_bar_and_no_lines(capsys, monkeypatch):
         clock.now += 2 * _EVERY
     assert shown == [("passes through the network", done, 301) for done in (0, 100, 201)]
     assert capsys.readouterr() == ("", "")
+
+
+def test_tar_files_and_urls_give_the_lines_of_the_folder(afmi, command, data, small, tmp_path):
+    labels = {folder.name: folder.name for folder in data.iterdir()}
+    (content,) = shards_of(data, 99, labels).values()
+    (tmp_path / "a.tar").write_bytes(content)
+    fsspec.filesystem("memory").pipe(f"/{tmp_path.name}.tar", content)
+    rows = []
+    for number, source in enumerate((data, tmp_path / "a.tar", f"memory://{tmp_path.name}.tar")):
+        options = ["--out", tmp_path / f"out{number}", "--metrics", "insertion"]
+        result = afmi(*command, "--data", source, *options, "--methods", "gradient,random")
+        assert result.exit_code == 0, result.stderr
+        rows.append(result.stdout.splitlines()[:2])
+    assert rows[0] == rows[1] == rows[2]
+    result = afmi(*command, "--data", tmp_path / "a.tar", "--label-key", "json")
+    assert result.exit_code == 2
+    assert "label_key= (--label-key)" in result.stderr
+
+
+def test_progress_of_data_whose_length_nobody_knows(capsys, monkeypatch):
+    times = iter([0.0, 60.0])
+    printer = _ProgressPrinter(Progress(1, shown=True), quiet=False, clock=lambda: next(times))
+    printer.begin(Piece("A-FMI", 0, 4, 100), 0, math.inf)
+    printer.begin(Piece("A-FMI", 4, 8, 1000), 1000, math.inf)
+    expected = "A-FMI: from picture 4; 1,000 passes through the network so far\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_an_endless_bar_is_shown_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress(1, shown=True) as progress:
+        progress.within("passes", 3, None)
+        progress.within("passes", 4, None)
+    assert "passes" in capsys.readouterr().err

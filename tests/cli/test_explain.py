@@ -113,7 +113,7 @@ def test_several_pictures_are_summed_up_unless_quiet(afmi, small, pictures):
 def test_targets_by_label_and_index(afmi, small, pictures):
     args = ["explain", pictures / "a.png", *small, "--json"]
     result = afmi(*args, "--target", "COLLIE", "--target", "tiger", "--target", "1")
-    assert [record["target"] for record in _records(result.stdout)] == [2, 1]
+    assert [record["class"] for record in _records(result.stdout)] == [2, 1]
     result = afmi(*args, "--top-k", 3)
     assert len(_records(result.stdout)) == 3
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from afmi.errors import ModelError, ShapeError, TargetError
 from afmi.network.classifier import Classifier, class_label, find_class
-from afmi.network.outputs import logits_of
+from afmi.network.outputs import read_outputs, selected
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -128,15 +128,24 @@ def test_a_function_is_no_network() -> None:
 def test_logits_are_found_in_what_networks_return() -> None:
     logits = torch.zeros(2, 3)
     for output in (logits, {"logits": logits}, SimpleNamespace(logits=logits), (logits, 1)):
-        assert logits_of(output) is logits
+        assert selected(output, None) is logits
 
 
 @pytest.mark.parametrize(
-    "output", [None, torch.zeros(3), torch.zeros(2, 3, dtype=torch.int64), {"scores": 1}, ()]
+    "output", [None, torch.zeros(()), torch.zeros(2, 3, dtype=torch.int64), {"scores": 1}, ()]
 )
 def test_other_outputs_are_refused(output: object) -> None:
     with pytest.raises(ModelError, match=r"must return class logits \(N, C\)"):
-        logits_of(output)
+        read_outputs(Returning(output), torch.zeros(2, 3, 4, 4))
+
+
+class Returning(nn.Module):
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: torch.Tensor) -> object:
+        return self.output
 
 
 def test_prepare_resizes_and_crops_like_torchvision() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
@@ -30,9 +31,20 @@ _EVERY = 30
 @click.option(
     "--data",
     required=True,
-    metavar="FOLDER|CSV|mnist:DIR",
+    metavar="FOLDER|CSV|TAR|URL|mnist:DIR",
     help="A folder with one folder per class (ImageNet's layout too), a CSV file with the columns "
-    "image and label, mnist:DIR or imagenet:DIR.",
+    "image and label, WebDataset's tar files (shard-{000..010}.tar), a URL of such a folder or of "
+    "tar files (s3://, https://, zip://…), mnist:DIR or imagenet:DIR.",
+)
+@click.option(
+    "--image-key",
+    metavar="NAME",
+    help="Suffix of the pictures in tar files, or column of a CSV file, where it is another.",
+)
+@click.option(
+    "--label-key",
+    metavar="NAME",
+    help="Likewise of the labels: a suffix, a field of the JSON, or a column.",
 )
 @model_options
 @click.option(
@@ -53,7 +65,8 @@ _EVERY = 30
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Evaluate N of the pictures, the classes taken in turn.",
+    help="Evaluate N of the pictures, the classes taken in turn (of tar files behind a URL, the "
+    "first N).",
 )
 @layer_option
 @batch_size_option
@@ -66,6 +79,8 @@ _EVERY = 30
 def evaluate(
     ctx: click.Context,
     data: str,
+    image_key: str | None,
+    label_key: str | None,
     network: dict[str, Any],
     methods: str,
     metrics: str | None,
@@ -87,6 +102,7 @@ def evaluate(
       afmi evaluate --data photographs/ --methods a-fmi,grad-cam,random --limit 200
       afmi evaluate --data val/ --model resnet50 --methods all --out results/resnet50
       afmi evaluate --data labels.csv --model my_net.py:build --weights my_net.safetensors
+      afmi evaluate --data "https://example.org/val-{000..010}.tar" --limit 500
       afmi report afmi-results
 
     \b
@@ -112,6 +128,8 @@ def evaluate(
                 methods=methods,
                 metrics=metrics,
                 limit=limit,
+                image_key=image_key,
+                label_key=label_key,
                 batch_size=batch_size,
                 command=command,
                 on_begin=printer.begin,
@@ -155,19 +173,21 @@ class _ProgressPrinter:
 
     def begin(self, piece: Piece, done: float, total: float) -> None:
         """Move the bar; without a terminal print a line now and then."""
-        self._progress.within("passes through the network", int(done), int(total))
+        known = math.isfinite(total)
+        self._progress.within(
+            "passes through the network", int(done), int(total) if known else None
+        )
         now = self._clock()
         if self._began is None:  # loading says nothing of the pieces' speed
             self._began = self._printed = now
         if self._quiet or sys.stderr.isatty() or now - self._printed < _EVERY or not done:
             return
         self._printed = now
-        left = (now - self._began) * (total - done) / done
-        self._progress.line(
-            f"{piece.label}: from picture {piece.start}; {done / total:.0%} of this run, about "
-            f"{duration(left)} left",
-            err=True,
-        )
+        part = f"{done:,.0f} passes through the network so far"
+        if known:
+            left = (now - self._began) * (total - done) / done
+            part = f"{done / total:.0%} of this run, about {duration(left)} left"
+        self._progress.line(f"{piece.label}: from picture {piece.start}; {part}", err=True)
 
     def method(self, label: str, results: Results) -> None:
         """Print a method's headline; a damaged piece is reported, but stops no other method."""

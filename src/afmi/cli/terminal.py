@@ -99,8 +99,14 @@ class Progress:
         if self._bar is not None and "" in self._tasks:
             self._bar.update(self._tasks[""], advance=1, description=visible(description))
 
-    def within(self, what: str, done: int, total: int) -> None:
-        """Show how far a method has come within a picture; an `afmi.progress.Reporter`."""
+    def within(self, what: str, done: int, total: int | None) -> None:
+        """Show how far a method has come within a picture; an `afmi.progress.Reporter`.
+
+        Args:
+            what: is counted.
+            done: how many.
+            total: of how many; None: nobody knows.
+        """
         self._update(what, done, total, what)
 
     def line(self, text: str, *, err: bool = False) -> None:
@@ -110,7 +116,7 @@ class Progress:
         else:
             echo(text, err=err)
 
-    def _update(self, key: str, done: int, total: int, description: str) -> None:
+    def _update(self, key: str, done: int, total: int | None, description: str) -> None:
         if not self._shown:
             return
         if self._bar is None:
@@ -118,7 +124,9 @@ class Progress:
             self._bar.start()
         if key not in self._tasks:
             self._tasks[key] = self._bar.add_task(description, total=total)
-        self._bar.update(self._tasks[key], completed=done, total=total, visible=done < total)
+        self._bar.update(
+            self._tasks[key], completed=done, total=total, visible=total is None or done < total
+        )
 
 
 @contextmanager

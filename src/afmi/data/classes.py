@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.resources
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -101,6 +103,38 @@ class Classes:
             if re.fullmatch(r"[+-]?\d+", text) and not self._numbers_are_labels:
                 return self._in_range(int(text))
         return self._one_of(self._labelled(text), text)
+
+    def of_names(self, names: Sequence[str]) -> tuple[str | int, ...]:
+        """Return the model's class for each class of a data set, by the data set's names for them.
+
+        A name that is no label stands for the class by which all its synonyms go that are labels;
+        two names never stand for one class. Where the rest have the model's indices, the names are
+        spelled otherwise than the labels, but the classes are the same, and have these indices.
+
+        Returns:
+            For each name the index, or the name itself where the model has no such class.
+        """
+        if not self.labels:
+            return tuple(range(len(names)))
+        indices = [self._synonymous(name) for name in names]
+        times = Counter(indices)
+        known = {place: i for place, i in enumerate(indices) if i is not None and times[i] == 1}
+        same = all(place == index for place, index in known.items())
+        if same and len(names) == self.count and 2 * len(known) >= len(names):
+            return tuple(range(len(names)))
+        return tuple(known.get(place, name) for place, name in enumerate(names))
+
+    def _synonymous(self, name: str) -> int | None:
+        """Return the class that a name, or else some of its synonyms, stand for; None: unclear."""
+        found = set()
+        for text in (name, *name.split(",")):
+            try:
+                found.add(self.find(text))
+            except TargetError:
+                continue
+            if text == name:
+                break
+        return found.pop() if len(found) == 1 else None
 
     def _in_range(self, index: int) -> int:
         if not 0 <= index < self.count:

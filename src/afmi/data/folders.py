@@ -9,48 +9,63 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from afmi.data.classes import WNID
+from afmi.data.fields import Fields
 from afmi.data.listing import Files, Listing, listed
 from afmi.errors import ImageError, UsageError
 from afmi.files import regular_file_size
 from afmi.pictures.finding import IMAGE_SUFFIXES, find_images
 
-__all__ = ["open_csv", "open_folder", "open_imagenet"]
+__all__ = ["SPLITS", "open_csv", "open_folder", "open_imagenet", "path_labels"]
 
-_SPLITS = ("val", "validation", "test", "train")  # the first that is there is taken
+SPLITS = ("val", "validation", "test", "train")  # the first that is there is taken
 
 
 def open_folder(folder: Path, name: str) -> Listing:
     base, other = _split(folder)
     if base != folder:
         name += f" ({base.name}{f', not {other}' if other else ''})"
+    labels, noun = path_labels((p.relative_to(base).as_posix() for p in find_images(base)), name)
+    inside = base.relative_to(folder)
+    keys = {(inside / path).as_posix(): label for path, label in labels.items()}
+    return _files(name, folder, sorted(keys), [keys[key] for key in sorted(keys)], noun)
+
+
+def path_labels(paths: Iterable[str], name: str) -> tuple[dict[str, str], str]:
+    """Return the label of each picture by its path, and what the labels are.
+
+    Args:
+        paths: below the class folders' own folder, with "/" between folders.
+        name: of the data, for errors.
+
+    Raises:
+        ImageError: pictures have no label.
+    """
     labels: dict[str, str | None] = {}  # each picture's class folder, or else its wnid
     in_folders = False
-    for path in find_images(base):
-        parts = path.relative_to(base).parts
+    for path in paths:
+        parts = path.split("/")
         in_folders |= len(parts) > 1
         wnid = WNID.search(parts[-1])
-        label = parts[0] if len(parts) > 1 else wnid[0] if wnid else None
-        labels[path.relative_to(folder).as_posix()] = label
-    unlabelled = sorted(key for key, label in labels.items() if label is None)
+        labels[path] = parts[0] if len(parts) > 1 else wnid[0] if wnid else None
+    unlabelled = sorted(path for path, label in labels.items() if label is None)
     if unlabelled and not in_folders:
         raise ImageError(
             f"{len(unlabelled)} of {len(labels)} pictures in {name} have no label: they do not lie "
             f"in one folder per class, and their names hold no ImageNet id such as n01440764 "
             f"({listed(map(repr, unlabelled))}); sort them into folders, or list them in a CSV file"
         )
-    keys = sorted(key for key, label in labels.items() if label is not None)
-    noun = "class folder" if in_folders else "ImageNet id"
-    return _files(name, folder, keys, [labels[key] or "" for key in keys], noun)
+    known = {path: label for path, label in labels.items() if label is not None}
+    return known, "class folder" if in_folders else "ImageNet id"
 
 
 def _split(folder: Path) -> tuple[Path, str]:
     """Return where the class folders are, and which other half of the data was left out."""
     subfolders = sorted(entry for entry in _entries(folder) if entry.is_dir())
-    splits = [split for split in _SPLITS if folder / split in subfolders]
+    splits = [split for split in SPLITS if folder / split in subfolders]
     if not splits:
         return folder, ""
     for subfolder in subfolders:
-        if subfolder.name not in _SPLITS and any(map(_is_picture, _entries(subfolder))):
+        if subfolder.name not in SPLITS and any(map(_is_picture, _entries(subfolder))):
             return folder, ""  # a class's, so the others are too
     return folder / splits[0], " or ".join(splits[1:])
 
@@ -82,7 +97,7 @@ def _size(path: Path) -> int:
         return -1
 
 
-def open_csv(path: Path, name: str) -> Listing:
+def open_csv(path: Path, name: str, fields: Fields) -> Listing:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise UsageError(
             f"{name!r} is a picture; expected a folder of pictures, or a CSV file that lists them "
@@ -91,7 +106,7 @@ def open_csv(path: Path, name: str) -> Listing:
     try:
         regular_file_size(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _csv_rows(file, name)
+            rows = _csv_rows(file, name, fields)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(
@@ -110,20 +125,22 @@ def open_csv(path: Path, name: str) -> Listing:
     return opened
 
 
-def _csv_rows(file: Any, name: str) -> list[tuple[str, str]]:
+def _csv_rows(file: Any, name: str, fields: Fields) -> list[tuple[str, str]]:
     """Return image and label of each line of an open CSV file."""
     first = file.readline()
     file.seek(0)
     separator = next((sign for sign in ",;\t" if sign in first), ",")
     reader = csv.reader(file, delimiter=separator, strict=True)
     header = [cell.strip().casefold() for cell in next(reader, [])]
-    if header.count("image") != 1 or header.count("label") != 1:
+    wanted = [(fields.image or "image").casefold(), (fields.label or "label").casefold()]
+    if any(header.count(column) != 1 for column in wanted):
         columns = ", ".join(map(repr, header)) or "nothing"
         raise UsageError(
-            f"expected the columns 'image' and 'label' in the first line of {name!r}, got "
-            f"{columns[:200]}; name the columns so"
+            f"expected the columns {wanted[0]!r} and {wanted[1]!r} in the first line of {name!r}, "
+            f"got {columns[:200]}; name the columns so, or say their names with image_key= and "
+            "label_key="
         )
-    image, label = header.index("image"), header.index("label")
+    image, label = map(header.index, wanted)
     rows = []
     for cells in reader:
         if not any(cell.strip() for cell in cells):

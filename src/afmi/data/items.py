@@ -1,45 +1,70 @@
-"""Labelled pictures that are items of a data set: PyTorch's, MNIST, or any list of pairs."""
+"""Labelled pictures that are items of a data set: PyTorch's, Hugging Face's, MNIST, any list."""
 
 from __future__ import annotations
 
 import importlib
 import operator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from afmi.data.fields import Fields
 from afmi.data.listing import Items, Listing
-from afmi.errors import ImageError, TargetError
+from afmi.errors import ImageError
 
-__all__ = ["mnist", "open_items", "open_mnist"]
+__all__ = ["feature_names", "mnist", "open_items", "open_mnist"]
 
 
-def open_items(data: Any) -> Listing:
+def open_items(data: Any, fields: Fields) -> Listing:
     name = type(data).__name__
     if len(data) < 1:
         raise ImageError(f"the {name} has no items; expected pairs of picture and class index")
-    source = Items(name, data)
+    source = Items(name, data, fields)
     keys = tuple(f"item/{i}" for i in range(len(data)))
+    sizes = (0,) * len(keys)
+    if hasattr(data, "column_names"):
+        column = fields.label_in(data.column_names, f"the {name}")
+        labels = [source.label_of(label) for label in data[column]]
+        names = feature_names(data, column)
+        return Listing(
+            *(name, source, keys, tuple(labels), "label", sizes), class_names=names, by_name=True
+        )
     labels = _known_targets(data)
-    first = _index(source.pair(keys[0])[1], name)
-    if labels is None or labels[0] != first:  # the items carry other labels
-        labels = [first, *(_index(source.pair(key)[1], name) for key in keys[1:])]
+    place, first = _first_label(source, keys)
+    if labels is None or labels[place] != first:  # the items carry other labels
+        labels = [_label(source, key) for key in keys]
         names = ()
     else:
         names = _known_names(data)
-    sizes = (0,) * len(keys)
     return Listing(name, source, keys, tuple(labels), "label", sizes, class_names=names)
 
 
-def _index(label: Any, name: str) -> int:
+def _first_label(source: Items, keys: Sequence[str]) -> tuple[int, str | int]:
+    """Return the first label that can be read, and whose it is."""
+    reason: ImageError | None = None
+    for place, key in enumerate(keys):
+        try:
+            return place, source.label(key)
+        except ImageError as error:
+            reason = reason or error
+    raise reason or ImageError(f"the {source.name} has no items")
+
+
+def _label(source: Items, key: str) -> str | int | None:
+    """Return a label; None where the item cannot be read, as its row will say."""
     try:
-        return operator.index(label)
-    except (TypeError, ValueError, RuntimeError):  # of tensors
-        raise TargetError(
-            f"expected class indices as labels in the {name}, got {type(label).__name__} "
-            f"{' '.join(str(label).split())[:80]!r}; turn them into whole numbers from 0"
-        ) from None
+        return source.label(key)
+    except ImageError:
+        return None
+
+
+def feature_names(data: Any, column: str | None) -> tuple[str, ...]:
+    """Return the names that a data set of Hugging Face has for the classes of a column."""
+    features = getattr(data, "features", None)
+    feature = features.get(column) if isinstance(features, Mapping) and column else None
+    return tuple(getattr(feature, "names", ()))
 
 
 def _known_targets(data: Any) -> list[int] | None:
@@ -70,7 +95,7 @@ def open_mnist(folder: Path, name: str, train: bool = False) -> Listing:
     digits = mnist(folder, train=train)
     keys = tuple(f"{split}/{i}" for i in range(len(digits)))
     labels = tuple(str(int(digit)) for digit in digits.targets)
-    source = Items(name, digits)
+    source = Items(name, digits, Fields())
     return Listing(name, source, keys, labels, "digit", (0,) * len(keys), classes=10)
 
 

@@ -12,22 +12,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from afmi.batching import prepare
 from afmi.data.classes import Classes
+from afmi.data.fields import Fields
 from afmi.data.folders import open_csv, open_folder, open_imagenet
 from afmi.data.items import open_items, open_mnist
-from afmi.data.listing import Files, Items, Listing, listed
-from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
-from afmi.network.classifier import Classifier, classify
-from afmi.pictures.images import read_image
+from afmi.data.listing import Items, Listing, Source, listed
+from afmi.data.preparing import prepared, prepared_or_named
+from afmi.data.remote import is_remote, open_remote
+from afmi.data.tars import is_tar, local_tars, open_tars
+from afmi.errors import AfmiError, ImageError, ModelError, SourceError, TargetError, UsageError
+from afmi.network.classifier import classify
 
-__all__ = ["LabelledImages", "open_images"]
+__all__ = [
+    "NO_CLASS",
+    "LabelledImages",
+    "check_limit",
+    "check_model",
+    "labelled_images",
+    "open_images",
+]
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow turns RGB into grey
+
+NO_CLASS = -1
+"""The label of a picture whose class is not known; reading it raises."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,8 @@ class LabelledImages:
         name: what was opened, for reports.
         keys: one unique id per picture: its path relative to the folder or CSV file, with "/"
             between folders, or a position such as ``"test/17"``.
-        labels: for each picture, the index of its class among the model's.
+        labels: for each picture, the index of its class among the model's; -1 where the picture
+            cannot be read, and so not its label either.
         sizes: for each picture, the bytes of its file: -1 where there is none, 0 where the
             picture comes from a data set.
         model: what the pictures are prepared for.
@@ -59,7 +69,7 @@ class LabelledImages:
     labels: tuple[int, ...] = field(repr=False)
     sizes: tuple[int, ...] = field(repr=False)
     model: nn.Module = field(repr=False, compare=False)
-    source: Files | Items = field(repr=False, compare=False)
+    source: Source = field(repr=False, compare=False)
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -96,14 +106,9 @@ class LabelledImages:
         """
         key = self.keys[index]
         picture = self.source.picture(key)
-        try:
-            return _prepared(self.model, picture)
-        except AfmiError as error:
-            where, unread = self.source.where(key), isinstance(error, ImageError)
-            if unread and where in str(error):
-                raise
-            what = "read" if unread else "prepared for the network"
-            raise ImageError(f"{where} cannot be {what}: {error}") from error
+        if self.labels[index] == NO_CLASS:
+            raise ImageError(f"{self.source.where(key)} could not be read for its label before")
+        return prepared_or_named(self.model, picture, self.source.where(key))
 
     def limited(self, count: int) -> LabelledImages:
         """Return some of the pictures, spread over the classes as evenly as possible.
@@ -120,7 +125,7 @@ class LabelledImages:
         Raises:
             UsageError: the count is no whole number from 1.
         """
-        _check_limit(count)
+        check_limit(count)
         if count >= len(self):
             return self
         turns = defaultdict(itertools.count)
@@ -137,6 +142,8 @@ class LabelledImages:
         for index in range(len(self)):
             try:
                 return self.read(index)
+            except SourceError:  # then none can
+                raise
             except Exception as error:
                 reason = reason or str(error) or type(error).__name__
         raise AfmiError(f"none of the {len(self)} pictures can be read; the first: {reason}")
@@ -153,7 +160,12 @@ class LabelledImages:
 
 
 def open_images(
-    data: str | os.PathLike[str] | Any, model: nn.Module, *, limit: int | None = None
+    data: str | os.PathLike[str] | Any,
+    model: nn.Module,
+    *,
+    limit: int | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
 ) -> LabelledImages:
     """Find labelled pictures and the class of each among the model's.
 
@@ -175,16 +187,27 @@ def open_images(
             - ``"mnist:DIR"`` or ``"mnist-train:DIR"``: MNIST's test or training pictures, where
               torchvision keeps them (``DIR/MNIST/raw``); nothing is downloaded;
             - ``"imagenet:DIR"``: ImageNet's validation pictures in ``DIR/val/<wnid>``;
-            - a data set of PyTorch, or any other object with a length whose items are pairs of
-              picture and class index. The picture is a PIL image, or a tensor (C, H, W) in
-              [0, 1] that the model sees as it is. Without ``targets`` it is read once for its
-              labels.
+            - tar files of WebDataset on a disk, by their path, a glob, or a pattern such as
+              ``"shard-{000..010}.tar"``: samples of a picture (jpg, jpeg, png, webp) and a label
+              (``cls``, or a field of ``json``). Nothing of them is unpacked to a disk;
+            - a folder of pictures behind a URL of fsspec, laid out as above:
+              ``"s3://bucket/val"``, ``"zip://val::pictures.zip"``;
+            - a data set of PyTorch or of Hugging Face's ``datasets``, or any other object with a
+              length whose items are pairs of picture and label, or mappings that hold both. The
+              picture is a PIL image, an encoded one, or a tensor (C, H, W) in [0, 1] that the
+              model sees as it is; the label is a class's index or name. Without ``targets`` it is
+              read once for its labels. Names that the data set has for its classes are sought
+              among the model's labels.
 
             Hidden files and folders, linked folders, and files without an image suffix are left
             out; files are sorted by their path.
         model: a `Classifier`, or another ``nn.Module`` that takes images in [0, 1]. Without
             labels, the first picture goes through it, to count the classes.
         limit: take this many pictures only; see `LabelledImages.limited`.
+        image_key: what the picture is called in items that are mappings, the suffix of the pictures
+            in tar files, the column in a CSV file; None: the usual name (``image``, ``img``,
+            ``pixel_values``, ``inputs``, a suffix), of which there must be one only.
+        label_key: likewise the label (``label``, ``labels``, ``target``, ``cls``).
 
     Returns:
         The pictures. CSV files may name files that do not exist: reading these raises.
@@ -197,20 +220,25 @@ def open_images(
         ModelError: the model is no ``nn.Module``, or not for these pictures.
 
     Example:
+        >>> import torch
+        >>> from afmi import Classifier
         >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), labels=["cat", "dog"])
         >>> pairs = [(torch.zeros(3, 4, 4), 1), (torch.ones(3, 4, 4), 0)]
         >>> images = open_images(pairs, model)
         >>> images.keys, images.labels, images.read(1).shape
         (('item/0', 'item/1'), (1, 0), torch.Size([1, 3, 4, 4]))
     """
-    if limit is not None:
-        _check_limit(limit)
-    if not isinstance(model, nn.Module):
-        raise ModelError(
-            f"expected a model that is an nn.Module, got {type(model).__name__}; "
-            "use afmi.load_model(name) or afmi.Classifier(network)"
-        )
-    opened = _open(data)
+    check_limit(limit)
+    check_model(model)
+    return labelled_images(_open(data, Fields(image_key, label_key)), model, limit)
+
+
+def labelled_images(opened: Listing, model: nn.Module, limit: int | None) -> LabelledImages:
+    """Return the pictures of a listing with their classes among the model's.
+
+    Raises:
+        AfmiError: see `open_images`.
+    """
     if isinstance(opened.source, Items):
         _try_first(opened, model)
     labels = tuple(getattr(model, "labels", ()))
@@ -220,7 +248,9 @@ def open_images(
             f"{opened.name} has {opened.classes} classes, but the model has {classes.count}; "
             "use a model that was trained on these pictures"
         )
-    if opened.class_names:
+    if opened.by_name:
+        opened = _named(opened, classes)
+    elif opened.class_names:
         _check_order(opened, classes)
     images = LabelledImages(
         opened.name, opened.keys, _indices(opened, classes), opened.sizes, model, opened.source
@@ -228,36 +258,57 @@ def open_images(
     return images if limit is None else images.limited(limit)
 
 
-_NAMED: dict[str, Callable[[Path, str], Listing]] = {
+_PREFIXES: dict[str, Callable[[Path, str], Listing]] = {
     "mnist": open_mnist,
     "mnist-train": partial(open_mnist, train=True),
     "imagenet": open_imagenet,
 }
 
 
-def _open(data: Any) -> Listing:
+def _open(data: Any, fields: Fields) -> Listing:
     if isinstance(data, (str, os.PathLike)):
-        text = os.fspath(data)
-        prefix, colon, rest = text.partition(":")
-        if colon and prefix.lower() in _NAMED:
-            return _NAMED[prefix.lower()](_absolute(rest, prefix), text)
-        path = _absolute(text, "data")
-        if path.is_dir():
-            return open_folder(path, text)
-        if path.is_file():
-            return open_csv(path, text)
-        known = ", ".join(f"{name}:DIR" for name in _NAMED)
-        raise ImageError(
-            f"there is no {text!r}; expected a folder, a CSV file, or one of {known}: "
-            "check the path"
-        )
+        return _open_text(os.fspath(data), fields)
     takes_items = hasattr(data, "__len__") and hasattr(data, "__getitem__")
     if not takes_items or isinstance(data, (Mapping, Tensor, bytes)):
+        splits = ", ".join(map(repr, data)) if isinstance(data, Mapping) else ""
         raise UsageError(
             f"expected a folder, a CSV file or a data set with a length, got "
-            f"{type(data).__name__}; items must be pairs of picture and class index"
+            f"{type(data).__name__}{f' of {splits}'[:200] if splits else ''}; items must be pairs "
+            "of picture and label, or mappings that hold both"
         )
-    return open_items(data)
+    return open_items(data, fields)
+
+
+def _open_text(text: str, fields: Fields) -> Listing:
+    if not is_remote(text):
+        return _open_local(text, fields)
+    opened = open_remote(text, fields)
+    if isinstance(opened, Listing):
+        return opened
+    raise UsageError(
+        f"the samples of {opened.name!r} come one after the other, and none can be had by its "
+        "position; give them to afmi.evaluate, or copy the files to a disk"
+    )
+
+
+def _open_local(text: str, fields: Fields) -> Listing:
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix.lower() in _PREFIXES:
+        fields.refuse(repr(text))
+        return _PREFIXES[prefix.lower()](_absolute(rest, prefix), text)
+    path = _absolute(text, "data")
+    if path.is_dir():
+        fields.refuse(repr(text))
+        return open_folder(path, text)
+    if is_tar(text):
+        return open_tars(local_tars(str(path)), text, fields)
+    if path.is_file():
+        return open_csv(path, text, fields)
+    known = ", ".join(f"{name}:DIR" for name in _PREFIXES)
+    raise ImageError(
+        f"there is no {text!r}; expected a folder, a CSV file, tar files, a URL, or one of "
+        f"{known}: check the path"
+    )
 
 
 def _absolute(text: str, what: str) -> Path:
@@ -270,7 +321,7 @@ def _try_first(opened: Listing, model: nn.Module) -> None:
     """Raise what is wrong with all pictures of a data set, such as their shape, at once."""
     try:
         picture = opened.source.picture(opened.keys[0])
-        _prepared(model, picture)
+        prepared(model, picture)
     except ImageError:
         return  # a problem of this picture alone
 
@@ -292,11 +343,22 @@ def _check_order(opened: Listing, classes: Classes) -> None:
             )
 
 
+def _named(opened: Listing, classes: Classes) -> Listing:
+    """Return a listing whose labels are the model's classes, or the names of those it lacks."""
+    of_names = classes.of_names(opened.class_names)
+    labels = (
+        of_names[label] if isinstance(label, int) and 0 <= label < len(of_names) else label
+        for label in opened.labels
+    )
+    return replace(opened, labels=tuple(labels))
+
+
 def _indices(opened: Listing, classes: Classes) -> tuple[int, ...]:
     """Return the class of each picture; raise one error for all that have none."""
     indices: dict[str | int, int] = {}
     reasons: list[str] = []
-    names = sorted(set(opened.labels), key=lambda name: (isinstance(name, str), name))
+    given = {name for name in opened.labels if name is not None}
+    names = sorted(given, key=lambda name: (isinstance(name, str), name))
     for name in names:
         try:
             indices[name] = classes.find(name)
@@ -310,7 +372,7 @@ def _indices(opened: Listing, classes: Classes) -> tuple[int, ...]:
             f"classes: {listed(reasons)}; name classes by label, index or ImageNet id, and leave "
             "out what the model does not know"
         )
-    return tuple(indices[name] for name in opened.labels)
+    return tuple(NO_CLASS if name is None else indices[name] for name in opened.labels)
 
 
 def _count_classes(opened: Listing, model: nn.Module) -> int:
@@ -318,7 +380,7 @@ def _count_classes(opened: Listing, model: nn.Module) -> int:
     reason = ""
     for key in opened.keys:
         try:
-            image = _prepared(model, opened.source.picture(key))
+            image = prepared(model, opened.source.picture(key))
         except ImageError as error:
             reason = reason or str(error)
             continue
@@ -326,34 +388,16 @@ def _count_classes(opened: Listing, model: nn.Module) -> int:
     raise ImageError(f"none of the {len(opened.keys)} pictures of {opened.name} is fit: {reason}")
 
 
-def _prepared(model: nn.Module, picture: Any) -> Tensor:
-    """Return a picture as the model is to see it, in as many channels as it takes."""
-    channels = _channels(model)
-    if not isinstance(picture, Tensor) and channels == 1:
-        # Grey before it is resized; of the three equal channels that come out, one is kept.
-        grey: Image.Image = read_image(picture).convert("L")
-        return prepare(model, grey)[:, :1]
-    image = prepare(model, picture)
-    if image.shape[1] == channels:
-        return image
-    if image.shape[1] == 1:
-        return image.expand(-1, channels, -1, -1).contiguous()
-    if channels == 1 and image.shape[1] == 3:
-        luma = torch.tensor(_LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
-        return (image * luma).sum(1, keepdim=True)
-    raise ShapeError(
-        f"the model takes {channels} channels, but the picture has {image.shape[1]}; "
-        "pass a data set of tensors that fit"
-    )
-
-
-def _channels(model: nn.Module) -> int:
-    if isinstance(model, Classifier):
-        return model.mean.shape[0]
-    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    return 1 if convolution is not None and convolution.in_channels == 1 else 3
-
-
-def _check_limit(limit: object) -> None:
-    if type(limit) is not int or limit < 1:
+def check_limit(limit: object) -> None:
+    """Raise unless a limit is None or a whole number from 1."""
+    if limit is not None and (type(limit) is not int or limit < 1):
         raise UsageError(f"expected a whole number of pictures from 1 as limit, got {limit!r}")
+
+
+def check_model(model: object) -> None:
+    """Raise unless a model is one of PyTorch."""
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"expected a model that is an nn.Module, got {type(model).__name__}; "
+            "use afmi.load_model(name) or afmi.Classifier(network)"
+        )

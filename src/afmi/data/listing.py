@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from afmi.errors import ImageError, UsageError
+from afmi.data.fields import Fields, label_of, one_line
+from afmi.errors import AfmiError, ImageError
 from afmi.pictures.images import read_image
 
-__all__ = ["Files", "Items", "Listing", "listed"]
+__all__ = ["Files", "Items", "Listing", "Source", "listed"]
 
 _MOST_LISTED = 5
 """Parts that an error names."""
+
+
+class Source(Protocol):
+    """Where pictures come from; a key is what the source calls one of them."""
+
+    def where(self, key: str) -> str:
+        """Return what errors call the picture."""
+        ...
+
+    def picture(self, key: str) -> Any:
+        """Return the picture: a PIL image, a tensor, or what `read_image` takes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,25 +48,32 @@ class Items:
 
     name: str
     items: Any
+    fields: Fields
 
     def where(self, key: str) -> str:
         return f"{key} of {self.name}"
 
     def picture(self, key: str) -> Any:
-        return self.pair(key)[0]
-
-    def pair(self, key: str) -> Sequence[Any]:
+        item = self._item(key)
         try:
-            item = self.items[int(key.rpartition("/")[2])]
+            return self.fields.picture(item, self.name)
+        except ImageError as error:
+            raise self._unreadable(key, error) from error
+
+    def label(self, key: str) -> str | int:
+        return self.fields.label_value(self._item(key), self.name)
+
+    def label_of(self, label: Any) -> str | int:
+        return label_of(label, f"the {self.name}")
+
+    def _item(self, key: str) -> Any:
+        try:
+            return self.items[int(key.rpartition("/")[2])]
         except Exception as error:  # a data set may raise whatever it likes
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ImageError(f"{self.where(key)} cannot be read: {reason}") from error
-        if not isinstance(item, (tuple, list)) or len(item) < 2:
-            raise UsageError(
-                f"expected pairs of picture and class index in {self.name}, got "
-                f"{type(item).__name__}; wrap it so that its items are such pairs"
-            )
-        return item
+            raise self._unreadable(key, error) from error
+
+    def _unreadable(self, key: str, error: Exception) -> AfmiError:
+        return ImageError(f"{self.where(key)} cannot be read: {one_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -64,21 +84,25 @@ class Listing:
         name: what was opened.
         source: where the pictures come from.
         keys: one per picture.
-        labels: of each picture the class's name, or its index as an int.
+        labels: of each picture the class's name, or its index as an int; None where the picture
+            cannot be read, and so not its label either.
         noun: what the labels are, for messages.
         sizes: bytes of each file.
         classes: how many classes the model must have. None: any number.
         class_names: a data set's names for its classes, in the order of its indices.
+        by_name: whether these names are sought among the model's labels, so that the order may be
+            another one.
     """
 
     name: str
-    source: Files | Items
+    source: Source
     keys: tuple[str, ...]
-    labels: tuple[str | int, ...]
+    labels: tuple[str | int | None, ...]
     noun: str
     sizes: tuple[int, ...]
     classes: int | None = None
     class_names: tuple[str, ...] = ()
+    by_name: bool = False
 
 
 def listed(parts: Iterable[str]) -> str:

@@ -118,7 +118,7 @@ class ResultsFolder:
         cls,
         path: Path,
         run: Mapping[str, Any],
-        images: tuple[Sequence[str], Sequence[int]],
+        images: tuple[Sequence[str], Sequence[int]] | None,
         about: Mapping[str, Any],
     ) -> ResultsFolder:
         """Make the folder of a run, or open the one that it began in.
@@ -126,7 +126,7 @@ class ResultsFolder:
         Args:
             path: where the results are, or will be.
             run: what identifies the run; all of it must be as it was.
-            images: key and label of each picture.
+            images: key and label of each picture; None: they come later, by `with_images`.
             about: further parts of the manifest, kept from the call that began the run;
                 ``metrics`` among them.
 
@@ -143,13 +143,79 @@ class ResultsFolder:
             else:
                 manifest = {"run": identity, "methods": {}, **about}
                 write_files({folder.manifest_path: _json(manifest)})
-            keys, labels = images
-            columns = (range(len(keys)), map(_storable, keys), map(int, labels))
-            table = table_bytes(columns, _IMAGES, folder._about_images)
-            if not folder.images_path.is_file() or folder.images_path.read_bytes() != table:
-                write_files({folder.images_path: table})
+            if images is not None:
+                folder._write_images(*images, ended=True)
         folder._sweep()
         return folder
+
+    def with_images(
+        self, keys: Sequence[str], labels: Sequence[int], *, ended: bool
+    ) -> ResultsFolder:
+        """Enter the pictures of a stream as far as they have come; those that are known must agree.
+
+        Args:
+            keys: of all pictures from the first on.
+            labels: the class of each.
+            ended: whether no more will come.
+
+        Returns:
+            The folder, which knows the pictures.
+
+        Raises:
+            UsageError: another run into this folder had other pictures, or another number.
+            AfmiError: when the table cannot be written.
+        """
+        with self._locked():
+            known = self._known_images()
+            if known is not None:
+                self._check_same_images(known, keys, labels, ended=ended)
+            if known is None or len(known) < len(keys) or (ended and not self.ended()):
+                self._write_images(keys, labels, ended=ended)
+        return ResultsFolder(self.path)
+
+    def ended(self) -> bool:
+        """Tell whether the pictures are all: False while those of a stream are still to come."""
+        return (read_about(self.images_path) or {}).get("ended", False)
+
+    def _known_images(self) -> list[tuple[str, int]] | None:
+        """Return key and label of the pictures that were entered before, if that can be read."""
+        try:
+            table = self.read_images()
+        except AfmiError:  # which is written again
+            return None
+        return list(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+
+    def _check_same_images(
+        self,
+        known: Sequence[tuple[str, int]],
+        keys: Sequence[str],
+        labels: Sequence[int],
+        *,
+        ended: bool,
+    ) -> None:
+        advice = "give the same data in the same order, or choose another --out"
+        given = zip(map(_storable, keys), labels, strict=True)
+        for number, (before, now) in enumerate(zip(known, given, strict=False)):
+            if before != now:
+                raise UsageError(
+                    f"{str(self.path)!r} holds results of other data: picture {number} was "
+                    f"{before[0]} of class {before[1]}, now {now[0]} of class {now[1]}; {advice}"
+                )
+        whole = self.ended()
+        if (whole and len(keys) > len(known)) or (ended and len(keys) < len(known)):
+            before = f"{len(known)} pictures{'' if whole else ' or more'}"
+            now = f"{len(keys)}{'' if ended else ' or more'}"
+            raise UsageError(
+                f"{str(self.path)!r} holds results of other data: there were {before}, now {now}; "
+                f"{advice}"
+            )
+
+    def _write_images(self, keys: Sequence[str], labels: Sequence[int], *, ended: bool) -> None:
+        """Write the table of the pictures, unless it is there already."""
+        columns = (range(len(keys)), map(_storable, keys), map(int, labels))
+        table = table_bytes(columns, _IMAGES, {**self._about_images, "ended": ended})
+        if not self.images_path.is_file() or self.images_path.read_bytes() != table:
+            write_files({self.images_path: table})
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import afmi
 from afmi.data.labelled import LabelledImages
+from afmi.data.streams import ImageStream
 from afmi.evaluation.code import CodeReader, tensor_digest
 from afmi.metrics import Metric
 from afmi.network.classifier import Classifier, classify
@@ -30,7 +31,10 @@ _MOST_OUTPUTS = 32
 
 
 def identity_of(
-    model: nn.Module, images: LabelledImages, metrics: Mapping[str, Metric], batch_size: int
+    model: nn.Module,
+    images: LabelledImages | ImageStream,
+    metrics: Mapping[str, Metric],
+    batch_size: int,
 ) -> dict[str, Any]:
     """Return what makes a run what it is, as JSON holds it.
 
@@ -50,7 +54,8 @@ def identity_of(
         "data": {
             "name": images.name,
             "fingerprint": images.fingerprint,
-            "images": len(images),
+            # How many a stream has is known when it has been read.
+            "images": images.limit if isinstance(images, ImageStream) else len(images),
         },
         "metrics": {key: to_json(metric) for key, metric in metrics.items()},
         "code": code_of(*metrics.values()),

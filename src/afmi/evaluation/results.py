@@ -103,6 +103,11 @@ class Results:
         """Where it lies."""
         return self.files.path
 
+    @cached_property
+    def ended(self) -> bool:
+        """Whether these are all pictures: False while a stream has not been read to its end."""
+        return self.files.ended()
+
     @property
     def methods(self) -> tuple[str, ...]:
         """Labels of the methods, in the manifest's order, without the refused ones."""

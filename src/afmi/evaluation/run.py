@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from afmi.data.labelled import LabelledImages, open_images
+from afmi.data.labelled import NO_CLASS, LabelledImages
+from afmi.data.streams import ImageStream, Window, open_data
 from afmi.errors import LayerError, OperationError, UsageError
 from afmi.evaluation.folder import ResultsFolder
 from afmi.evaluation.identity import code_of, identity_of
@@ -64,6 +66,8 @@ def evaluate(
     methods: MethodsLike = "all",
     metrics: MetricsLike | None = None,
     limit: int | None = None,
+    image_key: str | None = None,
+    label_key: str | None = None,
     batch_size: int = 8,
     examples: int = 6,
     command: str | None = None,
@@ -75,7 +79,12 @@ def evaluate(
 
     The work is cut into pieces, each one method on a few pictures, and a piece is written as soon
     as it is done. The same call on the same folder resumes, however the last one stopped, and ends
-    with the numbers of an uninterrupted run. Memory does not grow with the number of pictures.
+    with the numbers of an uninterrupted run. Memory does not grow with the number of pictures,
+    their names apart.
+
+    Data that only come, one picture after the other, are read once and need no length: all
+    methods explain the 64 pictures that are in memory, and then the next. A call that resumes reads
+    them again from the start, and compares a digest of each picture with the last call's.
 
     Several calls may work on one folder at once: no row is lost, but a piece that two of them
     begin is done twice (see `afmi.evaluation.folder.ResultsFolder`). Pieces that a crash of the
@@ -84,15 +93,20 @@ def evaluate(
 
     Args:
         model: a `Classifier`, or any ``nn.Module`` from images to logits.
-        data: see `afmi.evaluation.open_images`.
+        data: what `afmi.evaluation.open_images` takes, or a stream: tar files of WebDataset behind
+            a URL of fsspec (``"https://host/shard-{000..010}.tar"``), an ``IterableDataset`` of
+            PyTorch or of Hugging Face's ``datasets``, or any other iterable of such items.
         out: folder of the results; new, empty, or of the same run. Methods may be added to it.
         methods: see `chosen_methods`.
         metrics: see `chosen_metrics`; None: those that are standard.
-        limit: evaluate this many of the pictures, the classes taken in turn.
+        limit: evaluate this many of the pictures, the classes taken in turn; of a stream the first.
+        image_key: what the picture is called in items that are mappings; see `open_images`.
+        label_key: what the label is called.
         batch_size: pictures that are explained at once.
-        examples: how many pictures the report shows.
+        examples: how many pictures the report shows; of a stream the first one of each class.
         command: what the user typed, for the report.
-        on_begin: called before each piece, with the passes done and the total.
+        on_begin: called before each piece, with the passes done and the total; infinite where the
+            number of pictures is not known.
         on_method: called when the last piece of a method is done.
         on_refusal: called with a method that the network does not support, or that fails on each
             of the first 64 pictures, and the reason. Nothing is kept of it.
@@ -102,7 +116,8 @@ def evaluate(
 
     Raises:
         UsageError: when the folder holds another run's results, an argument does not fit, or the
-            network supports none of the methods.
+            network supports none of the methods, or the data are not those of the last call.
+        SourceError: when the data can be read no further; what was finished is kept.
         AfmiError: when a file cannot be written (a full disk); what was finished is kept.
     """
     if batch_size < 1 or examples < 0:
@@ -111,12 +126,18 @@ def evaluate(
         )
     chosen = chosen_methods(model, methods)
     wanted = chosen_metrics(metrics)
-    images = open_images(data, model, limit=limit)
+    images = open_data(
+        *(data, model),
+        limit=limit,
+        image_key=image_key,
+        label_key=label_key,
+        window=_LARGEST_PIECE,
+    )
     _check_classes(wanted, images)
-    folder = ResultsFolder.begin(
+    begun = ResultsFolder.begin(
         Path(out),
         run=identity_of(model, images, wanted, batch_size),
-        images=(images.keys, [int(label) for label in images.labels]),
+        images=(images.keys, images.labels) if isinstance(images, LabelledImages) else None,
         about={
             # As the report needs them, which then does without PyTorch.
             "metrics": {key: metric.facts().as_dict() for key, metric in wanted.items()},
@@ -126,66 +147,156 @@ def evaluate(
         },
     )
     first = images.first()
-    pieces = {
-        label: _pieces(label, method, wanted, first, len(images))
-        for label, method in chosen.items()
-    }
-    entries = {label: _entry(method, label, pieces[label]) for label, method in chosen.items()}
-    for label, entry in entries.items():
-        folder.add_method(label, entry)
-    todo = {
-        label: [p for p in pieces[label] if not folder.has_piece(label, entry, p.start)]
-        for label, entry in entries.items()
-    }
-    total = sum(piece.passes for missing in todo.values() for piece in missing)
-    drawn = {round(i * (len(images) - 1) / max(examples - 1, 1)) for i in range(examples)}
-    done = 0.0
-    for label, method in chosen.items():
-        tried = _Tried(resumed=len(todo[label]) < len(pieces[label]))
-        for piece in todo[label]:
-            on_begin(piece, done, total)
-            result = tried.run(
-                Shard(
-                    *(method, wanted, images, piece.start, piece.stop, batch_size),
-                    examples=frozenset(drawn),
-                    supported=tried.supported,
+    plans = [_Plan.of(label, method, wanted, first, images) for label, method in chosen.items()]
+    for plan in plans:
+        begun.add_method(plan.label, plan.entry)
+    drawn, done = _Drawn(images, examples), 0.0
+    for folder, window in _windows(begun, images):
+        for plan in plans:
+            plan.begin(window, folder)
+        total = done + sum(plan.waiting for plan in plans) + _beyond(plans, images, window)
+        for plan in plans:
+            for piece in plan.missing:
+                on_begin(piece, done, total)
+                result = plan.run(
+                    Shard(
+                        *(plan.method, wanted, window.images),
+                        *(piece.start - window.start, piece.stop - window.start, batch_size),
+                        examples=drawn.among(window),
+                        supported=plan.supported,
+                    )
                 )
-            )
-            if result is None:
-                total -= sum(p.passes for p in todo[label] if p.start >= piece.start)
-                folder.remove_pieces(key_of(label))
-                break
-            folder.write_piece(label, entries[label], piece.start, result.rows, result.pictures)
-            done += piece.passes
-        # Again, in case another process overwrote the manifest.
-        folder.add_method(label, entries[label] | {"refused": tried.refusal})
-        if tried.refusal is not None:
-            on_refusal(label, tried.refusal)
-        else:
-            on_method(label, Results.open(folder.path))
-    return Results.open(folder.path)
+                if result is None:
+                    total -= sum(p.passes for p in plan.missing if p.start >= piece.start)
+                    folder.remove_pieces(key_of(plan.label))
+                    break
+                result = result.shifted(window.start)
+                folder.write_piece(
+                    *(plan.label, plan.entry, piece.start, result.rows, result.pictures)
+                )
+                done += piece.passes
+            plan.end(window, folder, on_method, on_refusal)
+    return Results.open(begun.path)
+
+
+def _windows(
+    folder: ResultsFolder, images: LabelledImages | ImageStream
+) -> Iterator[tuple[ResultsFolder, Window]]:
+    """Yield the data a window at a time, a listing at once, with the folder that knows them."""
+    if isinstance(images, LabelledImages):
+        yield folder, Window(0, images, last=True)
+        return
+    keys: list[str] = []
+    labels: list[int] = []
+    for window in images.windows():
+        keys += window.images.keys
+        labels += window.images.labels
+        yield folder.with_images(keys, labels, ended=window.last), window
+
+
+def _beyond(plans: Sequence[_Plan], images: LabelledImages | ImageStream, window: Window) -> float:
+    """Return the passes that the pictures after a window take; infinite: who knows how many."""
+    if window.last or isinstance(images, LabelledImages):
+        return 0.0
+    if images.limit is None:
+        return math.inf
+    left = images.limit - window.start - len(window.images)
+    return left * sum(plan.passes for plan in plans if plan.refusal is None)
+
+
+class _Drawn:
+    """Chooses the pictures that are drawn: evenly spread, or the first of each class that comes.
+
+    Args:
+        images: the data.
+        count: how many are drawn.
+    """
+
+    def __init__(self, images: LabelledImages | ImageStream, count: int) -> None:
+        self._count = count
+        self._classes: dict[int, int] = {NO_CLASS: -1}
+        self._spread: frozenset[int] | None = None
+        if isinstance(images, LabelledImages):
+            last = len(images) - 1
+            self._spread = frozenset(round(i * last / max(count - 1, 1)) for i in range(count))
+
+    def among(self, window: Window) -> frozenset[int]:
+        """Return the positions in a window of those that are drawn."""
+        if self._spread is not None:
+            return self._spread
+        for number, label in enumerate(window.images.labels, window.start):
+            if len(self._classes) <= self._count:
+                self._classes.setdefault(label, number)
+        return frozenset(number - window.start for number in self._classes.values())
 
 
 @dataclass
-class _Tried:
-    """What became of a method so far.
+class _Plan:
+    """A method on its way through the data.
 
     Attributes:
+        label: the method's.
+        method: explains.
+        entry: of the method in the manifest.
+        passes: through the network that a picture takes, metrics included, about.
+        missing: pieces of the present window that are to be done.
         resumed: whether pieces of it were finished before.
         explained: pictures that it explained.
         failed: pictures that it failed on.
         refusal: why it is given up, if it is.
     """
 
-    resumed: bool
+    label: str
+    method: Method
+    entry: dict[str, Any]
+    passes: float
+    missing: list[Piece] = field(default_factory=list)
+    resumed: bool = False
     explained: int = 0
     failed: int = 0
     refusal: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        method: Method,
+        metrics: Mapping[str, Metric],
+        first: torch.Tensor,
+        images: LabelledImages | ImageStream,
+    ) -> _Plan:
+        """Plan a method's work: the costlier it is, the fewer pictures a piece has."""
+        work = [method.work(first), *(metric.work(method, first) for metric in metrics.values())]
+        passes = sum(_passes(one) for one in work)
+        size = int(min(max(_PASSES_PER_PIECE // max(passes, 1), 1), _LARGEST_PIECE))
+        if isinstance(images, LabelledImages):
+            size = min(size, len(images))
+        else:  # a window is made of whole pieces
+            size = max(n for n in range(1, size + 1) if _LARGEST_PIECE % n == 0)
+        return cls(label, method, _entry(method, label, size), passes)
 
     @property
     def supported(self) -> bool:
         """Whether the method is known to work on the network."""
         return self.resumed or self.explained > 0
+
+    @property
+    def waiting(self) -> float:
+        """Passes that the missing pieces take."""
+        return sum(piece.passes for piece in self.missing)
+
+    def begin(self, window: Window, folder: ResultsFolder) -> None:
+        """Find the pieces of a window that are missing."""
+        if self.refusal is not None:
+            self.missing = []
+            return
+        size, end = self.entry["images_per_piece"], window.start + len(window.images)
+        pieces = [
+            Piece(self.label, start, stop := min(start + size, end), (stop - start) * self.passes)
+            for start in range(window.start, end, size)
+        ]
+        self.missing = [p for p in pieces if not folder.has_piece(self.label, self.entry, p.start)]
+        self.resumed |= len(self.missing) < len(pieces)
 
     def run(self, shard: Shard) -> ShardResult | None:
         """Evaluate a shard; None where the method is given up, for the reason in ``refusal``."""
@@ -202,12 +313,37 @@ class _Tried:
             return None
         return result
 
+    def end(
+        self,
+        window: Window,
+        folder: ResultsFolder,
+        on_method: Callable[[str, Results], object],
+        on_refusal: Callable[[str, str], object],
+    ) -> None:
+        """Enter and tell what became of the method, as soon as that is known."""
+        given_up = self.refusal is not None and self.entry["refused"] is None
+        self.entry["refused"] = self.refusal
+        if window.last or given_up:
+            # Again, in case another process overwrote the manifest.
+            folder.add_method(self.label, self.entry)
+        if given_up:
+            on_refusal(self.label, str(self.refusal))
+        elif window.last and self.refusal is None:
+            on_method(self.label, Results.open(folder.path))
 
-def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages) -> None:
+
+def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages | ImageStream) -> None:
     """Raise unless there are as many classes as the metrics need."""
-    classes = len(set(images.labels))
+    listed = isinstance(images, LabelledImages)
+    classes = len(set(images.labels) - {NO_CLASS}) if listed else 0
     for metric in metrics.values():
-        if metric.companions >= classes:
+        if metric.companions and not listed:
+            raise UsageError(
+                f"{metric.name} needs pictures of {metric.companions + 1} classes at once, but "
+                f"those of {images.name} come one after the other; leave it out, or pass a folder, "
+                "tar files on a disk, or a data set with a length"
+            )
+        if listed and metric.companions >= classes:
             raise UsageError(
                 f"{metric.name} needs pictures of {metric.companions + 1} classes, got {classes} "
                 f"in {images.name}; leave it out"
@@ -227,34 +363,17 @@ def _machine(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _pieces(
-    label: str,
-    method: Method,
-    metrics: Mapping[str, Metric],
-    first: torch.Tensor,
-    count: int,
-) -> list[Piece]:
-    """Cut a method's work: the costlier it is, the fewer pictures a piece has."""
-    work = [method.work(first), *(metric.work(method, first) for metric in metrics.values())]
-    passes = sum(_passes(one) for one in work)
-    size = int(min(max(_PASSES_PER_PIECE // max(passes, 1), 1), _LARGEST_PIECE))
-    return [
-        Piece(label, start, stop := min(start + size, count), (stop - start) * passes)
-        for start in range(0, count, size)
-    ]
-
-
 def _passes(work: Work) -> float:
     return work.forwards + 2 * work.backwards
 
 
-def _entry(method: Method, label: str, pieces: list[Piece]) -> dict[str, Any]:
+def _entry(method: Method, label: str, size: int) -> dict[str, Any]:
     return {
         "class": type(method).__name__,
         "code": code_of(method),
         "key": key_of(label),
         "parameters": parameters(method),
-        "images_per_piece": pieces[0].stop,
+        "images_per_piece": size,
         "family": method.family,
         "paper": method.paper,
         "refused": None,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
-from afmi.errors import AfmiError, LayerError, ModelError, OperationError
+from afmi.errors import AfmiError, LayerError, ModelError, OperationError, SourceError
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
 from afmi.methods import Method
@@ -46,7 +46,7 @@ class Shard:
     Attributes:
         method: explains; its model is the network.
         metrics: by the key that begins the names of their values.
-        images: the whole data.
+        images: the whole data, or of a stream the pictures that are in memory.
         start: the first picture.
         stop: the one after the last.
         batch_size: pictures that are explained at once.
@@ -80,6 +80,15 @@ class ShardResult:
     pictures: dict[int, dict[str, PIL.Image.Image]] = field(default_factory=dict)
     explained: int = 0
     failures: dict[int, str] = field(default_factory=dict)
+
+    def shifted(self, by: int) -> ShardResult:
+        """Return the same of pictures whose numbers are higher by as much."""
+        return ShardResult(
+            rows=[(image + by, metric, value, note) for image, metric, value, note in self.rows],
+            pictures={image + by: drawings for image, drawings in self.pictures.items()},
+            explained=self.explained,
+            failures={image + by: reason for image, reason in self.failures.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ def evaluate_shard(shard: Shard) -> ShardResult:
     Raises:
         LayerError, OperationError: when the method raises it for each of the pictures and is not
             known to be supported.
+        SourceError: when the place that the pictures come from cannot be reached.
         AfmiError: when the device works no longer.
     """
     unread: list[Row] = []
@@ -202,6 +212,8 @@ def _readable(shard: Shard, unread: list[Row]) -> Iterator[_Picture]:
         try:
             inputs = shard.images.read(index)
             companions = _companions(shard.images, index, count, inputs) if count else None
+        except SourceError:  # no picture's fault: later ones could not be read, either
+            raise
         except Exception as error:
             unread.append(_error_row(index, error))
             continue
@@ -222,6 +234,8 @@ def _companions(images: LabelledImages, index: int, count: int, like: Tensor) ->
             continue
         try:
             picture = images.read(position)
+        except SourceError:
+            raise
         except Exception:  # its own row will say so
             continue
         if picture.shape != like.shape:

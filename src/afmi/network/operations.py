@@ -150,6 +150,8 @@ class Trait(Enum):
     """Puts several tensors into one."""
     RESHAPE = auto()
     """Keeps the numbers and their order, and changes the dimensions."""
+    LAST = auto()
+    """Makes probabilities of logits, or their logarithms, at the end of a network."""
     EXPAND = auto()
     """Repeats numbers along new or longer dimensions, or views them through windows."""
     TRANSPOSE = auto()
@@ -242,6 +244,7 @@ _OPERATIONS: dict[Trait, str] = {
     Trait.RESHAPE: """
         reshape view view_as reshape_as flatten unflatten ravel squeeze unsqueeze
         atleast_1d atleast_2d atleast_3d""",
+    Trait.LAST: "softmax log_softmax sigmoid",
     Trait.EXPAND: "expand expand_as broadcast_to as_strided unfold fold",
     Trait.TRANSPOSE: "permute transpose movedim",
     Trait.CHOOSE: """

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from afmi.errors import AfmiError, ModelError
-from afmi.network.operations import operation_name
+from afmi.errors import AfmiError, ModelError, OperationError
+from afmi.network.operations import Trait, operation_name, operations_with
 
 __all__ = [
     "Declaration",
@@ -236,7 +236,13 @@ def _apparent(name: str | None, scores: Tensor, labels: int) -> tuple[Meaning, s
 
 @torch.no_grad()
 def _sum_to_one(scores: Tensor) -> bool:
-    rows = scores.detach()
+    with torch._C.DisableTorchFunction():  # no part of what the network does
+        return _rows_sum_to_one(scores.detach())
+
+
+def _rows_sum_to_one(rows: Tensor) -> bool:
+    if rows.is_meta:  # where shapes alone are asked for
+        return False
     if float(rows.amin()) < 0:  # the usual case, at once
         return False
     exact = rows.dtype in (torch.float32, torch.float64)
@@ -274,17 +280,22 @@ def responses(scores: Tensor, meaning: Meaning) -> Tensor:
 
 
 class _Activations(TorchFunctionMode):
-    """Notes what goes into each softmax and sigmoid, by what comes out."""
+    """Notes what goes into each softmax and sigmoid, by what comes out.
+
+    One that other modes cannot let pass, such as the rules of a backward pass, is no matter where
+    it is the last: it fails when something else is made of what comes out.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         # Held, so that no other tensor gets their identity.
-        self._noted: dict[int, tuple[Tensor, str, Tensor]] = {}
+        self._noted: dict[int, _Activation] = {}
+        self._failed = False
 
     def behind(self, output: Tensor) -> tuple[str | None, Tensor | None]:
         """Return the name of the activation that gave this output, and what went into it."""
         noted = self._noted.get(id(output))
-        return (None, None) if noted is None else noted[1:]
+        return (None, None) if noted is None else (noted.name, noted.before)
 
     def __torch_function__(
         self,
@@ -296,24 +307,65 @@ class _Activations(TorchFunctionMode):
         kwargs = kwargs or {}
         name = _kind(func)
         if name is None or not args or not isinstance(args[0], Tensor):
+            if self._failed:
+                self._raise_failure(args, kwargs)
             return func(*args, **kwargs)
-        x = args[0]
         if name in _ACTIVATIONS:
-            before = x.clone() if _in_place(func) else x
+            return self._activated(name, func, args, kwargs)
+        noted = self._noted.get(id(args[0]))
+        if noted is None:
+            return func(*args, **kwargs)
+        before = func(noted.before, *args[1:], **kwargs)
+        if noted.failure is None:
             output = func(*args, **kwargs)
-            if isinstance(output, Tensor) and output.dim() <= 2:
-                self._noted[id(output)] = (output, name, before)
-            return output
-        noted = self._noted.get(id(x))
-        output = func(*args, **kwargs)
-        if noted is not None and isinstance(output, Tensor):
-            before = func(noted[2], *args[1:], **kwargs)
-            self._noted[id(output)] = (output, noted[1], before)
+        else:
+            with torch._C.DisableTorchFunction():
+                output = func(*args, **kwargs)
+        self._noted[id(output)] = _Activation(noted.name, before, output, noted.failure)
         return output
 
+    def _activated(
+        self,
+        name: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if args[0].dim() > 2:  # in the midst of the network
+            return func(*args, **kwargs)
+        before = args[0].clone() if _in_place(func) else args[0]
+        failure = None
+        try:
+            output = func(*args, **kwargs)
+        except OperationError as error:
+            failure = error
+            with torch._C.DisableTorchFunction():
+                output = func(args[0].detach(), *args[1:], **kwargs)
+            self._failed = True
+        self._noted[id(output)] = _Activation(name, before, output, failure)
+        return output
 
-_ACTIVATIONS = ("softmax", "log_softmax", "sigmoid")
-_FORMS = ("squeeze", "flatten", "view", "reshape", "unsqueeze")
+    def _raise_failure(self, args: Any, kwargs: dict[str, Any]) -> None:
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, (tuple, list)):
+                self._raise_failure(value, {})
+            noted = self._noted.get(id(value))
+            if noted is not None and noted.failure is not None:
+                raise noted.failure
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """What a softmax or sigmoid was given and gave, and why it cannot be passed, if it cannot."""
+
+    name: str
+    before: Tensor
+    output: Tensor
+    failure: OperationError | None
+
+
+_ACTIVATIONS = operations_with(Trait.LAST)
+_FORMS = operations_with(Trait.RESHAPE)
 _kinds: dict[Callable[..., Any], str | None] = {}
 
 
@@ -321,7 +373,7 @@ def _kind(function: Callable[..., Any]) -> str | None:
     """Return an operation's name, where it is an activation or changes the form alone."""
     if function not in _kinds:
         name = operation_name(function).partition(".")[0]
-        _kinds[function] = name if name in (*_ACTIVATIONS, *_FORMS) else None
+        _kinds[function] = name if name in _ACTIVATIONS | _FORMS else None
     return _kinds[function]
 
 

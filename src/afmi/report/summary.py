@@ -99,8 +99,9 @@ class Summary:
 
     @property
     def finished(self) -> bool:
-        """Whether every method has tried every image."""
-        return not self.waiting and all(method.finished for method in self.methods)
+        """Whether every method has tried every image, and no more images are to come."""
+        tried = not self.waiting and all(method.finished for method in self.methods)
+        return tried and self.results.ended
 
     @property
     def main(self) -> dict[str, Column]:

@@ -119,4 +119,9 @@ def unfinished(summary: Summary) -> str:
         )
     if summary.waiting:
         sentences.append(f"Not begun: {joined(summary.waiting)}.")
+    if not summary.results.ended:
+        sentences.append(
+            f"The data have not been read to their end: these are their first "
+            f"{counted(len(summary.results.images), 'picture')}."
+        )
     return " ".join([*sentences, "Run the same command again to resume."]) if sentences else ""

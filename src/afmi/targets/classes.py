@@ -121,7 +121,9 @@ class Difference(Target):
         if b is not None:
             if not 0 <= b < scores.shape[1]:
                 raise _out_of_range(b, scores.shape[1])
-            scores = scores.index_fill(1, torch.tensor([b], device=scores.device), -torch.inf)
+            scores = scores.index_fill(
+                1, torch.tensor([b], dtype=torch.int64, device=scores.device), -torch.inf
+            )
         return [Difference(a, b) for a in scores.argmax(1).tolist()]
 
     def compared(self, model: nn.Module) -> tuple[int, ...]:

@@ -188,13 +188,15 @@ class MeaningfulPerturbation(Method):
         discs = torch.stack([(radius > corner * (k + 1) / steps) for k in range(steps)])
         discs = discs.to(scene.images)
 
+        # A value may rise where it is hidden; what was lost is then what it rose by.
+        is_value = meaning_of(self.model, scene.images) == "value"
+        sign = (before - hidden).sign() if is_value else 1
         start = torch.zeros_like(discs[:1]).repeat(len(classes), *[1] * square.dim())
         missing = torch.ones_like(classes, dtype=torch.bool)
         for disc in discs:
             masks = disc.expand(len(classes), *disc.shape)
             shown = scene.responses(runner, scene.shown(scene.mean(masks)), classes)
-            loss = before - hidden  # below zero where the value rises when it is hidden
-            suppressed = (shown - hidden) * loss.sign() <= 0.01 * loss.abs()
+            suppressed = sign * (shown - hidden) <= sign * 0.01 * (before - hidden)
             start[suppressed & missing] = disc
             missing &= ~suppressed
         return start
