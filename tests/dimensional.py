@@ -15,7 +15,7 @@ def of(name: str, sides: int) -> Any:
     return getattr(nn, f"{name}{sides}d")
 
 
-def images(sides: int, count: int = 2, channels: int = 2, seed: int = 0) -> Tensor:
+def images(sides: int, count: int = 2, channels: int = 2, seed: int = 1) -> Tensor:
     """Return random images in [0, 1]."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return torch.rand(count, channels, *SIZES[sides], generator=generator, dtype=torch.float32)

@@ -107,7 +107,7 @@ def test_a_flat_picture_has_the_same_map(name: str, sides: int) -> None:
 
 
 class Transformer(nn.Module):
-    """Patches, a class token, one block: of a signal or a volume."""
+    """Patches, a class token, two blocks: of a signal or a volume."""
 
     def __init__(self, sides: int, *, token: bool) -> None:
         super().__init__()
@@ -119,7 +119,9 @@ class Transformer(nn.Module):
         self.token = nn.Parameter(torch.randn(1, 1, 8)) if token else None
         count = int(np.prod([n // patch for n in size])) + token
         self.position = nn.Parameter(torch.randn(1, count, 8))
-        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))
+        )
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, 4)
 
@@ -127,7 +129,7 @@ class Transformer(nn.Module):
         x = self.patches(x).flatten(2).mT
         if self.token is not None:
             x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
-        x = self.block(x + self.position)
+        x = self.blocks(x + self.position)
         return self.head(self.norm(x)[:, 0] if self.token is not None else self.norm(x).mean(1))
 
 
@@ -169,7 +171,7 @@ def test_metrics(sides: int) -> None:
     case = Case(explaining, x, torch.tensor([1, 2]), attribution, model(x).detach())
     curves = Insertion(fractions=(0.5, 1)).curves(model, x, torch.tensor([1, 2]), attribution.maps)
     kept = int(np.prod(SIZES[sides])) // 2
-    order = attribution.maps.flatten(1).argsort(1, descending=True, stable=True)[:, :kept]
+    order = attribution.maps.flatten(1).argsort(dim=1, descending=True, stable=True)[:, :kept]
     mask = (
         torch.zeros(2, int(np.prod(SIZES[sides]))).scatter_(1, order, 1).view(2, 1, *SIZES[sides])
     )
