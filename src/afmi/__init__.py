@@ -44,6 +44,7 @@ _HOMES = {
     "targets": "afmi.targets",
     "transforms": "afmi.pictures.transforms",
     "unchanged": "afmi.network.trace",
+    "volumes": "afmi.pictures.volumes",
 }
 """The module of each public name; where both have one name, the module itself is meant."""
 

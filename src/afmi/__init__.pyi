@@ -27,6 +27,7 @@ from afmi.pictures import maps as maps
 from afmi.pictures import plots as plots
 from afmi.pictures import references as references
 from afmi.pictures import transforms as transforms
+from afmi.pictures import volumes as volumes
 from afmi.pictures.finding import find_images as find_images
 
 __all__ = [
@@ -58,4 +59,5 @@ __all__ = [
     "targets",
     "transforms",
     "unchanged",
+    "volumes",
 ]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ from afmi.errors import (
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
 from afmi.network.arguments import ForwardArguments
-from afmi.network.checking import check_dense
+from afmi.network.checking import check_dense, first_convolution
 from afmi.network.classifier import (
     classifier_of,
     classify,
@@ -42,6 +43,7 @@ from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
 from afmi.network.wrappers import within
 from afmi.pictures.batches import neighbours
+from afmi.pictures.dimensions import FORMS
 from afmi.pictures.images import ImageSource, read_channels
 from afmi.pictures.transforms import to_tensor
 from afmi.targets import OneTarget
@@ -83,7 +85,7 @@ class Item:
     """An image on its way into the network.
 
     Attributes:
-        inputs: (1, C, H, W).
+        inputs: (1, C, *spatial).
         source: its file; None for images from memory.
         targets: to explain; None: the predicted class, or the most probable ones.
         index: its place among the images, from 0.
@@ -138,7 +140,7 @@ def _unexplained(index: int, source: str | None, what: str, error: Exception) ->
 
 
 def prepare(model: nn.Module, image: Any) -> Tensor:
-    """Return what the network is to see, (1, C, H, W), on the model's device.
+    """Return what the network is to see, (1, C, *spatial), on the model's device.
 
     Args:
         model: as in `afmi.explain`.
@@ -148,6 +150,9 @@ def prepare(model: nn.Module, image: Any) -> Tensor:
         return _prepare_tensor(model, image)
     if isinstance(image, (list, tuple)):
         raise UsageError(f"expected one image, got {len(image)}; explain_many takes several")
+    first = first_convolution(model)
+    if first is not None and first[0] != 2:
+        return _prepare_tensor(model, _tensor_of(image, first[0]))
     classifier = classifier_of(model)
     if classifier is not None:
         return classifier.prepare(image)
@@ -180,12 +185,35 @@ def _like_model(model: nn.Module, images: Tensor) -> Tensor:
     return images if like is None else images.to(like)
 
 
+def _tensor_of(image: object, sides: int) -> Tensor:
+    """Return the array of a signal or a volume as a tensor."""
+    what = {1: "signal (C, L)", 3: "volume (C, D, H, W)"}[sides]
+    if not isinstance(image, np.ndarray) or image.dtype.kind not in "fiu":
+        raise UsageError(
+            f"expected one {what}, as a tensor or an array of numbers, since the network takes "
+            f"{FORMS[sides]}, got {image!r:.80}; afmi.volumes reads files of NIfTI and DICOM"
+        )
+    return torch.from_numpy(image.astype(np.promote_types(image.dtype.newbyteorder("="), "f4")))
+
+
+def _one_image(model: nn.Module, image: Tensor) -> Tensor:
+    """Return one image as a batch (1, C, *spatial), as far as the network tells what it takes."""
+    sides, channels = first_convolution(model) or (None, None)
+    single = {
+        2: sides != 2 or image.shape[0] == channels,
+        3: sides != 1,
+        4: sides == 3,
+    }
+    return image[None] if single.get(image.dim(), False) else image
+
+
 def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
     check_dense(image)
-    batch = image[None] if image.dim() == 3 else image
+    batch = _one_image(model, image)
     classifier = classifier_of(model)
     channels = "C" if classifier is None else classifier.mean.shape[0]
-    fits = batch.dim() == 4 and batch.shape[0] == 1 and channels in ("C", batch.shape[1])
+    fits = batch.dim() in (3, 4, 5) and batch.shape[0] == 1
+    fits = fits and channels in ("C", batch.shape[1])
     if not fits or 0 in batch.shape or not batch.is_floating_point():
         advice = "convert it with image.float()"
         if image.dtype == torch.uint8:
@@ -196,12 +224,14 @@ def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
             advice = "the channels come first, as many as the network takes"
         raise ShapeError(
             f"expected one image as a floating-point tensor ({channels}, H, W) or "
-            f"(1, {channels}, H, W), got {tuple(image.shape)} {image.dtype}; {advice}"
+            f"(1, {channels}, H, W), a signal ({channels}, L) or a volume ({channels}, D, H, W), "
+            f"got {tuple(image.shape)} {image.dtype}; {advice}"
         )
     low, high = (float(value) for value in batch.detach().aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise UsageError("expected finite pixels, got NaN or infinity in the image")
-    if classifier_of(model) is not None and not (low >= -1e-3 and high <= 1 + 1e-3):
+    picture = batch.dim() == 4
+    if picture and classifier is not None and not (low >= -1e-3 and high <= 1 + 1e-3):
         raise UsageError(
             f"expected pixels in [0, 1], got {low:g} to {high:g}; a Classifier normalises "
             "inside, so pass images that are not normalised yet"

@@ -25,7 +25,6 @@ from afmi.network.classifier import classify
 from afmi.network.wrappers import runnable
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
-from afmi.pictures.transforms import to_image
 from afmi.progress import duration
 from afmi.targets import OneTarget, response
 
@@ -86,7 +85,7 @@ class Comparison:
         """Draw methods in columns: the map over the picture, then ever more of its pixels."""
         first = self.explanations[0]
         side = 480 if len(self.explanations) <= 4 else 300
-        original = figures.Panel(to_image(first.image))
+        original = figures.Panel(first.original())
         rows = [[original, *(figures.Panel(e.overlay()) for e in self.explanations)]]
         for i, fraction in enumerate(self.fractions):
             inserted = [
@@ -180,7 +179,7 @@ def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") ->
     """
     model = runnable(model)
     inputs = prepare(model, image)
-    batch = inputs.expand(8, -1, -1, -1).contiguous()
+    batch = inputs.expand(8, *inputs.shape[1:]).contiguous()
     forward = _seconds(lambda: classify(model, batch)) / 8
     try:
         with warnings.catch_warnings():

@@ -27,9 +27,9 @@ from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
 from afmi.network.classifier import class_label, name_of
 from afmi.network.outputs import Outputs, responses
-from afmi.pictures import figures, plots
-from afmi.pictures.maps import Scale, display_range
-from afmi.pictures.transforms import to_image
+from afmi.pictures import figures
+from afmi.pictures.maps import Scale
+from afmi.pictures.views import DRAWN_SIDE, INSERTED, View, view_of
 from afmi.targets import Class, Output, Target
 
 if TYPE_CHECKING:
@@ -46,12 +46,6 @@ __all__ = [
     "shown_image",
 ]
 
-DRAWN_SIDE = 1024
-"""Longest side, in pixels, of the pictures that are drawn of an image and its map."""
-
-INSERTED = 0.1
-"""Share of the pixels that figures show on black: the paper's Figure 1."""
-
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Explanation:
@@ -59,8 +53,9 @@ class Explanation:
 
     Attributes:
         image: (3, H, W) in [0, 1], on the CPU: what the network saw, cropped and resized; of other
-            channels than three those that are shown.
-        map: (H, W), on the CPU, in the method's own units.
+            channels than three those that are shown. A signal (C, L) or a volume (C, D, H, W) in
+            its own units.
+        map: (H, W), or (L,) or (D, H, W), on the CPU, in the method's own units.
         signed: whether negative values of the map are evidence against the target; pictures then
             part their colours at zero. As the method declares it.
         target: what is explained.
@@ -127,53 +122,40 @@ class Explanation:
         return f"{self.predicted_label}, {percent(self.predicted_probability)}"
 
     @functools.cached_property
-    def _drawn(self) -> tuple[Tensor, Tensor]:
-        """Image and map at the size at which they are drawn."""
-        return plots.reduced(self.image, DRAWN_SIDE), plots.reduced(self.map, DRAWN_SIDE)
-
-    @functools.cached_property
-    def _area(self) -> Tensor | None:
-        """Where the target's score is taken, at the size that is drawn; None: everywhere."""
+    def _view(self) -> View:
         area = self.target.area(tuple(self.map.shape)) if self.map.dim() == 2 else None
-        return None if area is None else plots.reduced(area.float(), DRAWN_SIDE) > 0
-
-    def _outlined(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        return picture if self._area is None else plots.outlined(picture, self._area)
+        return view_of(self.image, self.map, signed=self.signed, area=area)
 
     @property
     def scale(self) -> Scale:
         """What the colours of its pictures span."""
-        return display_range(self._drawn[1], signed=self.signed)
+        return self._view.scale
+
+    def original(self) -> PIL.Image.Image:
+        """Return the photograph by itself.
+
+        The outline of a region or box that is explained is drawn on it, and on the overlay. What is
+        larger than `DRAWN_SIDE` pixels a side is drawn at that size, here and in the other
+        pictures. Of a volume they show the slices that have most of the map, in order; a signal is
+        drawn as lines.
+        """
+        return self._view.original()
 
     def overlay(self) -> PIL.Image.Image:
-        """Return the map over the photograph; see `afmi.plots.overlay`.
-
-        The outline of a region or box that is explained is drawn on it. What is larger than
-        `DRAWN_SIDE` pixels a side is drawn at that size, here and in the other pictures.
-        """
-        return self._outlined(plots.overlay(*self._drawn, signed=self.signed))
+        """Return the map over the photograph; see `afmi.plots.overlay`."""
+        return self._view.overlay()
 
     def heatmap(self) -> PIL.Image.Image:
         """Return the map by itself; see `afmi.plots.heatmap`."""
-        return plots.heatmap(self._drawn[1], signed=self.signed)
+        return self._view.heatmap()
 
     def insertion(self, fraction: float = INSERTED) -> PIL.Image.Image:
         """Return the most important ``fraction`` of the pixels on black."""
-        return plots.insertion(*self._drawn, fraction)
+        return self._view.insertion(fraction)
 
     def figure(self) -> Figure:
         """Return photograph, overlay, map and insertion view side by side, with their titles."""
-        panels = [
-            figures.Panel(self._outlined(to_image(self._drawn[0])), "What the network saw"),
-            figures.Panel(self.overlay(), "Where its evidence lies"),
-            figures.Panel(
-                self.heatmap(),
-                "For (red), against (blue)" if self.signed else "The map",
-                scale=self.scale,
-            ),
-            figures.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"),
-        ]
-        return figures.grid([panels], title=self._title(), note=self._note(), side=400)
+        return self._view.figure(self._title(), self._note())
 
     def _title(self) -> str:
         title = self.answer
@@ -195,12 +177,11 @@ class Explanation:
         Numbers that are not finite become None, which JSON can hold.
         """
         pixels = self.image.contiguous().numpy().data
-        height, width = self.map.shape
+        names = ("length",) if self.map.dim() == 1 else ("depth", "height", "width")
         return {
             "source": self.source,
             "image": {
-                "height": height,
-                "width": width,
+                **dict(zip(names[-self.map.dim() :], self.map.shape, strict=True)),
                 "digest": hashlib.blake2b(pixels, digest_size=16).hexdigest(),
             },
             "target": specs.text(self.target),
@@ -280,8 +261,8 @@ class Explanation:
         return f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{picture}">'
 
     def __repr__(self) -> str:
-        height, width = self.map.shape
-        return f"Explanation({self.answer!r}, {self.method}, {width}×{height}" + (
+        size = "×".join(map(str, reversed(self.map.shape)))
+        return f"Explanation({self.answer!r}, {self.method}, {size}" + (
             f", {self.source!r})" if self.source else ")"
         )
 
@@ -303,7 +284,7 @@ def explanation_of(
         method: that explained the batch.
         attribution: of the batch.
         row: of the image in it.
-        image: (3, H, W), for the record; see `shown_image`.
+        image: for the record; see `shown_image`.
         outputs: of the batch, where the network has scores of classes, or values.
         source: its file.
     """
@@ -383,12 +364,15 @@ def shown_image(image: Tensor, bands: Sequence[int] | None = None) -> Tensor:
 
     Args:
         image: (C, H, W), as the network saw it; a bare network's own range is stretched to [0, 1].
+            A signal or a volume stays as it is.
         bands: which channels to show as red, green and blue. None: the first three; of one or two
             channels the first, as grey. Other numbers of channels than one and three come from
             instruments that leave room for rare brightness: where the brightest 2 % would be
             shown darker than half, they become white.
     """
     shown = image.detach().to("cpu", torch.float32, copy=True)
+    if image.dim() != 3:
+        return shown.contiguous()
     low, high = float(shown.min()), float(shown.max())
     if low < -1e-3 or high > 1 + 1e-3:
         shown = (shown - low) / ((high - low) or 1)

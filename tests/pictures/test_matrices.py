@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from afmi.pictures.maps import upsample
 from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.references import Blurred
 
@@ -34,8 +35,43 @@ def test_crops_are_all_runs_of_rows() -> None:
     assert torch.equal(crops(matrix, 3), expected)
 
 
-def test_gradients_by_cells_are_those_of_autograd() -> None:
-    spread = CellsToPixels(torch.rand(9, 4), torch.rand(7, 3))
-    masks, gradient = torch.rand(2, 4, 3, requires_grad=True), torch.rand(2, 1, 9, 7)
+@pytest.mark.parametrize(
+    ("cells", "size"), [((4,), (9,)), ((4, 3), (9, 7)), ((4, 3, 2), (9, 7, 5))]
+)
+def test_gradients_by_cells_are_those_of_autograd(
+    cells: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    spread = CellsToPixels(tuple(map(torch.rand, size, cells)))
+    masks, gradient = torch.rand(2, *cells, requires_grad=True), torch.rand(2, 1, *size)
+    assert spread(masks).shape == gradient.shape
     (expected,) = torch.autograd.grad(spread(masks), masks, gradient)
     torch.testing.assert_close(spread.pull_back(gradient), expected)
+
+
+@pytest.mark.parametrize("size", [(9,), (9, 12), (5, 9, 12)])
+def test_cells_become_pixels_by_linear_interpolation(size: tuple[int, ...]) -> None:
+    """Along each side, in any number of dimensions; also with other matrices for each mask."""
+    masks = torch.rand(2, *[3] * len(size), dtype=torch.float64)
+    expected = upsample(masks[:, None], size)
+    sides = tuple(interpolation(3, n) for n in size)
+    torch.testing.assert_close(CellsToPixels(sides)(masks), expected)
+    of_each = CellsToPixels(tuple(side.expand(2, -1, -1) for side in sides))
+    torch.testing.assert_close(of_each(masks), expected)
+
+
+@pytest.mark.parametrize("size", [(30,), (20, 30), (12, 20, 30)])
+def test_a_blur_spreads_a_point_along_each_side(size: tuple[int, ...]) -> None:
+    x = torch.zeros(1, 1, *size, dtype=torch.float64)
+    middle = tuple(n // 2 for n in size)
+    x[(0, 0, *middle)] = 1
+    expected = torch.ones((), dtype=torch.float64)
+    for n in size:
+        expected = expected[..., None] * gaussian(n, 1.0)[:, n // 2]
+    torch.testing.assert_close(Blurred(1.0)(x)[0, 0], expected)
+
+
+def test_the_blur_across_few_slices_goes_by_their_number() -> None:
+    x = torch.zeros(1, 1, 20, 60, 80, dtype=torch.float64)
+    x[0, 0, 10] = 1
+    torch.testing.assert_close(Blurred()(x)[0, 0, :, 30, 40], gaussian(20, 2.0)[:, 10])
+    assert torch.equal(Blurred()(x[:, :, 10]), Blurred(6.0)(x[:, :, 10]))

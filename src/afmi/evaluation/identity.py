@@ -20,6 +20,7 @@ from afmi.evaluation.code import CodeReader, tensor_digest
 from afmi.metrics import Metric
 from afmi.network.classifier import Classifier, classifier_of, classify, labels_of, name_of
 from afmi.network.randomness import generator_of, keeping_random_state
+from afmi.pictures.maps import INTERPOLATION
 from afmi.specs import to_json
 
 __all__ = ["code_of", "identity_of"]
@@ -125,13 +126,17 @@ def _network(model: nn.Module, like: Tensor) -> dict[str, Any]:
 
 
 def _test_images(like: Tensor) -> list[Tensor]:
-    """Return noise, and shades that change slowly: two images (1, C, H, W) in [0, 1]."""
+    """Return noise, and shades that change slowly: two images (1, C, *spatial) in [0, 1]."""
     generator = generator_of(0)
     noise = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu")
     coarse = torch.rand(
-        (*like.shape[:2], 3, 3), generator=generator, dtype=torch.float64, device="cpu"
+        (*like.shape[:2], *[3] * (like.dim() - 2)),
+        generator=generator,
+        dtype=torch.float64,
+        device="cpu",
     )
-    smooth = nn.functional.interpolate(coarse, like.shape[2:], mode="bilinear", align_corners=True)
+    mode = INTERPOLATION[like.dim() - 2]
+    smooth = nn.functional.interpolate(coarse, like.shape[2:], mode=mode, align_corners=True)
     return [noise.to(like), smooth.to(like)]
 
 

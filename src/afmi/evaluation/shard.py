@@ -23,10 +23,9 @@ from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.network.classifier import classify, shown_bands_of
 from afmi.network.outputs import check_outputs
-from afmi.pictures import plots
 from afmi.pictures.batches import neighbours
 from afmi.pictures.maps import is_blank
-from afmi.pictures.transforms import to_image
+from afmi.pictures.views import INSERTED, view_of
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 
@@ -321,10 +320,11 @@ def _drawings(
 
 
 def _drawn(image: Tensor, map_: Tensor, *, signed: bool) -> dict[str, PIL.Image.Image]:
+    view = view_of(image, map_, signed=signed)
     drawn = {
-        "picture": to_image(image),
-        "map": plots.overlay(image, map_, signed=signed),
-        "insertion": plots.insertion(image, map_, 0.1),
+        "picture": view.original(),
+        "map": view.overlay(),
+        "insertion": view.insertion(INSERTED),
     }
     for picture in drawn.values():
         picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))

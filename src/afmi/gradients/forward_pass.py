@@ -128,7 +128,7 @@ class ForwardPass:
             ) from error
 
     def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _split(gradient, self.layer)
+        return _split(gradient, self.layer, self.features.dim() - 2)
 
     def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -162,10 +162,10 @@ class ForwardPass:
         return self._split(self._pull_back(cotangents, reference, last=last, batched=True))
 
 
-def _split(tensor: Tensor, layer: Layer | None) -> tuple[Tensor, Tensor]:
-    """Return the feature maps in a layer's output, and the tokens beside them."""
+def _split(tensor: Tensor, layer: Layer | None, sides: int) -> tuple[Tensor, Tensor]:
+    """Return the feature maps in a layer's output, of so many sides, and the tokens beside them."""
     if layer is None or layer.token_layout is None:
-        return tensor, tensor[..., :0, 0, :]
+        return tensor, tensor[(..., slice(0), *[0] * (sides - 1), slice(None))]
     return layer.token_layout.maps(tensor), layer.token_layout.extra_tokens(tensor)
 
 
@@ -204,8 +204,8 @@ def forward_pass(
     """Run the network on images and keep what the gradients from a layer on need.
 
     Args:
-        model: maps (N, C, H, W) to logits.
-        inputs: images (N, C, H, W); never written to.
+        model: maps (N, C, *spatial) to logits.
+        inputs: images (N, C, *spatial); never written to.
         layer: module and name of the feature maps; None: gradients by the inputs themselves.
         rules: what to do with the operations behind the layer.
         recording: a tape to fill, where this is the reference's run.
@@ -214,7 +214,7 @@ def forward_pass(
         trace: note the images' run here.
 
     Raises:
-        LayerError: when the layer is not reached, reached twice, or gives no (N, K, h, w).
+        LayerError: when the layer is not reached, reached twice, or gives no (N, K, *spatial).
         OperationError: when an operation has no rule and the rules must be complete.
         TargetError: when no gradient can pass through what is scored.
     """
@@ -271,6 +271,7 @@ def _run(
     recording: Tape | None,
     tapes: list[Tape],
 ) -> ForwardPass:
+    sides = images.dim() - 2
     state = Interception(rules, watch, recording, [TapeReader(tape) for tape in tapes])
 
     def capture(output: object) -> object:
@@ -282,9 +283,9 @@ def _run(
             )
         first = first_tensor(output)
         if layer[1].then is not None and first is not None:
-            state.pending = (first, layer[1])
+            state.pending = (first, layer[1], sides)
             return None
-        begun = state.begin(maps_of(layer[1], first if first is not None else output))
+        begun = state.begin(maps_of(layer[1], first if first is not None else output, sides))
         # Of several, such as a block's maps and its attention, the first are the maps.
         return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
 
@@ -325,7 +326,9 @@ def _finished(
     for reader in state.readers:
         reader.finish()
     check_run(graph_logits, images)
-    features, extra_tokens = _split(state.leaf.detach().as_subclass(Tensor), layer)
+    features, extra_tokens = _split(
+        state.leaf.detach().as_subclass(Tensor), layer, images.dim() - 2
+    )
     return ForwardPass(
         features=features,
         extra_tokens=extra_tokens,

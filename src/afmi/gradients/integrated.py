@@ -11,6 +11,7 @@ from torch import Tensor
 
 from afmi.errors import CompletenessWarning, UsageError
 from afmi.gradients.passes import BatchRunner
+from afmi.pictures.dimensions import beside, places
 from afmi.pictures.references import Reference
 from afmi.progress import track
 
@@ -43,8 +44,8 @@ def gradients_on_the_way(
 
     Args:
         runner: of the network.
-        inputs: images x (N, C, H, W).
-        references: images x̄ (R, C, H, W).
+        inputs: images x (N, C, *spatial).
+        references: images x̄ (R, C, *spatial).
         classes: c, int64 (N,).
         which: index of each point's reference, int64 (N · points,), image by image.
         alpha: how far each point lies on its way, (N · points,).
@@ -52,14 +53,14 @@ def gradients_on_the_way(
 
     Yields:
         For B points at a time: the index of each one's image, int64 (B,), its way x − x̄ and its
-        gradient, (B, C, H, W).
+        gradient, (B, C, *spatial).
     """
     points = torch.arange(which.numel(), device=inputs.device)
     for chunk in track(points.split(runner.size), description):
         image = chunk // (which.numel() // inputs.shape[0])
         start = references[which[chunk]]
         way = inputs[image] - start
-        x = torch.addcmul(start, alpha[chunk].view(-1, 1, 1, 1), way)
+        x = torch.addcmul(start, beside(alpha[chunk], way), way)
         yield image, way, runner.class_gradients(x, classes[image])
 
 
@@ -69,7 +70,7 @@ class Integrated:
 
     Attributes:
         gradients: (x − x̄) · ∫ ∂y_c/∂x at x̄ + α (x − x̄) dα, the mean over the references,
-            (N, C, H, W).
+            (N, C, *spatial).
         classes: c, int64 (N,).
         logits: of the images, (N, K).
         change: y_c(x) − y_c(x̄), the mean over the references, (N,).
@@ -110,7 +111,7 @@ def integrated_gradients(
 
     Args:
         runner: of the network.
-        inputs: images x (N, C, H, W).
+        inputs: images x (N, C, *spatial).
         reference: gives the x̄ where the ways begin, R for each image.
         choose: returns the classes c, int64 (N,), of the images' logits (N, K).
         steps: m, points on each way.
@@ -144,7 +145,9 @@ def integrated_gradients(
             sums[r, left] += _summed(runner, inputs[left], start, classes[left], alpha, description)
         count += len(alpha)
         integrated[:, left] = sums[:, left] / count * (inputs[left] - starts[:, left])
-        error = (integrated[:, left].sum((2, 3, 4)) - change[:, left]).abs() - rounding[:, left]
+        error = (integrated[:, left].sum(places(integrated)) - change[:, left]).abs() - rounding[
+            :, left
+        ]
         misses[left] = error.clamp_min(0).mean(0) / change[:, left].abs().mean(0)
         left = left[misses[left] > allowed]
         if not len(left) or tolerance is None or 3 * count > MOST_STEPS:
@@ -168,7 +171,7 @@ def _summed(
     alpha: Tensor,
     description: str,
 ) -> Tensor:
-    """Return Σ_α ∂y_c/∂x at x̄ + α (x − x̄) of images x and their starts x̄, (N, C, H, W) each."""
+    """Return Σ_α ∂y_c/∂x at x̄ + α (x − x̄) of images x and their starts x̄, (N, C, *spatial) each."""
     total = torch.zeros_like(inputs)
     which = torch.arange(len(inputs), device=inputs.device).repeat_interleave(len(alpha))
     alpha = alpha.to(inputs).repeat(len(inputs))

@@ -90,7 +90,7 @@ class Interception(TorchFunctionMode):
         self.backward = BackwardState()
         self.leaf: Tensor | None = None
         self.logits: Tensor | None = None
-        self.pending: tuple[Tensor, Layer] | None = None
+        self.pending: tuple[Tensor, Layer, int] | None = None
         self.out_of_sight: str | None = None
         """What made a tensor that depends on the maps and could not be intercepted."""
         self._dependence = Dependence()
@@ -183,8 +183,8 @@ class Interception(TorchFunctionMode):
         """Make a call of the trunk, and begin where it gives the awaited maps."""
         output = func(*args, **kwargs)
         if self.pending is not None and self._awaited(func, args):
-            layer, self.pending = self.pending[1], None
-            return self.begin(maps_of(layer, output))
+            (_, layer, sides), self.pending = self.pending, None
+            return self.begin(maps_of(layer, output, sides))
         return output
 
     def _by_rule(self, operation: Operation, kind: int) -> Any:

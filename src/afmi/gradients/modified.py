@@ -135,8 +135,8 @@ def modified_gradient(
     and found and made again where these run through another network: see `afmi.network.trace`.
 
     Args:
-        model: maps (N, C, H, W) to logits.
-        inputs: images (N, C, H, W).
+        model: maps (N, C, *spatial) to logits.
+        inputs: images (N, C, *spatial).
         layer: where the feature maps are taken, as chosen or as found; None: at the inputs.
         reference: what the images are compared with.
         rules: a rule for each operation behind the layer.

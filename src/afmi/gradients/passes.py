@@ -37,7 +37,7 @@ class BatchRunner:
     Where there is too little memory for a batch, it is halved, for this and all later calls.
 
     Args:
-        model: maps (N, C, H, W) to logits (N, K).
+        model: maps (N, C, *spatial) to logits (N, K).
         like: images of the size and on the device of those to come.
         batch_size: the most images per call. None: as many as hold about 400,000 pixels on a
             CPU, whose caches make smaller batches faster (8 of side 224), and 8 times that on
@@ -50,7 +50,7 @@ class BatchRunner:
         self.model = model
         if batch_size is None:
             pixels = _CPU_PIXELS if like.device.type == "cpu" else _DEVICE_PIXELS
-            batch_size = max(1, pixels // (like.shape[-2] * like.shape[-1]))
+            batch_size = max(1, pixels // like[0, 0].numel())
         self.size = batch_size
 
     def ranges(self, count: int) -> list[tuple[int, int]]:
@@ -58,7 +58,7 @@ class BatchRunner:
         return [(i, min(i + self.size, count)) for i in range(0, count, self.size)]
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return logits (N, K) of images (N, C, H, W)."""
+        """Return logits (N, K) of images (N, C, *spatial)."""
 
         def run(start: int, stop: int) -> tuple[Tensor]:
             watched = partial(run_watched, self.model)
@@ -85,10 +85,10 @@ class BatchRunner:
     def gradients(
         self, images: Tensor, slope: Callable[[Tensor, int, int], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return logits (N, K) and the gradient of a score by the images, (N, C, H, W).
+        """Return logits (N, K) and the gradient of a score by the images, (N, C, *spatial).
 
         Args:
-            images: (N, C, H, W).
+            images: (N, C, *spatial).
             slope: returns ∂score/∂logits, given the logits of images ``start`` to ``stop``,
                 and these two.
         """
@@ -102,7 +102,7 @@ class BatchRunner:
         return logits, gradients
 
     def class_gradients(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Return ∂y_c/∂x of images x (N, C, H, W) and their classes c, int64 (N,)."""
+        """Return ∂y_c/∂x of images x (N, C, *spatial) and their classes c, int64 (N,)."""
 
         def chosen(logits: Tensor, start: int, stop: int) -> Tensor:
             return F.one_hot(classes[start:stop], logits.shape[1]).to(logits)

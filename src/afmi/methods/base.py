@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi import specs
-from afmi.errors import AfmiError, TargetError, UsageError
+from afmi.errors import AfmiError, ShapeError, TargetError, UsageError
 from afmi.methods.work import Work
 from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_images, check_model, named_failures
@@ -25,6 +25,7 @@ from afmi.network.outputs import declaration_of
 from afmi.network.randomness import keeping_random_state
 from afmi.network.scored import Scored
 from afmi.network.wrappers import runnable
+from afmi.pictures.dimensions import FORMS, beside, places
 from afmi.pictures.maps import is_blank, upsample
 from afmi.pictures.references import Reference, reference_of
 from afmi.targets import (
@@ -62,7 +63,7 @@ class Attribution:
     """Saliency maps, with what the method learned on the way.
 
     Attributes:
-        maps: saliency (N, 1, h, w), at any size; `Method.attribute` brings it to the input's.
+        maps: saliency (N, 1, *sides), at any size; `Method.attribute` brings it to the input's.
         target: the class that each map explains, or the network's output of that index where it
             has no classes, int64 (N,); None: another target.
         logits: of the images, (N, C), where the method had to compute them.
@@ -92,9 +93,9 @@ class Method(ABC):
     It is found by existing: `afmi.methods` lists every subclass in its folders.
 
     Args:
-        model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W) to logits (N, K), or to
-            anything that a target makes a score of. Of a parallel or averaged wrapper the network
-            inside is taken, with the wrapper's weights.
+        model: a `Classifier`, or any ``nn.Module`` from images (N, C, H, W), signals (N, C, L) or
+            volumes (N, C, D, H, W) to logits (N, K), or to anything that a target makes a score of.
+            Of a parallel or averaged wrapper the network inside is taken, with its weights.
             Never changed: modes, gradients, hooks and random state are as before, also after an
             error.
     """
@@ -110,6 +111,9 @@ class Method(ABC):
     signed: ClassVar[bool] = True
     """Whether negative values of its maps are evidence against the class: its pictures then part
     their colours at zero, whatever the values."""
+    sides: ClassVar[tuple[int, ...]] = (1, 2, 3)
+    """The numbers of spatial dimensions of images that it can explain: 1 is signals, 2 pictures, 3
+    volumes."""
     paper: ClassVar[str]
     """Authors, title, venue and year."""
 
@@ -125,7 +129,7 @@ class Method(ABC):
 
     @abstractmethod
     def work(self, inputs: Tensor) -> Work:
-        """Return how often an image like these (N, C, H, W) goes through the network.
+        """Return how often an image like these (N, C, *spatial) goes through the network.
 
         Passes that are made once and kept, such as a reference's, do not count.
         """
@@ -150,8 +154,8 @@ class Method(ABC):
         """Return the saliency map of each image.
 
         Args:
-            inputs: images (N, C, H, W), floating point, on the model's device; in [0, 1] for a
-                `Classifier`.
+            inputs: images (N, C, H, W), signals (N, C, L) or volumes (N, C, D, H, W), floating
+                point, on the model's device; pictures in [0, 1] for a `Classifier`.
             target: what to explain: a class by its index or label, a target out of `afmi.targets`,
                 or a function of the outputs; one for all images, or one for each (of classes also
                 int64 (N,)). None: the class that the model predicts.
@@ -159,7 +163,7 @@ class Method(ABC):
                 rows, the images are explained one by one, each with its own.
 
         Returns:
-            (N, 1, H, W), in the inputs' dtype and on their device, detached, not normalised.
+            (N, 1, *spatial), in the inputs' dtype and on their device, detached, not normalised.
 
         Raises:
             ShapeError: when the inputs are no such images.
@@ -195,11 +199,11 @@ class Method(ABC):
         """Return the maps of several classes, or other targets, of the same images.
 
         Args:
-            inputs: images (N, C, H, W).
+            inputs: images (N, C, *spatial).
             targets: T targets for all images, each as in `attribute`; or int64 (T, N).
 
         Returns:
-            (T, N, 1, H, W).
+            (T, N, 1, *spatial).
         """
         return torch.stack([each.maps for each in self.attributions(inputs, targets)])
 
@@ -296,12 +300,11 @@ class Method(ABC):
 
     def _finished(self, attribution: Attribution, inputs: Tensor) -> Attribution:
         """Bring the maps to the inputs' size and dtype, and check them."""
-        size = (inputs.shape[2], inputs.shape[3])
-        maps = upsample(attribution.maps.detach(), size).to(inputs.dtype)
+        maps = upsample(attribution.maps.detach(), inputs.shape[2:]).to(inputs.dtype)
         residual = attribution.residual
         same = self._same_as_reference(inputs, maps, attribution.logits)
         # What such maps hold is rounding: image and reference ran in batches of other sizes.
-        maps = maps.masked_fill(same[:, None, None, None], 0)
+        maps = maps.masked_fill(beside(same, maps), 0)
         if residual is not None:
             if bool((residual.isnan() & ~same).any()):
                 self._check_reference(inputs)
@@ -316,12 +319,13 @@ class Method(ABC):
         if not isinstance(reference, Reference):
             return none
         eps = torch.finfo(inputs.dtype).eps
-        largest = maps.abs().amax((1, 2, 3))
+        largest = maps.abs().amax(places(maps, 1))
         if logits is not None and bool((largest > eps**0.5 * logits.abs().amax(1)).all()):
             return none  # Spares making the references, which may be drawn or read from a file.
         images = inputs.detach()
-        difference = (images[:, None] - reference.for_each(images)).abs().amax((1, 2, 3, 4))
-        return difference <= 4 * eps * images.abs().amax((1, 2, 3)).clamp_min(1)
+        difference = (images[:, None] - reference.for_each(images)).abs()
+        furthest = difference.amax(places(difference, 1))
+        return furthest <= 4 * eps * images.abs().amax(places(images, 1)).clamp_min(1)
 
     @contextmanager
     def _session(
@@ -330,6 +334,7 @@ class Method(ABC):
         """Check the arguments and guard the model and the random state around a computation."""
         check_model(self.model)
         check_images(self.model, inputs)
+        self._check_sides(inputs)
         classes = declaration_of(self.model).meaning != "value"
         wanted = columns_of(target, inputs, classes)
         with (
@@ -341,6 +346,17 @@ class Method(ABC):
         ):
             images = inputs.clone() if inputs.is_inference() else inputs.detach()
             yield images.as_subclass(Tensor), wanted
+
+    def _check_sides(self, inputs: Tensor) -> None:
+        """Raise a `ShapeError` where the method makes no sense for images of so many sides."""
+        sides = inputs.dim() - 2
+        if sides not in self.sides:
+            takes = " or ".join(FORMS[n] for n in self.sides)
+            able = ", ".join(cls.name for cls in _catalogue().values() if sides in cls.sides)
+            raise ShapeError(
+                f"{self.name} explains {takes} only, got {FORMS[sides]} of shape "
+                f"{tuple(inputs.shape)}; take a method that explains them: {able}"
+            )
 
     def _check_maps(self, maps: Tensor, inputs: Tensor) -> None:
         if not _finite(*maps.aminmax()):
@@ -397,7 +413,7 @@ class LayerMethod(Method):
         return Work(1, layer_backwards=1)
 
     def resolved_layer(self, inputs: Tensor) -> Place:
-        """Return the module and name of the layer for these inputs (N, C, H, W)."""
+        """Return the module and name of the layer for these inputs (N, C, *spatial)."""
         return resolve_layer(self.model, self.layer, inputs)
 
 
@@ -436,13 +452,13 @@ def relative_residual(maps: Tensor, change: Tensor) -> Tensor:
     """Return (Σ map − Δy_c) / |Δy_c|, how far maps are from summing to the change of the score.
 
     Args:
-        maps: (…, 1, h, w).
+        maps: (…, 1, *spatial).
         change: Δy_c, (…).
 
     Returns:
         (…); NaN where the score did not change.
     """
-    residual = (maps.sum((-3, -2, -1)) - change) / change.abs()
+    residual = (maps.sum(places(maps, change.dim())) - change) / change.abs()
     return residual.masked_fill(change == 0, torch.nan)
 
 

@@ -58,7 +58,7 @@ class BlackBoxMethod(Method):
     def _class_maps(
         self, inputs: Tensor, classes: Tensor, runner: BatchRunner
     ) -> tuple[Tensor, Tensor | None]:
-        """Return maps (T, N, 1, h, w) for classes (T, N), and what they should sum to.
+        """Return maps (T, N, 1, *spatial) for classes (T, N), and what they should sum to.
 
         The latter is (T, N), or None where the maps need not sum to anything.
         """

@@ -13,6 +13,7 @@ from afmi.methods.base import Attribution, LayerMethod, Method, relative_residua
 from afmi.methods.work import Work
 from afmi.network.classifier import network_zero
 from afmi.network.layers import LayerChoice
+from afmi.pictures.dimensions import places
 from afmi.pictures.references import Reference
 from afmi.targets import Columns
 
@@ -38,7 +39,7 @@ class GradientMethod(Method):
 
     @abstractmethod
     def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
-        """Return maps (N, 1, H, W) of images and their gradients, (N, C, H, W)."""
+        """Return maps (N, 1, *spatial) of images and their gradients, (N, C, *spatial)."""
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = forward_pass(self.model, inputs, layer=None, rules=self._rules())
@@ -53,7 +54,7 @@ class WeightedMapsMethod(LayerMethod):
 
     @abstractmethod
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
-        """Return w (N, K, 1, 1) of feature maps and their gradients, (N, K, h, w)."""
+        """Return w (N, K, 1, …) of feature maps and their gradients, (N, K, *spatial)."""
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = layer_pass(self.model, inputs, LayerChoice(self.layer))
@@ -64,11 +65,11 @@ class WeightedMapsMethod(LayerMethod):
 
 
 def change_of_pixels(model: nn.Module, inputs: Tensor, reference: Reference | None) -> Tensor:
-    """Return x − x̄ (N, C, H, W), which methods multiply by a gradient to first order.
+    """Return x − x̄ (N, C, *spatial), which methods multiply by a gradient to first order.
 
     Args:
         model: that the gradient is of.
-        inputs: images x (N, C, H, W).
+        inputs: images x (N, C, *spatial).
         reference: gives x̄; the mean of several. None: the image that the network itself takes as
             0. That is black for a bare network, and its normalisation's mean for a `Classifier`,
             so that x − x̄ is the normalised image but for its scale.
@@ -97,9 +98,9 @@ def changes_from_references(
         gradient, extra_tokens = run.split(classes, r, last=r == count - 1)
         delta = run.change(r)
         change = (gradient * delta).sum(2, keepdim=True)
-        run.check(change.sum((2, 3, 4)) + extra_tokens, classes, r)
+        run.check(change.sum(places(change)) + extra_tokens, classes, r)
         if averaged:
-            change = (gradient.mean((-2, -1), keepdim=True) * delta).sum(2, keepdim=True)
+            change = (gradient.mean(places(gradient, 3), keepdim=True) * delta).sum(2, keepdim=True)
         maps.append(change)
         changes.append(run.output_change(classes, r))
     mean = torch.stack(maps).mean(0)

@@ -51,7 +51,7 @@ class Random(Method):
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         # The logits are needed to know the class, and to notice one that does not exist.
         logits = classify(self.model, inputs)
-        size = (1, inputs.shape[2], inputs.shape[3])
+        size = (1, *inputs.shape[2:])
         maps = [
             torch.rand(
                 size, generator=image_generator(self.seed, x), dtype=torch.float32, device="cpu"

@@ -26,9 +26,9 @@ class Case:
 
     Attributes:
         method: that gave the maps; its ``model`` is the network explained.
-        inputs: images (N, C, H, W), as the model takes them ([0, 1] for a `Classifier`).
+        inputs: images (N, C, *spatial), as the model takes them ([0, 1] for a `Classifier`).
         targets: the class explained, int64 (N,): the ground truth in the paper's protocols.
-        attribution: the maps (N, 1, H, W), the logits and the residuals.
+        attribution: the maps (N, 1, *spatial), the logits and the residuals.
         logits: of the images, (N, K).
         seconds: that the explanation of one of these images took.
         peak_bytes: memory that the explanation of the batch needed beyond what was in use before
@@ -80,7 +80,7 @@ class Case:
 
     @property
     def maps(self) -> Tensor:
-        """The saliency maps, (N, 1, H, W)."""
+        """The saliency maps, (N, 1, *spatial)."""
         return self.attribution.maps
 
 
@@ -115,7 +115,7 @@ class Metric(ABC):
         """
 
     def work(self, method: Method, inputs: Tensor) -> Work:
-        """Return how often one image of (N, C, H, W) goes through the network for the metric."""
+        """Return how often one image of (N, C, *spatial) goes through the network."""
         return Work()
 
     @property

@@ -96,7 +96,15 @@ class GridPointing(Metric):
 
     def work(self, method: Method, inputs: Tensor) -> Work:
         """Return the passes on a canvas, each counted as four of an image."""
+        self._check_sides(inputs)
         return _CELLS * method.work(inputs[:1].repeat(1, 1, 2, 2))
+
+    def _check_sides(self, inputs: Tensor) -> None:
+        if inputs.dim() != 4:
+            raise ShapeError(
+                f"{self.name} tiles images (N, C, H, W) in a square, got images of shape "
+                f"{tuple(inputs.shape)}; leave this metric out"
+            )
 
     def canvases(self, inputs: Tensor, companions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the tiled images, and where on them each image lies.
@@ -109,6 +117,7 @@ class GridPointing(Metric):
         Returns:
             (N, C, 2H, 2W), and the images' quadrants in reading order, int64 (N,), on the CPU.
         """
+        self._check_sides(inputs)
         wanted = (inputs.shape[0], self.companions, *inputs.shape[1:])
         if companions is None:
             raise UsageError(

@@ -22,6 +22,7 @@ from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import Meaning, check_outputs, responses
 from afmi.network.trial import meaning_of
+from afmi.pictures.dimensions import ANY_FORM, beside
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference, reference_of
 
@@ -249,9 +250,9 @@ class MaskedMetric(Metric):
 
         Args:
             model: a `Classifier`, or any ``nn.Module`` from images to logits (N, K).
-            images: (N, C, H, W), in [0, 1] for a `Classifier`.
+            images: (N, C, *spatial), in [0, 1] for a `Classifier`.
             targets: ground-truth classes, int64 (N,).
-            maps: (N, 1, H, W), at the images' size; equal pixels rank in reading order.
+            maps: (N, 1, *spatial), at the images' size; equal pixels rank in reading order.
             logits: (N, K) of the images, where they are known; saves their pass.
 
         Raises:
@@ -333,7 +334,8 @@ def _curves(
         for start, stop in runner.ranges(len(jobs)):
             limits = torch.tensor(
                 [counts[p] for _, p in jobs[start:stop]], dtype=rank.dtype, device=rank.device
-            )[:, None, None, None]
+            )
+            limits = beside(limits, images)
             # Image by image, whose own pixels need no copies then.
             pictures = images.new_empty(stop - start, *images.shape[1:])
             for n, those in itertools.groupby(range(start, stop), lambda job: jobs[job][0]):
@@ -381,8 +383,8 @@ def _check_classes(metric: Metric, logits: Tensor, meaning: Meaning, targets: Te
 
 
 def _check(images: Tensor, targets: Tensor, maps: Tensor) -> None:
-    if images.dim() != 4 or 0 in images.shape:
-        raise ShapeError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
+    if images.dim() not in (3, 4, 5) or 0 in images.shape:
+        raise ShapeError(f"expected {ANY_FORM}, got {tuple(images.shape)}")
     wanted = (images.shape[0], 1, *images.shape[2:])
     if tuple(maps.shape) != wanted:
         raise ShapeError(

@@ -15,6 +15,7 @@ from afmi.methods.base import Method
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
+from afmi.pictures.dimensions import places
 from afmi.pictures.maps import rank_correlation
 from afmi.pictures.references import Black, Random, Reference, White, reference_of
 from afmi.specs import text
@@ -28,8 +29,8 @@ _WINDOW = 7
 class ReferenceReliability(Metric):
     """Compare the maps of one image against several references, in pairs.
 
-    For each pair Spearman's rank correlation and the structural similarity (SSIM, windows of 7×7
-    pixels) of the two maps. For the latter each map is first stretched to [0, 1] by its own
+    For each pair Spearman's rank correlation and the structural similarity (SSIM, windows of 7
+    pixels a side) of the two maps. For the latter each map is first stretched to [0, 1] by its own
     minimum and maximum, so that it compares patterns and not scales; the zero of a signed map may
     then lie elsewhere in each. Methods that compare the image with no reference have no value.
 
@@ -128,8 +129,8 @@ def _has_reference(method: Method) -> bool:
 
 
 def _ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Return the structural similarity of each pair of maps (N, 1, H, W): float64 (N,)."""
-    side = min(first.shape[-2:])
+    """Return the structural similarity of each pair of maps (N, 1, *spatial): float64 (N,)."""
+    side = min(first.shape[2:])
     window = min(_WINDOW, side - 1 + side % 2)  # odd, and no larger than the maps
     values = torch.full((first.shape[0],), torch.nan, dtype=torch.float64, device="cpu")
     for i, (one, other) in enumerate(zip(_stretched(first), _stretched(second), strict=True)):
@@ -143,7 +144,8 @@ def _ssim(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _stretched(maps: Tensor) -> Tensor:
-    """Return each map in [0, 1], float64 (N, H, W); NaN where it is the same everywhere."""
+    """Return each map in [0, 1], float64 (N, *spatial); NaN where it is the same everywhere."""
     exact = maps.detach().to("cpu", torch.float64)[:, 0]
-    low, high = exact.amin((1, 2), keepdim=True), exact.amax((1, 2), keepdim=True)
+    sides = places(exact, 1)
+    low, high = exact.amin(sides, keepdim=True), exact.amax(sides, keepdim=True)
     return (exact - low) / (high - low)

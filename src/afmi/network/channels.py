@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 __all__ = ["first_channels"]
 
@@ -21,7 +22,7 @@ def first_channels(network: nn.Module) -> int | None:
         4
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, _ConvNd):
             return module.in_channels or None
         if isinstance(module, _NORMALISATIONS):
             return module.num_features or None

@@ -34,13 +34,11 @@ def is_fast(model: nn.Module, images: Tensor) -> bool:
     """Tell whether the network is to get images (N, C, H, W) in channels-last layout.
 
     On a CPU in float32 convolutions then take as little as half the time (SqueezeNet), for the
-    same numbers to rounding.
+    same numbers to rounding. Signals and volumes keep the usual layout, which is theirs.
     """
-    if (
-        images.device.type != "cpu"
-        or images.dtype != torch.float32
-        or anchor(model)[0] in _contiguous_only
-    ):
+    if images.device.type != "cpu" or images.dtype != torch.float32 or images.dim() != 4:
+        return False
+    if anchor(model)[0] in _contiguous_only:
         return False
     pixels = images[:, 0].numel()
     return pixels > _FEW_PIXELS or (pixels > _FEW_PIXELS_DEPTHWISE and _is_depthwise(model))
@@ -76,7 +74,7 @@ def in_fast_layout(
         model: the network.
         run: passes images through it, and may overwrite them; may be called twice. It is told
             whether they are in channels-last layout.
-        images: (N, C, H, W).
+        images: (N, C, *spatial).
         fast: which layout; None: see `is_fast`.
     """
     if is_fast(model, images) if fast is None else fast:

@@ -11,6 +11,7 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from afmi.errors import (
@@ -24,12 +25,14 @@ from afmi.errors import (
 from afmi.network.arguments import Bound
 from afmi.network.guards import all_modules
 from afmi.network.memory import is_out_of_memory
+from afmi.pictures.dimensions import ANY_FORM, FORMS
 
 __all__ = [
     "check_dense",
     "check_images",
     "check_model",
     "check_run",
+    "first_convolution",
     "is_quantised",
     "named_failures",
     "opaque_part",
@@ -81,10 +84,11 @@ def _like(model: nn.Module) -> Tensor | None:
 
 
 def check_images(model: nn.Module, images: object) -> None:
-    """Raise unless these are images (N, C, H, W) that can go through the network.
+    """Raise unless these are images (N, C, *spatial) that can go through the network.
 
     Raises:
-        ShapeError: when they have another type, shape, layout, dtype or device.
+        ShapeError: when they have another type, shape, layout, dtype or device, or are single
+            images or of another number of dimensions than the network's convolutions.
         UsageError: when a pixel is not finite.
     """
     if not isinstance(images, Tensor):
@@ -94,13 +98,14 @@ def check_images(model: nn.Module, images: object) -> None:
         elif isinstance(images, (list, tuple)):
             advice = "stack images of one size with torch.stack(images)"
         raise ShapeError(
-            f"expected a tensor of images (N, C, H, W), got {type(images).__name__}; {advice}"
+            f"expected a tensor of {_form(model)}, got {type(images).__name__}; {advice}"
         )
     check_dense(images)
-    if images.dim() != 4 or 0 in images.shape or images.dtype not in _FLOATS:
+    advice = _other_form(model, images)
+    if advice or 0 in images.shape or images.dtype not in _FLOATS:
         raise ShapeError(
-            "expected a non-empty floating-point tensor of images (N, C, H, W), got "
-            f"{tuple(images.shape)} {images.dtype}; " + _advice(images)
+            f"expected a non-empty floating-point tensor of {_form(model)}, got "
+            f"{tuple(images.shape)} {images.dtype}; {advice or _advice(images)}"
         )
     weight = _like(model)
     if weight is not None and weight.device != images.device:
@@ -112,6 +117,44 @@ def check_images(model: nn.Module, images: object) -> None:
         raise UsageError("expected finite pixels, got NaN or infinity in the images")
 
 
+def first_convolution(model: nn.Module) -> tuple[int, int] | None:
+    """Return how many dimensions a network's first convolution slides along, and its channels.
+
+    It tells signals, pictures and volumes apart, and a batch from a single one. None: the network
+    has none, or none that can be looked at.
+    """
+    for module in model.modules():
+        if isinstance(module, _ConvNd):
+            return len(module.kernel_size), module.in_channels
+    return None
+
+
+def _form(model: nn.Module) -> str:
+    """Return what a batch for this network is called."""
+    first = first_convolution(model)
+    return ANY_FORM if first is None else FORMS[first[0]]
+
+
+def _other_form(model: nn.Module, images: Tensor) -> str | None:
+    """Say what to do with images that have not the network's number of dimensions; None: they do.
+
+    A network may make pictures of signals itself, or take volumes slice by slice: only a single
+    image and what lacks the channels' dimension are known to be none that it takes.
+    """
+    first = first_convolution(model)
+    dimensions, channels = first or (2, None)
+    shape = images.shape
+    reshape = f"reshape them to {FORMS[dimensions].partition(' ')[2]}"
+    if images.dim() not in (3, 4, 5):
+        one_short = images.dim() == dimensions + 1
+        return "add a batch dimension with images[None]" if one_short else reshape
+    if first is None or images.dim() == dimensions + 2 or shape[1] == channels:
+        return None
+    if images.dim() == dimensions + 1:
+        return "add a batch dimension with images[None]" if shape[0] == channels else None
+    return reshape if images.dim() > dimensions + 2 else None
+
+
 def check_dense(images: Tensor) -> None:
     """Raise a `ShapeError` unless the tensor holds a number for each pixel."""
     if images.is_meta:
@@ -121,16 +164,10 @@ def check_dense(images: Tensor) -> None:
     if images.is_nested or images.layout is not torch.strided:
         kind = "nested" if images.is_nested else images.layout
         advice = "torch.stack images of one size" if images.is_nested else "use images.to_dense()"
-        raise ShapeError(
-            f"expected a dense tensor of images (N, C, H, W), got a {kind} one; {advice}"
-        )
+        raise ShapeError(f"expected a dense tensor of images, got a {kind} one; {advice}")
 
 
 def _advice(images: Tensor) -> str:
-    if images.dim() == 3:
-        return "add a batch dimension with images[None]"
-    if images.dim() != 4:
-        return "reshape them to (N, C, H, W)"
     if images.dtype == torch.uint8:
         return "divide bytes by 255"
     if images.is_quantized:
@@ -157,7 +194,7 @@ def named_failures(model: nn.Module, images: Tensor) -> Iterator[None]:
 
     Args:
         model: the network that is run in this context.
-        images: (N, C, H, W), what it is run on, or what that is made of.
+        images: (N, C, *spatial), what it is run on, or what that is made of.
     """
     try:
         yield
@@ -195,6 +232,7 @@ _SIZES = re.compile(
     r"shapes cannot be multiplied|greater than actual input size|[Oo]utput size is too small"
     r"|is invalid for input of size|must match the (existing )?size|[Pp]adding size should be"
     r"|don't multiply up to the size|[Ss]izes of tensors must match|to have \d+ channels"
+    r"|[Ee]xpected \dD .*input"
 )
 
 
@@ -214,9 +252,10 @@ def _named(model: nn.Module, images: Tensor, error: Exception) -> AfmiError | No
         )
     channels = _CHANNELS.search(text)
     if channels and int(channels[2]) == shape[1]:
+        form = FORMS[images.dim() - 2].partition(" ")[2].replace("C", channels[1])
         return ShapeError(
-            f"expected images of {channels[1]} channels, (N, {channels[1]}, H, W), as the network "
-            f"takes them, got {shape[1]} channels"
+            f"expected images of {channels[1]} channels, {form}, as the network takes them, got "
+            f"{shape[1]} channels"
         )
     weight = _like(model)
     if weight is not None and _DTYPES.search(text) and weight.dtype != images.dtype:
@@ -236,9 +275,10 @@ def _named(model: nn.Module, images: Tensor, error: Exception) -> AfmiError | No
             "it with dynamic_shapes for the number of images, or use the network before the export"
         )
     if isinstance(error, AssertionError) or _SIZES.search(text):
+        single = ", and give a single image a batch dimension: images[None]"
         return ShapeError(
             f"the network cannot run images of shape {shape} ({first_line(error)}); bring them to "
-            "the size that it was made for"
+            f"the size that it was made for{single if len(shape) == 3 else ''}"
         )
     return None
 

@@ -52,8 +52,9 @@ class Classifier(Wrapper):
     in pixel space, where the zero of a bare network would be the mean grey of its training data.
 
     Args:
-        network: maps normalised images (N, 3, H, W) to logits (N, C), or to anything that a target
-            makes a score of (`afmi.targets`). Kept as it is; its mode is not changed.
+        network: maps normalised images (N, 3, H, W), or signals (N, C, L) or volumes
+            (N, C, D, H, W), to logits (N, C), or to anything that a target makes a score of
+            (`afmi.targets`). Kept as it is; its mode is not changed.
         mean: the mean that the network's training subtracted, one number per channel, in [0, 1];
             as many as there are channels. None: 0 for each channel that the first convolution
             takes, or for three where there is none to tell.
@@ -217,14 +218,14 @@ class Classifier(Wrapper):
         return Declaration(self.output, self.output_key, len(self.labels))
 
     def forward(self, images: Tensor) -> Any:
-        """Return the network's output for images (N, 3, H, W) in [0, 1].
+        """Return the network's output for images (N, 3, H, W) in [0, 1], or signals or volumes.
 
         That is the tensor that is meant; all that the network returned where none is singled out.
         """
         channels = self.mean.shape[0]
-        if images.dim() != 4 or images.shape[1] != channels:
+        if images.dim() not in (3, 4, 5) or images.shape[1] != channels:
             advice = "add a batch dimension with images[None]"
-            if images.dim() == 4:
+            if images.dim() > 3 and images.shape[0] != channels:
                 advice = (
                     f"the network takes {channels} channels, and these have {images.shape[1]}; "
                     "Classifier(…, mean=…, std=…) takes one number for each channel"
@@ -233,7 +234,8 @@ class Classifier(Wrapper):
                 f"expected images of shape (N, {channels}, H, W) in [0, 1], got "
                 f"{tuple(images.shape)}; {advice}"
             )
-        return selected(self.network((images - self.mean) / self.std), self.output_key)
+        mean, std = (_along_channels(values, images) for values in (self.mean, self.std))
+        return selected(self.network((images - mean) / std), self.output_key)
 
     def prepare(self, image: Any) -> Tensor:
         """Read, resize and crop an image as the network's training did: (1, C, H, W) in [0, 1].
@@ -326,8 +328,13 @@ def shown_bands_of(model: nn.Module) -> tuple[int, ...] | None:
     return None if classifier is None else classifier.shown_bands
 
 
+def _along_channels(values: Tensor, images: Tensor) -> Tensor:
+    """Return one value a channel, (C, 1, 1), in the shape that broadcasts to these images."""
+    return values if images.dim() == 4 else values.view(-1, *[1] * (images.dim() - 2))
+
+
 def classify(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Return logits (N, C) of images (N, C, H, W), without gradients."""
+    """Return logits (N, C) of images (N, C, *spatial), without gradients."""
     model = runnable(model)
     check_model(model)
     with (
@@ -342,15 +349,15 @@ def classify(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def network_zero(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the colour that a network takes as 0, (1, C, 1, 1), for images (N, C, H, W).
+    """Return the colour that a network takes as 0, (1, C, 1, …), for images (N, C, *spatial).
 
     Inside a `Classifier` that is the mean colour, which its normalisation makes 0; any other
     network takes images as they are, and 0 is 0.
     """
     classifier = classifier_of(model)
     if classifier is not None:
-        return classifier.mean.to(images)[None]
-    return images.new_zeros(1, images.shape[1], 1, 1)
+        return _along_channels(classifier.mean, images).to(images)[None]
+    return images.new_zeros(1, images.shape[1], *[1] * (images.dim() - 2))
 
 
 def class_label(model: nn.Module, index: int) -> str:

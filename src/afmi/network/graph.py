@@ -124,13 +124,13 @@ class Dataflow:
     Attributes:
         steps: all operations whose outputs carry the image, in order.
         calls: all module calls that returned a tensor, in the order in which they returned.
-        image: the size (H, W) of the image.
+        image: the size of the image: (H, W), or (L,) or (D, H, W).
         classes: the number of logits.
     """
 
     steps: list[Step]
     calls: list[Call]
-    image: tuple[int, int]
+    image: tuple[int, ...]
     classes: int
     _path: list[int] = field(default_factory=list)
     _users: dict[int, list[int]] = field(default_factory=dict)
@@ -138,7 +138,7 @@ class Dataflow:
 
     @classmethod
     def of(cls, model: nn.Module, image: Tensor) -> Dataflow:
-        """Run one image (1, C, H, W) and return the steps of its forward pass."""
+        """Run one image (1, C, *spatial) and return the steps of its forward pass."""
         if not image.is_meta:  # shapes alone are enough here
             check_model(model)
             check_images(model, image)
@@ -160,7 +160,7 @@ class Dataflow:
             probe,
         ):
             logits = scores_of(model, image)
-        flow = cls(probe.steps, probe.calls, (image.shape[-2], image.shape[-1]), logits.shape[1])
+        flow = cls(probe.steps, probe.calls, tuple(image.shape[2:]), logits.shape[1])
         flow._follow(probe.made.get(id(logits), len(probe.steps) - 1))
         flow._label()
         return flow
@@ -232,13 +232,16 @@ class Dataflow:
         """Return which dimension holds the channels, where that is known."""
         return self._channels.get(id(tensor))
 
-    def grid(self, tensor: Tensor) -> tuple[int, int] | None:
-        """Return (h, w) of maps (1, K, h, w) or (1, h, w, K); None: attention's heads, …"""
-        channels = self.channels(tensor)
-        if tensor.dim() != 4 or tensor.shape[0] != 1 or channels not in (1, 3):
+    def grid(self, tensor: Tensor) -> tuple[int, ...] | None:
+        """Return the sides of maps (1, K, *spatial) or (1, *spatial, K); None: attention's heads, …
+
+        These have as many sides as the image.
+        """
+        channels, last = self.channels(tensor), len(self.image) + 1
+        if tensor.dim() != last + 1 or tensor.shape[0] != 1 or channels not in (1, last):
             return None
-        height, width = tensor.shape[1:3] if channels == 3 else tensor.shape[2:4]
-        return (height, width) if height * width > 1 else None
+        grid = tuple(tensor.shape[1:last] if channels == last else tensor.shape[2:])
+        return grid if math.prod(grid) > 1 else None
 
     def users(self, step: Step) -> list[Step]:
         """Return the steps on the way to the logits that take what a step gave."""

@@ -31,13 +31,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Layer:
-    """A place in a network where feature maps (N, K, h, w) are taken.
+    """A place in a network where feature maps (N, K, h, w), or of other sides, are taken.
 
     Attributes:
         name: dotted name of the module whose output is meant, as ``named_modules`` gives it.
         then: operation on that output whose result is the layer, for activations that are
             function calls and not modules (DenseNet's last ReLU); None: the output itself.
-        token_layout: set where the output is tokens or has the channels last; None: (N, K, h, w).
+        token_layout: set where the output is tokens or has the channels last; None: it has them
+            first.
     """
 
     name: str
@@ -74,7 +75,7 @@ def resolve_layer(model: nn.Module, layer: str | nn.Module | Layer | None, input
         model: a Classifier or any ``nn.Module``.
         layer: dotted name (``"layer4"``, ``"features+relu"``), module or Layer; None for the
             model's own default, else the last convolutional stage.
-        inputs: images (N, C, H, W) that fit the model; one of them is run where the stage has
+        inputs: images (N, C, *spatial) that fit the model; one of them is run where the stage has
             yet to be found.
 
     Raises:
@@ -134,20 +135,29 @@ class LayerChoice:
         return resolve_layer(model, self.layer, inputs)
 
 
-def maps_of(layer: Layer, output: object) -> Tensor:
-    """Return a layer's output, where it has the shape that the layer is said to give."""
+def maps_of(layer: Layer, output: object, sides: int) -> Tensor:
+    """Return a layer's output, where it has the shape that the layer is said to give.
+
+    Args:
+        layer: whose output it is.
+        output: of the module, or of the operation behind it.
+        sides: how many spatial dimensions the images have.
+    """
     layout = layer.token_layout
     if isinstance(output, Tensor):
-        fits = layout.fits(output) if layout else output.dim() == 4
+        fits = layout.fits(output) if layout else output.dim() == 2 + sides
         if fits and output.is_floating_point():
             return output
         form = f"{tuple(output.shape)} {output.dtype}"
     else:
         form = type(output).__name__
     raise LayerError(
-        f"layer {layer} must give feature maps (N, K, h, w), but gives {form}; choose a "
+        f"layer {layer} must give feature maps {_MAPS[sides]}, but gives {form}; choose a "
         "convolutional layer, or one whose tokens are those of places"
     )
+
+
+_MAPS = {1: "(N, K, l)", 2: "(N, K, h, w)", 3: "(N, K, d, h, w)"}
 
 
 def check_place(model: nn.Module, place: Place) -> None:
@@ -212,7 +222,7 @@ def find_layer(model: nn.Module, inputs: Tensor) -> Layer:
     Raises:
         LayerError: when there is no such tensor, or no module returns it; name a layer then.
     """
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+    if not isinstance(inputs, Tensor) or not inputs.is_meta:  # whose shapes are enough
         check_images(model, inputs)
     check_differentiable(model)
     return _locate(within(model), _flow(model, inputs[:1]))
@@ -274,7 +284,8 @@ def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerE
     opaque = opaque_part(network)
     if opaque is not None:
         calls = [(name, call.output) for name, call in _single_calls(network, flow)]
-        maps = [name for name, output in calls if output.dim() == 4 and output[0, 0].numel() > 1]
+        shaped = [one for one in calls if one[1].dim() == 2 + len(flow.image)]
+        maps = [name for name, output in shaped if output[0, 0].numel() > 1]
         return LayerError(
             f"found no last convolutional stage in this network: {opaque}"
             + (f"; or pass a layer that gives feature maps, as layer={maps[-1]!r}" if maps else "")
@@ -291,15 +302,16 @@ def _no_stage(network: nn.Module, flow: Dataflow, missed: Step | None) -> LayerE
     ]
     if missed is None:
         return LayerError(
-            "found no last convolutional stage in this network: no feature maps (N, K, h, w) or "
-            "tokens of places dominate its logits, so that every path from the image leads through "
-            "them; pass layer= with the dotted name of a module that gives feature maps"
+            "found no last convolutional stage in this network: no feature maps "
+            f"{_MAPS[len(flow.image)]} or tokens of places dominate its logits, so that every path "
+            "from the image leads through them; pass layer= with the dotted name of a module that "
+            "gives feature maps"
             + (f", such as {nearest[-1]!r}, which other paths lead around" if nearest else "")
         )
     return LayerError(
         f"the output of the last stage (after {missed.name}) is returned by no module; "
-        "pass layer= with the dotted name of a module that gives feature maps (N, K, h, w)"
-        + (f", such as {nearest[-1]!r}" if nearest else "")
+        f"pass layer= with the dotted name of a module that gives feature maps "
+        f"{_MAPS[len(flow.image)]}" + (f", such as {nearest[-1]!r}" if nearest else "")
     )
 
 

@@ -22,20 +22,22 @@ _MIXING = operations_with(Trait.TOKEN_MIXING)
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """How a layer's output that is not (N, K, h, w) itself holds feature maps.
+    """How a layer's output that is not (N, K, *spatial) itself holds feature maps.
 
     Attributes:
-        grid: (h, w) of the tokens that stand for places, row by row; None: the output is
-            (N, h, w, K).
+        grid: the sides, such as (h, w), of the tokens that stand for places, row by row; None: the
+            output is (N, *spatial, K).
         prefix: number of extra tokens before them, such as class and register tokens.
         suffix: number of extra tokens after them.
         order: of the dimensions: images (n), tokens (t), channels (k).
+        sides: how many spatial dimensions there are where ``grid`` is None.
     """
 
-    grid: tuple[int, int] | None = None
+    grid: tuple[int, ...] | None = None
     prefix: int = 0
     suffix: int = 0
     order: str = "ntk"
+    sides: int = 2
 
     @property
     def extra(self) -> int:
@@ -45,22 +47,22 @@ class TokenLayout:
     def fits(self, output: Tensor) -> bool:
         """Tell whether an output has the shape that is expected."""
         if self.grid is None:
-            return output.dim() == 4
+            return output.dim() == 2 + self.sides
         tokens = math.prod(self.grid) + self.extra
         return output.dim() == 3 and output.shape[self.order.index("t")] == tokens
 
     def maps(self, output: Tensor) -> Tensor:
-        """Return feature maps (…, K, h, w)."""
+        """Return feature maps (…, K, *spatial)."""
         if self.grid is None:
-            return output.movedim(-1, -3)
+            return output.movedim(-1, -1 - self.sides)
         tokens = self._ordered(output)
         tokens = tokens.narrow(-2, self.prefix, math.prod(self.grid)).unflatten(-2, self.grid)
-        return tokens.movedim(-1, -3)
+        return tokens.movedim(-1, -1 - len(self.grid))
 
     def extra_tokens(self, output: Tensor) -> Tensor:
         """Return the tokens (…, P, K) that stand for no place: class and register tokens."""
         if self.grid is None:
-            return output[..., :0, 0, :]
+            return output[(..., slice(0), *[0] * (self.sides - 1), slice(None))]
         tokens = self._ordered(output)
         behind = self.prefix + math.prod(self.grid)
         if not self.suffix:
@@ -82,12 +84,33 @@ def map_layout(flow: Dataflow, tensor: Tensor, end: int) -> tuple[bool, TokenLay
         end: only grids that occur before this step count as those of tokens.
 
     Returns:
-        Whether it does, and its layout; None where that is (N, K, h, w).
+        Whether it does, and its layout; None where that is (N, K, *spatial).
     """
-    if tensor.dim() == 4 and flow.grid(tensor) is not None:
-        return True, TokenLayout() if flow.channels(tensor) == 3 else None
+    sides = len(flow.image)
+    if flow.grid(tensor) is not None:
+        if flow.channels(tensor) == 1:
+            return True, None
+        joined = _joined(flow, tensor, end - 1) if sides == 1 else None
+        return True, joined or TokenLayout(sides=sides)
     layout = _token_layout(flow, tensor, end - 1)
     return layout is not None, layout
+
+
+def _joined(flow: Dataflow, tensor: Tensor, position: int) -> TokenLayout | None:
+    """Return the layout of a signal's tokens (1, T, K) to which extra ones were joined, if any.
+
+    As maps with the channels last they have the same shape; only their history tells.
+    """
+    count = tensor.shape[1]
+    for step in reversed(flow.path(end=position + 1)):
+        if step.name != "cat" or step.output.dim() != 3 or step.output.shape[1] != count:
+            continue
+        lengths = [x.shape[1] for x in step.inputs]
+        places = max(lengths)
+        if sum(lengths) == count and 0 < count - places <= _MOST_EXTRA:
+            prefix = sum(lengths[: lengths.index(places)])
+            return TokenLayout((places,), prefix, count - places - prefix)
+    return None
 
 
 def _token_layout(flow: Dataflow, tensor: Tensor, position: int) -> TokenLayout | None:
@@ -108,12 +131,12 @@ def _token_layout(flow: Dataflow, tensor: Tensor, position: int) -> TokenLayout 
     return TokenLayout(grid, prefix, count - prefix - math.prod(grid), order)
 
 
-def _grid_of(flow: Dataflow, count: int, position: int) -> tuple[int, int] | None:
+def _grid_of(flow: Dataflow, count: int, position: int) -> tuple[int, ...] | None:
     """Return the grid of so many tokens: one that occurred, or one of the image's shape."""
-    best: tuple[int, tuple[int, int]] | None = None
+    best: tuple[int, tuple[int, ...]] | None = None
     convolved = False
     for step in reversed(flow.path(end=position + 1)):
-        convolved = convolved or step.name == "conv2d"
+        convolved = convolved or step.name.startswith("conv")
         grid = flow.grid(step.output)
         if grid is not None:
             extra = count - math.prod(grid)
@@ -121,6 +144,8 @@ def _grid_of(flow: Dataflow, count: int, position: int) -> tuple[int, int] | Non
                 best = extra, grid
     if best is not None:
         return best[1]
+    if len(flow.image) != 2:
+        return _grid_in_proportion(flow.image, count)
     height, width = flow.image
     for places in range(count, max(count - _MOST_EXTRA, 4) - 1, -1):
         h = round(math.sqrt(places * height / width))
@@ -128,6 +153,17 @@ def _grid_of(flow: Dataflow, count: int, position: int) -> tuple[int, int] | Non
         fits = convolved or (height % max(h, 1) == 0 and width % max(w, 1) == 0)
         if h and h * w == places and abs(h * width - w * height) < max(height, width) and fits:
             return h, w
+    return None
+
+
+def _grid_in_proportion(image: tuple[int, ...], count: int) -> tuple[int, ...] | None:
+    """Return the grid of a signal's or a volume's patches, all of one length a side."""
+    for places in range(count, max(count - _MOST_EXTRA, 4) - 1, -1):
+        patch = round((math.prod(image) / places) ** (1 / len(image)))
+        if all(size % max(patch, 1) == 0 for size in image):
+            grid = tuple(size // patch for size in image)
+            if math.prod(grid) == places:
+                return grid
     return None
 
 

@@ -42,7 +42,7 @@ def try_once(model: nn.Module, images: Tensor) -> None:
 
     Args:
         model: in evaluation mode.
-        images: (N, C, H, W); three batches of two images of noise of their form are run.
+        images: (N, C, *spatial); three batches of two images of noise of their form are run.
 
     Raises:
         ModelError: when the outputs for one image differ from run to run, or with the other images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from afmi.errors import ShapeError, UsageError
 
 __all__ = [
+    "INTERPOLATION",
     "Scale",
     "channel_maximum",
     "display_range",
@@ -23,15 +25,29 @@ __all__ = [
 ]
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return maps (N, 1, h, w) at ``size`` = (H, W), interpolated bilinearly."""
-    if tuple(maps.shape[-2:]) == tuple(size):
+INTERPOLATION = {1: "linear", 2: "bilinear", 3: "trilinear"}
+"""What PyTorch calls it, by the number of spatial dimensions."""
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Return maps (N, 1, *coarse) at a size such as (H, W), interpolated linearly along each side.
+
+    Raises:
+        ShapeError: when they have another number of dimensions.
+    """
+    size = tuple(size)
+    if tuple(maps.shape[2:]) == size:
         return maps
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+    if maps.dim() != 2 + len(size):
+        raise ShapeError(
+            f"expected maps with as many sides as the images of size {size}, got "
+            f"{tuple(maps.shape)}"
+        )
+    return F.interpolate(maps, size=size, mode=INTERPOLATION[len(size)], align_corners=False)
 
 
 def channel_maximum(attributions: Tensor) -> Tensor:
-    """Return each pixel's largest magnitude over the channels: (N, C, H, W) → (N, 1, H, W)."""
+    """Return each pixel's largest magnitude over the channels, (N, 1, *spatial)."""
     return attributions.abs().amax(1, keepdim=True)
 
 
@@ -41,30 +57,34 @@ def rank_pixels(maps: Tensor) -> Tensor:
     Equal pixels are ranked in reading order, on every device.
 
     Args:
-        maps: (N, 1, H, W).
+        maps: (N, 1, H, W), or (N, 1, L) or (N, 1, D, H, W) of signals and volumes.
 
     Returns:
-        Flat positions, int64 (N, H·W): row i lists image i's pixels from first to last.
+        Flat positions, int64 (N, pixels): row i lists image i's pixels from first to last.
 
     Example:
         >>> rank_pixels(torch.tensor([[[[0.0, 2.0], [2.0, 1.0]]]])).tolist()
         [[1, 2, 3, 0]]
     """
-    if maps.dim() != 4 or maps.shape[1] != 1:
+    if not _are_maps(maps):
         raise ShapeError(f"expected maps of shape (N, 1, H, W), got {tuple(maps.shape)}")
     return maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+
+
+def _are_maps(maps: Tensor) -> bool:
+    return maps.dim() in (3, 4, 5) and maps.shape[1] == 1
 
 
 def top_mask(maps: Tensor, fraction: float) -> Tensor:
     """Mark the top ``fraction`` of each map's pixels (the paper's PI, Appendix A.3).
 
     Args:
-        maps: (N, 1, H, W).
+        maps: (N, 1, *spatial).
         fraction: share of the pixels to keep, from 0 to 1; the number is rounded to the nearest
             whole one, halves up.
 
     Returns:
-        bool (N, 1, H, W).
+        bool (N, 1, *spatial).
     """
     if not 0 <= fraction <= 1:
         raise UsageError(f"expected a fraction from 0 to 1, got {fraction}")
@@ -81,8 +101,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     ranks. It depends on the order of the pixels alone, not on the maps' scale.
 
     Args:
-        first: (N, 1, H, W).
-        second: (N, 1, H, W).
+        first: (N, 1, *spatial).
+        second: (N, 1, *spatial).
 
     Returns:
         float64 (N,) on the CPU, from −1 to 1; NaN where a map is the same everywhere.
@@ -92,7 +112,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
         >>> rank_correlation(up, up.exp()).item(), rank_correlation(up, -up).item()
         (1.0, -1.0)
     """
-    if first.shape != second.shape or first.dim() != 4 or first.shape[1] != 1:
+    if first.shape != second.shape or not _are_maps(first):
         raise ShapeError(
             "expected two batches of maps of one shape (N, 1, H, W), got "
             f"{tuple(first.shape)} and {tuple(second.shape)}"
@@ -104,7 +124,7 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _centred_ranks(maps: Tensor) -> Tensor:
-    """Return each pixel's rank, less the mean rank: float64 (N, H·W) on the CPU."""
+    """Return each pixel's rank, less the mean rank: float64 (N, pixels) on the CPU."""
     flat = maps.detach().to("cpu", torch.float64).flatten(1)
     # NumPy's sort is the fastest here; equal pixels may come in any order.
     order = torch.from_numpy(flat.numpy().argsort(axis=1))

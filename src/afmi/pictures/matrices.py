@@ -1,8 +1,9 @@
-"""Matrices that act along one side of an image: interpolation and blur."""
+"""Matrices that act along the sides of an image: interpolation and blur."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -12,14 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afmi.pictures.dimensions import plane
+
 Edges = Literal["renormalised", "zero"]
 
-__all__ = ["CellsToPixels", "at_224", "crops", "gaussian", "interpolation", "product"]
+__all__ = [
+    "CellsToPixels",
+    "along",
+    "along_each",
+    "at_224",
+    "crops",
+    "gaussian",
+    "interpolation",
+    "product",
+    "unfolded",
+]
 
 
 def at_224(length: float, inputs: Tensor) -> float:
     """Scale a length in pixels that a paper gives for images of side 224 to these images."""
-    return length * min(inputs.shape[-2:]) / 224
+    return length * plane(inputs) / 224
 
 
 def interpolation(cells: int, size: int) -> Tensor:
@@ -62,9 +75,36 @@ def product(*factors: Tensor) -> Tensor:
         return reduce(torch.matmul, factors)
 
 
+def along(matrix: Tensor, x: Tensor, side: int) -> Tensor:
+    """Return x with a matrix applied along one of its dimensions.
+
+    Args:
+        matrix: (n, m), or one for each row of x, (B, n, m).
+        x: (B, …), m long in that dimension, which becomes n.
+        side: the dimension, from the end: −1 is the last.
+    """
+    if matrix.dim() > 2:
+        matrix = matrix.view(len(matrix), *[1] * (x.dim() - 3), *matrix.shape[1:])
+    if side == -1:
+        return product(x, matrix.mT)
+    return product(matrix, x.movedim(side, -2)).movedim(-2, side)
+
+
+def along_each(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Return x (B, C, *sides) with one matrix applied along each of its sides, the first first."""
+    for side, matrix in enumerate(matrices, -len(matrices)):
+        x = along(matrix, x, side)
+    return x
+
+
 def crops(matrix: Tensor, size: int) -> Tensor:
     """Return all runs of ``size`` rows of a matrix (n, cells): (n − size + 1, size, cells)."""
     return torch.stack([matrix[i : i + size] for i in range(len(matrix) - size + 1)])
+
+
+def unfolded(x: Tensor, side: int) -> Tensor:
+    """Return all windows, (B, places of a window, windows), of x (B, L) or (B, H, W)."""
+    return x.unfold(1, side, 1).mT if x.dim() == 2 else F.unfold(x[:, None], side)
 
 
 @dataclass(frozen=True)
@@ -72,17 +112,15 @@ class CellsToPixels:
     """Spread coarse masks over the pixels, and take gradients back to the cells.
 
     Attributes:
-        down: from cells to pixels along the height, ([B,] H, h).
-        across: the same along the width, ([B,] W, w).
+        sides: from cells to pixels along each side of the images, ([B,] size, cells).
     """
 
-    down: Tensor
-    across: Tensor
+    sides: tuple[Tensor, ...]
 
     def __call__(self, masks: Tensor) -> Tensor:
-        """Return masks (B, h, w) at pixel size, (B, 1, H, W)."""
-        return product(self.down, masks, self.across.mT)[:, None]
+        """Return masks (B, *cells) at pixel size, (B, 1, *spatial)."""
+        return along_each(self.sides, masks[:, None])
 
     def pull_back(self, gradient: Tensor) -> Tensor:
-        """Return the gradient by the cells, (B, h, w), given the one by pixels (B, 1, H, W)."""
-        return product(self.down.mT, gradient[:, 0], self.across)
+        """Return the gradient by the cells, (B, *cells), given the one by pixels."""
+        return along_each([side.mT for side in self.sides], gradient)[:, 0]

@@ -1,8 +1,9 @@
 """Reference images x̄: what an image is compared with.
 
 A reference is called with the images and returns (R, C, H, W) in the images' dtype and on their
-device. Through a `Classifier` pixels lie in [0, 1], so 0 is black; a bare network takes its inputs
-as they are, and the references' numbers too.
+device; with signals (N, C, L) or volumes (N, C, D, H, W), references of their shape. Through a
+`Classifier` pixels lie in [0, 1], so 0 is black; a bare network takes its inputs as they are, and
+the references' numbers too.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from torch import Tensor
 
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
+from afmi.pictures.dimensions import FORMS, plane
 from afmi.pictures.images import ImageSource, read_channels, read_pixels
-from afmi.pictures.matrices import gaussian, product
+from afmi.pictures.matrices import along_each, gaussian
 from afmi.pictures.pixels import LUMA
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
@@ -50,17 +52,17 @@ class Reference(ABC):
 
     @abstractmethod
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return reference images (R, C, H, W) for images (N, C, H, W)."""
+        """Return reference images (R, C, *spatial) for images (N, C, *spatial)."""
 
     def for_each(self, inputs: Tensor) -> Tensor:
-        """Return the references of each image, (N, R, C, H, W); R is 1 where each has its own."""
+        """Return the references of each image, (N, R, C, *spatial); R is 1 if each has its own."""
         images = self(inputs)
         if self.per_image:
             return images[:, None]
         return images[None].expand(inputs.shape[0], *images.shape)
 
     def count(self, inputs: Tensor) -> int:
-        """Return how many references each of the images (N, C, H, W) is compared with."""
+        """Return how many references each of the images (N, C, *spatial) is compared with."""
         return self.for_each(inputs[:1]).shape[1]
 
     def __str__(self) -> str:
@@ -121,7 +123,8 @@ class Blurred(Reference):
     """Each image itself, blurred by a Gaussian until no detail is left.
 
     Args:
-        sigma: standard deviation in pixels; None: a tenth of the shorter side.
+        sigma: standard deviation in pixels; None: a tenth of the shorter side. Across the slices
+            of a volume, of which there are often few, None is a tenth of their number.
     """
 
     sigma: float | None = None
@@ -132,11 +135,13 @@ class Blurred(Reference):
             raise UsageError(f"expected a sigma above 0 pixels, got {self.sigma}")
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        height, width = inputs.shape[-2:]
-        sigma = self.sigma or max(min(height, width) / 10, 0.5)
-        across = gaussian(width, sigma).to(inputs)
-        down = gaussian(height, sigma).to(inputs)
-        return product(down, inputs.detach(), across.T)
+        slices = inputs.shape[2:-2]
+        sides = [*slices, *[plane(inputs)] * (inputs.dim() - 2 - len(slices))]
+        matrices = [
+            gaussian(size, self.sigma or max(side / 10, 0.5)).to(inputs)
+            for size, side in zip(inputs.shape[2:], sides, strict=True)
+        ]
+        return along_each(matrices, inputs.detach())
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ class Mean(Reference):
                 f"expected {channels} numbers, one for each channel, got {len(self.color)}; pass "
                 "the means of your data, Mean(color=(…)), or one number for all channels"
             )
-        return color.view(1, -1, 1, 1).expand(1, *inputs.shape[1:]).contiguous()
+        shaped = color.view(1, -1, *[1] * (inputs.dim() - 2))
+        return shaped.expand(1, *inputs.shape[1:]).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +180,10 @@ class Image(Reference):
     """A given picture.
 
     Args:
-        source: tensor (C, H, W) or (R, C, H, W) in the images' own range and size; or a file, or
-            a picture as `afmi.images.read_pixels` takes it, which is resized and cropped to the
-            images' size. It is read in the images' channels; what only a model's reader can read,
-            give as a tensor, ``model.prepare(file)``.
+        source: tensor (C, *spatial) or (R, C, *spatial) in the images' own range and size; or a
+            file, or a picture as `afmi.images.read_pixels` takes it, which is resized and cropped
+            to the images' size. It is read in the images' channels; what only a model's reader can
+            read, give as a tensor, ``model.prepare(file)``.
     """
 
     source: Tensor | ImageSource
@@ -185,7 +191,7 @@ class Image(Reference):
 
     def __post_init__(self) -> None:
         if isinstance(self.source, Tensor):
-            if self.source.dim() not in (3, 4) or not self.source.is_floating_point():
+            if self.source.dim() not in (2, 3, 4, 5) or not self.source.is_floating_point():
                 raise ShapeError(
                     "expected a reference image (C, H, W) or images (R, C, H, W), floating point, "
                     f"got {tuple(self.source.shape)} {self.source.dtype}; divide bytes by 255"
@@ -193,26 +199,31 @@ class Image(Reference):
             if not bool(self.source.isfinite().all()):
                 raise UsageError("expected finite pixels, got NaN or infinity in the reference")
             # A copy: what the caller does with the tensor later must not change cached runs.
-            copy = self.source.detach().clone()
-            object.__setattr__(self, "_tensor", copy if copy.dim() == 4 else copy[None])
+            object.__setattr__(self, "_tensor", self.source.detach().clone())
         elif not isinstance(self.source, (str, os.PathLike)):
             object.__setattr__(self, "source", read_pixels(self.source))
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        height, width = inputs.shape[-2:]
         if self._tensor is None:
             assert not isinstance(self.source, Tensor)
+            if inputs.dim() != 4:
+                raise ShapeError(
+                    f"expected a reference of shape {tuple(inputs.shape[1:])}, as a tensor, for "
+                    f"{FORMS.get(inputs.dim() - 2)}, got a picture"
+                )
+            height, width = inputs.shape[-2:]
             picture = read_channels(self.source, inputs.shape[1])
             rows, columns = np.asarray(picture).shape[:2]
             short = round(max(height / rows, width / columns) * min(rows, columns))
             picture = resize_and_crop(picture, max(short, 1), (height, width))
             return to_tensor(picture)[None].to(inputs)
-        if self._tensor.shape[1:] != inputs.shape[1:]:
+        given = self._tensor if self._tensor.dim() == inputs.dim() else self._tensor[None]
+        if given.shape[1:] != inputs.shape[1:]:
             raise ShapeError(
                 f"expected a reference image of the images' shape {tuple(inputs.shape[1:])}, got "
-                f"{tuple(self._tensor.shape[1:])}; resize it"
+                f"{tuple(given.shape[1:])}; resize it"
             )
-        return self._tensor.to(inputs)
+        return given.to(inputs)
 
 
 ReferenceLike: TypeAlias = (
@@ -225,8 +236,9 @@ def reference_of(given: ReferenceLike) -> Reference:
 
     Args:
         given: a `Reference` or the class of one; its name (``"white"``) or a file of a picture; a
-            picture (PIL, or an array (H, W, C)); a tensor (C, H, W) or (R, C, H, W); a number, the
-            value of every pixel; numbers, one for each channel; or a list of several of these.
+            picture (PIL, or an array (H, W, C)); a tensor (C, *spatial) or (R, C, *spatial); a
+            number, the value of every pixel; numbers, one for each channel; or a list of several
+            of these.
 
     Raises:
         UsageError: when it is none of these.

@@ -33,13 +33,14 @@ class Segmentation(ABC):
 
     @abstractmethod
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return an integer label for each pixel, (H, W), of an image (H, W, C) in [0, 1]."""
+        """Return an integer label for each pixel of an image (*spatial, C) in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Quickshift(Segmentation):
     """Superpixels by quickshift, with the settings of LIME's authors for photographs.
 
+    Signals and volumes, for which it was not made, are cut by `Slic` with its defaults.
     Small pictures fall into one or two such superpixels, which explain nothing; there the kernel
     is halved until there are ``at_least`` superpixels, or else `Grid` takes its place.
 
@@ -58,6 +59,8 @@ class Quickshift(Segmentation):
     at_least: int = 10
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
+        if image.ndim != 3:
+            return Slic()(image)
         from skimage.segmentation import quickshift
 
         channels = image.shape[2]
@@ -82,6 +85,8 @@ class Quickshift(Segmentation):
 class Slic(Segmentation):
     """Superpixels of about the same size, with SHAP's authors' settings for photographs.
 
+    Volumes are cut into supervoxels, signals into intervals of equal length.
+
     Paper: Achanta et al., *SLIC Superpixels Compared to State-of-the-Art Superpixel Methods*,
     TPAMI 2012.
 
@@ -96,25 +101,27 @@ class Slic(Segmentation):
     sigma: float = 3
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
+        if image.ndim == 2:
+            return Grid(self.segments)(image)
         from skimage.segmentation import slic
 
-        channels = image.shape[2]
+        channels = image.shape[-1]
         color = channels == 3
         labels = slic(
             image,
             n_segments=self.segments,
             # It brings the image to [0, 1] before anything else, so the weight is scaled instead.
             compactness=self.compactness / (1 if color else _LIGHTNESS / math.sqrt(channels)),
-            sigma=self.sigma * min(image.shape[:2]) / 224,
+            sigma=self.sigma * min(image.shape[-3:-1]) / 224,
             convert2lab=color,
-            channel_axis=2,
+            channel_axis=-1,
         )
         return np.asarray(labels)
 
 
 @dataclass(frozen=True)
 class Grid(Segmentation):
-    """Rectangles of equal size.
+    """Rectangles of equal size: blocks of a volume, intervals of a signal.
 
     Args:
         cells: how many along each side; never more than pixels.
@@ -125,11 +132,11 @@ class Grid(Segmentation):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if self.cells < 1:
             raise UsageError(f"expected at least 1 cell along each side, got {self.cells}")
-        height, width = image.shape[:2]
-        rows, columns = min(self.cells, height), min(self.cells, width)
-        row = np.arange(height) * rows // height
-        column = np.arange(width) * columns // width
-        return row[:, None] * columns + column[None]
+        labels = np.zeros((), dtype=np.int64)
+        for size in image.shape[:-1]:
+            cells = min(self.cells, size)
+            labels = labels[..., None] * cells + np.arange(size) * cells // size
+        return labels
 
 
 specs.register(
@@ -140,23 +147,23 @@ specs.register(
 
 
 def superpixels(segmentation: Callable[[np.ndarray], np.ndarray], image: Tensor) -> Tensor:
-    """Cut an image (C, H, W) into superpixels: labels 0 … d − 1, int64 (H, W), none missing.
+    """Cut an image (C, *spatial) into superpixels: labels 0 … d − 1, int64, none missing.
 
     One channel is shown to the segmentation as grey; values outside [0, 1], which a bare network
     may take, are brought there.
 
     Args:
-        segmentation: a `Segmentation`, or any callable from an array (H, W, C) in [0, 1] to
-            labels (H, W).
-        image: (C, H, W).
+        segmentation: a `Segmentation`, or any callable from an array (*spatial, C) in [0, 1] to
+            labels (*spatial).
+        image: (C, *spatial).
     """
     pixels = image.detach().to("cpu", torch.float64)
     low, high = float(pixels.min()), float(pixels.max())
     if low < 0 or high > 1:
         pixels = (pixels - low) / max(high - low, torch.finfo(torch.float64).tiny)
     if pixels.shape[0] == 1:
-        pixels = pixels.expand(3, -1, -1)
-    labels = np.asarray(segmentation(pixels.permute(1, 2, 0).contiguous().numpy()))
+        pixels = pixels.expand(3, *pixels.shape[1:])
+    labels = np.asarray(segmentation(pixels.movedim(0, -1).contiguous().numpy()))
     if labels.shape != tuple(image.shape[1:]):
         raise ShapeError(
             f"expected superpixel labels of shape {tuple(image.shape[1:])}, got {labels.shape}"

@@ -57,7 +57,7 @@ class Columns:
 def columns_of(
     target: int | Tensor | Sequence[int] | None, inputs: Tensor, classes: bool = True
 ) -> Columns:
-    """Return the columns that a caller gave for these images (N, C, …).
+    """Return the columns that a caller gave for these images (N, C, *spatial).
 
     Raises:
         TargetError: when it is neither an integer nor one integer for each image.
@@ -77,7 +77,7 @@ def columns_of(
 
 
 def class_rows(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
-    """Return several classes of these images (N, C, H, W) as int64 (T, N).
+    """Return several classes of these images (N, C, *spatial) as int64 (T, N).
 
     Args:
         targets: T classes for all images, or int64 (T, N).

@@ -12,6 +12,7 @@ from afmi.methods.base import Attribution, LayerMethod
 from afmi.methods.gradient_methods import changes_from_references
 from afmi.methods.work import Work
 from afmi.network.layers import LayerChoice
+from afmi.pictures.dimensions import places
 from afmi.pictures.references import Black, Reference
 from afmi.targets import Columns, TargetLike, Targets, as_target
 
@@ -73,7 +74,7 @@ class AFMI(LayerMethod):
         """Return FMI (Eq. 6): how much each feature map counts for the class.
 
         Args:
-            inputs: images (N, C, H, W).
+            inputs: images (N, C, *spatial).
             target: as in `attribute`.
 
         Returns:
@@ -87,7 +88,8 @@ class AFMI(LayerMethod):
             run = self._run(images)
             classes = wanted.of(run.run.logits)[None]
             importance = [
-                run.gradients(classes, r)[0].mean((-2, -1)) for r in range(len(run.references))
+                run.gradients(classes, r)[0].mean(places(run.run.features))
+                for r in range(len(run.references))
             ]
             return torch.stack(importance).mean(0)
 

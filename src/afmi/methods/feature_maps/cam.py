@@ -15,6 +15,7 @@ from afmi.methods.base import Attribution, LayerMethod
 from afmi.network.checking import opaque_part
 from afmi.network.layers import LayerChoice
 from afmi.network.operations import Trait, operations_with
+from afmi.pictures.dimensions import places
 from afmi.targets import Columns
 
 __all__ = ["CAM"]
@@ -72,11 +73,13 @@ class CAM(LayerMethod):
             ) from error
         classes = columns.of(run.logits)
         gradient = run.gradient(classes, last=True)
-        mean = gradient.mean((2, 3), keepdim=True)
+        mean = gradient.mean(places(gradient), keepdim=True)
         uneven = (gradient - mean).abs().amax()
         if uneven > torch.finfo(gradient.dtype).eps ** 0.5 * gradient.abs().amax():
             raise LayerError(_NEEDS.format(f"the layers behind {run.layer} tell places apart"))
-        weights = mean * gradient.shape[2] * gradient.shape[3]
+        weights = mean
+        for size in gradient.shape[2:]:
+            weights = weights * size
         maps = (weights * run.features).sum(1, keepdim=True)
         return Attribution(maps, classes, run.logits, layer=run.layer)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from afmi.methods.gradient_methods import WeightedMapsMethod
+from afmi.pictures.dimensions import places
 
 __all__ = ["GradCAM"]
 
@@ -41,4 +42,4 @@ class GradCAM(WeightedMapsMethod):
     paper = "Selvaraju et al., Grad-CAM, ICCV 2017"
 
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
-        return gradient.mean((2, 3), keepdim=True)
+        return gradient.mean(places(gradient), keepdim=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from afmi.methods.gradient_methods import WeightedMapsMethod
+from afmi.pictures.dimensions import places
 
 __all__ = ["GradCAMPlusPlus"]
 
@@ -47,7 +48,7 @@ class GradCAMPlusPlus(WeightedMapsMethod):
 
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
         # The quotient shortened by g²: nothing is lost where gradients are small.
-        share = 2 + features.sum((2, 3), keepdim=True) * gradient
+        share = 2 + features.sum(places(gradient), keepdim=True) * gradient
         counted = (gradient > 0) & (share != 0)
         alpha = torch.where(counted, 1 / share, torch.zeros_like(share))
-        return (alpha * gradient.relu()).sum((2, 3), keepdim=True)
+        return (alpha * gradient.relu()).sum(places(gradient), keepdim=True)

@@ -31,7 +31,7 @@ class GradientSHAP(Method):
     Erion et al., *Improving Performance of Deep Learning Models with Axiomatic Attribution Priors
     and Expected Gradients*, Nature Machine Intelligence 2021, Eq. 2. Differs: they draw x̄ from the
     training images, of which none are at hand here, so the default is black and white, the ends
-    of every pixel's range; pass ``reference=Image(tensor)`` with training images (R, C, H, W).
+    of every pixel's range; pass ``reference=Image(tensor)`` with training images (R, C, *spatial).
     The authors' package draws 200 samples.
     Cost: ``samples`` forwards + backwards, and 1 forward for the image and for each reference.
 

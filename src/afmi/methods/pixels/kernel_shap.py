@@ -102,7 +102,7 @@ class KernelSHAP(BlackBoxMethod):
     def _one(
         self, image: Tensor, references: Tensor, classes: Tensor, runner: BatchRunner
     ) -> tuple[Tensor, Tensor]:
-        """Return maps (T, H, W) and y_c(x) − y_c(x̄) (T,) of one image (C, H, W)."""
+        """Return maps (T, *spatial) and y_c(x) − y_c(x̄) (T,) of one image (C, *spatial)."""
         labels = superpixels(self.segmentation, image)
         kept, weight = self._coalitions(labels, image)
         scores = torch.zeros(len(kept), len(classes), dtype=torch.float64, device="cpu")

@@ -32,6 +32,7 @@ from afmi.methods.base import Attribution, Method
 from afmi.methods.gradient_methods import change_of_pixels
 from afmi.methods.work import Work
 from afmi.network.operations import Trait, operations_with
+from afmi.pictures.dimensions import beside
 from afmi.pictures.references import Reference
 from afmi.targets import Columns
 
@@ -125,7 +126,7 @@ class LRP(Method):
         run = forward_pass(self.model, inputs, layer=None, rules=_rules(self.epsilon))
         classes = columns.of(run.logits)
         start = _stabilised(run.logits, self.epsilon).gather(1, classes[:, None])
-        rho = run.gradient(classes, last=True) * start[:, :, None, None]
+        rho = run.gradient(classes, last=True) * beside(start, inputs)
         # With the normalisation's own derivative 1/std in ρ, this is the normalised pixel times
         # the ρ there.
         change = change_of_pixels(self.model, inputs, self.reference)

@@ -12,6 +12,7 @@ from afmi.gradients.passes import BatchRunner, check_batch_size
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.randomness import image_generator
+from afmi.pictures.dimensions import beside
 from afmi.pictures.maps import channel_maximum
 from afmi.targets import Columns
 
@@ -95,7 +96,7 @@ class SmoothGrad(Method):
         classes = columns.of(logits)
         images = inputs.shape[0]
         spread = inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1)
-        sigma = (self.noise * spread).view(-1, 1, 1, 1)
+        sigma = beside(self.noise * spread, inputs)
         generators = [image_generator(self.seed, image) for image in inputs]
         at_once = max(1, runner.size // images)
         total: Tensor | None = None
@@ -111,7 +112,8 @@ class SmoothGrad(Method):
                     for generator in generators
                 ]
             ).to(inputs)
-            noisy = inputs.repeat(copies, 1, 1, 1) + sigma.repeat(copies, 1, 1, 1) * noise
+            repeats = (copies, *[1] * (inputs.dim() - 1))
+            noisy = inputs.repeat(repeats) + sigma.repeat(repeats) * noise
             saliency = self._saliency(runner, noisy, classes.repeat(copies))
             part = saliency.unflatten(0, (copies, images)).sum(0)
             total = part if total is None else total + part
@@ -120,7 +122,7 @@ class SmoothGrad(Method):
         return Attribution(channel_maximum(mean) if self.base is None else mean, classes, logits)
 
     def _saliency(self, runner: BatchRunner, noisy: Tensor, classes: Tensor) -> Tensor:
-        """Return the base's maps (N, 1, H, W), or gradients (N, C, H, W) where there is no base."""
+        """Return the base's maps (N, 1, *spatial), or gradients (N, C, *spatial) without a base."""
         if self.base is not None:
             return self.base.attribute(noisy, classes)
         return runner.class_gradients(noisy, classes)

@@ -14,7 +14,8 @@ from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
 from afmi.network.classifier import classify, network_zero
-from afmi.pictures.matrices import CellsToPixels, at_224, gaussian
+from afmi.pictures.dimensions import plane
+from afmi.pictures.matrices import CellsToPixels, along_each, at_224, gaussian, unfolded
 from afmi.progress import track
 from afmi.targets import Columns
 
@@ -48,7 +49,8 @@ class ExtremalPerturbation(Method):
     are computed on the lattice, and m is interpolated linearly between its points; equal values
     share their entries of r_a; lengths in pixels hold for images whose shorter side is 224 and
     scale with it. The program mirrors what it shows at every other step; we do not unless
-    ``mirror`` is set, because a mirrored digit or letter is another one.
+    ``mirror`` is set, because a mirrored digit or letter is another one. Volumes are refused: their
+    lattice has so many places that an image would take hours.
     Cost: ``iterations`` forwards + backwards per image and area, 1 forward.
 
     Args:
@@ -81,6 +83,7 @@ class ExtremalPerturbation(Method):
     family = "region"
     scores = "perturbation"
     signed = False
+    sides = (1, 2)
     paper = "Fong et al., Understanding Deep Networks via Extremal Perturbations, ICCV 2019"
 
     _: KW_ONLY
@@ -121,11 +124,11 @@ class ExtremalPerturbation(Method):
         masks = self._masks(inputs, classes)
         total = masks.unflatten(0, (len(inputs), len(self.areas))).sum(1)
         if self.smoothing > 0:
-            total = blurred(total, self.smoothing * min(inputs.shape[2:]))
+            total = blurred(total, self.smoothing * plane(inputs))
         return Attribution(total, classes, logits)
 
     def _masks(self, inputs: Tensor, classes: Tensor) -> Tensor:
-        """Return the masks (N · A, 1, H, W), areas varying fastest."""
+        """Return the masks (N · A, 1, *spatial), areas varying fastest."""
         runner = BatchRunner(self.model, inputs, self.batch_size)
         areas = len(self.areas)
         row_class = classes.repeat_interleave(areas)
@@ -137,7 +140,7 @@ class ExtremalPerturbation(Method):
 
         weight = self.weight
         for step in track(range(self.iterations), self.name):
-            flipped = [3] if self.mirror and step % 2 == 0 else []
+            flipped = [-1] if self.mirror and step % 2 == 0 else []
             leaf = free.detach().requires_grad_(True)
             with torch.enable_grad():
                 mask = lattice.smooth(leaf)
@@ -155,13 +158,13 @@ class ExtremalPerturbation(Method):
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
-    """Return images (N, C, H, W) blurred by a Gaussian, as if they were 0 beyond their edges."""
-    down, across = (gaussian(side, sigma, edges="zero").to(images) for side in images.shape[2:])
-    return down @ images @ across.T
+    """Return images (N, C, *spatial) blurred by a Gaussian, as if 0 lay beyond their edges."""
+    sides = [gaussian(side, sigma, edges="zero").to(images) for side in images.shape[2:]]
+    return along_each(sides, images)
 
 
 def area_slope(masks: Tensor, goal: Tensor) -> Tensor:
-    """Return the gradient of R_a = mean (vecsort(m) − r_a)² by masks (B, h, w), goals (B, h·w).
+    """Return the gradient of R_a = mean (vecsort(m) − r_a)² by masks (B, *cells).
 
     Equal values share their goals: their order is arbitrary, and must not choose the region.
     """
@@ -189,11 +192,13 @@ class _Lattice:
         self.margin = math.ceil(sigma - 0.5)
         self.places = math.prod(cells + 2 * sigma - 1 for cells in self.size)
         line = torch.arange(-self.reach, self.reach + 1, dtype=torch.float64, device="cpu")
-        distance = (line[:, None] ** 2 + line[None] ** 2).sqrt()
-        kernel = torch.exp(-2 * (distance / sigma - 0.5).clamp(min=0) ** 2)
+        square = torch.zeros((), dtype=torch.float64, device="cpu")
+        for _ in self.size:
+            square = square[..., None] + line**2
+        kernel = torch.exp(-2 * (square.sqrt() / sigma - 0.5).clamp(min=0) ** 2)
         self.kernel = kernel.flatten()[:, None].to(inputs)
         self.pixels = CellsToPixels(
-            *(
+            tuple(
                 self._axis(cells, side).to(inputs)
                 for cells, side in zip(self.size, inputs.shape[2:], strict=True)
             )
@@ -209,7 +214,7 @@ class _Lattice:
         return (1 - (place[:, None] - lattice).abs()).clamp(min=0)
 
     def start(self, count: int) -> Tensor:
-        """Return the first m̄, (B, h, w): the whole image sharp, where its gradient tells most."""
+        """Return the first m̄, (B, *cells): the whole image sharp, where its gradient tells most."""
         return self.like.new_ones(count, *self.size)
 
     def ranked(self, area: float) -> Tensor:
@@ -219,12 +224,12 @@ class _Lattice:
         return (torch.arange(count, dtype=torch.int64, device="cpu") >= count - ones).to(self.like)
 
     def smooth(self, free: Tensor) -> Tensor:
-        """Return m with its margin, the max-convolution of m̄ (B, h, w)."""
-        height, width = (cells + 2 * self.margin for cells in free.shape[1:])
-        padded = F.pad(free[:, None], (self.reach + self.margin,) * 4)
-        around = F.unfold(padded, 2 * self.reach + 1) * self.kernel
+        """Return m with its margin, the max-convolution of m̄ (B, *cells)."""
+        size = [cells + 2 * self.margin for cells in free.shape[1:]]
+        padded = F.pad(free, (self.reach + self.margin,) * (2 * len(size)))
+        around = unfolded(padded, 2 * self.reach + 1) * self.kernel
         share = torch.softmax(around / self.temperature, 1)
-        return (around * share).sum(1).view(-1, height, width)
+        return (around * share).sum(1).view(-1, *size)
 
 
 class _Pyramid:
@@ -244,9 +249,9 @@ class _Pyramid:
         position = ((1 - masks) * self.steps).clamp(0, self.steps)
         lower = position.floor().clamp(max=self.steps - 1)
         channels = self.images.shape[2]
-        index = lower.long().expand(-1, channels, -1, -1)
+        index = lower.long().expand(-1, channels, *lower.shape[2:])
         index = index.unflatten(0, (len(self.images), self.areas)).transpose(1, 2)
-        # Levels of one image and channel, (N, C, L, H, W), chosen for each of its areas.
+        # Levels of one image and channel, (N, C, L, *spatial), chosen for each of its areas.
         levels = self.images.transpose(1, 2)
         sharper, blurrier = (
             levels.gather(2, index + k).transpose(1, 2).flatten(0, 1) for k in (0, 1)
@@ -254,10 +259,10 @@ class _Pyramid:
         return sharper, blurrier, position - lower
 
     def shown(self, masks: Tensor) -> Tensor:
-        """Return m ⊗ x, (B, C, H, W), for masks (B, 1, H, W)."""
+        """Return m ⊗ x, (B, C, *spatial), for masks (B, 1, *spatial)."""
         return torch.lerp(*self._ends(masks))
 
     def pull_back(self, gradient: Tensor, masks: Tensor) -> Tensor:
-        """Return the gradient by the masks, (B, 1, H, W), given the one by m ⊗ x."""
+        """Return the gradient by the masks, (B, 1, *spatial), given the one by m ⊗ x."""
         sharper, blurrier, _ = self._ends(masks)
         return (gradient * (sharper - blurrier)).sum(1, keepdim=True) * self.steps

@@ -99,7 +99,7 @@ class LIME(BlackBoxMethod):
     def _one(
         self, image: Tensor, hidden: Tensor | None, classes: Tensor, runner: BatchRunner
     ) -> Tensor:
-        """Return maps (T, H, W) of one image (C, H, W)."""
+        """Return maps (T, *spatial) of one image (C, *spatial)."""
         labels = superpixels(self.segmentation, image)
         count = int(labels.max()) + 1
         if hidden is None:
@@ -122,7 +122,7 @@ class LIME(BlackBoxMethod):
 
 
 def mean_colors(image: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the image (C, H, W) with each superpixel's mean colour in place of its pixels."""
+    """Return the image (C, *spatial) with each superpixel's mean colour in place of its pixels."""
     flat, label = image.flatten(1).to("cpu", torch.float64), labels.flatten().cpu()
     sums = flat.new_zeros(flat.shape[0], count).index_add_(1, label, flat)
     means = sums / torch.bincount(label, minlength=count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -15,6 +16,7 @@ from afmi.network.classifier import classify
 from afmi.network.outputs import responses
 from afmi.network.randomness import generator_of
 from afmi.network.trial import meaning_of
+from afmi.pictures.dimensions import places
 from afmi.pictures.matrices import CellsToPixels, at_224, crops, gaussian, interpolation
 from afmi.pictures.references import Blurred, Reference
 from afmi.progress import track
@@ -34,7 +36,7 @@ class MeaningfulPerturbation(Method):
     x̄ is the image blurred, p_c the probability of the class; of another target it is the share
     (f(x) − f(x̄)) of its value f that is left.
 
-    Found by Adam; each step draws τ in both directions from 0 … jitter − 1 pixels. m starts as
+    Found by Adam; each step draws τ along each side from 0 … jitter − 1 pixels. m starts as
     the smallest centred disc of zeros that suppresses the class by 99 % compared with x̄, and is
     clipped to [0, 1] after each step.
 
@@ -133,7 +135,11 @@ class MeaningfulPerturbation(Method):
         optimizer = torch.optim.Adam([mask], lr=self.learning_rate)
         generator = generator_of(self.seed)
         offsets = torch.randint(
-            0, scene.jitter, (self.iterations, 2), generator=generator, device="cpu"
+            0,
+            scene.jitter,
+            (self.iterations, len(scene.cells)),
+            generator=generator,
+            device="cpu",
         )
 
         def slope(logits: Tensor, start: int, stop: int) -> Tensor:
@@ -143,11 +149,11 @@ class MeaningfulPerturbation(Method):
             (by_logits,) = torch.autograd.grad(chosen, leaf)
             return by_logits / unit[start:stop]
 
-        for down, right in track(offsets.tolist(), self.name):
+        for offset in track(offsets.tolist(), self.name):
             with torch.enable_grad():
                 penalty = self._penalty(mask)
             (from_penalty,) = torch.autograd.grad(penalty, mask)
-            spread = scene.shifted(down, right)
+            spread = scene.shifted(offset)
             _, gradient = runner.gradients(scene.shown(spread(mask.detach())), slope)
             mask.grad = from_penalty + spread.pull_back(scene.by_mask(gradient))
             optimizer.step()
@@ -156,9 +162,9 @@ class MeaningfulPerturbation(Method):
         return Attribution(maps, classes, logits)
 
     def _penalty(self, mask: Tensor) -> Tensor:
-        """Return λ1 Σ (1 − m) + λ2 Σ |∇m|^β, summed over masks (N, h, w)."""
-        down, right = mask.diff(dim=1).abs(), mask.diff(dim=2).abs()
-        rough = (down**self.power).sum() + (right**self.power).sum()
+        """Return λ1 Σ (1 − m) + λ2 Σ |∇m|^β, summed over masks (N, *cells)."""
+        steps = [mask.diff(dim=side).abs() for side in places(mask, 1)]
+        rough = torch.stack([(step**self.power).sum() for step in steps]).sum()
         return self.area * (1 - mask).sum() + self.smoothness * rough
 
     def _start(
@@ -169,23 +175,26 @@ class MeaningfulPerturbation(Method):
         hidden: Tensor,
         runner: BatchRunner,
     ) -> Tensor:
-        """Return for each image the smallest centred disc of zeros that hides the class."""
-        height, width = scene.cells
-        row = (torch.arange(height, dtype=torch.float64, device="cpu") + 0.5) * 2 / height - 1
-        column = (torch.arange(width, dtype=torch.float64, device="cpu") + 0.5) * 2 / width - 1
-        radius = (row[:, None] ** 2 + column[None] ** 2).sqrt()
-        steps = 20
+        """Return for each image the smallest centred disc of zeros that hides the class.
+
+        It is an interval of a signal, and a ball in a volume.
+        """
+        square = torch.zeros((), dtype=torch.float64, device="cpu")
+        for size in scene.cells:
+            place = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) * 2 / size - 1
+            square = square[..., None] + place**2
+        radius, corner, steps = square.sqrt(), square.dim() ** 0.5, 20
         # The last disc covers the corners.
-        discs = torch.stack([(radius > 2**0.5 * (k + 1) / steps) for k in range(steps)])
+        discs = torch.stack([(radius > corner * (k + 1) / steps) for k in range(steps)])
         discs = discs.to(scene.images)
 
         # A value may rise where it is hidden; what was lost is then what it rose by.
         is_value = meaning_of(self.model, scene.images) == "value"
         sign = (before - hidden).sign() if is_value else 1
-        start = torch.zeros_like(discs[:1]).repeat(len(classes), 1, 1)
+        start = torch.zeros_like(discs[:1]).repeat(len(classes), *[1] * square.dim())
         missing = torch.ones_like(classes, dtype=torch.bool)
         for disc in discs:
-            masks = disc.expand(len(classes), -1, -1)
+            masks = disc.expand(len(classes), *disc.shape)
             shown = scene.responses(runner, scene.shown(scene.mean(masks)), classes)
             suppressed = sign * (shown - hidden) <= sign * 0.01 * (before - hidden)
             start[suppressed & missing] = disc
@@ -202,11 +211,11 @@ class _Scene:
         cell = max(at_224(method.cell, images), 2.0)
         self.cells = tuple(max(1, round(size / cell)) for size in images.shape[2:])
         sigma = at_224(method.blur, images)
-        self.down, self.across = (
+        self.sides = [
             self._axis(cells, size, sigma).to(images)
             for cells, size in zip(self.cells, images.shape[2:], strict=True)
-        )
-        self.mean = CellsToPixels(self.down.mean(0), self.across.mean(0))
+        ]
+        self.mean = CellsToPixels(tuple(side.mean(0) for side in self.sides))
         """Averaged over the shifts."""
 
     def _axis(self, cells: int, size: int, sigma: float) -> Tensor:
@@ -214,12 +223,12 @@ class _Scene:
         long = size + self.jitter - 1
         return crops(gaussian(long, sigma) @ interpolation(cells, long), size)
 
-    def shifted(self, down: int, right: int) -> CellsToPixels:
-        """Return what makes coarse masks to pixels, shifted by so many of them."""
-        return CellsToPixels(self.down[down], self.across[right])
+    def shifted(self, offset: Sequence[int]) -> CellsToPixels:
+        """Return what makes coarse masks to pixels, shifted by so many of them along each side."""
+        return CellsToPixels(tuple(s[by] for s, by in zip(self.sides, offset, strict=True)))
 
     def shown(self, masks: Tensor) -> Tensor:
-        """Return the images (N, C, H, W) blended by masks (N, 1, H, W)."""
+        """Return the images (N, C, *spatial) blended by masks (N, 1, *spatial)."""
         return torch.lerp(self.plain, self.images, masks)
 
     @staticmethod
@@ -229,5 +238,5 @@ class _Scene:
         return found.gather(1, classes[:, None])[:, 0]
 
     def by_mask(self, gradient: Tensor) -> Tensor:
-        """Return the gradient by the masks, (N, 1, H, W), given the one by the images shown."""
+        """Return the gradient by the masks, (N, 1, *spatial), given the one by the images shown."""
         return (gradient * (self.images - self.plain)).sum(1, keepdim=True)

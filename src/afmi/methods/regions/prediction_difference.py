@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import KW_ONLY, dataclass, field
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afmi.errors import UsageError
@@ -15,6 +16,8 @@ from afmi.methods.black_box import BlackBoxMethod
 from afmi.methods.work import Work
 from afmi.network.randomness import image_generator
 from afmi.network.trial import meaning_of
+from afmi.pictures.dimensions import beside, places
+from afmi.pictures.matrices import unfolded
 from afmi.pictures.references import Reference
 from afmi.progress import track
 
@@ -31,7 +34,9 @@ class PredictionDifference(BlackBoxMethod):
     of WE_w over the windows that cover the pixel. p_c is the softmax probability.
 
     Samples are drawn from a Gaussian model of l × l patches, given the ring of l − k pixels around
-    the window (conditional sampling), channel by channel.
+    the window (conditional sampling), channel by channel. Windows are intervals of signals, and
+    cubes of volumes, where the model is fitted to 20,000 patches at most, as by the authors'
+    program.
 
     Paper: Zintgraf, Cohen, Adel & Welling, *Visualizing Deep Neural Network Decisions: Prediction
     Difference Analysis*, ICLR 2017, Eq. 1–6. Differs: windows move by half their side instead of
@@ -53,7 +58,7 @@ class PredictionDifference(BlackBoxMethod):
             patch is moved inwards.
         samples: S.
         images: n of the Laplace correction; the default is ImageNet's.
-        patches: images (R, C, H, W) that the Gaussian is fitted to. None: the image itself.
+        patches: images (R, C, *spatial) that the Gaussian is fitted to. None: the image itself.
         reference: where the replacements come from instead: S = R images, whose content at the
             same place is shown in the window. Training images give the paper's marginal
             sampling; a single black image gives occlusion.
@@ -96,7 +101,7 @@ class PredictionDifference(BlackBoxMethod):
         """See `Method.work`."""
         side = self._side(inputs)
         stride = min(self.stride or max(1, side // 2), side)
-        windows = math.prod(len(_positions(n, side, stride)) for n in inputs.shape[-2:])
+        windows = math.prod(len(_positions(n, side, stride)) for n in inputs.shape[2:])
         samples = self.samples if self.reference is None else self.reference.count(inputs)
         return Work(windows * samples + 2)
 
@@ -118,11 +123,11 @@ class PredictionDifference(BlackBoxMethod):
         return torch.stack(maps, 1)[:, :, None], None
 
     def _side(self, inputs: Tensor) -> int:
-        return min(self.window, max(1, min(inputs.shape[-2:]) // 3))
+        return min(self.window, max(1, min(inputs.shape[2:]) // 3))
 
     def _model(self, images: Tensor, inputs: Tensor) -> _PatchModel:
         side = self._side(inputs)
-        outer = min(side + 2 * self.padding, *inputs.shape[-2:])
+        outer = min(side + 2 * self.padding, *inputs.shape[2:])
         return _PatchModel(images, side, outer, self.padding, self.samples)
 
     def _one(
@@ -132,34 +137,32 @@ class PredictionDifference(BlackBoxMethod):
         classes: Tensor,
         runner: BatchRunner,
     ) -> Tensor:
-        """Return maps (T, H, W) of one image (C, H, W)."""
-        height, width = image.shape[1:]
-        side = self._side(image)
+        """Return maps (T, *spatial) of one image (C, *spatial)."""
+        size = image.shape[1:]
+        side = self._side(image[None])
         stride = min(self.stride or max(1, side // 2), side)
-        corners = [
-            (top, left)
-            for top in _positions(height, side, stride)
-            for left in _positions(width, side, stride)
+        windows = [
+            tuple(slice(start, start + side) for start in corner)
+            for corner in itertools.product(*(_positions(n, side, stride) for n in size))
         ]
         # Values have no odds: their own difference is the evidence.
         is_value = meaning_of(self.model, image[None]) == "value"
         evidence_of = nn.Identity() if is_value else self._log_odds
         whole = evidence_of(runner.responses(image[None].clone()))[:, classes.cpu()]
-        evidence = whole.new_zeros(len(classes), height, width)
-        covered = whole.new_zeros(height, width)
+        evidence = whole.new_zeros(len(classes), *size)
+        covered = whole.new_zeros(size)
         count = sampler.count
         group = max(1, runner.size // count)
-        for start in track(range(0, len(corners), group), self.name):
-            some = corners[start : start + group]
-            changed = image.repeat(len(some) * count, 1, 1, 1)
-            for i, (top, left) in enumerate(some):
-                rows = changed[i * count : (i + 1) * count]
-                rows[:, :, top : top + side, left : left + side] = sampler(top, left, side)
+        for start in track(range(0, len(windows), group), self.name):
+            some = windows[start : start + group]
+            changed = image.repeat(len(some) * count, *[1] * image.dim())
+            for i, window in enumerate(some):
+                changed[(slice(i * count, (i + 1) * count), slice(None), *window)] = sampler(window)
             chance = runner.responses(changed).unflatten(0, (-1, count)).mean(1)
             change = whole - evidence_of(chance)[:, classes.cpu()]
-            for (top, left), weight in zip(some, change, strict=True):
-                evidence[:, top : top + side, left : left + side] += weight[:, None, None]
-                covered[top : top + side, left : left + side] += 1
+            for window, weight in zip(some, change, strict=True):
+                evidence[(slice(None), *window)] += beside(weight, evidence)
+                covered[window] += 1
         return (evidence / covered).to(image)
 
     def _log_odds(self, probability: Tensor) -> Tensor:
@@ -167,6 +170,9 @@ class PredictionDifference(BlackBoxMethod):
         total, classes = self.images, probability.shape[1]
         # log(p + 1/n) − log(1 − p + (K − 1)/n): the correction's denominators cancel.
         return (probability * total + 1).log2() - ((1 - probability) * total + classes - 1).log2()
+
+
+_Window = tuple[slice, ...]
 
 
 def _positions(size: int, side: int, stride: int) -> list[int]:
@@ -182,15 +188,19 @@ class _OtherImages:
         self.images = images
         self.count = len(images)
 
-    def __call__(self, top: int, left: int, side: int) -> Tensor:
-        return self.images[:, :, top : top + side, left : left + side]
+    def __call__(self, window: _Window) -> Tensor:
+        return self.images[(slice(None), slice(None), *window)]
+
+
+_MOST_PATCHES = 20_000
+"""Of a volume, whose patches hold thousands of voxels each."""
 
 
 class _PatchModel:
     """A Gaussian over the l × l patches of each channel, and its conditionals.
 
     Args:
-        images: (R, C, H, W), whose patches it is fitted to.
+        images: (R, C, *spatial), whose patches it is fitted to.
         side: k.
         outer: l.
         padding: from the outer patch's edge to the window's, where the image's edge is far.
@@ -200,26 +210,41 @@ class _PatchModel:
     def __init__(self, images: Tensor, side: int, outer: int, padding: int, count: int) -> None:
         pixels = images.to("cpu", torch.float64)
         self.side, self.outer, self.padding, self.count = side, outer, padding, count
-        self.low, self.high = pixels.amin((0, 2, 3)), pixels.amax((0, 2, 3))
+        self.sides = images.dim() - 2
+        over = (0, *places(pixels))
+        self.low, self.high = pixels.amin(over), pixels.amax(over)
         means, covariances = [], []
         for channel in pixels.unbind(1):
-            patches = F.unfold(channel[:, None], outer).permute(0, 2, 1).flatten(0, 1)
+            patches = self._patches(channel)
             means.append(patches.mean(0))
             centred = patches - means[-1]
             covariances.append(centred.T @ centred / max(len(patches) - 1, 1))
         self.mean, self.covariance = torch.stack(means), torch.stack(covariances)
-        self._known: dict[tuple[int, int], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._known: dict[tuple[int, ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
-    def conditional(self, down: int, right: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _patches(self, channel: Tensor) -> Tensor:
+        """Return the patches of images (R, *spatial), (P, l^d)."""
+        if self.sides < 3:
+            return unfolded(channel, self.outer).permute(0, 2, 1).flatten(0, 1)
+        starts = [size - self.outer + 1 for size in channel.shape[1:]]
+        count = len(channel) * math.prod(starts)
+        step = -(-count // _MOST_PATCHES)
+        windows = channel
+        for dimension in range(1, channel.dim()):
+            windows = windows.unfold(dimension, self.outer, 1)
+        chosen = np.unravel_index(np.arange(0, count, step), (len(channel), *starts))
+        return windows[tuple(map(torch.from_numpy, chosen))].flatten(1)
+
+    def conditional(self, offset: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what draws the window at an offset inside the outer patch, given the rest.
 
         Returns:
             inside (k²) and outside (l² − k²), flat positions in the patch; the gain
             (C, k², l² − k²) and the square root (C, k², k²) of the conditional covariance.
         """
-        if (down, right) not in self._known:
-            mask = torch.zeros(self.outer, self.outer, dtype=torch.bool, device="cpu")
-            mask[down : down + self.side, right : right + self.side] = True
+        if offset not in self._known:
+            mask = torch.zeros([self.outer] * self.sides, dtype=torch.bool, device="cpu")
+            mask[tuple(slice(start, start + self.side) for start in offset)] = True
             inside, outside = mask.flatten().nonzero()[:, 0], (~mask).flatten().nonzero()[:, 0]
             covariance = self.covariance
             cross = covariance[:, inside][:, :, outside]
@@ -231,8 +256,8 @@ class _PatchModel:
             left = covariance[:, inside][:, :, inside] - gain @ cross.mT
             values, vectors = torch.linalg.eigh((left + left.mT) / 2)
             root = vectors * values.clamp(min=0).sqrt()[:, None]
-            self._known[down, right] = (inside, outside, gain, root)
-        return self._known[down, right]
+            self._known[offset] = (inside, outside, gain, root)
+        return self._known[offset]
 
 
 class _Conditional:
@@ -243,17 +268,20 @@ class _Conditional:
         self.image = image.to("cpu", torch.float64)
         self.count = model.count
 
-    def __call__(self, top: int, left: int, side: int) -> Tensor:
+    def __call__(self, window: _Window) -> Tensor:
         model = self.model
-        height, width = self.image.shape[1:]
-        y = min(max(top - model.padding, 0), height - model.outer)
-        x = min(max(left - model.padding, 0), width - model.outer)
-        inside, outside, gain, root = model.conditional(top - y, left - x)
-        patch = self.image[:, y : y + model.outer, x : x + model.outer].flatten(1)
+        starts = [
+            min(max(part.start - model.padding, 0), size - model.outer)
+            for part, size in zip(window, self.image.shape[1:], strict=True)
+        ]
+        offset = tuple(part.start - start for part, start in zip(window, starts, strict=True))
+        inside, outside, gain, root = model.conditional(offset)
+        around = (slice(start, start + model.outer) for start in starts)
+        patch = self.image[(slice(None), *around)].flatten(1)
         ring = (patch - model.mean)[:, outside]
         mean = model.mean[:, inside] + (gain @ ring[:, :, None])[:, :, 0]
         shape = (self.count, *mean.shape)
         noise = torch.randn(shape, generator=self.generator, dtype=mean.dtype, device=mean.device)
         drawn = mean + (root @ noise[..., None])[..., 0]
         drawn = torch.minimum(torch.maximum(drawn, model.low[:, None]), model.high[:, None])
-        return drawn.unflatten(2, (side, side))
+        return drawn.unflatten(2, [model.side] * model.sides)

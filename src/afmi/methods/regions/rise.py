@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -28,8 +30,8 @@ class RISE(BlackBoxMethod):
     mask is a grid of s × s cells, each 1 with probability p, interpolated bilinearly to
     (s + 1) C_H × (s + 1) C_W pixels for cells of C_H × C_W pixels (rounded up where s does not
     divide the side, so that the crop always fits), and cropped to H × W at a random offset of up
-    to one cell. p_c is the probability of the class, or the value of
-    another target; x̄ is what hidden places show.
+    to one cell. Signals and volumes have s cells along each side likewise. p_c is the probability
+    of the class, or the value of another target; x̄ is what hidden places show.
 
     N p is only the expectation of Σ_i M_i. Where p_c barely depends on the mask, S is therefore p_c
     times how often each place happened to be visible, which is noise of the masks and not of the
@@ -94,12 +96,12 @@ class RISE(BlackBoxMethod):
     def _class_maps(
         self, inputs: Tensor, classes: Tensor, runner: BatchRunner
     ) -> tuple[Tensor, Tensor | None]:
-        count, _, height, width = inputs.shape
-        masks = _Masks(self, height, width, inputs)
+        count, _, *sides = inputs.shape
+        masks = _Masks(self, sides, inputs)
         hidden = self._hidden(inputs)
         wide = torch.promote_types(inputs.dtype, torch.float32)
-        total = torch.zeros(*classes.shape, height * width, dtype=wide, device=inputs.device)
-        visible = torch.zeros(height * width, dtype=wide, device=inputs.device)
+        total = torch.zeros(*classes.shape, math.prod(sides), dtype=wide, device=inputs.device)
+        visible = torch.zeros(math.prod(sides), dtype=wide, device=inputs.device)
         for start, stop in track(runner.ranges(self.masks), self.name):
             batch = masks(start, stop)
             flat = batch.flatten(1).to(wide)
@@ -112,27 +114,26 @@ class RISE(BlackBoxMethod):
             maps = total / visible.clamp_min(torch.finfo(wide).tiny)
         else:
             maps = total / (self.masks * self.probability)
-        return maps.view(*classes.shape, 1, height, width), None
+        return maps.view(*classes.shape, 1, *sides), None
 
     def _hidden(self, inputs: Tensor) -> Tensor:
-        """Return what each image shows where it is hidden, (N, C, H, W) or (N, C, 1, 1)."""
+        """Return what each image shows where it is hidden, (N, C, *spatial) or (N, C, 1, …)."""
         if self.reference is None:
-            return network_zero(self.model, inputs).expand(len(inputs), -1, -1, -1)
+            zero = network_zero(self.model, inputs)
+            return zero.expand(len(inputs), *zero.shape[1:])
         return self.reference.for_each(inputs).mean(1)
 
 
 class _Masks:
     """Makes the masks of any range when they are used; only their small grids are kept."""
 
-    def __init__(self, method: RISE, height: int, width: int, like: Tensor) -> None:
+    def __init__(self, method: RISE, sides: Sequence[int], like: Tensor) -> None:
         generator = generator_of(method.seed)
-        side, count = method.cells, method.masks
-        drawn = torch.rand(
-            count, side, side, generator=generator, dtype=torch.float32, device="cpu"
-        )
+        cells, count = method.cells, method.masks
+        grid = (count, *[cells] * len(sides))
+        drawn = torch.rand(grid, generator=generator, dtype=torch.float32, device="cpu")
         self.grids = (drawn < method.probability).to(like)
-        self.down, self.row = self._axis(height, side, count, generator, like)
-        self.across, self.column = self._axis(width, side, count, generator, like)
+        self.axes = [self._axis(size, cells, count, generator, like) for size in sides]
 
     @staticmethod
     def _axis(
@@ -145,7 +146,6 @@ class _Masks:
         return crops(full[: cell + size - 1], size).to(like), offset.to(like.device)
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        """Return masks ``start`` to ``stop``, (B, 1, H, W)."""
-        down = self.down[self.row[start:stop]]
-        across = self.across[self.column[start:stop]]
-        return CellsToPixels(down, across)(self.grids[start:stop])
+        """Return masks ``start`` to ``stop``, (B, 1, *spatial)."""
+        spread = CellsToPixels(tuple(matrix[at[start:stop]] for matrix, at in self.axes))
+        return spread(self.grids[start:stop])

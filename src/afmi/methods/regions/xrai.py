@@ -36,7 +36,8 @@ class XRAI(Method):
     Paper: Kapishnikov et al., *XRAI: Better Attributions Through Regions*, ICCV 2019,
     Algorithm 1, with its authors' settings (Felzenszwalb segments of the image at 224×224 pixels,
     at six scales, widened by 5 pixels; segments that add fewer than 50 pixels are dropped); their
-    program, too, takes the maximum over the channels. Differs: black and white are 0 and 1, where
+    program, too, takes the maximum over the channels. Felzenszwalb's segments are those of
+    pictures, so signals and volumes are refused. Differs: black and white are 0 and 1, where
     the program by default takes the smallest and the largest number in the image for all
     channels, which depends on the image and, after normalisation, is no grey.
     Cost: 2 × ``steps`` forwards + backwards, 3 forwards; a tolerance may triple the steps, as that
@@ -64,6 +65,7 @@ class XRAI(Method):
     family = "region"
     scores = "integrated gradients"
     signed = False
+    sides = (2,)
     paper = "Kapishnikov et al., XRAI: Better Attributions Through Regions, ICCV 2019"
 
     _: KW_ONLY
