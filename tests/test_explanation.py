@@ -312,6 +312,7 @@ def test_colours_follow_the_method(model, photo):
     assert "The map" in [text.get_text() for text in cam.figure().texts]
 
 
+@pytest.mark.filterwarnings("ignore::afmi.errors.PreprocessingWarning")
 def test_a_bare_network_sees_files_as_they_are(tmp_path):
     network = networks.build("resnet")
     file = _file(tmp_path, "odd.png", size=(31, 23))
@@ -463,6 +464,7 @@ def test_images_that_cannot_be_prepared_keep_their_places(model, photo, tmp_path
     assert "image 4 cannot be prepared for the network: expected a path" in reasons[3]
 
 
+@pytest.mark.filterwarnings("ignore::afmi.errors.PreprocessingWarning")
 def test_what_no_image_can_be_explained_with_ends_the_run(tmp_path):
     model = networks.build("vgg")
     images = torch.rand(3, 3, 20, 20)
@@ -538,6 +540,7 @@ def test_an_image_equal_to_its_reference_is_blank_in_a_batch_too(method, referen
     assert alone.residual is None
 
 
+@pytest.mark.filterwarnings("ignore::afmi.errors.PreprocessingWarning")
 def test_files_of_many_sizes_behind_a_bare_network(tmp_path):
     network = networks.build("resnet")
     sizes = [(20, 20), (20, 20), (31, 23), (20, 20), (31, 23), (31, 23)]

@@ -72,8 +72,8 @@ def test_what_goes_into_a_last_softmax_is_explained(images, end):
         torch.testing.assert_close(maps, method.attribute(images))
     expected = network(images[:1]).softmax(1)[0]
     one = explain(behind, images[0], 2)
-    assert one.probability == pytest.approx(float(expected[2]), rel=1e-5)
-    assert one.unit == "logit" and one.score == pytest.approx(float(network(images[:1])[0, 2]))
+    assert one.probability == pytest.approx(expected[2].item(), rel=1e-5)
+    assert one.unit == "logit" and one.score == pytest.approx(network(images[:1])[0, 2].item())
 
 
 def test_a_softmax_in_the_middle_stays(images):
@@ -92,7 +92,7 @@ def test_labels_that_hold_each_by_itself_have_a_sigmoid_each(images):
         one = explain(behind, images[0], 1)
     for model in (behind, Classifier(network, output="sigmoid")):
         one = explain(model, images[0], 1)
-        assert one.probability == pytest.approx(float(behind(images[:1])[0, 1]))
+        assert one.probability == pytest.approx(behind(images[:1])[0, 1].item())
     assert one.class_index == 1
 
 
@@ -104,7 +104,7 @@ def test_one_logit_belongs_to_two_classes(images, end):
     assert torch.equal(classify(model, images), torch.stack([-y, y], 1))
     healthy, ill = explain_classes(model, images[0], [0, 1], averaged=False)
     torch.testing.assert_close(healthy.map, -ill.map)
-    assert ill.probability == pytest.approx(float(y[0].sigmoid()))
+    assert ill.probability == pytest.approx(y[0].sigmoid().item())
     assert healthy.probability == pytest.approx(1 - ill.probability)
     predicted = explain(model, images[0])
     assert predicted.class_index == int(y[0] > 0)
@@ -114,7 +114,7 @@ def test_one_logit_belongs_to_two_classes(images, end):
 def test_one_probability_belongs_to_two_classes(images):
     network = Wrapped(body(1), nn.Sigmoid())
     model = Classifier(network, output="probabilities")
-    p = float(network(images[:1])[0, 0])
+    p = network(images[:1])[0, 0].item()
     assert explain(model, images[0], 0).probability == pytest.approx(1 - p)
     assert explain(model, images[0], 1).unit == "probability"
 
@@ -123,8 +123,8 @@ def test_a_last_sigmoid_on_one_output_is_undone(images):
     network = body(1)
     with pytest.warns(OutputsWarning, match="sigmoid"):
         one = explain(Wrapped(network, nn.Sigmoid()), images[0], 1)
-    assert one.score == pytest.approx(float(network(images[:1])[0, 0]), rel=1e-5)
-    assert one.probability == pytest.approx(float(network(images[:1])[0, 0].sigmoid()))
+    assert one.score == pytest.approx(network(images[:1])[0, 0].item(), rel=1e-5)
+    assert one.probability == pytest.approx(network(images[:1])[0, 0].sigmoid().item())
 
 
 def test_a_value_has_no_percentage(images, tmp_path):
@@ -133,7 +133,7 @@ def test_a_value_has_no_percentage(images, tmp_path):
         assumed = explain(network, images[0])
     for one in (assumed, explain(Classifier(network, output="value"), images[0])):
         assert one.probability is None and one.predicted is None and one.class_index is None
-        assert one.score == pytest.approx(float(network(images[:1])[0, 0]))
+        assert one.score == pytest.approx(network(images[:1])[0, 0].item())
         record = json.loads(one.save(tmp_path)["record"].read_text())
         assert record["probability"] is None and record["unit"] == "value"
         assert "100" not in one.answer and "%" not in one.answer
@@ -238,7 +238,7 @@ def test_squeezenet_behind_softmax_is_squeezenet(squeezenet_weights):
     behind = nn.Sequential(network, nn.Softmax(1))
     with pytest.warns(OutputsWarning):
         one = explain(behind, image)
-    assert one.probability == pytest.approx(float(behind(image).max()), rel=1e-4)
+    assert one.probability == pytest.approx(behind(image).max().item(), rel=1e-4)
     for method in (AFMI(network, averaged=False), Gradient(network), LRP(network)):
         maps = method.on(behind).attribute(image)
         torch.testing.assert_close(maps, method.attribute(image))
