@@ -35,6 +35,10 @@ class Output(Target):
 
     index: int | tuple[int, ...] | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.index, tuple) and len(self.index) == 1:
+            object.__setattr__(self, "index", self.index[0])
+
     def score(self, model: nn.Module, images: Tensor) -> Tensor:
         """See `Target.score`."""
         outputs = output_tensor(model, images, self)
