@@ -99,6 +99,8 @@ class Comparison:
             f"model {first.model} · the rest of the pixels is black · {what} that the network "
             "gives the pixels shown"
         )
+        if first.compared:
+            note += f" · warm: {first.ends[0]}, cool: {first.ends[1]}"
         if self.refused:
             note += f" · cannot be used on this network: {', '.join(self.refused)}"
         return figures.grid(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAWN_SIDE",
     "INSERTED",
+    "Compared",
     "Explanation",
     "explanation_of",
     "identity_of_record",
@@ -45,6 +46,23 @@ __all__ = [
     "percent",
     "shown_image",
 ]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A class that is compared with another, as the network answers for the image.
+
+    Attributes:
+        index: the class.
+        label: its name.
+        score: of it.
+        probability: of it; None where the network gives none.
+    """
+
+    index: int
+    label: str
+    score: float
+    probability: float | None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -64,6 +82,8 @@ class Explanation:
         unit: what the score is: ``logit``, ``probability``, ``value``, ….
         probability: the network's probability of the class explained; None where the target is no
             class, or the network gives no probabilities.
+        compared: the classes that the target compares.
+        ends: what positive and what negative values of the map do, in words.
         predicted: the class with the highest score; None where the network predicts none, as do
             the two that follow.
         predicted_label: its name.
@@ -98,6 +118,8 @@ class Explanation:
     residual: float | None = None
     model: str = ""
     source: str | None = None
+    compared: tuple[Compared, ...] = ()
+    ends: tuple[str, str] = ("for", "against")
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
 
     @property
@@ -110,12 +132,15 @@ class Explanation:
         """What the network answers, in words: ``cat, 93.1%`` or ``output 2, value 0.71``."""
         if self.probability is not None:
             return f"{self.label}, {percent(self.probability)}"
-        return f"{self.label}, {self.unit} {number(self.score)}"
+        text = f"{self.label}, {self.unit} {number(self.score)}"
+        known = [one.probability for one in self.compared if one.probability is not None]
+        return f"{text} ({' against '.join(map(percent, known))})" if known else text
 
     @property
     def prediction(self) -> str | None:
         """The class predicted, where that is not the one explained: ``dog, 81.0%``."""
-        if self.predicted is None or self.predicted == self.class_index:
+        explained = self.compared[0].index if self.compared else self.class_index
+        if self.predicted is None or self.predicted == explained:
             return None
         if self.predicted_probability is None:
             return self.predicted_label
@@ -154,8 +179,35 @@ class Explanation:
         return self._view.insertion(fraction)
 
     def figure(self) -> Figure:
-        """Return photograph, overlay, map and insertion view side by side, with their titles."""
-        return self._view.figure(self._title(), self._note())
+        """Return photograph, overlay, map and insertion view side by side, with their titles.
+
+        Of two classes that are compared, the pixels that speak most for either are shown.
+        """
+        rises, falls = self.ends
+        named = self.signed and not isinstance(self.target, Class)
+        panels = [
+            figures.Panel(to_image(self._drawn[0]), "What the network saw"),
+            figures.Panel(self.overlay(), "Where its evidence lies"),
+            figures.Panel(
+                self.heatmap(),
+                "For (red), against (blue)" if self.signed and not named else "The map",
+                scale=self.scale,
+                ends=self.ends if named else None,
+            ),
+        ]
+        if self.signed and self.compared:
+            panels += [self._speaking(rises, 1), self._speaking(falls, -1)]
+            return figures.grid([panels], title=self._title(), note=self._note(), side=340)
+        panels.append(figures.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"))
+        return figures.grid([panels], title=self._title(), note=self._note(), side=400)
+
+    def _speaking(self, end: str, sign: int) -> figures.Panel:
+        """Show the pixels of one sign that are the strongest, on black."""
+        image, map_ = self._drawn
+        # No more than there are: what speaks for the other must not be shown as if for this one.
+        share = min(INSERTED, float((sign * map_ > 0).to(torch.float64).mean()))
+        picture = plots.insertion(image, sign * map_, share)
+        return figures.Panel(picture, f"Speaks {end}", f"top {share:.0%} of the pixels")
 
     def _title(self) -> str:
         title = self.answer
@@ -190,6 +242,15 @@ class Explanation:
             "score": _finite(self.score),
             "unit": self.unit,
             "probability": _finite(self.probability),
+            "compared": [
+                {
+                    "class": one.index,
+                    "label": one.label,
+                    "score": _finite(one.score),
+                    "probability": _finite(one.probability),
+                }
+                for one in self.compared
+            ],
             "predicted": self.predicted,
             "predicted_label": self.predicted_label,
             "predicted_probability": _finite(self.predicted_probability),
@@ -322,6 +383,8 @@ def _explained(
             "score": float(attribution.scores[row]),
             "unit": target.unit,
             "probability": None,
+            "compared": _compared(model, target, row, outputs),
+            "ends": target.ends(model),
         }
     assert attribution.target is not None
     assert outputs is not None
@@ -331,6 +394,7 @@ def _explained(
         value = Output(index)
         label = value.label(model) if outputs.scores.shape[1] > 1 else Output().label(model)
         about = {"target": value, "label": label, "unit": value.unit, "probability": None}
+        about["ends"] = value.ends(model)
     else:
         about = {
             "target": Class(index),
@@ -339,6 +403,23 @@ def _explained(
             "probability": _probability(outputs, row, index),
         }
     return {"score": score, **about}
+
+
+def _compared(
+    model: nn.Module, target: Target, row: int, outputs: Outputs | None
+) -> tuple[Compared, ...]:
+    """Return what the network answers for the classes that a target compares."""
+    if outputs is None or outputs.meaning == "value":
+        return ()
+    return tuple(
+        Compared(
+            index,
+            class_label(model, index),
+            float(outputs.scores[row, index]),
+            _probability(outputs, row, index),
+        )
+        for index in target.compared(model)
+    )
 
 
 def _predicted(model: nn.Module, row: int, outputs: Outputs | None) -> dict[str, Any]:
@@ -388,8 +469,9 @@ def shown_image(image: Tensor, bands: Sequence[int] | None = None) -> Tensor:
 
 
 def number(value: float) -> str:
-    """Return a score as text: ``−0.713``."""
-    return f"{value:.3g}".replace("-", "−")
+    """Return a score as text: ``−0.713``, ``245,000``."""
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def percent(probability: float) -> str:

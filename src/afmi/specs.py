@@ -195,11 +195,7 @@ def named(name: str, catalogue: Mapping[str, type[T]], kind: str) -> type[T]:
         return direct
     by_key: dict[str, type[T]] = {}
     for class_name, cls in catalogue.items():
-        for alias in (
-            *getattr(cls, "aliases", ()),
-            getattr(cls, "name", None) or class_name,
-            class_name,
-        ):
+        for alias in (*getattr(cls, "aliases", ()), _title(cls), class_name):
             by_key[fold(str(alias))] = cls
     if fold(name) not in by_key:
         near = near_matches(fold(name), by_key) or f"; there are {', '.join(catalogue)}"
