@@ -27,10 +27,10 @@ from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
 from afmi.network.classifier import class_label, name_of
 from afmi.network.outputs import Outputs, responses
-from afmi.pictures import figures
-from afmi.pictures.maps import Scale
-from afmi.pictures.views import DRAWN_SIDE, INSERTED, View, view_of
-from afmi.targets import Class, Output, Target
+from afmi.pictures import figures, plots
+from afmi.pictures.maps import Scale, display_range
+from afmi.pictures.transforms import to_image
+from afmi.targets import Class, Output, Scalar, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,7 +132,10 @@ class Explanation:
         """What the network answers, in words: ``cat, 93.1%`` or ``output 2, value 0.71``."""
         if self.probability is not None:
             return f"{self.label}, {percent(self.probability)}"
-        text = f"{self.label}, {self.unit} {number(self.score)}"
+        score = f"{self.unit} {number(self.score)}"
+        if isinstance(self.target, Scalar) and self.unit != Scalar.unit:
+            score = f"{number(self.score)} {self.unit}"  # such as nats, which the user named
+        text = f"{self.label}, {score}"
         known = [one.probability for one in self.compared if one.probability is not None]
         return f"{text} ({' against '.join(map(percent, known))})" if known else text
 
