@@ -83,6 +83,9 @@ class Asked:
             asked = replace(self, given=Output(self.given.index(self.model)))
         some = sorted({n for n in labels if n >= 0}) if asked.labelled else [0]
         targets = [asked.target(label) for label in some]
+        for target in targets:
+            if not (isinstance(target, Difference) and target.of is None):
+                target.label(self.model)  # raises where there is no class of a label
         return replace(asked, classes=all(isinstance(target, Class) for target in targets))
 
     def target(self, label: int) -> Target:
