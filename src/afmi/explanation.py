@@ -208,7 +208,7 @@ class Explanation:
         """Show the pixels of one sign that are the strongest, on black."""
         image, map_ = self._drawn
         # No more than there are: what speaks for the other must not be shown as if for this one.
-        share = min(INSERTED, float((sign * map_ > 0).to(torch.float64).mean()))
+        share = min(INSERTED, int((sign * map_ > 0).sum()) / map_.numel())
         picture = plots.insertion(image, sign * map_, share)
         return figures.Panel(picture, f"Speaks {end}", f"top {share:.0%} of the pixels")
 

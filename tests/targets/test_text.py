@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from afmi import Classifier, explain, specs
-from afmi.errors import AfmiError, TargetError, UsageError
+from afmi.errors import AfmiError, ImageError, TargetError, UsageError
+from afmi.pictures.images import read_image
 from afmi.targets import Class, Difference, Output, Target, target_in_text
 
 INDICES = st.integers(-(10**6), 10**6)
@@ -67,6 +69,25 @@ def test_errors_fit_the_case(text, error, words) -> None:
     model = named("cat", "dog")
     with pytest.raises(error, match=re.escape(words)):
         target_in_text(model, text).label(model)
+
+
+def test_an_image_to_be_like_may_be_a_file(tmp_path) -> None:
+    drawn = torch.rand(20, 24, 3, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "other.png"
+    PIL.Image.fromarray((drawn * 255).byte().numpy()).save(path)
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = Classifier(body, output="value", resize=16, crop=16)
+    target = specs.parse(f'similarity:to="{path}"', Target)
+    image = torch.rand(3, 16, 16)
+    one = explain(model, image, target, method="deeplift")
+    with torch.no_grad():
+        both = model(torch.cat([image[None], model.prepare(read_image(path))]))
+    assert one.score == pytest.approx(float(both[0] @ both[1] / both.norm(dim=1).prod()), rel=1e-5)
+    assert one.label == "likeness to other.png"
+    assert one.to_dict()["target"] == specs.text(target)
+    with pytest.raises(ImageError, match=r"no\.png' does not exist"):
+        explain(model, image, "similarity:to=no.png", method="deeplift")
 
 
 def test_calls_take_the_text_too() -> None:
