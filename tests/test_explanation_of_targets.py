@@ -115,6 +115,7 @@ def test_a_comparison_names_what_speaks_for_which(model, image):
     options = {"methods": "gradient,random", "fractions": (0.1,)}
     comparison = compare(model, image, Difference("dog", "owl"), **options)
     texts = " ".join(text.get_text() for text in comparison.figure().texts)
+    assert re.search(r"margin −?[\d.]+(e−\d+)? ", texts)
     assert "numbers: the margin" in texts and "warm: for dog, cool: for owl" in texts
 
 

@@ -232,6 +232,16 @@ def test_pictures_without_labels(unsorted: Path, tmp_path: Path, kind: str) -> N
     assert Results.open(tmp_path / "out").manifest["run"]["target"]["label"] == "the output"
 
 
+def test_a_network_in_training_mode_is_left_as_it_is(photos: Path, tmp_path: Path) -> None:
+    model = network()
+    model.network.insert(2, nn.BatchNorm2d(6))
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, photos, tmp_path / "out", methods="random", metrics="cost", limit=2)
+    assert model.training and model.network[2].training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("file\nx.png\n")
     for data, words in (

@@ -13,6 +13,7 @@ from afmi import specs
 from afmi.errors import AfmiError, TargetError, UsageError, first_line
 from afmi.evaluation.code import CodeReader
 from afmi.metrics import CATALOGUE, Metric, MetricsLike, chosen_metrics
+from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import declaration_of
 from afmi.network.trial import meaning_of
 from afmi.targets import Class, Difference, Output, Target, as_targets
@@ -77,7 +78,7 @@ class Asked:
             TargetError: when the network has no labelled class, or a label no target.
         """
         asked = self
-        if isinstance(self.given, (Class, type(None))) and meaning_of(self.model, image) == "value":
+        if isinstance(self.given, (Class, type(None))) and _gives_values(self.model, image):
             if self.given is None:
                 raise _no_labelled_class()
             asked = replace(self, given=Output(self.given.index(self.model)))
@@ -174,6 +175,14 @@ class Asked:
             "unit": "" if self.classes else _unit(self.given),
             "code": reader.code,
         }
+
+
+def _gives_values(model: nn.Module, image: Tensor) -> bool:
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        try:
+            return meaning_of(model, image) == "value"
+        except Exception:  # what is wrong with the network, each picture's row will say
+            return False
 
 
 def _unit(given: Any) -> str:
