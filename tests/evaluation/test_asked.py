@@ -248,7 +248,7 @@ def test_nothing_to_read_is_said(tmp_path: Path) -> None:
         (tmp_path / "list.csv", "expected the column 'image'"),
         ([], "has no items"),
         (3, "expected a folder, a CSV file or a data set with a length, got int"),
-        ([{"pixels": 1}], "expected a picture called image or img"),
+        ([{"pixels": 1}], "expected one of image, img"),
     ):
         with pytest.raises(AfmiError, match=re.escape(words)):
             open_images(data, network(1, "value"), labelled=False).first()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from afmi import specs
 from afmi.errors import TargetError
-from afmi.network.classifier import classify, find_class
+from afmi.network.classifier import classify, find_class, labels_of
 from afmi.network.outputs import responses
 from afmi.network.scored import Scored
 from afmi.network.trial import meaning_of
@@ -92,7 +92,7 @@ def target_in_text(model: nn.Module, text: str) -> Target:
     if not _names_a_target(name):
         return Class(text)
     if sign:
-        labels = getattr(model, "labels", ())
+        labels = labels_of(model)
         is_label = any(label.casefold() == text.strip().casefold() for label in labels)
         return Class(text) if is_label else specs.parse(text, Target)
     try:
