@@ -45,12 +45,15 @@ def test_a_difference_shows_what_speaks_for_each(model, image):
     assert len(figure.axes) == 6
     left, right = (text.get_position()[0] for text in figure.texts if text.get_text()[:4] == "for ")
     assert (left < right) == (texts.index("for owl") < texts.index("for dog"))
-    for panel in (explanation._speaking("for dog", 1), explanation._speaking("for owl", -1)):
+    for panel in (
+        explanation._view.speaking("for dog", 1),
+        explanation._view.speaking("for owl", -1),
+    ):
         assert isinstance(panel.picture, Image.Image)
         shown = np.asarray(panel.picture).sum(2) > 0
         assert 0 < shown.mean() <= 0.11
-    dogs = np.asarray(explanation._speaking("", 1).picture).sum(2) > 0
-    owls = np.asarray(explanation._speaking("", -1).picture).sum(2) > 0
+    dogs = np.asarray(explanation._view.speaking("", 1).picture).sum(2) > 0
+    owls = np.asarray(explanation._view.speaking("", -1).picture).sum(2) > 0
     map_ = explanation.map.numpy()
     assert not (dogs & owls).any()
     assert (map_[dogs] > 0).all() and (map_[owls] < 0).all()
@@ -59,7 +62,7 @@ def test_a_difference_shows_what_speaks_for_each(model, image):
 def test_pixels_that_speak_for_nobody_are_not_shown(model, image):
     explanation = explain(model, image, Difference("dog", "owl"), method="deeplift")
     object.__setattr__(explanation, "map", explanation.map.abs() + 1)
-    panel = explanation._speaking("for owl", -1)
+    panel = explanation._view.speaking("for owl", -1)
     assert panel.subtitle == "top 0% of the pixels"
     assert not np.asarray(panel.picture).any()
 

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -27,9 +27,9 @@ from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
 from afmi.network.classifier import class_label, name_of
 from afmi.network.outputs import Outputs, responses
-from afmi.pictures import figures, plots
-from afmi.pictures.maps import Scale, display_range
-from afmi.pictures.transforms import to_image
+from afmi.pictures import figures
+from afmi.pictures.maps import Scale
+from afmi.pictures.views import DRAWN_SIDE, INSERTED, View, view_of
 from afmi.targets import Class, Output, Scalar, Target
 
 if TYPE_CHECKING:
@@ -152,7 +152,9 @@ class Explanation:
     @functools.cached_property
     def _view(self) -> View:
         area = self.target.area(tuple(self.map.shape)) if self.map.dim() == 2 else None
-        return view_of(self.image, self.map, signed=self.signed, area=area)
+        ends = None if isinstance(self.target, Class) else self.ends
+        view = view_of(self.image, self.map, signed=self.signed, area=area)
+        return replace(view, ends=ends, rivals=bool(self.compared))
 
     @property
     def scale(self) -> Scale:
@@ -186,31 +188,7 @@ class Explanation:
 
         Of two classes that are compared, the pixels that speak most for either are shown.
         """
-        rises, falls = self.ends
-        named = self.signed and not isinstance(self.target, Class)
-        panels = [
-            figures.Panel(to_image(self._drawn[0]), "What the network saw"),
-            figures.Panel(self.overlay(), "Where its evidence lies"),
-            figures.Panel(
-                self.heatmap(),
-                "For (red), against (blue)" if self.signed and not named else "The map",
-                scale=self.scale,
-                ends=self.ends if named else None,
-            ),
-        ]
-        if self.signed and self.compared:
-            panels += [self._speaking(rises, 1), self._speaking(falls, -1)]
-            return figures.grid([panels], title=self._title(), note=self._note(), side=340)
-        panels.append(figures.Panel(self.insertion(), f"Top {INSERTED:.0%} of the pixels"))
-        return figures.grid([panels], title=self._title(), note=self._note(), side=400)
-
-    def _speaking(self, end: str, sign: int) -> figures.Panel:
-        """Show the pixels of one sign that are the strongest, on black."""
-        image, map_ = self._drawn
-        # No more than there are: what speaks for the other must not be shown as if for this one.
-        share = min(INSERTED, int((sign * map_ > 0).sum()) / map_.numel())
-        picture = plots.insertion(image, sign * map_, share)
-        return figures.Panel(picture, f"Speaks {end}", f"top {share:.0%} of the pixels")
+        return self._view.figure(self._title(), self._note())
 
     def _title(self) -> str:
         title = self.answer

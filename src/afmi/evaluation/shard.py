@@ -26,7 +26,7 @@ from afmi.network.classifier import classify, shown_bands_of
 from afmi.network.outputs import check_outputs
 from afmi.pictures.batches import neighbours
 from afmi.pictures.maps import is_blank
-from afmi.pictures.transforms import to_image
+from afmi.pictures.views import INSERTED, view_of
 from afmi.targets import TargetLike
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]

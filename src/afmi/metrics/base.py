@@ -28,10 +28,10 @@ class Case:
 
     Attributes:
         method: that gave the maps; its ``model`` is the network explained.
-        inputs: images (N, C, H, W), as the model takes them ([0, 1] for a `Classifier`).
+        inputs: images (N, C, *spatial), as the model takes them ([0, 1] for a `Classifier`).
         targets: the class explained, int64 (N,): the ground truth in the paper's protocols; or
             what else is explained of each image, with all that the image itself decides.
-        attribution: the maps (N, 1, H, W), the logits and the residuals.
+        attribution: the maps (N, 1, *spatial), the logits and the residuals.
         logits: of the images, (N, K); where no class is explained, the scores (N, 1).
         seconds: that the explanation of one of these images took.
         peak_bytes: memory that the explanation of the batch needed beyond what was in use before

@@ -438,8 +438,8 @@ def _check_classes(metric: Metric, logits: Tensor, meaning: Meaning, targets: Te
 
 
 def _check_maps(images: Tensor, maps: Tensor) -> None:
-    if images.dim() != 4 or 0 in images.shape:
-        raise ShapeError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
+    if images.dim() not in (3, 4, 5) or 0 in images.shape:
+        raise ShapeError(f"expected {ANY_FORM}, got {tuple(images.shape)}")
     wanted = (images.shape[0], 1, *images.shape[2:])
     if tuple(maps.shape) != wanted:
         raise ShapeError(

@@ -1,6 +1,7 @@
 """What is explained: a class, a difference of classes, an output, or any number made of outputs."""
 
 from afmi.targets.base import Target
+from afmi.targets.boxes import Box
 from afmi.targets.choice import (
     OneTarget,
     TargetLike,
