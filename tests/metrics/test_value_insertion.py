@@ -100,7 +100,7 @@ def test_the_canvas_is_where_it_begins() -> None:
         Scalar(lambda y: y.square().sum(1)),
         [Class(1), Difference(1, 0), Output(2)],
     ],
-    ids=str,
+    ids=["index", "class", "difference", "log-odds", "output", "scalar", "each its own"],
 )
 def test_it_is_the_targets_own_score(target) -> None:
     model = weighted([1.0, 2, 3, 4], [4.0, -3, 2, 1], [0.5, 1, 1, -1], output="logits")
