@@ -7,9 +7,12 @@ descriptions, are made from the catalogues, too, and those of cost from what `ma
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import doctest
 import io
+import re
 import warnings
 from functools import partial
 from pathlib import Path
@@ -29,6 +32,8 @@ VARIANTS = {
     "MeaningfulPerturbation": {"relative": True, "area": 1e-3},
     "RISE": {"weighted_mean": True},
 }
+# An image of the page about targets, which the lines above it draw.
+DRAWN = re.compile(r"^!\[[^\]]*\]\((targets/[\w-]+\.png)\)$", re.MULTILINE)
 CREDIT = "Photograph: Stéfan van der Walt (CC0), changed."
 
 
@@ -41,7 +46,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page and a picture for each method."""
+    """Add a page and a picture for each method, and the pictures of the page about targets."""
+    for file, content in _pictures_of_targets().items():
+        files.append(File.generated(config, file, content=content))
     from afmi import load_model
     from afmi.methods import CATALOGUE
 
@@ -60,6 +67,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         page = "\n\n".join([f"# {cls.name}", *notes, f"::: {cls.__module__}.{name}\n"])
         files.append(File.generated(config, f"methods/{name}.md", content=page))
     return files
+
+
+def _pictures_of_targets() -> dict[str, bytes]:
+    """Run the page's lines, and draw at each image the explanation that they made last."""
+    from afmi.pictures import figures
+
+    page = (Path(__file__).parent / "targets.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {}
+    drawn = {}
+    parts = DRAWN.split(page)  # text, file, text, file, …
+    for text, file in zip(parts[::2], parts[1::2], strict=False):
+        for example in doctest.DocTestParser().get_examples(text):
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(example.source, "targets.md", "single"), names)
+        buffer = io.BytesIO()
+        figures.figure_png(names["explanation"].figure(), buffer)
+        drawn[file] = buffer.getvalue()
+    return drawn
 
 
 def _settings(cls: type) -> dict[str, Any]:

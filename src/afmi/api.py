@@ -23,7 +23,7 @@ from afmi.network.checking import check_model
 from afmi.network.classifier import find_class, with_arguments
 from afmi.network.wrappers import runnable
 from afmi.pictures.references import ReferenceLike
-from afmi.targets import Class, OneTarget, Target
+from afmi.targets import Class, OneTarget, Target, target_in_text
 
 __all__ = [
     "AnyImage",
@@ -63,8 +63,8 @@ def explain(
             read in as many channels as the model has; or a tensor (C, H, W) or (1, C, H, W), which
             the model sees as it is.
         target: a class, as its index or label (``"collie"``); a target out of `afmi.targets`, such
-            as ``Difference("collie", "kelpie")``; or a function of the model's outputs. None: the
-            class that the model predicts.
+            as ``Difference("collie", "kelpie")``, or its text (``"output:index=3"``); or a function
+            of the model's outputs. None: the class that the model predicts.
         method: a name (``"grad-cam"``), class or instance out of `afmi.methods`.
         layer: see `afmi.methods.LayerMethod`; for methods that take one.
         reference: a `Reference`, its name (``"white"``, a file), a picture, a tensor, …, as in
@@ -315,10 +315,10 @@ def _plain_method(model: nn.Module | None, method: MethodLike, **parameters: Any
 
 def _checked(model: nn.Module, wanted: Any) -> OneTarget:
     """Return a target, a class by its index."""
+    if isinstance(wanted, str):
+        wanted = target_in_text(model, wanted)
     if isinstance(wanted, Class):
         return wanted.index(model)
-    if isinstance(wanted, str):
-        return find_class(model, wanted)
     if isinstance(wanted, Target) or (callable(wanted) and not isinstance(wanted, Tensor)):
         return wanted  # type: ignore[return-value]
     try:

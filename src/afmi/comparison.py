@@ -99,6 +99,8 @@ class Comparison:
             f"model {first.model} · the rest of the pixels is black · {what} that the network "
             "gives the pixels shown"
         )
+        if first.compared:
+            note += f" · warm: {first.ends[0]}, cool: {first.ends[1]}"
         if self.refused:
             note += f" · cannot be used on this network: {', '.join(self.refused)}"
         return figures.grid(
@@ -166,7 +168,9 @@ def _subtitle(response: float, of: Explanation) -> str:
     # NaN where the network gives no outputs for the pixels shown.
     if math.isnan(response):
         return f"no output for {of.label}"
-    return f"{number(response) if of.probability is None else format(response, '.0%')} {of.label}"
+    if of.probability is None:
+        return f"{of.unit} {number(response)}"
+    return f"{response:.0%} {of.label}"
 
 
 def estimate(model: nn.Module, image: AnyImage, methods: MethodsLike = "all") -> Estimate:

@@ -11,7 +11,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from afmi.network.outputs import Outputs, responses
 from afmi.pictures import figures
 from afmi.pictures.maps import Scale
 from afmi.pictures.views import DRAWN_SIDE, INSERTED, View, view_of
-from afmi.targets import Class, Output, Target
+from afmi.targets import Class, Output, Scalar, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DRAWN_SIDE",
     "INSERTED",
+    "Compared",
     "Explanation",
     "explanation_of",
     "identity_of_record",
@@ -45,6 +46,23 @@ __all__ = [
     "percent",
     "shown_image",
 ]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A class that is compared with another, as the network answers for the image.
+
+    Attributes:
+        index: the class.
+        label: its name.
+        score: of it.
+        probability: of it; None where the network gives none.
+    """
+
+    index: int
+    label: str
+    score: float
+    probability: float | None
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -64,6 +82,8 @@ class Explanation:
         unit: what the score is: ``logit``, ``probability``, ``value``, ….
         probability: the network's probability of the class explained; None where the target is no
             class, or the network gives no probabilities.
+        compared: the classes that the target compares.
+        ends: what positive and what negative values of the map do, in words.
         predicted: the class with the highest score; None where the network predicts none, as do
             the two that follow.
         predicted_label: its name.
@@ -98,6 +118,8 @@ class Explanation:
     residual: float | None = None
     model: str = ""
     source: str | None = None
+    compared: tuple[Compared, ...] = ()
+    ends: tuple[str, str] = ("for", "against")
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
 
     @property
@@ -110,12 +132,18 @@ class Explanation:
         """What the network answers, in words: ``cat, 93.1%`` or ``output 2, value 0.71``."""
         if self.probability is not None:
             return f"{self.label}, {percent(self.probability)}"
-        return f"{self.label}, {self.unit} {number(self.score)}"
+        score = f"{self.unit} {number(self.score)}"
+        if isinstance(self.target, Scalar) and self.unit != Scalar.unit:
+            score = f"{number(self.score)} {self.unit}"  # such as nats, which the user named
+        text = f"{self.label}, {score}"
+        known = [one.probability for one in self.compared if one.probability is not None]
+        return f"{text} ({' against '.join(map(percent, known))})" if known else text
 
     @property
     def prediction(self) -> str | None:
         """The class predicted, where that is not the one explained: ``dog, 81.0%``."""
-        if self.predicted is None or self.predicted == self.class_index:
+        explained = self.compared[0].index if self.compared else self.class_index
+        if self.predicted is None or self.predicted == explained:
             return None
         if self.predicted_probability is None:
             return self.predicted_label
@@ -124,7 +152,9 @@ class Explanation:
     @functools.cached_property
     def _view(self) -> View:
         area = self.target.area(tuple(self.map.shape)) if self.map.dim() == 2 else None
-        return view_of(self.image, self.map, signed=self.signed, area=area)
+        ends = None if isinstance(self.target, Class) else self.ends
+        view = view_of(self.image, self.map, signed=self.signed, area=area)
+        return replace(view, ends=ends, rivals=bool(self.compared))
 
     @property
     def scale(self) -> Scale:
@@ -154,7 +184,10 @@ class Explanation:
         return self._view.insertion(fraction)
 
     def figure(self) -> Figure:
-        """Return photograph, overlay, map and insertion view side by side, with their titles."""
+        """Return photograph, overlay, map and insertion view side by side, with their titles.
+
+        Of two classes that are compared, the pixels that speak most for either are shown.
+        """
         return self._view.figure(self._title(), self._note())
 
     def _title(self) -> str:
@@ -190,6 +223,15 @@ class Explanation:
             "score": _finite(self.score),
             "unit": self.unit,
             "probability": _finite(self.probability),
+            "compared": [
+                {
+                    "class": one.index,
+                    "label": one.label,
+                    "score": _finite(one.score),
+                    "probability": _finite(one.probability),
+                }
+                for one in self.compared
+            ],
             "predicted": self.predicted,
             "predicted_label": self.predicted_label,
             "predicted_probability": _finite(self.predicted_probability),
@@ -322,6 +364,8 @@ def _explained(
             "score": float(attribution.scores[row]),
             "unit": target.unit,
             "probability": None,
+            "compared": _compared(model, target, row, outputs),
+            "ends": target.ends(model),
         }
     assert attribution.target is not None
     assert outputs is not None
@@ -331,6 +375,7 @@ def _explained(
         value = Output(index)
         label = value.label(model) if outputs.scores.shape[1] > 1 else Output().label(model)
         about = {"target": value, "label": label, "unit": value.unit, "probability": None}
+        about["ends"] = value.ends(model)
     else:
         about = {
             "target": Class(index),
@@ -339,6 +384,23 @@ def _explained(
             "probability": _probability(outputs, row, index),
         }
     return {"score": score, **about}
+
+
+def _compared(
+    model: nn.Module, target: Target, row: int, outputs: Outputs | None
+) -> tuple[Compared, ...]:
+    """Return what the network answers for the classes that a target compares."""
+    if outputs is None or outputs.meaning == "value":
+        return ()
+    return tuple(
+        Compared(
+            index,
+            class_label(model, index),
+            float(outputs.scores[row, index]),
+            _probability(outputs, row, index),
+        )
+        for index in target.compared(model)
+    )
 
 
 def _predicted(model: nn.Module, row: int, outputs: Outputs | None) -> dict[str, Any]:
@@ -388,8 +450,9 @@ def shown_image(image: Tensor, bands: Sequence[int] | None = None) -> Tensor:
 
 
 def number(value: float) -> str:
-    """Return a score as text: ``−0.713``."""
-    return f"{value:.3g}".replace("-", "−")
+    """Return a score as text: ``−0.713``, ``245,000``."""
+    text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def percent(probability: float) -> str:

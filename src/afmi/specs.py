@@ -195,7 +195,7 @@ def named(name: str, catalogue: Mapping[str, type[T]], kind: str) -> type[T]:
         return direct
     by_key: dict[str, type[T]] = {}
     for class_name, cls in catalogue.items():
-        for alias in (*getattr(cls, "aliases", ()), getattr(cls, "name", class_name), class_name):
+        for alias in (*getattr(cls, "aliases", ()), _title(cls), class_name):
             by_key[fold(str(alias))] = cls
     if fold(name) not in by_key:
         near = near_matches(fold(name), by_key) or f"; there are {', '.join(catalogue)}"
@@ -296,8 +296,21 @@ def choose(wanted: str | Sequence[Any], base: type[T], **context: Any) -> dict[s
 
 
 def _build(cls: type[T], given: Mapping[str, Any], context: Mapping[str, Any]) -> T:
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    return cls(**{name: value for name, value in context.items() if name in names}, **given)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    names = {field.name for field in fields}
+    known = {name: value for name, value in context.items() if name in names} | {**given}
+    missing = [field.name for field in fields if field.init and not _has_default(field)]
+    missing = [name for name in missing if name not in known]
+    if missing:
+        needs = " and ".join(f"{name}=…" for name in missing)
+        raise UsageError(f"{_title(cls)} needs {needs}; such as {_name(cls)}:{needs}")
+    return cls(**known)
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return (
+        field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    )
 
 
 def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
@@ -305,7 +318,8 @@ def _fields(cls: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _title(cls: type) -> str:
-    return str(getattr(cls, "name", cls.__name__))
+    # A field may be called so, too (that of `Scalar`), whose default is no title.
+    return str(getattr(cls, "name", None) or cls.__name__)
 
 
 def check_parameter(cls: type, name: str) -> None:
@@ -411,11 +425,12 @@ def _split(spec: str, sign: str) -> list[str]:
 
 
 def _parts(spec: str, sign: str) -> Iterator[str]:
-    depth, quoted, start = 0, False, 0
+    depth, quoted, escaped, start = 0, False, False, 0
     for i, character in enumerate(spec):
-        if character == '"' and spec[i - 1 : i] != "\\":
+        if character == '"' and not escaped:
             quoted = not quoted
-        elif not quoted:
+        escaped = quoted and character == "\\" and not escaped
+        if not quoted:
             depth += (character == "(") - (character == ")")
             exponent = sign == "+" and re.search(r"[\d.][eE]$", spec[start:i])
             if character == sign and depth == 0 and not exponent:
@@ -512,20 +527,35 @@ def _from_json(what: str, hint: Any, value: Any, context: Mapping[str, Any]) -> 
 
 
 def _name(cls: type) -> str:
-    return str(getattr(cls, "name", cls.__name__)).lower().replace("×", "x").replace(" ", "-")
+    return _title(cls).lower().replace("×", "x").replace(" ", "-")
 
 
 def _changed(value: Any) -> list[str]:
     """Return ``name=value`` of each parameter that is not its default."""
     changed = []
+    types: dict[str, Any] = {}
     for field in _fields(value):
         given = getattr(value, field.name)
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if default is dataclasses.MISSING or _json(given, value) != _json(default, value):
+            if isinstance(given, str) and _is_number(given):
+                # Else a text like 3 would be read as the number, where a field takes both.
+                types = types or get_type_hints(type(value))
+                if int in _options(types[field.name]) or float in _options(types[field.name]):
+                    changed.append(f"{field.name}={json.dumps(given)}")
+                    continue
             changed.append(f"{field.name}={_short(given, value)}")
     return changed
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _short(value: Any, owner: Any = None) -> str:

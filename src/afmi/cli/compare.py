@@ -9,11 +9,14 @@ import click
 
 from afmi.cli.group import INTERRUPTED, debug_option
 from afmi.cli.options import (
+    TARGET,
+    asked_targets,
     json_option,
     layer_option,
     model_options,
     out_option,
     quiet_option,
+    versus_option,
     writable_folder,
 )
 from afmi.cli.terminal import echo, echo_json, progress_shown
@@ -34,8 +37,12 @@ __all__ = ["compare"]
     "Parameters follow a colon: a-fmi:reference=white.",
 )
 @click.option(
-    "--target", metavar="LABEL|INDEX", help="Class to explain.  [default: the predicted class]"
+    "--target",
+    metavar=TARGET,
+    help="Class to explain, or another target, such as output:index=3.  [default: the predicted "
+    "class]",
 )
+@versus_option
 @model_options
 @layer_option
 @out_option(
@@ -51,6 +58,7 @@ def compare(
     image: str,
     methods: str,
     target: str | None,
+    versus: str | None,
     network: dict[str, Any],
     layer: str | None,
     out: Path,
@@ -61,14 +69,15 @@ def compare(
 
     The figure has a column for each method: its map over the picture, then the picture's most
     important 5, 10, 20, 30, 40 and 50 % of the pixels on black, with the probability that the
-    network then gives the class. The time that it will take is printed beforehand; each
-    method is saved as soon as it is done, so Ctrl-C loses nothing.
+    network then gives the class, or the score of another target. The time that it will take is
+    printed beforehand; each method is saved as soon as it is done, so Ctrl-C loses nothing.
 
     \b
     Examples:
       afmi compare cat.jpg
       afmi compare cat.jpg --methods all
       afmi compare dog.jpg --model resnet50 --target collie --methods a-fmi,xrai,rise
+      afmi compare dog.jpg --model resnet50 --target malamute --versus "Eskimo dog"
 
     \b
     Exit codes: 0 all went well (unsupported methods are named), 2 nothing to be done with these
@@ -79,12 +88,11 @@ def compare(
     from afmi.comparison import estimate
     from afmi.methods import chosen_methods
     from afmi.models import load_model
-    from afmi.network.classifier import find_class
 
     classifier = load_model(**network, layer=layer)
     prepared = prepare(classifier, image)  # once for all methods
     chosen = list(chosen_methods(classifier, methods).values())
-    index = None if target is None else find_class(classifier, target)
+    (asked,) = asked_targets(classifier, () if target is None else (target,), versus) or (None,)
     writable_folder(out)
     talks = not (quiet or json_wanted)
     stem = Path(image).stem
@@ -101,7 +109,7 @@ def compare(
                 progress.line(f"{explanation.method}  {seconds:.1f} s  → {files['figure']}")
 
         try:
-            comparison = run(classifier, prepared, index, methods=chosen, on_result=save)
+            comparison = run(classifier, prepared, asked, methods=chosen, on_result=save)
         except KeyboardInterrupt:
             progress.line(f"afmi: interrupted; what was finished is in {out}", err=True)
             ctx.exit(INTERRUPTED)

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from afmi.cli.group import INTERRUPTED, debug_option
-from afmi.cli.options import batch_size_option, layer_option, model_options, out_option
+from afmi.cli.options import (
+    TARGET,
+    asked_targets,
+    batch_size_option,
+    layer_option,
+    model_options,
+    out_option,
+    versus_option,
+)
 from afmi.cli.terminal import Progress, echo, progress_shown
 from afmi.errors import AfmiError
 from afmi.progress import duration
@@ -48,6 +56,13 @@ _EVERY = 30
 )
 @model_options
 @click.option(
+    "--target",
+    metavar=TARGET,
+    help="What is explained of every picture, such as output (a network's only value) or "
+    "output:index=3.  [default: the class that it is labelled with]",
+)
+@versus_option
+@click.option(
     "--methods",
     default="a-fmi,grad-cam,grad-cam++,deeplift,inputxgradient,gradient,random",
     metavar="all|A,B,C",
@@ -58,7 +73,8 @@ _EVERY = 30
     "--metrics",
     metavar="all|A,B,C",
     help="Names joined by commas (`afmi metrics` lists them), with parameters where wanted: "
-    "insertion:canvas=mean.  [default: insertion,completeness,cost]",
+    "insertion:canvas=mean.  [default: insertion (value-insertion where no class is explained), "
+    "completeness, cost]",
 )
 @out_option("afmi-results", "Folder for the results; the same command resumes a stopped run.")
 @click.option(
@@ -82,6 +98,8 @@ def evaluate(
     image_key: str | None,
     label_key: str | None,
     network: dict[str, Any],
+    target: str | None,
+    versus: str | None,
     methods: str,
     metrics: str | None,
     out: Path,
@@ -97,12 +115,15 @@ def evaluate(
     are written whole as soon as they are done. Stop it at any time and give the same command
     again: it resumes, and ends with the same numbers. `afmi report FOLDER` makes the tables.
 
+    With a --target that is no class (a regression's value, say) the pictures need no labels.
+
     \b
     Examples:
       afmi evaluate --data photographs/ --methods a-fmi,grad-cam,random --limit 200
       afmi evaluate --data val/ --model resnet50 --methods all --out results/resnet50
       afmi evaluate --data labels.csv --model my_net.py:build --weights my_net.safetensors
       afmi evaluate --data "https://example.org/val-{000..010}.tar" --limit 500
+      afmi evaluate --data houses/ --model nets.py:price --output value --target output
       afmi report afmi-results
 
     \b
@@ -117,6 +138,7 @@ def evaluate(
     if threads is not None:
         torch.set_num_threads(threads)
     classifier = load_model(**network, layer=layer)
+    (asked,) = asked_targets(classifier, () if target is None else (target,), versus) or (None,)
     command = shlex.join(["afmi", *sys.argv[1:]])
     with progress_shown(quiet=quiet) as progress:
         printer = _ProgressPrinter(progress, quiet=quiet)
@@ -125,6 +147,7 @@ def evaluate(
                 classifier,
                 data,
                 out,
+                target=asked,
                 methods=methods,
                 metrics=metrics,
                 limit=limit,
@@ -203,6 +226,7 @@ class _ProgressPrinter:
         parts = [f"{label}:"]
         for name, text in (
             ("insertion/accuracy_auc", "Accuracy-AUC {:.4f}"),
+            ("value_insertion/value_auc", "Value-AUC {:.4g}"),
             ("cost/seconds", "{:.3g} s per picture"),
         ):
             if name in measured.values:

@@ -11,12 +11,15 @@ import click
 
 from afmi.cli.group import INTERRUPTED, debug_option
 from afmi.cli.options import (
+    TARGET,
+    asked_targets,
     batch_size_option,
     json_option,
     layer_option,
     model_options,
     out_option,
     quiet_option,
+    versus_option,
     writable_folder,
 )
 from afmi.cli.terminal import Progress, echo, progress_shown
@@ -43,9 +46,11 @@ SOME_FAILED = 1
     "--target",
     "targets",
     multiple=True,
-    metavar="LABEL|INDEX",
-    help="Class to explain; may be repeated.  [default: the predicted class]",
+    metavar=TARGET,
+    help="Class to explain, or another target, such as output:index=3; may be repeated.  "
+    "[default: the predicted class]",
 )
+@versus_option
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
@@ -80,6 +85,7 @@ def explain(
     network: dict[str, Any],
     layer: str | None,
     targets: tuple[str, ...],
+    versus: str | None,
     top_k: int | None,
     methods: tuple[str, ...],
     reference: str | None,
@@ -91,40 +97,46 @@ def explain(
     """Show which parts of each picture made the network say what it said.
 
     IMAGE is a file, a folder or a quoted glob. For each explanation a picture and a JSON record go
-    to the folder of --out, and one line tells the class, its probability, the method and its layer,
-    the residual of local faithfulness (how far the map is from summing to the change of the class
-    score; 0 is exact) and the picture's file.
+    to the folder of --out, and one line tells the class and its probability (or what else is
+    explained, and its score), the method and its layer, the residual of local faithfulness (how far
+    the map is from summing to the change of the score; 0 is exact) and the picture's file.
+
+    A target that is no class is named with its parameters: output:index=3 (that number of what the
+    network returns), difference:of=collie (collie rather than any other class). A label that
+    reads like a target is a label.
 
     \b
     Examples:
       afmi explain dog.jpg
       afmi explain dog.jpg --model resnet50 --target collie --target "tennis ball"
+      afmi explain dog.jpg --model resnet50 --target malamute --versus "Eskimo dog"
       afmi explain photos/ 'more/**/*.png' --top-k 3 --method a-fmi --method grad-cam
       afmi explain dog.jpg --method a-fmi:averaged=false --reference 'random(samples=2)'
       afmi explain x.png --model nets.py:build --weights net.pth --crop 64 --labels names.txt
+      afmi explain house.png --model nets.py:price --output value
       afmi explain photos/ --json --quiet > records.jsonl
 
     \b
     Exit codes: 0 all explained, 1 some pictures failed, 2 nothing to be done with these options,
     130 stopped by Ctrl-C; what was finished is kept.
     """
-    if targets and top_k is not None:
-        raise click.UsageError("--target and --top-k go one at a time", ctx)
+    for option, given in (("--target", targets), ("--versus", versus)):
+        if given and top_k is not None:
+            raise click.UsageError(f"{option} and --top-k go one at a time", ctx)
     # What needs no network is checked before one is loaded, which takes seconds or a download.
     chosen = _chosen_methods(methods, layer, reference)
     from afmi.models import load_model
-    from afmi.network.classifier import find_class
     from afmi.specs import label_of
 
     paths, nothing = _listed(images)
     classifier = load_model(**network, layer=layer)
-    indices = list(dict.fromkeys(find_class(classifier, target) for target in targets))
+    asked = asked_targets(classifier, targets, versus)
     run = _Run(
         classifier=classifier,
         paths=paths,
         nothing=nothing,
         methods=list({label_of(m): m for m in (c.of(classifier) for c in chosen)}.values()),
-        options={"classes": indices or None, "top_k": top_k, "batch_size": batch_size},
+        options={"classes": asked, "top_k": top_k, "batch_size": batch_size},
         out=writable_folder(out),
         json_wanted=json_wanted,
         quiet=quiet,

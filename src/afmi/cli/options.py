@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from afmi.errors import UsageError
 from afmi.files import LONGEST_NAME, check_length
 
+if TYPE_CHECKING:
+    from afmi.network.classifier import Classifier
+    from afmi.targets import OneTarget
+
 __all__ = [
+    "TARGET",
+    "asked_targets",
     "batch_size_option",
     "json_option",
     "layer_option",
     "model_options",
     "out_option",
     "quiet_option",
+    "versus_option",
     "writable_folder",
 ]
 
@@ -54,8 +61,21 @@ class _Size(click.ParamType):
         return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
+class _Key(click.ParamType):
+    """A name, or a whole number: ``logits`` or ``0``."""
+
+    name = "key"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int:
+        text = str(value)
+        return int(text) if text.isdecimal() else text
+
+
 NUMBERS = _Numbers()
 SIZE = _Size()
+KEY = _Key()
 
 
 layer_option = click.option(
@@ -71,6 +91,13 @@ batch_size_option = click.option(
     metavar="N",
     help="Pictures that go through the network together.",
 )
+TARGET = "LABEL|INDEX|TARGET"
+"""What ``--target`` takes."""
+versus_option = click.option(
+    "--versus",
+    metavar="LABEL|INDEX",
+    help="Explain why the target, or else the class predicted, rather than this class.",
+)
 quiet_option = click.option(
     "--quiet", is_flag=True, help="Print errors only (and what --json prints)."
 )
@@ -79,6 +106,32 @@ quiet_option = click.option(
 def json_option(help: str = "Print the numbers as JSON.") -> Callable[..., Any]:
     """Return the option ``--json``, handed over as ``json_wanted``."""
     return click.option("--json", "json_wanted", is_flag=True, help=help)
+
+
+def asked_targets(
+    model: Classifier, texts: Sequence[str], versus: str | None
+) -> list[OneTarget] | None:
+    """Return the targets of ``--target`` and ``--versus``; None: the class predicted.
+
+    Raises:
+        TargetError: when there is no class of a label.
+        UsageError: when a target does not fit, or is no class to set against another.
+    """
+    from afmi.network.classifier import find_class
+    from afmi.targets import Class, Difference, target_in_text
+
+    targets = [target_in_text(model, text) for text in texts]
+    indices = [t.index(model) if isinstance(t, Class) else None for t in targets]
+    if versus is None:
+        every = [t if i is None else i for t, i in zip(targets, indices, strict=True)]
+        return list(dict.fromkeys(every)) or None
+    other = find_class(model, versus)
+    if None in indices:
+        raise UsageError(
+            f"--versus sets a class against another, and --target {texts[indices.index(None)]} is "
+            "no class; leave one of them out"
+        )
+    return [Difference(index, other) for index in dict.fromkeys(indices or [None])]
 
 
 def out_option(default: str, help: str) -> Callable[..., Any]:
@@ -142,7 +195,22 @@ _MODEL_OPTIONS = (
     click.option(
         "--crop", type=SIZE, metavar="PIXELS", help="Own network: central square, or HxW."
     ),
+    click.option(
+        "--output",
+        type=click.Choice(["logits", "sigmoid", "probabilities", "value"]),
+        help="What the network's outputs mean: logits of classes of which one holds, logits of "
+        "labels that hold or not, probabilities, or values.  [default: as it looks]",
+    ),
+    click.option(
+        "--output-key",
+        type=KEY,
+        metavar="NAME|PLACE",
+        help="Which of several outputs is meant: its name in a dictionary, or its place from 0.",
+    ),
 )
+
+
+_OF_NETWORK = ("device", "mean", "std", "labels", "resize", "crop", "output", "output_key")
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +221,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         network = {"name": kwargs.pop("model"), "weights": kwargs.pop("weights")}
         if network["weights"].casefold() == "none":
             network["weights"] = None
-        for name in ("device", "mean", "std", "labels", "resize", "crop"):
+        for name in _OF_NETWORK:
             network[name] = kwargs.pop(name)
         return command(*args, network=network, **kwargs)
 

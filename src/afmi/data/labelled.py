@@ -22,6 +22,7 @@ from afmi.data.listing import Items, Listing, Source, listed
 from afmi.data.preparing import prepared, prepared_or_named
 from afmi.data.remote import is_remote, open_remote
 from afmi.data.tars import is_tar, local_tars, open_tars
+from afmi.data.unlabelled import UNLABELLED, open_unlabelled
 from afmi.errors import AfmiError, ImageError, ModelError, SourceError, TargetError, UsageError
 from afmi.network.classifier import classify, labels_of
 from afmi.network.wrappers import runnable
@@ -167,6 +168,7 @@ def open_images(
     limit: int | None = None,
     image_key: str | None = None,
     label_key: str | None = None,
+    labelled: bool = True,
 ) -> LabelledImages:
     """Find labelled pictures and the class of each among the model's.
 
@@ -209,6 +211,8 @@ def open_images(
             in tar files, the column in a CSV file; None: the usual name (``image``, ``img``,
             ``pixel_values``, ``inputs``, a suffix), of which there must be one only.
         label_key: likewise the label (``label``, ``labels``, ``target``, ``cls``).
+        labelled: False: labels are not needed and not read; pictures may lie in a folder as they
+            like, be those of a glob, or a data set's items by themselves.
 
     Returns:
         The pictures. CSV files may name files that do not exist: reading these raises.
@@ -232,6 +236,10 @@ def open_images(
     check_limit(limit)
     model = runnable(model)
     check_model(model)
+    if not labelled:
+        name, source, keys, sizes = open_unlabelled(data, limit, image_key)
+        labels = (UNLABELLED,) * len(keys)
+        return LabelledImages(name, tuple(keys), labels, tuple(sizes), model, source)
     return labelled_images(_open(data, Fields(image_key, label_key)), model, limit)
 
 

@@ -140,6 +140,11 @@ class ImageStream:
         first = repr((self._first.keys[0], self._first.labels[0]))
         self.fingerprint = hashlib.blake2b(first.encode(), digest_size=16).hexdigest()
 
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """Classes of the pictures of the first window."""
+        return self._first.labels
+
     def first(self) -> Tensor:
         """Return the first picture of the first window that can be read, (1, C, H, W).
 

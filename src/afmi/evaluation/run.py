@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from afmi.data.labelled import NO_CLASS, LabelledImages
+from afmi.data.labelled import NO_CLASS, LabelledImages, open_images
 from afmi.data.streams import ImageStream, Window, open_data
+from afmi.data.unlabelled import may_lack_labels
 from afmi.errors import LayerError, OperationError, UsageError
+from afmi.evaluation.asked import Asked, AskedLike
 from afmi.evaluation.folder import ResultsFolder
 from afmi.evaluation.identity import code_of, identity_of
 from afmi.evaluation.meter import processor
@@ -24,7 +26,7 @@ from afmi.evaluation.results import Results
 from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
 from afmi.methods import Method, MethodsLike, chosen_methods
 from afmi.methods.work import Work
-from afmi.metrics import Metric, MetricsLike, chosen_metrics
+from afmi.metrics import Metric, MetricsLike
 from afmi.network.wrappers import runnable
 from afmi.specs import key_of, parameters
 
@@ -64,6 +66,7 @@ def evaluate(
     data: Any,
     out: str | os.PathLike[str],
     *,
+    target: AskedLike = None,
     methods: MethodsLike = "all",
     metrics: MetricsLike | None = None,
     limit: int | None = None,
@@ -76,7 +79,9 @@ def evaluate(
     on_method: Callable[[str, Results], object] = _ignore,
     on_refusal: Callable[[str, str], object] = _ignore,
 ) -> Results:
-    """Explain pictures by several methods and measure the maps against the true classes.
+    """Explain pictures by several methods and measure the maps.
+
+    The score explained is that of the class that a picture is labelled with, or of another target.
 
     The work is cut into pieces, each one method on a few pictures, and a piece is written as soon
     as it is done. The same call on the same folder resumes, however the last one stopped, and ends
@@ -98,8 +103,12 @@ def evaluate(
             a URL of fsspec (``"https://host/shard-{000..010}.tar"``), an ``IterableDataset`` of
             PyTorch or of Hugging Face's ``datasets``, or any other iterable of such items.
         out: folder of the results; new, empty, or of the same run. Methods may be added to it.
+        target: what is explained of every picture: a target as in `afmi.explain`, where a
+            `Difference` without its first class sets the labelled class against the other; or a
+            function from a picture's label to its target. None: the labelled class. Where the
+            target does not depend on labels, the pictures need none.
         methods: see `chosen_methods`.
-        metrics: see `chosen_metrics`; None: those that are standard.
+        metrics: see `chosen_metrics`; None: those that are standard, and fit the target.
         limit: evaluate this many of the pictures, the classes taken in turn; of a stream the first.
         image_key: what the picture is called in items that are mappings; see `open_images`.
         label_key: what the label is called.
@@ -127,18 +136,24 @@ def evaluate(
         )
     model = runnable(model)
     chosen = chosen_methods(model, methods)
-    wanted = chosen_metrics(metrics)
-    images = open_data(
-        *(data, model),
-        limit=limit,
-        image_key=image_key,
-        label_key=label_key,
-        window=_LARGEST_PIECE,
-    )
+    asked = Asked.of(model, target)
+    companions = any(metric.companions for metric in asked.metrics(metrics).values())
+    if asked.labelled or companions or not may_lack_labels(data):
+        images = open_data(
+            *(data, model),
+            limit=limit,
+            image_key=image_key,
+            label_key=label_key,
+            window=_LARGEST_PIECE,
+        )
+    else:
+        images = open_images(data, model, limit=limit, image_key=image_key, labelled=False)
+    asked = asked.on(images.first(), images.labels)
+    wanted = asked.metrics(metrics)
     _check_classes(wanted, images)
     begun = ResultsFolder.begin(
         Path(out),
-        run=identity_of(model, images, wanted, batch_size),
+        run={**identity_of(model, images, wanted, batch_size), "target": asked.identity()},
         images=(images.keys, images.labels) if isinstance(images, LabelledImages) else None,
         about={
             # As the report needs them, which then does without PyTorch.
@@ -166,6 +181,7 @@ def evaluate(
                         *(piece.start - window.start, piece.stop - window.start, batch_size),
                         examples=drawn.among(window),
                         supported=plan.supported,
+                        asked=asked,
                     )
                 )
                 if result is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
 from afmi.errors import AfmiError, LayerError, ModelError, OperationError, SourceError
+from afmi.evaluation.asked import Asked
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
 from afmi.explanation import shown_image
@@ -26,6 +27,7 @@ from afmi.network.outputs import check_outputs
 from afmi.pictures.batches import neighbours
 from afmi.pictures.maps import is_blank
 from afmi.pictures.views import INSERTED, view_of
+from afmi.targets import TargetLike
 
 __all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 
@@ -54,6 +56,7 @@ class Shard:
         examples: pictures to draw.
         supported: whether the method has explained another picture of the data, so that the
             network is not the reason if it fails on these.
+        asked: what is explained of each picture; None: the labelled class.
     """
 
     method: Method
@@ -64,6 +67,12 @@ class Shard:
     batch_size: int = 8
     examples: Collection[int] = ()
     supported: bool = False
+    asked: Asked | None = None
+
+    def targets(self, batch: Sequence[_Picture], device: torch.device) -> TargetLike:
+        """Return what is explained of each picture."""
+        labels = [int(self.images.labels[picture.index]) for picture in batch]
+        return (self.asked or Asked(self.method.model)).each(labels, device)
 
 
 @dataclass(frozen=True)
@@ -252,23 +261,22 @@ def _explained(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
     """Explain a batch and measure the maps."""
     method = shard.method
     inputs = torch.cat([picture.inputs for picture in batch])
-    targets = torch.tensor(
-        [int(shard.images.labels[picture.index]) for picture in batch],
-        dtype=torch.int64,
-        device=inputs.device,
-    )
+    targets = shard.targets(batch, inputs.device)
     # Blank maps are counted in a row of their own.
     with blank_maps_allowed():
         with measured(inputs.device) as cost:
             attribution = method.attribution(inputs, targets)
-        logits = attribution.logits
+        explained = attribution.targets if attribution.target is None else attribution.target
+        assert explained is not None
+        scores = attribution.scores
+        logits = attribution.logits if scores is None else scores[:, None]
         if logits is None:
             logits = classify(method.model, inputs)
         companions = [p.companions for p in batch if p.companions is not None]
         case = Case(
             method=method,
             inputs=inputs,
-            targets=targets,
+            targets=explained,
             attribution=attribution,
             logits=logits,
             seconds=cost.seconds / len(batch),

@@ -12,6 +12,7 @@ from afmi.metrics.grid_pointing import GridPointing as GridPointing
 from afmi.metrics.insertion import Insertion as Insertion
 from afmi.metrics.parameter_randomisation import ParameterRandomisation as ParameterRandomisation
 from afmi.metrics.reference_reliability import ReferenceReliability as ReferenceReliability
+from afmi.metrics.value_insertion import ValueInsertion as ValueInsertion
 from afmi.specs import Catalogue as Catalogue
 
 CATALOGUE: Catalogue[Metric]
@@ -29,5 +30,6 @@ __all__ = [
     "MetricsLike",
     "ParameterRandomisation",
     "ReferenceReliability",
+    "ValueInsertion",
     "chosen_metrics",
 ]

@@ -12,10 +12,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from afmi import specs
+from afmi.errors import TargetError
 from afmi.methods.base import Attribution, BlankMapWarning, Method
 from afmi.methods.work import Work
 from afmi.metrics.columns import Column, MetricFacts
 from afmi.network.outputs import check_outputs
+from afmi.targets import Target
 
 __all__ = ["Case", "Metric", "MetricsLike", "blank_maps_allowed", "chosen_metrics"]
 
@@ -27,9 +29,10 @@ class Case:
     Attributes:
         method: that gave the maps; its ``model`` is the network explained.
         inputs: images (N, C, *spatial), as the model takes them ([0, 1] for a `Classifier`).
-        targets: the class explained, int64 (N,): the ground truth in the paper's protocols.
+        targets: the class explained, int64 (N,): the ground truth in the paper's protocols; or
+            what else is explained of each image, with all that the image itself decides.
         attribution: the maps (N, 1, *spatial), the logits and the residuals.
-        logits: of the images, (N, K).
+        logits: of the images, (N, K); where no class is explained, the scores (N, 1).
         seconds: that the explanation of one of these images took.
         peak_bytes: memory that the explanation of the batch needed beyond what was in use before
             it; NaN where it is unknown.
@@ -42,7 +45,7 @@ class Case:
 
     method: Method
     inputs: Tensor
-    targets: Tensor
+    targets: Tensor | tuple[Target, ...]
     attribution: Attribution
     logits: Tensor
     seconds: float = float("nan")
@@ -74,6 +77,20 @@ class Case:
         )
 
     @property
+    def classes(self) -> Tensor:
+        """The class explained, int64 (N,).
+
+        Raises:
+            TargetError: when something else is.
+        """
+        if not isinstance(self.targets, Tensor):
+            raise TargetError(
+                f"expected a class to be explained, got {specs.text(self.targets[0])}; use "
+                "value-insertion, completeness or cost, which take any target"
+            )
+        return self.targets
+
+    @property
     def model(self) -> nn.Module:
         """The network explained."""
         return self.method.model
@@ -103,6 +120,10 @@ class Metric(ABC):
     """Whether an evaluation measures it by default."""
     ranks: ClassVar[bool] = False
     """Whether methods are ranked by its first column in preference to other metrics'."""
+    needs_class: ClassVar[bool] = False
+    """Whether it can only be measured where a class is explained."""
+    instead: ClassVar[str] = ""
+    """What measures the like where none is; a metric's name."""
     companions: ClassVar[int] = 0
     """How many images of other classes it needs beside each image."""
 
@@ -157,12 +178,13 @@ specs.register(Metric, "metric", _catalogue)
 MetricsLike = str | Sequence[str | type[Metric] | Metric]
 
 
-def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]:
+def chosen_metrics(metrics: MetricsLike | None, *, classes: bool = True) -> dict[str, Metric]:
     """Return the metrics chosen, by the key with which the names of their values begin.
 
     Args:
         metrics: ``"all"``, specs joined by commas (``"insertion,insertion:canvas=mean"``), or a
             sequence of specs, classes or instances; None: those that are standard.
+        classes: whether classes are explained; the standard ones fit what is.
 
     Raises:
         UsageError: as for `afmi.methods.chosen_methods`.
@@ -172,6 +194,9 @@ def chosen_metrics(metrics: MetricsLike | None) -> dict[str, Metric]:
         ['insertion', 'insertion(canvas=mean)']
     """
     if metrics is None:
-        metrics = [cls for cls in _catalogue().values() if cls.standard]
+        standard = [cls for cls in _catalogue().values() if cls.standard]
+        unfit = [] if classes else [cls for cls in standard if cls.needs_class]
+        instead = [cls.instead for cls in unfit if cls.instead]
+        metrics = [*instead, *(cls for cls in standard if cls not in unfit)]
     chosen = specs.choose(metrics, Metric)
     return {specs.row_key(metric): metric for metric in chosen.values()}

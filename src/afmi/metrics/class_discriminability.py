@@ -56,6 +56,7 @@ class ClassDiscriminability(Metric):
         ),
     )
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
+    needs_class = True
 
     def measure(self, case: Case) -> dict[str, Tensor]:
         """Return ``rank_correlation@second`` and ``rank_correlation@least``.
@@ -68,7 +69,7 @@ class ClassDiscriminability(Metric):
                 (case.inputs.shape[0],), torch.nan, dtype=torch.float64, device="cpu"
             )
             return {name: nothing.clone() for name in names}
-        explained = case.targets.to(case.logits.device)[:, None]
+        explained = case.classes.to(case.logits.device)[:, None]
         second = case.logits.scatter(1, explained, -torch.inf).argmax(1)
         least = case.logits.scatter(1, explained, torch.inf).argmin(1)
         with blank_maps_allowed():

@@ -15,10 +15,11 @@ __all__ = ["Completeness"]
 
 @dataclass(frozen=True)
 class Completeness(Metric):
-    """Tell how far a map is from summing to the change of the class score.
+    """Tell how far a map is from summing to the change of the score.
 
-    residual = |Σ_ij S_ij − Δy_c| / |Δy_c| with Δy_c = y_c(x) − y_c(x̄), at the map's own size,
-    before it is upsampled. Methods whose maps promise no such sum have no value.
+    residual = |Σ_ij S_ij − Δy| / |Δy| with Δy = y(x) − y(x̄), at the map's own size, before it is
+    upsampled; y is the score of the class, or of another target. Methods whose maps promise no such
+    sum have no value.
 
     Paper: *A-FMI*, ICLR 2021 submission, Section 3 (local faithfulness). Differs: the paper asks
     for the sum without a number; the relative residual is that number.
@@ -39,7 +40,7 @@ class Completeness(Metric):
         Column(
             "median_residual",
             "Residual",
-            "how far the map is from summing to the change of the class score, relative to it: "
+            "how far the map is from summing to the change of the score, relative to it: "
             "|Σ map − Δy| / |Δy|; 0 is exact, and methods that promise no such sum have none",
             higher_is_better=False,
             value="residual",

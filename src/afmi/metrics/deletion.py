@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from afmi.metrics.masking import MaskedMetric, masking_columns
+from afmi.metrics.masking import ClassMaskedMetric, masking_columns
 
 __all__ = ["Deletion"]
 
 
 @dataclass(frozen=True)
-class Deletion(MaskedMetric):
+class Deletion(ClassMaskedMetric):
     """Classify the picture with the top PI of its map's pixels made black.
 
     The same curves as `Insertion`, but of the pixels that are left; a good map makes them fall

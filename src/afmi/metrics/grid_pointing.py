@@ -65,6 +65,7 @@ class GridPointing(Metric):
         ),
     )
     paper = "Böhle et al., Convolutional Dynamic Alignment Networks, CVPR 2021"
+    needs_class = True
     companions = _CELLS - 1
 
     seed: int = 0
@@ -85,7 +86,7 @@ class GridPointing(Metric):
             method = replace(method, layer=case.attribution.layer)
         # A quarter of the images at once needs the memory that explaining all of them took.
         size = max(1, canvases.shape[0] // _CELLS)
-        parts = zip(canvases.split(size), case.targets.split(size), strict=True)
+        parts = zip(canvases.split(size), case.classes.split(size), strict=True)
         maps = torch.cat([self._explained(method, some, classes) for some, classes in parts])
         mass = maps.to("cpu", torch.float64).clamp_min(0)[:, 0]
         height, width = case.inputs.shape[-2:]

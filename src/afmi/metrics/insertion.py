@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from afmi.metrics.masking import MaskedMetric, masking_columns
+from afmi.metrics.masking import ClassMaskedMetric, masking_columns
 
 __all__ = ["Insertion"]
 
 
 @dataclass(frozen=True)
-class Insertion(MaskedMetric):
+class Insertion(ClassMaskedMetric):
     """Classify the picture with only the top PI of its map's pixels kept, the rest black.
 
     Accuracy@PI = (1/N) Σ I(ĉ = c), Softmax Ratio@PI = (1/N) Σ p̂_c / p_c, where p̂ belongs to the

@@ -26,7 +26,7 @@ from afmi.pictures.dimensions import ANY_FORM, beside
 from afmi.pictures.maps import rank_pixels
 from afmi.pictures.references import Black, Reference, reference_of
 
-__all__ = ["FRACTIONS", "Curves", "MaskedMetric", "masking_columns"]
+__all__ = ["FRACTIONS", "ClassMaskedMetric", "Curves", "MaskedMetric", "masking_columns"]
 
 FRACTIONS = tuple(percent / 100 for percent in range(5, 101, 5))
 """PI of the paper's Appendix A.3: 5 %, 10 %, …, 100 %."""
@@ -196,7 +196,7 @@ def masking_columns(measures: str, *, higher_is_better: bool, over: str) -> tupl
 
 @dataclass(frozen=True)
 class MaskedMetric(Metric):
-    """What insertion and deletion share: all but which pixels stay."""
+    """What insertion and deletion share: images of which the top pixels are kept or removed."""
 
     fractions: Sequence[float] = FRACTIONS
     canvas: Reference = field(default_factory=Black)
@@ -216,6 +216,53 @@ class MaskedMetric(Metric):
     @abstractmethod
     def keep_top(self) -> bool:
         """Whether the top of the map is kept, or removed."""
+
+    def masked_outputs(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        maps: Tensor,
+        logits: Tensor,
+        fractions: Sequence[float] | None = None,
+    ) -> Tensor:
+        """Return the outputs for the images with the top of each map kept (or removed).
+
+        Masked images that are the same (as a digit's are, once only its black ground is missing)
+        go through the network once; one that is the whole image takes its outputs.
+
+        Args:
+            model: a network that returns (N, K).
+            images: (N, C, H, W).
+            maps: (N, 1, H, W), at the images' size; equal pixels rank in reading order.
+            logits: (N, K) of the images.
+            fractions: P of them; None: the metric's.
+
+        Returns:
+            (N, P, K).
+        """
+        return _masked_outputs(self, fractions or self.fractions, model, images, maps, logits)
+
+    def grounds(self, images: Tensor) -> Tensor:
+        """Return the canvas of each image, (N, C, H, W).
+
+        Raises:
+            UsageError: when there are several.
+        """
+        grounds = self.canvas(images)
+        if grounds.shape[0] != 1 and not self.canvas.per_image:
+            raise UsageError(
+                f"expected a canvas of one picture, got {grounds.shape[0]} from {self.canvas!r}; "
+                "measure each of them by itself"
+            )
+        return grounds.expand_as(images)
+
+
+@dataclass(frozen=True)
+class ClassMaskedMetric(MaskedMetric):
+    """What insertion and deletion of classes share: all but which pixels stay."""
+
+    needs_class = True
+    instead = "value-insertion"
 
     @property
     def about(self) -> str:
@@ -267,7 +314,7 @@ class MaskedMetric(Metric):
 
         PI is written in percent, such as ``correct@5%``.
         """
-        curves = self.curves(case.model, case.inputs, case.targets, case.maps, logits=case.logits)
+        curves = self.curves(case.model, case.inputs, case.classes, case.maps, logits=case.logits)
         return curves.values()
 
     def work(self, method: Method, inputs: Tensor) -> Work:
@@ -284,19 +331,36 @@ def _curves(
     maps: Tensor,
     logits: Tensor | None,
 ) -> Curves:
-    fractions, canvas, keep_top = metric.fractions, metric.canvas, metric.keep_top
-    _check(images, targets, maps)
-    grounds = canvas(images)
-    if grounds.shape[0] != 1 and not canvas.per_image:
-        raise UsageError(
-            f"expected a canvas of one picture, got {grounds.shape[0]} from {canvas!r}; measure "
-            "each of them by itself"
-        )
-    grounds = grounds.expand_as(images)
+    _check_maps(images, maps)
+    _check_targets(images, targets)
     if logits is None:
         logits = classify(model, images)
     meaning = meaning_of(model, images)
     _check_classes(metric, logits, meaning, targets)
+    masked = metric.masked_outputs(model, images, maps, logits)
+    where = targets.to("cpu")
+    every = responses(masked.to("cpu", torch.float64), meaning)
+    whole_image = responses(logits.to("cpu", torch.float64), meaning)
+    return Curves(
+        fractions=torch.tensor(list(metric.fractions), dtype=torch.float64, device="cpu"),
+        correct=masked.argmax(2).cpu() == where[:, None],
+        probability=every.gather(2, where[:, None, None].expand(-1, masked.shape[1], 1))[..., 0],
+        original_correct=logits.argmax(1).cpu() == where,
+        original_probability=whole_image.gather(1, where[:, None])[:, 0],
+    )
+
+
+def _masked_outputs(
+    metric: MaskedMetric,
+    fractions: Sequence[float],
+    model: nn.Module,
+    images: Tensor,
+    maps: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    canvas, keep_top = metric.canvas, metric.keep_top
+    _check_maps(images, maps)
+    grounds = metric.grounds(images)
     order = rank_pixels(maps)
     count = order.shape[1]
     counts = [math.floor(fraction * count + 0.5) for fraction in fractions]
@@ -351,16 +415,7 @@ def _curves(
         ]
     )
     _check_masked(masked, fractions, "kept" if keep_top else "removed")
-    where = targets.to("cpu")
-    every = responses(masked.to("cpu", torch.float64), meaning)
-    whole_image = responses(logits.to("cpu", torch.float64), meaning)
-    return Curves(
-        fractions=torch.tensor(list(fractions), dtype=torch.float64, device="cpu"),
-        correct=masked.argmax(2).cpu() == where[:, None],
-        probability=every.gather(2, where[:, None, None].expand(-1, len(fractions), 1))[..., 0],
-        original_correct=logits.argmax(1).cpu() == where,
-        original_probability=whole_image.gather(1, where[:, None])[:, 0],
-    )
+    return masked
 
 
 def _check_masked(masked: Tensor, fractions: Sequence[float], done: str) -> None:
@@ -382,7 +437,7 @@ def _check_classes(metric: Metric, logits: Tensor, meaning: Meaning, targets: Te
         )
 
 
-def _check(images: Tensor, targets: Tensor, maps: Tensor) -> None:
+def _check_maps(images: Tensor, maps: Tensor) -> None:
     if images.dim() not in (3, 4, 5) or 0 in images.shape:
         raise ShapeError(f"expected {ANY_FORM}, got {tuple(images.shape)}")
     wanted = (images.shape[0], 1, *images.shape[2:])
@@ -393,6 +448,9 @@ def _check(images: Tensor, targets: Tensor, maps: Tensor) -> None:
         )
     if not bool(torch.isfinite(maps).all()):
         raise UsageError("expected finite maps, got NaN or infinity, which have no rank")
+
+
+def _check_targets(images: Tensor, targets: Tensor) -> None:
     if tuple(targets.shape) != (images.shape[0],) or targets.is_floating_point():
         raise ShapeError(
             f"expected one class for each of {images.shape[0]} images, int64, got "

@@ -22,6 +22,7 @@ from afmi.network.classifier import classify
 from afmi.network.guards import watching_all_modules
 from afmi.network.randomness import generator_of
 from afmi.pictures.maps import rank_correlation
+from afmi.targets import TargetLike
 
 __all__ = ["ParameterRandomisation"]
 
@@ -125,7 +126,7 @@ class ParameterRandomisation(Metric):
         return len(self.depths) * method.work(inputs) + Work(1 / inputs.shape[0])
 
 
-def _attributed(method: Method, inputs: Tensor, targets: Tensor) -> Tensor:
+def _attributed(method: Method, inputs: Tensor, targets: TargetLike) -> Tensor:
     with warnings.catch_warnings(), blank_maps_allowed():
         # What a network of random numbers makes ill-conditioned is no news about the user's own.
         warnings.simplefilter("ignore", CompletenessWarning)

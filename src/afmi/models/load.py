@@ -14,6 +14,7 @@ from afmi.models.weights import WEIGHT_SUFFIXES
 from afmi.network.classifier import Classifier, classifier_of
 from afmi.network.labels import Labels, read_labels
 from afmi.network.layers import Layer, resolve_layer
+from afmi.network.outputs import Meaning
 from afmi.network.preprocessing import Preprocessing
 
 __all__ = ["load_model"]
@@ -29,6 +30,8 @@ def load_model(
     resize: int | tuple[int, int] | None = None,
     crop: int | tuple[int, int] | None = None,
     layer: str | Layer | None = None,
+    output: Meaning | None = None,
+    output_key: str | int | None = None,
     device: str | torch.device | None = None,
     **options: Any,
 ) -> Classifier:
@@ -55,6 +58,8 @@ def load_model(
         resize: short side that pictures are resized to, in pixels. None: the model's own.
         crop: side of the central square that the network sees. None: the model's own.
         layer: dotted name of the feature-map layer that methods use. None: found automatically.
+        output: what the network's outputs mean, see `Classifier`. None: as it looks.
+        output_key: which of several outputs is meant, see `Classifier`.
         device: ``"cuda:0"``, ``"cpu"``, …; ``"auto"``: a GPU where there is one, Apple's
             ("mps") too. None: as built, that is, the CPU.
         **options: passed on to torchvision's builder, to ``timm.create_model`` or to the factory;
@@ -81,6 +86,7 @@ def load_model(
         )
     place = _device(device)
     given: dict[str, Any] = {"mean": mean, "std": std, "resize": resize, "crop": crop}
+    given |= {"output": output, "output_key": output_key}
     given = {key: value for key, value in given.items() if value is not None}
     if labels is not None:
         given["labels"] = read_labels(labels)

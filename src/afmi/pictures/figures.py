@@ -38,12 +38,14 @@ class Panel:
         title: above it; wrapped to two lines, then cut with an ellipsis.
         subtitle: below the title, smaller and grey; likewise.
         scale: of a map; draws its colour bar below the picture.
+        ends: what the scale's highest and lowest values stand for, below its ends.
     """
 
     picture: Image.Image | None
     title: str = ""
     subtitle: str = ""
     scale: Scale | None = None
+    ends: tuple[str, str] | None = None
 
 
 # All lengths in pixels. At 300 dots per inch four panels are as wide as a page of text, and the
@@ -246,15 +248,29 @@ def _draw_row(
         if picture:
             sheet.picture(x + (side - picture.width) / 2, top, picture)
         if panel.scale:
-            _draw_scale(sheet, panel.scale, x, top + tallest + _GAP / 4, side)
+            _draw_scale(sheet, panel, x, top + tallest + _GAP / 4, side)
     for line in sheet.wrap(title, "row", tallest, 1):
         style = {"rotation": 90, "va": "center", "rotation_mode": "default"}
         sheet.text(_MARGIN, top + tallest / 2, line, "row", **style)
     scales = _GAP / 4 + _BAR + _height("scale") if any(panel.scale for panel in row) else 0
+    scales += max((_ends_height(sheet, panel, side) for panel in row), default=0)
     return top + tallest + scales + _GAP
 
 
-def _draw_scale(sheet: _Sheet, scale: Scale, x: float, y: float, width: float) -> None:
+def _ends(sheet: _Sheet, panel: Panel, width: float) -> tuple[list[str], list[str]]:
+    """Return the lines below the lowest and the highest value of a panel's scale."""
+    highest, lowest = panel.ends or ("", "")
+    half = (width - _GAP / 2) / 2
+    return sheet.wrap(lowest, "scale", half, 3), sheet.wrap(highest, "scale", half, 3)
+
+
+def _ends_height(sheet: _Sheet, panel: Panel, width: float) -> float:
+    return max(map(len, _ends(sheet, panel, width))) * _height("scale")
+
+
+def _draw_scale(sheet: _Sheet, panel: Panel, x: float, y: float, width: float) -> None:
+    scale = panel.scale
+    assert scale is not None
     sheet.picture(x, y, colorbar(scale, round(width), _BAR))
     y += _BAR + 3
     lowest, highest = _number(scale.low), _number(scale.high)
@@ -263,6 +279,10 @@ def _draw_scale(sheet: _Sheet, scale: Scale, x: float, y: float, width: float) -
     widest = max(sheet.width(lowest, "scale"), sheet.width(highest, "scale"))
     if scale.signed and 2 * widest + 3 * sheet.width("0", "scale") < width:
         sheet.text(x + width / 2, y, "0", "scale", ha="center", color=_FAINT)
+    y += _height("scale")
+    left, right = _ends(sheet, panel, width)
+    sheet.lines(left, x, y, "scale")
+    sheet.lines(right, x + width, y, "scale", ha="right")
 
 
 def _number(value: float) -> str:

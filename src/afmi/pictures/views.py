@@ -50,12 +50,17 @@ class View(ABC):
         map: (*spatial).
         signed: whether negative values of the map are evidence against the target.
         area: where the target's score is taken, bool (H, W); None: everywhere.
+        ends: what positive and what negative values of the map do, in words; None: they speak for
+            and against.
+        rivals: whether these are two classes that are compared.
     """
 
     image: Tensor
     map: Tensor
     signed: bool
     area: Tensor | None = None
+    ends: tuple[str, str] | None = None
+    rivals: bool = False
 
     @property
     def scale(self) -> Scale:
@@ -84,7 +89,8 @@ class View(ABC):
 
     @property
     def _map_title(self) -> str:
-        return "For (red), against (blue)" if self.signed else "The map"
+        rises, falls = self.ends or ("for", "against")
+        return f"{rises[:1].upper()}{rises[1:]} (red), {falls} (blue)" if self.signed else "The map"
 
 
 def view_of(image: Tensor, map: Tensor, *, signed: bool, area: Tensor | None = None) -> View:
@@ -125,10 +131,26 @@ class _Picture(View):
         panels = [
             figures.Panel(self.original(), "What the network saw"),
             figures.Panel(self.overlay(), "Where its evidence lies"),
-            figures.Panel(self.heatmap(), self._map_title, scale=self.scale),
-            figures.Panel(self.insertion(INSERTED), f"Top {INSERTED:.0%} of the pixels"),
+            figures.Panel(
+                self.heatmap(),
+                "The map" if self.ends else self._map_title,
+                scale=self.scale,
+                ends=self.ends if self.signed else None,
+            ),
         ]
+        if self.ends and self.rivals and self.signed:
+            panels += [self.speaking(self.ends[0], 1), self.speaking(self.ends[1], -1)]
+            return figures.grid([panels], title=title, note=note, side=340)
+        panels.append(figures.Panel(self.insertion(INSERTED), f"Top {INSERTED:.0%} of the pixels"))
         return figures.grid([panels], title=title, note=note, side=400)
+
+    def speaking(self, end: str, sign: int) -> figures.Panel:
+        """Show the pixels of one sign that are the strongest, on black."""
+        image, map_ = self._drawn
+        # No more than there are: what speaks for the other must not be shown as if for this one.
+        share = min(INSERTED, int((sign * map_ > 0).sum()) / map_.numel())
+        picture = plots.insertion(image, sign * map_, share)
+        return figures.Panel(picture, f"Speaks {end}", f"top {share:.0%} of the pixels")
 
 
 class _Volume(View):

@@ -23,7 +23,7 @@ from afmi.report.page import Cell, Page, Section, Table, Tile, TileRow, render_p
 from afmi.report.statistics import CONFIDENCE, Paired
 from afmi.report.summary import Summary, summarise
 from afmi.report.tables import csv_text, curve_rows, pair_rows, table_rows
-from afmi.report.words import UNKNOWN, counted, finding, interval, joined, unfinished
+from afmi.report.words import UNKNOWN, counted, finding, interval, joined, number, unfinished
 
 __all__ = ["write_report", "write_summary"]
 
@@ -107,13 +107,19 @@ def _page(summary: Summary, beside: Mapping[str, float], beside_title: str) -> P
         f"How faithful are explanations of {network}?",
         f"{counted(len(summary.methods), 'method')} explained what the network {network} made of "
         f"{counted(len(summary.results.images), 'picture')} ({data}), and each explanation was "
-        f"{test}. {finding(summary)}",
+        f"{test}. {_explained(summary)}{finding(summary)}",
         [section for section in sections if section is not None],
         f"Made by afmi {run.get('afmi', '')}"
         + (f" from an evaluation begun on {created[:10]}." if created else "."),
         warning=unfinished(summary),
         contents=True,
     )
+
+
+def _explained(summary: Summary) -> str:
+    """Say what was explained; nothing where it is as ever, the labelled class."""
+    label = summary.target.get("label", "the labelled class")
+    return "" if label == "the labelled class" else f"What was explained of each is {label}. "
 
 
 def _leader_section(summary: Summary) -> Section | None:
@@ -202,33 +208,48 @@ def _example_section(summary: Summary) -> Section | None:
         place = results.positions.get(image)
         if photograph is None or place is None:
             continue
-        label = int(results.images.labels[place])
-        name = labels[label] if label < len(labels) else f"class {label}"
-        tiles = [Tile(photograph, "Picture", _probability(summary.originals, image), lossy=True)]
+        name = _class_name(labels, int(results.images.labels[place]))
+        tiles = [
+            Tile(photograph, "Picture", _answer(summary, summary.originals, image), lossy=True)
+        ]
         for method in summary.methods:
             map_ = _opened(results.example(image, method.label, "map"))
             if map_ is None:
                 continue
             kept = _opened(results.example(image, method.label, "insertion"))
-            caption = _probability(method.shown, image)
+            caption = _answer(summary, method.shown, image)
             tiles.append(Tile(map_, method.label, caption, below=kept, lossy=True))
-        rows.append(TileRow(tiles, f"{name} · {results.images.keys[place]}", flows=True))
+        rows.append(TileRow(tiles, f"{name}{results.images.keys[place]}", flows=True))
     if not rows:
         return None
+    rises, falls, told = "for the class", "against it", "The percentage is the network’s "
+    told += "probability of the class"
+    if not summary.of_classes:
+        rises, falls, told = "raises the score", "lowers it", "The number is the score explained"
     paragraphs = [
-        "Each method’s map over the picture (warm: for the class; cool: against it), below it the "
-        "tenth of the pixels that it ranks first. The percentage is the network’s probability of "
-        "the class, for the whole picture and for that tenth. The best method comes first."
+        f"Each method’s map over the picture (warm: {rises}; cool: {falls}), below it the tenth of "
+        f"the pixels that it ranks first. {told}, for the whole picture and for that tenth. The "
+        "best method comes first."
     ]
     if left_out:
         paragraphs.append(f"{left_out} more are in the folder examples.")
     return Section("Example pictures", paragraphs, rows=rows)
 
 
-def _probability(known: Mapping[int, float], image: int) -> str:
+def _class_name(labels: Sequence[str], label: int) -> str:
+    """Return what comes before an example's name: its class, where it has one."""
+    if label < 0:
+        return ""
+    return f"{labels[label] if label < len(labels) else f'class {label}'} · "
+
+
+def _answer(summary: Summary, known: Mapping[int, float], image: int) -> str:
+    """Return what the network answers for an example, or for its top tenth."""
     value = known.get(image)
     if value is None:
         return ""
+    if not summary.of_classes:
+        return f"{summary.target.get('unit') or 'score'} {number(value)}"
     return "under 0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
 
 
@@ -263,6 +284,7 @@ def _repeat_section(summary: Summary) -> Section:
     run, machine = manifest["run"], manifest.get("machine") or {}
     model, data = run.get("model", {}), run.get("data", {})
     terms = {
+        "Explained": _facts(summary.target, ("label", "text", "unit")),
         "Network": _facts(model, ("name", "weights")),
         "Pictures": _facts(data, ("name", "images", "fingerprint")),
         "Versions": _facts({**run, "python": machine.get("python")}, ("afmi", "torch", "python")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,11 @@ from afmi.report.statistics import Estimate, Paired
 __all__ = ["Failure", "MethodSummary", "Summary", "metric_of", "summarise"]
 
 # An example shows the top tenth of the pixels; insertion measures what the network makes of it.
-_WHOLE, _TOP = "insertion/original_probability", f"insertion/{point('probability', 0.1)}"
+_SHOWN = {
+    "insertion": ("original_probability", point("probability", 0.1)),
+    "value_insertion": ("whole_score", point("score", 0.1)),
+}
+"""What is told of an example, the whole and its top tenth; of a class, and of another target."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class MethodSummary:
         curves: of each column that is one; likewise.
         ranking: the leading column's number of each image, (n,), NaN where missing; None where it
             was not measured.
-        shown: probability of the class for the top 10 %, by the number of an example's image.
+        shown: probability of the class, or the score, for the top 10 %, by the number of an
+            example's image.
     """
 
     label: str
@@ -84,7 +90,8 @@ class Summary:
         leading: key of the column by which methods are ranked; None where no metric ranks them.
         pairs: by how much each method is better than each that comes after it in that column.
         failures: images that failed, in order.
-        originals: the network's probability of the class, by the number of an example's image.
+        originals: the network's probability of the class, or the score, by the number of an
+            example's image.
         waiting: methods that have not been started.
     """
 
@@ -96,6 +103,16 @@ class Summary:
     failures: tuple[Failure, ...]
     originals: Mapping[int, float]
     waiting: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> Mapping[str, Any]:
+        """What was explained; see `afmi.evaluation.asked.Asked.identity`."""
+        return self.results.manifest["run"].get("target", {})
+
+    @property
+    def of_classes(self) -> bool:
+        """Whether classes were explained, so that examples come with probabilities."""
+        return bool(self.target.get("classes", True))
 
     @property
     def finished(self) -> bool:
@@ -198,7 +215,7 @@ def summarise(results: Results, methods: Sequence[str] | None = None, *, seed: i
             reasons += [(place, f"{name}: {reason}") for place, reason in errors.items()]
         for place, reason in reasons:
             failures.setdefault((place, " ".join(reason.split())), []).append(label)
-        originals |= _of_examples(results, measured.values.get(_WHOLE))
+        originals |= _of_examples(results, measured.values, 0)
     lower = leading is not None and columns[leading].higher_is_better is False
 
     def rank(method: MethodSummary) -> float:
@@ -268,11 +285,16 @@ def _summarise(
         averages=aggregated(plain, of, seed),
         curves={key: curve for key, curve in curves.items() if curve is not None},
         ranking=None if leading is None else of[leading].per_image(columns[leading]),
-        shown=_of_examples(results, values.get(_TOP)),
+        shown=_of_examples(results, values, 1),
     )
 
 
-def _of_examples(results: Results, values: np.ndarray | None) -> dict[int, float]:
+def _of_examples(
+    results: Results, measured: Mapping[str, np.ndarray], which: int
+) -> dict[int, float]:
+    classes = results.manifest["run"].get("target", {}).get("classes", True)
+    metric = "insertion" if classes else "value_insertion"
+    values = measured.get(f"{metric}/{_SHOWN[metric][which]}")
     if values is None:
         return {}
     known = {

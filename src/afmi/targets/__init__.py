@@ -2,7 +2,15 @@
 
 from afmi.targets.base import Target
 from afmi.targets.boxes import Box
-from afmi.targets.choice import OneTarget, TargetLike, Targets, as_target, as_targets, response
+from afmi.targets.choice import (
+    OneTarget,
+    TargetLike,
+    Targets,
+    as_target,
+    as_targets,
+    response,
+    target_in_text,
+)
 from afmi.targets.classes import Class, Difference
 from afmi.targets.columns import Columns, class_rows, columns_of
 from afmi.targets.regions import Region
@@ -27,6 +35,7 @@ __all__ = [
     "class_rows",
     "columns_of",
     "response",
+    "target_in_text",
 ]
 
 TARGETS: dict[str, type[Target]] = {

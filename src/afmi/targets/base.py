@@ -49,6 +49,10 @@ class Target(ABC):
         """
         return self
 
+    def ends(self, model: nn.Module) -> tuple[str, str]:
+        """Return what positive and what negative values of its maps do, in words."""
+        return "raises it", "lowers it"
+
     def compared(self, model: nn.Module) -> tuple[int, ...]:
         """Return the classes that the score is made of, if it is made of some."""
         return ()

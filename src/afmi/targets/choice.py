@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from afmi.network.classifier import classify
+from afmi import specs
+from afmi.errors import TargetError
+from afmi.network.classifier import classify, find_class, labels_of
 from afmi.network.outputs import responses
 from afmi.network.scored import Scored
 from afmi.network.trial import meaning_of
@@ -18,7 +21,15 @@ from afmi.targets.base import Target
 from afmi.targets.classes import Class
 from afmi.targets.values import Scalar
 
-__all__ = ["OneTarget", "TargetLike", "Targets", "as_target", "as_targets", "response"]
+__all__ = [
+    "OneTarget",
+    "TargetLike",
+    "Targets",
+    "as_target",
+    "as_targets",
+    "response",
+    "target_in_text",
+]
 
 OneTarget: TypeAlias = "int | str | Target | Callable[[Any], Tensor]"
 TargetLike: TypeAlias = "OneTarget | Tensor | Sequence[OneTarget] | None"
@@ -40,8 +51,8 @@ def as_target(model: nn.Module, given: TargetLike) -> int | Tensor | Sequence[in
 
     Args:
         model: whose labels are meant.
-        given: a class by its index or label, a `Target`, or a function of the outputs; or one of
-            these for each image; or int64 (N,). None: the class that the model predicts.
+        given: a class by its index or label, a `Target` or its text, or a function of the outputs;
+            or one of these for each image; or int64 (N,). None: the class that the model predicts.
 
     Raises:
         TargetError: when there is no class of a label.
@@ -49,18 +60,51 @@ def as_target(model: nn.Module, given: TargetLike) -> int | Tensor | Sequence[in
     if isinstance(given, (list, tuple)):
         if not any(map(_is_rich, given)):
             return given  # type: ignore[return-value]
-        each = as_targets(given)
+        each = as_targets(model, given)
         classes = [target.index(model) for target in each if isinstance(target, Class)]
         return classes if len(classes) == len(each) else Targets(tuple(each))
     if not _is_rich(given):
         return given  # type: ignore[return-value]
-    target = _target(given)
+    target = _target(model, given)
     return target.index(model) if isinstance(target, Class) else Targets((target,))
 
 
-def as_targets(given: Sequence[Any]) -> list[Target]:
+def as_targets(model: nn.Module, given: Sequence[Any]) -> list[Target]:
     """Return several targets that a user gave, each in any form."""
-    return [_target(one) if _is_rich(one) else Class(one) for one in given]
+    return [_target(model, one) if _is_rich(one) else Class(one) for one in given]
+
+
+def target_in_text(model: nn.Module, text: str) -> Target:
+    """Return the target that a text names: a class by its label or index, or as in `afmi.specs`.
+
+    What can be a label is one: a text with a colon or parenthesis where it equals a label, any
+    other where it is one or a part of one.
+
+    Raises:
+        TargetError: when there is no class of a label.
+        UsageError: when a target's parameters do not fit.
+
+    Example:
+        >>> target_in_text(nn.Identity(), "3"), target_in_text(nn.Identity(), "output:index=3")
+        (Class(of='3'), Output(index=3))
+    """
+    name, sign, _ = re.split(r"([:(])|$", text.strip(), maxsplit=1)
+    if not _names_a_target(name):
+        return Class(text)
+    if sign:
+        labels = labels_of(model)
+        is_label = any(label.casefold() == text.strip().casefold() for label in labels)
+        return Class(text) if is_label else specs.parse(text, Target)
+    try:
+        return Class(find_class(model, text))
+    except TargetError:
+        return specs.parse(text, Target)
+
+
+def _names_a_target(name: str) -> bool:
+    from afmi.targets import TARGETS
+
+    return specs.fold(name) in map(specs.fold, TARGETS)
 
 
 def response(model: nn.Module, target: Target, images: Tensor) -> Tensor:
@@ -81,7 +125,7 @@ def _is_rich(given: object) -> bool:
     return callable(given) and not isinstance(given, (Tensor, np.ndarray))
 
 
-def _target(given: Any) -> Target:
+def _target(model: nn.Module, given: Any) -> Target:
     if isinstance(given, Target):
         return given
-    return Class(given) if isinstance(given, str) else Scalar(given)
+    return target_in_text(model, given) if isinstance(given, str) else Scalar(given)

@@ -48,6 +48,10 @@ class Class(Target):
         """
         return find_class(model, self.of)
 
+    def ends(self, model: nn.Module) -> tuple[str, str]:
+        """See `Target.ends`."""
+        return "for", "against"
+
     def compared(self, model: nn.Module) -> tuple[int, ...]:
         """See `Target.compared`."""
         return (self.index(model),)
@@ -106,6 +110,12 @@ class Difference(Target):
         a, b = self._indices(model)
         other = "any other" if b is None else class_label(model, b)
         return f"{class_label(model, a)} rather than {other}"
+
+    def ends(self, model: nn.Module) -> tuple[str, str]:
+        """See `Target.ends`."""
+        a, b = self._indices(model)
+        other = "any other" if b is None else class_label(model, b)
+        return f"for {class_label(model, a)}", f"for {other}"
 
     def fixed(self, model: nn.Module, images: Tensor) -> Target | Sequence[Target]:
         """See `Target.fixed`."""

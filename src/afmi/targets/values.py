@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
-from afmi.network.classifier import labels_of
+from afmi.network.classifier import classifier_of, labels_of
+from afmi.pictures.images import read_channels
+from afmi.pictures.transforms import to_tensor
 from afmi.targets.base import Target, output_tensor, score_rows
 
 __all__ = ["Output", "Scalar", "Similarity"]
@@ -34,6 +37,10 @@ class Output(Target):
     """
 
     index: int | tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.index, tuple) and len(self.index) == 1:
+            object.__setattr__(self, "index", self.index[0])
 
     def score(self, model: nn.Module, images: Tensor) -> Tensor:
         """See `Target.score`."""
@@ -118,8 +125,8 @@ class Similarity(Target):
     For networks that return embeddings (N, D): what in this image makes it like that one.
 
     Args:
-        to: an embedding (D,); or an image (C, …) or (1, C, …) as the model takes it, whose
-            embedding is computed once.
+        to: an embedding (D,); or an image (C, …) or (1, C, …) as the model takes it, or an image's
+            file, whose embedding is computed once.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
@@ -130,14 +137,17 @@ class Similarity(Target):
 
     unit = "cosine similarity"
 
-    to: Tensor
+    to: Tensor | str
     _embedding: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.to, (str, os.PathLike)):
+            object.__setattr__(self, "to", os.fspath(self.to))
+            return
         if not isinstance(self.to, Tensor) or not self.to.is_floating_point() or not self.to.dim():
             raise ShapeError(
-                "expected an embedding (D,) or an image (C, …) as a floating-point tensor, got "
-                f"{self.to!r}"
+                "expected an embedding (D,) or an image (C, …) as a floating-point tensor, or an "
+                f"image's file, got {self.to!r}"
             )
         # A copy: what the caller does with the tensor later must not change the target.
         object.__setattr__(self, "to", self.to.detach().clone())
@@ -148,10 +158,19 @@ class Similarity(Target):
         """See `Target.fixed`."""
         if self._embedding is not None:
             return self
-        other = self.to if self.to.dim() == images.dim() else self.to[None]
+        other = self.to
+        if isinstance(other, str):
+            classifier = classifier_of(model)
+            if classifier is None:
+                other = to_tensor(read_channels(other, images.shape[1]))
+            else:
+                other = classifier.prepare(other)
+        other = other if other.dim() == images.dim() else other[None]
         with torch.no_grad():
             embedding = output_tensor(model, other.to(images), self)
-        return Similarity(embedding.flatten().detach())
+        fixed = Similarity(self.to)
+        object.__setattr__(fixed, "_embedding", embedding.flatten().detach())
+        return fixed
 
     def score(self, model: nn.Module, images: Tensor) -> Tensor:
         """See `Target.score`."""
@@ -168,4 +187,5 @@ class Similarity(Target):
 
     def label(self, model: nn.Module) -> str:
         """See `Target.label`."""
-        return "likeness to the other image"
+        name = os.path.basename(self.to) if isinstance(self.to, str) else "the other image"
+        return f"likeness to {name}"

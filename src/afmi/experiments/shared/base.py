@@ -13,6 +13,7 @@ from afmi.experiments.shared.published import WEIGHTS
 from afmi.files import write_files
 from afmi.models import load_model
 from afmi.network.classifier import Classifier
+from afmi.network.trial import meaning_of
 from afmi.report.tables import csv_text
 
 __all__ = ["Experiment", "Request", "Result", "networks", "write_csv"]
@@ -141,6 +142,7 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
         papers = not request.models and file == "default"
         try:
             loaded.append(load_model(name, weights=WEIGHTS if papers else file, **options))
+            _check_classes(experiment, loaded[-1])
         except ModelError as error:
             if not papers:
                 raise
@@ -157,6 +159,17 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
             "(--model photos is always here)"
         ) from reason
     return loaded
+
+
+def _check_classes(experiment: Experiment, model: Classifier) -> None:
+    size = model.crop or model.resize or 224
+    sides = (size, size) if isinstance(size, int) else size
+    image = model.mean.new_zeros((1, len(model.mean), *sides))
+    if meaning_of(model, image) == "value":
+        raise UsageError(
+            f"{experiment.name} is about the probabilities of classes, and {model.name} returns "
+            "values; choose a network that tells classes apart, or see `afmi explain --help`"
+        )
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
