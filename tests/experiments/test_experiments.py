@@ -57,6 +57,7 @@ def test_the_papers_networks_have_the_weights_of_its_time(tmp_path, monkeypatch)
         asked.append((name, options))
 
     monkeypatch.setattr(base, "load_model", load)
+    monkeypatch.setattr(base, "_check_classes", lambda *_: None)
     experiment = CATALOGUE["figure7"]()
     networks(experiment, Request(tmp_path, network={"weights": "default", "device": "cpu"}))
     assert [name for name, _ in asked] == list(published.ARCHITECTURES)

@@ -10,7 +10,6 @@ from torch import nn
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
 from afmi.methods import Gradient
-from afmi.network.outputs import probabilities
 
 # As a GPU reports it, and as a CPU does.
 OUT_OF_MEMORY = [
@@ -84,7 +83,9 @@ def test_gradients_are_those_of_autograd_and_leave_the_model() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_probabilities_are_double() -> None:
-    values = probabilities(torch.tensor([[0.0, 0.0], [1000.0, 0.0]]))
+def test_responses_are_double() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
+    some = torch.rand(3, 3, 2, 2)
+    values = BatchRunner(model, some).responses(some)
     assert values.dtype == torch.float64
-    assert values.tolist() == [[0.5, 0.5], [1.0, 0.0]]
+    torch.testing.assert_close(values, model(some).double().softmax(1).detach())

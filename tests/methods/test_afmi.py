@@ -17,6 +17,9 @@ from afmi.network.layers import resolve_layer
 from afmi.pictures.maps import upsample
 from afmi.pictures.references import Black, Image, Random, Several, White
 
+# Closed forms are those of networks with one output.
+pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
+
 LAYERS = {"vgg": "features.5", "resnet": "layer1", "functional": "conv2"}
 
 

@@ -175,7 +175,7 @@ def test_bad_targets(name: str, target: Any, got: str) -> None:
 
 @pytest.mark.parametrize("targets", [1, 1.5, "cat", None, {0, 1}, [[0], [1, 2]], [2**70], [True]])
 def test_bad_rows_of_targets(targets: Any) -> None:
-    with pytest.raises(TargetError, match="expected"):
+    with pytest.raises(TargetError, match=r"expected|no labels"):
         made("GradCAM", "resnet").attribute_classes(images(2), targets)
 
 
@@ -204,7 +204,7 @@ def test_model_that_is_no_module(name: str) -> None:
 
 class OneClass(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean((1, 2, 3))
+        return x.mean()
 
 
 @pytest.mark.parametrize("name", CATALOGUE)

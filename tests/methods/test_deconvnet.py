@@ -14,6 +14,9 @@ from afmi.errors import ImageIndependenceWarning, OperationError
 from afmi.methods.pixels.deconvnet import DeconvNet
 from afmi.methods.pixels.gradient import Gradient
 
+# Closed forms are those of networks with one output.
+pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
+
 same_for_every_image = pytest.mark.filterwarnings("ignore::afmi.errors.ImageIndependenceWarning")
 
 

@@ -13,6 +13,9 @@ from afmi.methods.pixels.deeplift import DeepLIFT
 from afmi.network.classifier import Classifier
 from afmi.pictures.references import Black, Blurred, Image, Random, Reference, Several, White
 
+# Closed forms are those of networks with one output.
+pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
+
 BIG = ("vgg19", "resnet50", "densenet121", "efficientnet_b0")
 SMALL = ("squeezenet1_0", "mobilenet_v2", "resnet18")
 

@@ -82,7 +82,9 @@ MODELS: dict[str, tuple[Callable[[], Any], type[AfmiError], str]] = {
     "lazy in a classifier": (lambda: Classifier(lazy()), ModelError, "not initialised yet"),
     "meta": (lambda: network().to("meta"), ModelError, "on the device 'meta'.*load_state_dict"),
     "partly meta": (spread, ModelError, "'4.weight', '4.bias' are on the device 'meta'"),
-    "two inputs": (lambda: Two(nn.Identity()), ModelError, "images alone .*'mask'.*wrap it"),
+    "two inputs": (
+        lambda: Two(nn.Identity()), ModelError, "images alone .*'mask'.*forward_arguments"
+    ),
     "two in a classifier": (lambda: Classifier(Two(nn.Identity())), ModelError, "'mask'"),
     "scripted with two": (
         lambda: torch.jit.script(Scriptable()), ModelError, "images alone .*'mask'"

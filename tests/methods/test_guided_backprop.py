@@ -14,6 +14,9 @@ from afmi.errors import OperationError
 from afmi.methods.pixels.gradient import Gradient
 from afmi.methods.pixels.guided_backprop import GuidedBackprop
 
+# Closed forms are those of networks with one output.
+pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
+
 
 def test_closed_form() -> None:
     # y = −ReLU(x) + 2 ReLU(3x): the first path's signal −1 is stopped, the second's is 2 · 3.

@@ -13,6 +13,9 @@ from afmi.methods.pixels.input_x_gradient import InputXGradient
 from afmi.methods.pixels.integrated_gradients import IntegratedGradients
 from afmi.pictures.references import Black, Blurred, Image, Several, White
 
+# Closed forms are those of networks with one output.
+pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
+
 few_steps = pytest.mark.filterwarnings("ignore:.*Integrated Gradients misses the change")
 """A test of values that hold at any number of steps."""
 

@@ -56,7 +56,7 @@ def test_the_first_step_is_that_of_the_formula() -> None:
         p = logits.softmax(1)
         return p[:, 2:3] * (torch.eye(5).double()[2] - p)
 
-    spread = scene.shifted(0, 0)
+    spread = scene.shifted((0, 0))
     shown = scene.shown(spread(mask.detach()))
     torch.testing.assert_close(shown, (full * image + (1 - full) * plain).detach())
     _, gradient = runner.gradients(shown, slope)
@@ -124,11 +124,12 @@ def test_starts_with_the_smallest_disc_that_suppresses_the_class() -> None:
     scene = _Scene(method, image, torch.zeros_like(image))
     classes = torch.tensor([0, 1])
     before = Centre()(image).softmax(1)[[0, 1], classes]
-    start = method._start(scene, classes, before, BatchRunner(Centre(), image))
-    hidden = 1 - start.mean((1, 2))
-    assert 0.01 < hidden[0] < 0.1
+    hidden = Centre()(torch.zeros_like(image)).softmax(1)[[0, 1], classes]
+    start = method._start(scene, classes, before, hidden, BatchRunner(Centre(), image))
+    share = 1 - start.mean((1, 2))
+    assert 0.01 < share[0] < 0.1
     # Class 1 never had a chance to lose: the smallest disc does.
-    assert hidden[1] <= hidden[0]
+    assert share[1] <= share[0]
     assert torch.equal(start[0], start[0].flip(0))
 
 

@@ -77,7 +77,7 @@ def test_windows_cover_every_pixel() -> None:
 def test_conditionals_are_those_of_the_fitted_gaussian() -> None:
     some = images(2, 16, 1).double()
     model = _PatchModel(some, side=2, outer=4, padding=1, count=3)
-    inside, outside, gain, root = model.conditional(1, 1)
+    inside, outside, gain, root = model.conditional((1, 1))
     assert inside.tolist() == [5, 6, 9, 10]
     # Slowly: patches one by one, and the precision matrix instead of the covariance.
     patches = [

@@ -67,7 +67,7 @@ def test_shows_the_reference_where_the_image_is_hidden() -> None:
     image, reference = torch.zeros(2, 1, 6, 6, dtype=torch.float64), Random(samples=3, seed=5)
     image[1] = 0.5
     method = RISE(Seen(), masks=40, cells=2, reference=reference, weighted_mean=True)
-    masks = _Masks(method, 6, 6, image)(0, 40)[:, 0]
+    masks = _Masks(method, (6, 6), image)(0, 40)[:, 0]
     other = reference(image).mean(0)[0, 0, 0]
     for n in range(2):
         score = (masks[:, 0, 0] * image[n, 0, 0, 0] + (1 - masks[:, 0, 0]) * other).clamp(0.01)
@@ -107,7 +107,7 @@ def test_expectation_on_a_linear_network() -> None:
     image = torch.ones(1, 1, 21, 21, dtype=torch.float64)
     method = RISE(_Sum(6, 15), masks=3000, cells=3)
     maps = method.attribute(image, 0)[0, 0]
-    masks = _Masks(method, 21, 21, image)(0, 3000)[:, 0]
+    masks = _Masks(method, (21, 21), image)(0, 3000)[:, 0]
     at = masks[:, 6, 15][:, None, None]
     expected = ((0.5 + 0.5e-4 * at) * masks).mean(0) / 0.5
     torch.testing.assert_close(maps, expected, rtol=0, atol=1e-9)
@@ -120,7 +120,7 @@ def test_expectation_on_a_linear_network() -> None:
 
 def test_masks_have_the_right_mean_and_range() -> None:
     method = RISE(nn.Identity(), masks=4000, probability=0.3)
-    masks = _Masks(method, 28, 28, torch.empty(1, dtype=torch.float64))(0, 4000)
+    masks = _Masks(method, (28, 28), torch.empty(1, dtype=torch.float64))(0, 4000)
     assert masks.min() >= 0
     assert masks.max() <= 1
     assert abs(float(masks.mean()) - 0.3) < 0.005

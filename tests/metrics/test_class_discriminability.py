@@ -14,6 +14,9 @@ from torch import nn
 from afmi.methods import AFMI, GradCAM, Gradient, InputXGradient, Random
 from afmi.metrics import ClassDiscriminability
 
+# Closed forms are those of networks with one output.
+pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
+
 
 def _linear(rows: list[list[float]]) -> nn.Module:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, len(rows), bias=False))

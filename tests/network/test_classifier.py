@@ -100,6 +100,7 @@ def test_where_the_first_layer_does_not_tell_images_have_three_channels() -> Non
         model(torch.zeros(1, 5, 5, 5))
 
 
+@pytest.mark.filterwarnings("ignore::afmi.errors.PreprocessingWarning")
 def test_a_grey_network_takes_files_images_and_arrays(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     colour = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8))

@@ -151,7 +151,9 @@ def _other_form(model: nn.Module, images: Tensor) -> str | None:
     if first is None or images.dim() == dimensions + 2 or shape[1] == channels:
         return None
     if images.dim() == dimensions + 1:
-        return "add a batch dimension with images[None]" if shape[0] == channels else None
+        # Pictures (1, C, H, W) may become volumes of one channel inside the network.
+        single = shape[0] == channels and (dimensions, channels) != (3, 1)
+        return "add a batch dimension with images[None]" if single else None
     return reshape if images.dim() > dimensions + 2 else None
 
 
