@@ -18,7 +18,7 @@ from afmi.gradients import forward_pass, modified_gradient
 from afmi.pictures.references import Black, Image, Random, Several
 
 # Closed forms are those of networks with one output.
-pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
+pytestmark = pytest.mark.filterwarnings("ignore::afmi.errors.OutputsWarning")
 
 Function = Callable[[Tensor], Tensor]
 
