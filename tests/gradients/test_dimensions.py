@@ -182,6 +182,7 @@ def test_a_blank_map_is_told_of_signals_too() -> None:
         Gradient(model).attribute(images(1), 1)
 
 
+@pytest.mark.slow
 def test_the_three_dimensional_densenet_of_monai() -> None:
     """The network is real, and every map sums to the change of its score."""
     nets = pytest.importorskip("monai.networks.nets")

@@ -150,6 +150,7 @@ def test_references_of_other_channels_are_refused(small: Callable[[int], Classif
         explain(small(4), picture(4), 2, reference="mean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a-fmi", "grad-cam", "deeplift"])
 def test_squeezenet_sees_grey_as_it_sees_equal_colours(
     name: str, squeezenet_weights: Path, photographs: Path, tmp_path: Path

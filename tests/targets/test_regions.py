@@ -422,6 +422,7 @@ def test_torchvisions_networks(name):
     assert GradCAM(model).attribute(images[:1], target).isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_transformer_that_segments():
     transformers = pytest.importorskip("transformers")
     config = transformers.SegformerConfig(
