@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from afmi.batching import prepare
 from afmi.data.fields import one_line
 from afmi.errors import AfmiError, ImageError, ShapeError
+from afmi.network.checking import first_convolution
 from afmi.network.classifier import input_channels
 from afmi.pictures.pixels import LUMA
 
@@ -19,7 +20,9 @@ __all__ = ["named_error", "prepared", "prepared_or_named"]
 def prepared(model: nn.Module, picture: Any) -> Tensor:
     """Return a picture as the model is to see it, in as many channels as it takes."""
     channels = input_channels(model)
-    if isinstance(picture, Tensor) and picture.dim() in (3, 4) and picture.is_floating_point():
+    first = first_convolution(model)
+    flat = first is None or first[0] == 2  # neither a signal nor a volume
+    if flat and _is_picture(picture):
         picture = _in_channels(picture, channels)
         if picture.shape[-3] != channels:
             raise ShapeError(
@@ -27,6 +30,12 @@ def prepared(model: nn.Module, picture: Any) -> Tensor:
                 "pass a data set of tensors that fit"
             )
     return prepare(model, picture)
+
+
+def _is_picture(picture: Any) -> bool:
+    if not isinstance(picture, Tensor) or not picture.is_floating_point():
+        return False
+    return picture.dim() in (3, 4)
 
 
 def _in_channels(image: Tensor, channels: int) -> Tensor:
