@@ -305,5 +305,5 @@ def _line(explanation: Explanation, files: dict[str, Path]) -> str:
     method = explanation.method + (f" at {explanation.layer}" if explanation.layer else "")
     parts = [str(explanation.source), label, method]
     if explanation.residual is not None:
-        parts.append(f"residual {explanation.residual:+.1%}")
+        parts.append(f"residual {round(explanation.residual, 3) + 0:+.1%}")
     return "  ".join([*parts, f"→ {files['figure']}"])
