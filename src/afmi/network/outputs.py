@@ -267,13 +267,16 @@ def _rows(output: Any, returned: Any) -> Tensor:
     advice = "wrap it in an nn.Module whose forward returns the logits"
     if several:
         advice = "say which is meant: Classifier(network, output_key=…)"
+    elif isinstance(returned, list) and returned and all("boxes" in _named(r) for r in returned):
+        advice = "explain a detection by afmi.targets.Box"
     elif isinstance(output, Tensor) and output.dim() > 2:
         advice = (
             "explain a region of a segmentation by afmi.targets.Region, or any number made of the "
             "outputs by afmi.targets.Scalar(function)"
         )
     raise ModelError(
-        f"the network must return class logits (N, C), but returned {_form(returned)}; {advice}"
+        "the network must return a row of outputs for each image, (N, C), but returned "
+        f"{_form(returned)}; {advice}"
     )
 
 
