@@ -231,6 +231,11 @@ def test_a_volume_is_shown_by_the_slices_with_most_of_the_map(tmp_path: Path) ->
     assert len(view_of(view.image, 0 * map_, signed=True).slices) == 6
 
 
+def test_a_signal_has_channels() -> None:
+    with pytest.raises(ShapeError, match=r"got \(40,\).*a signal is image\[None\]"):
+        afmi.explain(network(1), torch.rand(40), 1)
+
+
 def test_a_volume_that_could_be_a_picture_needs_its_batch_dimension() -> None:
     pool = nn.Sequential(nn.AdaptiveMaxPool3d(1), nn.Flatten())
     model = afmi.Classifier(pool, mean=[0], std=[1], output="value")

@@ -207,9 +207,11 @@ def read_maps(model: nn.Module, images: Tensor, *, meaning: Meaning | None = Non
     elif fits and output.dim() == images.dim() > 2:
         maps = output
     else:
+        advice = "say which output holds them: Classifier(network, output_key=…)"
+        if isinstance(returned, Tensor):
+            advice = "explain a class or another target of a network that is no segmentation"
         raise ModelError(
-            f"expected class scores at each place, (N, C, h, w), got {_form(returned)}; say which "
-            "output holds them: Classifier(network, output_key=…)"
+            f"expected class scores at each place, (N, C, h, w), got {_form(returned)}; {advice}"
         )
     name, before = None, None
     if declared.meaning not in ("probabilities", "value"):
@@ -248,12 +250,17 @@ def _meant(
     assumed = None
     if meaning is None:
         meaning, assumed = _apparent(name, scores, declared.labels)
-    if scores.shape[1] == 1:
+    column = scores.shape[1] == 1
+    if column:
         scores = _both_classes(scores, meaning)
     if declared.labels and scores.shape[1] != declared.labels:
+        plural = "" if declared.labels == 1 else "s"
+        advice = "pass one label per class, in the order of the logits"
+        if column and meaning != "value":
+            advice = "pass two for its one output, first what holds where that is negative or low"
         raise ModelError(
-            f"the network tells {scores.shape[1]} classes apart but has {declared.labels} labels; "
-            "pass one label per class, in the order of the logits"
+            f"the network tells {scores.shape[1]} classes apart but has {declared.labels} "
+            f"label{plural}; {advice}"
         )
     return Outputs(scores, meaning, assumed)
 
