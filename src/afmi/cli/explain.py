@@ -102,8 +102,9 @@ def explain(
     the map is from summing to the change of the score; 0 is exact) and the picture's file.
 
     A target that is no class is named with its parameters: output:index=3 (that number of what the
-    network returns), difference:of=collie (collie rather than any other class). A label that
-    reads like a target is a label.
+    network returns), difference:of=collie (collie rather than any other class), region:of=cat
+    (where a segmentation has a cat), box:of=cat (the most certain cat of a detector). A label
+    that reads like a target is a label.
 
     \b
     Examples:
