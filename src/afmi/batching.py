@@ -218,6 +218,10 @@ def _prepare_tensor(model: nn.Module, image: Tensor) -> Tensor:
         advice = "convert it with image.float()"
         if image.dtype == torch.uint8:
             advice = "divide bytes by 255"
+        elif batch.dim() == 4 and batch.shape[0] == channels and first_convolution(model) is None:
+            advice = "no first convolution says that it is a volume, so pass image[None]"
+        elif batch.dim() == 1:
+            advice = "one channel of a signal is image[None]"
         elif batch.dim() == 4 and batch.shape[0] != 1:
             advice = "explain_many takes several"
         elif not fits:

@@ -200,7 +200,7 @@ class Explanation:
         parts = [self.model and f"model {self.model}", self.layer and f"layer {self.layer}"]
         parts.append(self.reference and f"reference {self.reference}")
         if self.residual is not None:
-            parts.append(f"residual {self.residual:+.1%}".replace("-", "−"))
+            parts.append(f"residual {round(self.residual, 3) + 0:+.1%}".replace("-", "−"))
         parts.append(self.source and Path(self.source).name)
         return " · ".join(part for part in parts if part)
 

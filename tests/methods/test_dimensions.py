@@ -226,6 +226,23 @@ def test_a_volume_is_shown_by_the_slices_with_most_of_the_map(tmp_path: Path) ->
     view: Any = view_of(torch.rand(1, 20, 8, 8), map_, signed=True)
     assert view.slices == [3, 5, 9, 11, 12, 17]
     assert view._labels()[0] == "slice 4 of 20"
+    map_[[0, 3, 12]] = 0  # which leaves four
+    assert view_of(view.image, map_, signed=True).slices == [5, 9, 11, 17]
+    assert len(view_of(view.image, 0 * map_, signed=True).slices) == 6
+
+
+def test_a_signal_has_channels() -> None:
+    with pytest.raises(ShapeError, match=r"got \(40,\).*a signal is image\[None\]"):
+        afmi.explain(network(1), torch.rand(40), 1)
+
+
+def test_a_volume_that_could_be_a_picture_needs_its_batch_dimension() -> None:
+    pool = nn.Sequential(nn.AdaptiveMaxPool3d(1), nn.Flatten())
+    model = afmi.Classifier(pool, mean=[0], std=[1], output="value")
+    volume = torch.rand(1, 4, 6, 8)
+    with pytest.raises(ShapeError, match=r"says that it is a volume, so pass image\[None\]"):
+        afmi.explain(model, volume, method="gradient")
+    assert afmi.explain(model, volume[None], method="gradient").map.shape == (4, 6, 8)
 
 
 def test_files_are_not_taken_for_signals() -> None:

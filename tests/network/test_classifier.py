@@ -210,8 +210,14 @@ def test_logits_are_found_in_what_networks_return() -> None:
     "output", [None, torch.zeros(()), torch.zeros(2, 3, dtype=torch.int64), {"scores": 1}, ()]
 )
 def test_other_outputs_are_refused(output: object) -> None:
-    with pytest.raises(ModelError, match=r"must return class logits \(N, C\)"):
+    with pytest.raises(ModelError, match=r"must return a row of outputs for each image, \(N, C\)"):
         read_outputs(Returning(output), torch.zeros(2, 3, 4, 4))
+
+
+def test_detections_are_referred_to_their_target() -> None:
+    found = {"boxes": torch.zeros(1, 4), "labels": torch.ones(1), "scores": torch.ones(1)}
+    with pytest.raises(ModelError, match=r"a list of .*; explain a detection by afmi.targets.Box"):
+        read_outputs(Returning([found, found]), torch.zeros(2, 3, 4, 4))
 
 
 class Returning(nn.Module):

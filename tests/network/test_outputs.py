@@ -242,3 +242,12 @@ def test_squeezenet_behind_softmax_is_squeezenet(squeezenet_weights):
     for method in (AFMI(network, averaged=False), Gradient(network), LRP(network)):
         maps = method.on(behind).attribute(image)
         torch.testing.assert_close(maps, method.attribute(image))
+
+
+def test_one_label_for_one_logit_is_answered_with_two() -> None:
+    model = Classifier(body(1), output="sigmoid", labels=["cat"])
+    with pytest.raises(ModelError, match=r"2 classes apart but has 1 label; pass two for its one"):
+        explain(model, torch.rand(3, 12, 12))
+    model = Classifier(body(4), output="sigmoid", labels=["cat"])
+    with pytest.raises(ModelError, match=r"4 classes apart but has 1 label; pass one label per"):
+        explain(model, torch.rand(3, 12, 12))

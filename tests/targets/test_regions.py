@@ -332,7 +332,7 @@ def test_masks_and_classes_that_do_not_fit(images):
         Region(4).fixed(network, images)
     with pytest.raises(TargetError, match="not known before"):
         Region(1).score(network, images)
-    with pytest.raises(ModelError, match="scores at each place"):
+    with pytest.raises(ModelError, match=r"at each place.*target of a network that is no seg"):
         Region(1).fixed(nn.Sequential(nn.Flatten(), nn.Linear(360, 4)), images)
 
 

@@ -206,7 +206,7 @@ def test_any_function_of_any_output_is_explained(images):
 
     torch.manual_seed(0)
     network = Two()
-    with pytest.raises(ModelError, match="must return class logits"):
+    with pytest.raises(ModelError, match="must return a row of outputs"):
         explain(network, images[0])
 
     def loudest(outputs: dict[str, list[Tensor]]) -> Tensor:

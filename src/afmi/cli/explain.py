@@ -102,8 +102,9 @@ def explain(
     the map is from summing to the change of the score; 0 is exact) and the picture's file.
 
     A target that is no class is named with its parameters: output:index=3 (that number of what the
-    network returns), difference:of=collie (collie rather than any other class). A label that
-    reads like a target is a label.
+    network returns), difference:of=collie (collie rather than any other class), region:of=cat
+    (where a segmentation has a cat), box:of=cat (the most certain cat of a detector). A label
+    that reads like a target is a label.
 
     \b
     Examples:
@@ -305,5 +306,5 @@ def _line(explanation: Explanation, files: dict[str, Path]) -> str:
     method = explanation.method + (f" at {explanation.layer}" if explanation.layer else "")
     parts = [str(explanation.source), label, method]
     if explanation.residual is not None:
-        parts.append(f"residual {explanation.residual:+.1%}")
+        parts.append(f"residual {round(explanation.residual, 3) + 0:+.1%}")
     return "  ".join([*parts, f"→ {files['figure']}"])

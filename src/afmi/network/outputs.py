@@ -207,9 +207,11 @@ def read_maps(model: nn.Module, images: Tensor, *, meaning: Meaning | None = Non
     elif fits and output.dim() == images.dim() > 2:
         maps = output
     else:
+        advice = "say which output holds them: Classifier(network, output_key=…)"
+        if isinstance(returned, Tensor):
+            advice = "explain a class or another target of a network that is no segmentation"
         raise ModelError(
-            f"expected class scores at each place, (N, C, h, w), got {_form(returned)}; say which "
-            "output holds them: Classifier(network, output_key=…)"
+            f"expected class scores at each place, (N, C, h, w), got {_form(returned)}; {advice}"
         )
     name, before = None, None
     if declared.meaning not in ("probabilities", "value"):
@@ -248,12 +250,17 @@ def _meant(
     assumed = None
     if meaning is None:
         meaning, assumed = _apparent(name, scores, declared.labels)
-    if scores.shape[1] == 1:
+    column = scores.shape[1] == 1
+    if column:
         scores = _both_classes(scores, meaning)
     if declared.labels and scores.shape[1] != declared.labels:
+        plural = "" if declared.labels == 1 else "s"
+        advice = "pass one label per class, in the order of the logits"
+        if column and meaning != "value":
+            advice = "pass two for its one output, first what holds where that is negative or low"
         raise ModelError(
-            f"the network tells {scores.shape[1]} classes apart but has {declared.labels} labels; "
-            "pass one label per class, in the order of the logits"
+            f"the network tells {scores.shape[1]} classes apart but has {declared.labels} "
+            f"label{plural}; {advice}"
         )
     return Outputs(scores, meaning, assumed)
 
@@ -267,13 +274,16 @@ def _rows(output: Any, returned: Any) -> Tensor:
     advice = "wrap it in an nn.Module whose forward returns the logits"
     if several:
         advice = "say which is meant: Classifier(network, output_key=…)"
+    elif isinstance(returned, list) and returned and all("boxes" in _named(r) for r in returned):
+        advice = "explain a detection by afmi.targets.Box"
     elif isinstance(output, Tensor) and output.dim() > 2:
         advice = (
             "explain a region of a segmentation by afmi.targets.Region, or any number made of the "
             "outputs by afmi.targets.Scalar(function)"
         )
     raise ModelError(
-        f"the network must return class logits (N, C), but returned {_form(returned)}; {advice}"
+        "the network must return a row of outputs for each image, (N, C), but returned "
+        f"{_form(returned)}; {advice}"
     )
 
 

@@ -161,8 +161,9 @@ class _Volume(View):
         """Which slices are drawn."""
         strength = self.map.abs() if self.signed else self.map - self.map.min()
         share = strength.flatten(1).to("cpu", torch.float64).sum(1)
-        order = share.argsort(descending=True, stable=True)
-        return sorted(order[:_SLICES].tolist())
+        order = share.argsort(descending=True, stable=True)[:_SLICES]
+        some = order[share[order] > 0]  # one without any would be there by its number alone
+        return sorted((some if len(some) else order).tolist())
 
     @cached_property
     def _shown(self) -> Tensor:
