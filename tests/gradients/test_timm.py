@@ -80,7 +80,7 @@ WITHOUT_LAYER = {
 }
 # With random weights so deep or so steep that float32 leaves few digits of the logits themselves:
 # in float64 they sum to delta as the others do.
-STEEP = {"levit", "metaformer", "mvitv2", "focalnet", "csatv2"}
+STEEP = {"levit", "metaformer", "mvitv2", "focalnet", "csatv2", "pvt_v2"}
 STEEP_AT_ITS_OWN_SIZE = STEEP | {"gcvit"}
 
 
