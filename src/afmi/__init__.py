@@ -1,4 +1,4 @@
-"""Explain image classifiers: which parts of a picture made a network say what it said.
+"""Explain image networks: which parts of a picture made a network say what it said.
 
 >>> import afmi
 >>> model = afmi.load_model("photos")

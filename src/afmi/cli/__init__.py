@@ -56,7 +56,7 @@ def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) ->
 @click.option("--debug", is_flag=True, hidden=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
-    """Explain image classifiers: which parts of a picture made a network say what it said.
+    """Explain image networks: which parts of a picture made a network say what it said.
 
     \b
     Examples:
