@@ -195,6 +195,20 @@ def test_an_embedding_is_compared_with_an_image(network, images):
     assert float(response(network, fixed, images[1:2])) == pytest.approx(1)
 
 
+def test_a_network_is_tried_once_for_equal_likenesses(network, images):
+    other = images[1].transpose(1, 2)
+    assert Similarity(other) == Similarity(other.clone()) != Similarity(images[0])
+    assert len({Similarity(other), Similarity(other), Similarity(torch.ones(5))}) == 2
+    runs = []
+    network.register_forward_hook(lambda *_: runs.append(1))
+    counts = []
+    for _ in range(2):
+        before = len(runs)
+        DeepLIFT(network).attribute(images, Similarity(torch.linspace(-1, 1, 5)))
+        counts.append(len(runs) - before)
+    assert counts[0] - counts[1] >= 3  # the trial's batches
+
+
 def test_any_function_of_any_output_is_explained(images):
     class Two(nn.Module):
         def __init__(self) -> None:

@@ -7,13 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from afmi import specs
 from afmi.errors import TargetError
 from afmi.network.outputs import declaration_of, selected
 
-__all__ = ["Target", "output_tensor", "score_rows"]
+__all__ = ["Target", "bits", "output_tensor", "score_rows"]
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,17 @@ def score_rows(scores: Any, images: Tensor, target: object) -> Tensor:
             f"tensor ({len(images)},), got {form}; keep the outputs' first dimension"
         )
     return scores
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def bits(value: Any) -> Hashable:
+    """Return what tells a field's value from others: of a tensor its numbers."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), str(value.dtype), _bytes(value)
+    return value if isinstance(value, (str, tuple)) else None
 
 
 def _catalogue() -> Mapping[str, type[Target]]:

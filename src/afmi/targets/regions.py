@@ -17,7 +17,7 @@ from afmi.errors import OutputsWarning, ShapeError, TargetError, UsageError, nea
 from afmi.network.classifier import class_label, find_class, labels_of
 from afmi.network.guards import without_compilation
 from afmi.network.outputs import Meaning, Outputs, read_maps
-from afmi.targets.base import Target
+from afmi.targets.base import Target, bits
 
 __all__ = ["Mask", "Region"]
 
@@ -178,19 +178,13 @@ class Region(Target):
 
     @functools.cached_property
     def _identity(self) -> tuple[Hashable, ...]:
-        return (self.of, _bits(self.mask), _bits(self._fixed), self._meaning)
+        return (self.of, bits(self.mask), bits(self._fixed), self._meaning)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Region) and self._identity == other._identity
 
     def __hash__(self) -> int:
         return hash(self._identity)
-
-
-def _bits(mask: Mask | None) -> Hashable:
-    if isinstance(mask, Tensor):
-        return tuple(mask.shape), mask.numpy().tobytes()
-    return mask if isinstance(mask, (str, tuple)) else None
 
 
 def _pixel(mask: Any) -> tuple[int, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from afmi.errors import ShapeError, TargetError, UsageError
 from afmi.network.classifier import classifier_of, labels_of
 from afmi.pictures.images import read_channels
 from afmi.pictures.transforms import to_tensor
-from afmi.targets.base import Target, output_tensor, score_rows
+from afmi.targets.base import Target, bits, output_tensor, score_rows
 
 __all__ = ["Output", "Scalar", "Similarity"]
 
@@ -189,3 +190,13 @@ class Similarity(Target):
         """See `Target.label`."""
         name = os.path.basename(self.to) if isinstance(self.to, str) else "the other image"
         return f"likeness to {name}"
+
+    @functools.cached_property
+    def _identity(self) -> tuple[Hashable, ...]:
+        return bits(self.to), bits(self._embedding)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Similarity) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
