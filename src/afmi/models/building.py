@@ -25,7 +25,7 @@ __all__ = [
     "build_with_weights",
     "call",
     "error_text",
-    "extra",
+    "imported",
     "quiet",
     "weights_path",
 ]
@@ -40,7 +40,8 @@ class ModelEntry:
         parameters: in millions; None: unknown before it is built.
         top1: accuracy of the default weights on their test set, in percent; None: unknown.
         input_size: side of the square that the network sees, in pixels.
-        weights_file: file name of the default weights, or their repository on the Hub.
+        weights_file: file name of the default weights, or their repository on the Hub, or their
+            package.
     """
 
     name: str
@@ -50,8 +51,12 @@ class ModelEntry:
     weights_file: str | None
 
 
-def extra(package: str) -> ModuleType:
-    """Import a package that only an extra of the same name brings.
+def imported(package: str, install: str | None = None) -> ModuleType:
+    """Import a package that takes long to import, or that not every installation has.
+
+    Args:
+        package: its name.
+        install: what pip is asked for; None: the package.
 
     Raises:
         ModelError: it is not installed; says how to.
@@ -61,7 +66,7 @@ def extra(package: str) -> ModuleType:
     except ImportError as error:
         raise ModelError(
             f"this model needs the package {package!r}, which cannot be imported here "
-            f"({first_line(error)}); install it with pip install 'afmi[{package}]'"
+            f"({first_line(error)}); install it with pip install {install or package}"
         ) from error
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from afmi.errors import ModelError, first_line
-from afmi.models.building import extra
+from afmi.models.building import imported
 
 __all__ = ["fetching"]
 
@@ -30,7 +30,7 @@ def fetching(repository: str | None, what: str, instead: str) -> Iterator[bool]:
         ModelError: there is no such repository, or a file can neither be fetched nor is it in the
             cache.
     """
-    hub: Any = extra("huggingface_hub")
+    hub: Any = imported("huggingface_hub")
     failure = _failure(hub, repository) if repository else None
     offline = hub.constants.HF_HUB_OFFLINE
     hub.constants.HF_HUB_OFFLINE = offline or failure is not None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from afmi.models import photos, timm, torchvision, transformers
+from afmi.models import imagenet, photos, timm, torchvision, transformers
 from afmi.models.building import ModelEntry
 
 __all__ = ["describe_models", "model_names"]
 
 
 def model_names() -> list[str]:
-    """Return the names without a prefix that `load_model` knows: the package's own, then
+    """Return the names without a prefix that `load_model` knows: those that need no download, then
     torchvision's."""
-    return [photos.NAME, *torchvision.names()]
+    return [*imagenet.NETWORKS, photos.NAME, *torchvision.names()]
 
 
 def describe_models(prefix: str = "") -> list[ModelEntry]:
@@ -28,4 +28,4 @@ def describe_models(prefix: str = "") -> list[ModelEntry]:
         return timm.entries()
     if prefix == transformers.PREFIX:
         return transformers.entries()
-    return [photos.entry(), *torchvision.entries()]
+    return [*imagenet.entries(), photos.entry(), *torchvision.entries()]

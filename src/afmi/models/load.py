@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from afmi.errors import ModelError, UsageError, first_line, near_matches
-from afmi.models import factory, photos, timm, torchvision, transformers
+from afmi.models import factory, imagenet, photos, timm, torchvision, transformers
 from afmi.models.weights import WEIGHT_SUFFIXES
 from afmi.network.classifier import Classifier, classifier_of
 from afmi.network.labels import Labels, read_labels
@@ -21,7 +21,7 @@ __all__ = ["load_model"]
 
 
 def load_model(
-    name: str = photos.NAME,
+    name: str = imagenet.NAME,
     *,
     weights: str | os.PathLike[str] | Any | None = "default",
     labels: Labels | None = None,
@@ -38,15 +38,16 @@ def load_model(
     """Build a classifier, load its weights, and put it into evaluation mode.
 
     Args:
-        name: ``"photos"``, the network that comes with the package; a torchvision classifier
-            (``"vgg19"``); ``"timm:NAME"``, one of timm's, with or without the tag of its weights
+        name: ``"imagenet"``, an EfficientNet-Lite0 that knows a thousand things, or the larger
+            ``"imagenet-lite1"`` and ``"imagenet-lite2"``; ``"photos"``, a small VGG that comes
+            with afmi; a torchvision classifier (``"vgg19"``); ``"timm:NAME"``, one of timm's, with or without the tag of its weights
             (``"timm:resnet18.a1_in1k"``); ``"hf:OWNER/NAME"`` or ``"hf:FOLDER"``, an image
             classifier of transformers from the Hugging Face Hub or a folder, or ``"hf:TYPE"``
             (``"hf:vit"``), a type's default configuration; or a factory of yours,
             ``"package.module:function"`` or ``"path/to/file.py:function"``, which is called and
             returns an ``nn.Module`` or a `Classifier`. Naming a factory runs its code.
-        weights: ``"default"``: the best that come with the model (downloaded once where it is not
-            a folder), or whatever a factory loads itself. A .safetensors or .pth file: loaded
+        weights: ``"default"``: the best that come with the model (downloaded once where they are
+            neither installed nor in a folder), or whatever a factory loads itself. A .safetensors or .pth file: loaded
             without running code from it; where it has another number of classes, the network gets
             that number. ``"IMAGENET1K_V1"``: torchvision's by that name. None: random weights
             (seed them with ``torch.manual_seed``), or a factory's own.
@@ -109,6 +110,8 @@ def _built(
 ) -> tuple[torch.nn.Module, Preprocessing, str]:
     """Return the network, its preprocessing, and its name."""
     source, _, rest = name.partition(":")
+    if name in imagenet.NETWORKS:
+        return *imagenet.build(name, weights, options), name
     if name == photos.NAME:
         return *photos.build(weights, options), name
     if source == timm.PREFIX:
@@ -119,7 +122,7 @@ def _built(
         return *factory.build(name, weights, options), name.rpartition(":")[2]
     if name.lower() in (known := torchvision.names()):
         return *torchvision.build(name.lower(), weights, options), name.lower()
-    hint = near_matches(name, [photos.NAME, *known])
+    hint = near_matches(name, [*imagenet.NETWORKS, photos.NAME, *known])
     if name.lower().endswith(WEIGHT_SUFFIXES):
         hint = "; a file of weights goes with the network that it is for: weights=…"
     raise ModelError(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from afmi.errors import ModelError, first_line, near_matches
-from afmi.models.building import ModelEntry, build_error, extra, quiet, weights_path
+from afmi.models.building import ModelEntry, build_error, imported, quiet, weights_path
 from afmi.models.hub import fetching
 from afmi.models.weights import (
     classes_in_file,
@@ -29,6 +29,7 @@ __all__ = ["PREFIX", "build", "entries"]
 
 PREFIX = "hf"
 
+_INSTALL = "'afmi[transformers]'"
 _INSTEAD = f"pass a folder that save_pretrained wrote, {PREFIX}:path/to/folder"
 _UNLISTED = ("attn_implementation", "num_labels")  # options that a configuration does not show
 
@@ -65,7 +66,7 @@ def build(
 @contextmanager
 def _transformers() -> Iterator[Any]:
     """Import the library, and keep it from writing to the terminal."""
-    library: Any = extra("transformers")
+    library: Any = imported("transformers", _INSTALL)
     logging = library.utils.logging
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -79,7 +80,7 @@ def _transformers() -> Iterator[Any]:
 
 def _types() -> dict[str, Any]:
     """Return the names of the image classifiers' classes, by the type of network."""
-    auto: Any = extra("transformers").models.auto.modeling_auto
+    auto: Any = imported("transformers", _INSTALL).models.auto.modeling_auto
     return dict(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 
 
