@@ -13,15 +13,20 @@ import afmi
 from afmi.cli.terminal import visible
 from afmi.demo import run
 from afmi.models.photos import LABELS, PhotoVGG
+from afmi.network.labels import imagenet_labels
 from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
 
 
 @pytest.fixture
-def model():
+def models():
+    labels = {run.THOUSAND: imagenet_labels(), run.ELEVEN: LABELS}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = PhotoVGG().eval()
-    return afmi.Classifier(network, labels=LABELS, resize=72, crop=64, name="photos")
+        networks = {name: PhotoVGG(len(words)).eval() for name, words in labels.items()}
+    return {
+        name: afmi.Classifier(network, labels=labels[name], resize=72, crop=64, name=name)
+        for name, network in networks.items()
+    }
 
 
 class _Reader(HTMLParser):
@@ -59,14 +64,15 @@ def _read(text: str) -> _Reader:
 # A network with random weights leaves Grad-CAM's ReLU nothing to show.
 @pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
 @pytest.mark.parametrize("scikit_learn", [True, False])
-def test_the_tour(model, tmp_path, monkeypatch, scikit_learn):
+def test_the_tour(models, tmp_path, monkeypatch, scikit_learn):
     if scikit_learn:
         pytest.importorskip("sklearn")
     else:
         monkeypatch.setattr(run, "find_spec", lambda _name: None)
     lines: list[str] = []
-    result = run.run_demo(tmp_path / "out", lines.append, model)
-    names = {"cat", "two", "coins", "rocket"} | ({"temple"} if scikit_learn else set())
+    result = run.run_demo(tmp_path / "out", lines.append, models)
+    names = {"coffee", "cat", "camera", "two", "rocket"} | ({"temple"} if scikit_learn else set())
+    names |= {"cat-photos", "two-photos", "coins-photos"}
     assert {path.stem for path in result.pictures} == names
     assert {path.name for path in result.folder.iterdir()} == {"index.html"} | {
         f"{name}.png" for name in names
@@ -75,9 +81,10 @@ def test_the_tour(model, tmp_path, monkeypatch, scikit_learn):
         with Image.open(path) as picture:
             picture.load()
             assert picture.width > 1500
-    assert len(result.explanations) == 3 * (len(names) + 1)
-    both = {one.label for one in result.explanations} >= {"church", "cat"}
-    assert both
+    assert len(result.explanations) == 3 * (len(names) + 2)
+    explained = {(one.model, one.label) for one in result.explanations}
+    assert {(run.THOUSAND, "tripod"), (run.THOUSAND, "Egyptian cat")} <= explained
+    assert {(run.ELEVEN, "church"), (run.ELEVEN, "cat")} <= explained
     assert all(visible(line) == line for line in lines)  # as the command prints them
     said = "\n".join(lines)
     assert str(result.page.resolve()) in said
@@ -94,21 +101,22 @@ def test_the_tour(model, tmp_path, monkeypatch, scikit_learn):
     assert all(picture["alt"] for picture in page.pictures)
 
 
-def test_the_tour_comes_with_its_network(tmp_path):
-    try:
-        model = afmi.load_model("photos")
-    except afmi.errors.ModelError:
-        pytest.skip("the embedded network's weights are not in this checkout")
+def test_the_tour_comes_with_its_networks(tmp_path):
     result = run.run_demo(tmp_path, lambda _line: None)
-    explained = {(one.label, one.method): one for one in result.explanations}
-    cat = result.explanations[0]
-    assert (cat.label, model.labels[cat.class_index]) == ("cat", "cat")
-    # Side by side, the church on the left and the cat on the right.
-    church, cat = (explained[label, "A-FMI"] for label in ("church", "cat"))
-    if torch.equal(church.image, cat.image):
-        half = church.map.shape[1] // 2
-        assert church.map[:, :half].sum() > church.map[:, half:].sum()
+    shown = [one for one in result.explanations if one.method == "A-FMI"]
+    answers = [(one.model, one.label) for one in shown]
+    assert answers[:2] == [(run.THOUSAND, "espresso"), (run.THOUSAND, "tiger cat")]
+    assert {(run.THOUSAND, "tripod"), (run.THOUSAND, "missile")} < {*answers}
+    # Side by side: what is asked for first is on the left, the cat on the right.
+    explained = {(one.model, one.label): one for one in shown}
+    for model, left, right in (
+        (run.THOUSAND, "tripod", "Egyptian cat"),
+        (run.ELEVEN, "church", "cat"),
+    ):
+        first, cat = explained[model, left], explained[model, right]
+        half = first.map.shape[1] // 2
         assert cat.map[:, half:].sum() > cat.map[:, :half].sum()
+        assert first.map[:, :half].sum() > first.map[:, half:].sum()
 
 
 def test_all_text_on_a_page_is_escaped():

@@ -1,9 +1,9 @@
 """Explain image networks: which parts of a picture made a network say what it said.
 
 >>> import afmi
->>> model = afmi.load_model("photos")
->>> model.labels[3]
-'cat'
+>>> model = afmi.load_model()
+>>> model.labels[249]
+'malamute'
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from afmi.batching import AnyImage, Item, Unexplained, explain_batch, explain_it
 from afmi.errors import TargetError, UsageError
 from afmi.explanation import Explanation
 from afmi.methods import Method
+from afmi.models import load_model
 from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_model
 from afmi.network.classifier import find_class, with_arguments
@@ -41,8 +42,8 @@ U = TypeVar("U")
 
 
 def explain(
-    model: nn.Module | None,
-    image: AnyImage,
+    model: nn.Module | AnyImage | None = None,
+    image: AnyImage | None = None,
     target: OneTarget | None = None,
     *,
     method: MethodLike = "AFMI",
@@ -58,10 +59,12 @@ def explain(
             did and knows the labels; `Classifier.of` makes one of a network in hand. Any other
             ``nn.Module`` works too, but sees files as they are, in [0, 1] and in their own size:
             most trained networks then answer wrongly, and a warning says so.
-            None: the model of the method given.
+            None, or left out: the model of the method given, or else the one that
+            `afmi.load_model` gives without a name, which every such call loads anew.
         image: a file, PIL image, array (H, W, C), or what else `afmi.images.read_pixels` takes,
             read in as many channels as the model has; or a tensor (C, H, W) or (1, C, H, W), which
-            the model sees as it is.
+            the model sees as it is. Where no model is given it may come first:
+            ``explain("dog.jpg")``.
         target: a class, as its index or label (``"collie"``); a target out of `afmi.targets`, such
             as ``Difference("collie", "kelpie")``, or its text (``"output:index=3"``); or a function
             of the model's outputs. None: the class that the model predicts.
@@ -75,7 +78,7 @@ def explain(
     Raises:
         ImageError: when the image cannot be read.
         TargetError: when there is no such class.
-        UsageError: when the method does not take a parameter.
+        UsageError: when the method does not take a parameter, or there is no image.
 
     Example:
         >>> import torch
@@ -87,6 +90,7 @@ def explain(
         >>> explain(model, torch.rand(3, 8, 8), "newt", method="grad-cam").label
         'newt'
     """
+    model, image = _model_and_image(model, image)
     parameters |= {"layer": layer, "reference": reference}
     chosen = _method(model, method, forward_arguments, **parameters)
     item = Item.of(chosen.model, image, _target(chosen.model, target))
@@ -290,9 +294,25 @@ def _method(
     return chosen.on(with_arguments(chosen.model, forward_arguments))
 
 
+def _model_and_image(
+    model: nn.Module | AnyImage | None, image: AnyImage | None
+) -> tuple[Any, AnyImage]:
+    """Return the model, or None where what came first is the image."""
+    if image is not None:
+        return model, image
+    if model is None or isinstance(model, nn.Module):
+        raise UsageError(
+            "expected an image, got none; pass explain(model, image), or explain(image) for the "
+            "network that load_model() gives"
+        )
+    return None, model
+
+
 def _plain_method(model: nn.Module | None, method: MethodLike, **parameters: Any) -> Method:
     given = {name: value for name, value in parameters.items() if value is not None}
     cls: Any = method
+    if model is None and not isinstance(method, Method):
+        model = load_model()
     if isinstance(method, str):
         cls, in_text = specs.read(method, Method, model=model)
         given = in_text | given

@@ -76,6 +76,10 @@ def test_labels_of_a_network(afmi, nets):
         "index": 3,
         "label": "cat",
     }
+    assert json.loads(afmi("models", "imagenet", "--labels", "--json").stdout)[249] == {
+        "index": 249,
+        "label": "malamute",
+    }
     result = afmi("models", f"{nets}:unlabelled", "--labels")
     assert result.exit_code == 2
     assert "has no labels" in result.stderr

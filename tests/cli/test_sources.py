@@ -122,7 +122,7 @@ def test_lists_of_timms_and_of_transformers(afmi):
 def test_other_networks_need_neither_library():
     code = (
         "import sys; sys.modules['timm'] = sys.modules['transformers'] = None; "
-        "import afmi; print(afmi.load_model().name)"
+        "import afmi; print(afmi.load_model('photos').name)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("photos\n", "")

@@ -56,7 +56,7 @@ def test_every_command_helps_with_examples(afmi, command):
 
 def test_explain_help_shows_defaults(afmi):
     text = " ".join(afmi("explain", "--help").stdout.split())
-    for default in ("photos", "default", "A-FMI", "afmi-out", "auto", "the predicted class"):
+    for default in ("imagenet", "default", "A-FMI", "afmi-out", "auto", "the predicted class"):
         assert f"[default: {default}]" in text
 
 

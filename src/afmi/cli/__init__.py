@@ -61,7 +61,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
     \b
     Examples:
       afmi demo                                   a tour on real photographs, offline
-      afmi explain dog.jpg                        why the embedded network says "dog"
+      afmi explain dog.jpg                        why the network says "malamute"
       afmi explain dog.jpg --model resnet50 --target collie
       afmi explain photos/ --json > records.jsonl
       afmi compare dog.jpg                        several methods side by side

@@ -17,8 +17,9 @@ __all__ = ["demo"]
 @out_option("afmi-demo", "Folder for the pictures and the page that shows them.")
 @debug_option
 def demo(out: Path) -> None:
-    """Explain a few real photographs with the embedded network: no download, under a minute.
+    """Explain a few real photographs with two networks: no download, under a minute.
 
+    One network knows the thousand classes of ImageNet, the other is the small one of afmi's own.
     A-FMI stands beside Grad-CAM and Gradient; the pictures and one HTML page that shows them go to
     a folder, and what to try next is printed.
 

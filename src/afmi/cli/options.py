@@ -169,10 +169,11 @@ _MODEL_OPTIONS = (
     click.option(
         "--model",
         metavar="NAME",
-        default="photos",
-        help="Network: photos (embedded: ten ImageNet classes and cat), a torchvision name "
-        "(`afmi models`), timm:NAME, hf:OWNER/NAME or hf:FOLDER (transformers), or a factory, "
-        "package.module:function or path/to/file.py:function.",
+        default="imagenet",
+        help="Network: imagenet (EfficientNet-Lite0; imagenet-lite1 and -lite2 are larger), photos "
+        "(small: ten classes of ImageNet, and cat), a torchvision name (`afmi models`), timm:NAME, "
+        "hf:OWNER/NAME or hf:FOLDER (transformers), or a factory, package.module:function or "
+        "path/to/file.py:function.",
     ),
     click.option(
         "--weights",

@@ -1,1 +1,1 @@
-"""The tour on real photographs, and the small network that it and ``load_model("photos")`` use."""
+"""The tour on real photographs."""

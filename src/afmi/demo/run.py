@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -34,8 +34,13 @@ METHODS: tuple[type[Method], ...] = (AFMI, GradCAM, Gradient)
 KEPT = 0.25
 """Share of the pixels that the insertion views keep."""
 
-CAT, TEMPLE, ROCKET, COINS = (
+THOUSAND, ELEVEN = "imagenet", "photos"
+"""The networks, as `load_model` calls them: how many things they know."""
+
+CAT, COFFEE, CAMERA, TEMPLE, ROCKET, COINS = (
     "Stéfan van der Walt (CC0)",
+    "Rachel Michetti (CC0)",
+    "Lav Varshney (CC0)",
     "Daniel Buechele (CC BY 2.0)",
     "SpaceX (public domain)",
     "Brooklyn Museum (no known copyright restrictions)",
@@ -44,8 +49,8 @@ CAT, TEMPLE, ROCKET, COINS = (
 
 NEXT = (
     "afmi explain PHOTO.jpg",
-    "afmi explain PHOTO.jpg --target cat --method grad-cam",
-    "afmi explain PHOTO.jpg --model squeezenet1_0 --weights FILE",
+    "afmi explain PHOTO.jpg --target malamute --method grad-cam",
+    "afmi explain PHOTO.jpg --model resnet50 --weights FILE",
 )
 
 
@@ -56,9 +61,9 @@ class DemoResult:
     Attributes:
         folder: where it all lies.
         page: the HTML page.
-        pictures: PNG files, one for each photograph.
-        explanations: all of them, photograph by photograph, class by class, method by method.
-        seconds: how long it took, loading the network included.
+        pictures: PNG files, one for each photograph and network.
+        explanations: all of them, picture by picture, class by class, method by method.
+        seconds: how long it took, loading the networks included.
     """
 
     folder: Path
@@ -70,9 +75,10 @@ class DemoResult:
 
 @dataclass(frozen=True)
 class _Stop:
-    """One photograph of the tour; ``classes`` are labels, or None for the predicted class."""
+    """One photograph, shown to a network; of ``classes``, None is the predicted one."""
 
     name: str
+    network: str
     heading: str
     story: str
     photograph: Image.Image
@@ -91,25 +97,29 @@ class _Finding:
 
 
 def run_demo(
-    out: Path, report: Callable[[str], object] = print, model: Classifier | None = None
+    out: Path,
+    report: Callable[[str], object] = print,
+    models: Mapping[str, Classifier] | None = None,
 ) -> DemoResult:
     """Explain photographs that come with scikit-image and scikit-learn; needs no network access.
 
     Args:
         out: folder for the pictures and the page; made where missing, its other files are kept.
         report: what to call with each line of progress.
-        model: a classifier that knows the classes of the embedded one; None: that one.
+        models: classifiers that know the classes of `THOUSAND` and `ELEVEN`; None: these.
 
     Raises:
-        AfmiError: when the files cannot be written.
+        AfmiError: when a network cannot be loaded, or the files cannot be written.
     """
     started = time.perf_counter()
     out = Path(out)
-    model = model or load_model("photos")
-    _explain(model, Image.new("RGB", (160, 160), "grey"), 0, AFMI)  # the first run sets things up
+    models = models or {name: load_model(name) for name in (THOUSAND, ELEVEN)}
+    for model in models.values():  # the first run sets things up
+        _explain(model, Image.new("RGB", (160, 160), "grey"), 0, AFMI)
     stops = _stops()
     tour: list[list[list[_Finding]]] = []
     for stop in stops:
+        model = models[stop.network]
         tour.append(
             [[_explain(model, stop.photograph, c, m) for m in METHODS] for c in stop.classes]
         )
@@ -120,15 +130,14 @@ def run_demo(
         out / f"{stop.name}.png": _figure(stop, classes)
         for stop, classes in zip(stops, tour, strict=True)
     }
-    flat = [finding for classes in tour for findings in classes for finding in findings]
+    explanations = tuple(_explanations(tour))
     page = out / "index.html"
-    text = render_page(_page(model, stops, tour, time.perf_counter() - started))
+    text = render_page(_page(models, stops, tour, time.perf_counter() - started))
     writers = {path: partial(figures.figure_png, figure) for path, figure in drawings.items()}
     write_files({**writers, page: text.encode()})
-    explanations = tuple(finding.explanation for finding in flat)
     result = DemoResult(out, page, tuple(drawings), explanations, time.perf_counter() - started)
     report("")
-    report(f"{len(flat)} explanations in {result.seconds:.0f} s. Open in a browser:")
+    report(f"{len(explanations)} explanations in {result.seconds:.0f} s. Open in a browser:")
     report(f"  {page.resolve()}")
     report("The pictures, for a paper or slides:")
     for path in result.pictures:
@@ -140,52 +149,96 @@ def run_demo(
 
 
 def _stops() -> list[_Stop]:
-    cat, rocket = (read_image(image()) for image in (skimage.data.chelsea, skimage.data.rocket))
+    images = (skimage.data.chelsea, skimage.data.coffee, skimage.data.camera, skimage.data.rocket)
+    cat, coffee, camera, rocket = (read_image(image()) for image in images)
     temple = _scikit_learn_photograph("china.jpg")
     # Where scikit-learn is not installed, the tower of the launch pad stands in for the temple.
-    other, where, credit = (rocket, 0.3, ROCKET) if temple is None else (temple, 0.42, TEMPLE)
-    halves = [np.asarray(_upright(other, where)), np.asarray(_upright(cat, 0.6))]
+    tower, where, credit = (rocket, 0.3, ROCKET) if temple is None else (temple, 0.42, TEMPLE)
+    half = _upright(cat, 0.6)
     stops = [
         _Stop(
+            "coffee",
+            THOUSAND,
+            "A cup of coffee",
+            "From scikit-image. The network is sure, and it is right; the question is whether for "
+            "the right reason: does it look at the coffee, or at the spoon and the table?",
+            coffee,
+            COFFEE,
+        ),
+        _Stop(
             "cat",
+            THOUSAND,
             "A cat",
-            "Chelsea, from scikit-image. The network is right; the question is whether for the "
-            "right reason: does it look at the cat?",
+            "Chelsea, from scikit-image. Of the thousand things that the network knows, several "
+            "are cats, and it shares its belief out among them.",
             cat,
             CAT,
         ),
         _Stop(
+            "camera",
+            THOUSAND,
+            "A man with a camera",
+            "From scikit-image, in grey. Asked for one word, the network says neither man nor "
+            "camera. The maps show what it looked at instead.",
+            camera,
+            CAMERA,
+        ),
+        _Stop(
             "two",
+            THOUSAND,
             "Two things in one picture",
-            "Two of the photographs side by side. Each is explained twice, once for each class: "
-            "a method that answers the question asked must point at the one half for “church” "
-            "and at the other for “cat”.",
-            Image.fromarray(np.concatenate(halves, axis=1)),
+            "Two of the photographs side by side, explained twice, once for each class: a method "
+            "that answers the question asked must point at the one half for “tripod” and at the "
+            "other for “Egyptian cat”.",
+            _side_by_side(_upright(camera, 0.55), half),
+            f"{CAMERA}, {CAT}",
+            ("tripod", "Egyptian cat"),
+        ),
+        _Stop(
+            "rocket",
+            THOUSAND,
+            "A mistake",
+            "A rocket on its launch pad, from scikit-image. The network knows no rockets, only "
+            "things that look like one.",
+            rocket,
+            ROCKET,
+        ),
+        _Stop(
+            "cat-photos",
+            ELEVEN,
+            "The cat again, by a network that knows eleven words",
+            "The small network that comes with afmi. Three fully connected layers follow its last "
+            "feature maps, so A-FMI and Grad-CAM need not agree as they nearly must on the first "
+            "network, where a single layer follows.",
+            cat,
+            CAT,
+        ),
+        _Stop(
+            "two-photos",
+            ELEVEN,
+            "Two things, in eleven words",
+            "The network was never taught what is on the left; “church” is the nearest word that "
+            "it has.",
+            _side_by_side(_upright(tower, where), half),
             f"{credit}, {CAT}",
             ("church", "cat"),
         ),
         _Stop(
-            "coins",
-            "A mistake",
-            "Ancient coins, from scikit-image. The network has no class for coins, yet must choose "
-            "one of its own. The maps show what it went by.",
+            "coins-photos",
+            ELEVEN,
+            "Another mistake",
+            "Ancient coins, from scikit-image. The network has no word for coins, yet must choose "
+            "one of its eleven. The maps show what it went by.",
             read_image(skimage.data.coins()),
             COINS,
-        ),
-        _Stop(
-            "rocket",
-            "Another mistake",
-            "A rocket on its launch pad, from scikit-image. There is no class for rockets either.",
-            rocket,
-            ROCKET,
         ),
     ]
     if temple is not None:
         story = (
-            "From scikit-learn. The network was never taught temples; of the eleven things it "
-            "knows, a church is the nearest. The maps show which part looks like one."
+            "From scikit-learn. The network knows palaces and monasteries, but no Chinese "
+            "temples; the maps show which part looks like the word that it chose."
         )
-        stops.insert(1, _Stop("temple", "A temple", story, temple, TEMPLE))
+        stops.insert(2, _Stop("temple", THOUSAND, "A temple", story, temple, TEMPLE))
     return stops
 
 
@@ -196,6 +249,10 @@ def _scikit_learn_photograph(name: str) -> Image.Image | None:
         return None
     path = Path(spec.origin).parent / "datasets" / "images" / name
     return read_image(path) if path.exists() else None
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    return Image.fromarray(np.concatenate([np.asarray(left), np.asarray(right)], axis=1))
 
 
 def _upright(photograph: Image.Image, centre: float) -> Image.Image:
@@ -239,13 +296,13 @@ def _figure(stop: _Stop, classes: Sequence[Sequence[_Finding]]) -> Figure:
         column_titles=["Photograph", *(method.name for method in METHODS)],
         note="Warm colours: evidence for the class; cool: against it. Percentages: the "
         "network's probability of the class, for the whole picture and for the pixels shown. "
-        f"{_credit(stop)}",
+        f"Network: {findings[0].explanation.model}. {_credit(stop)}",
         side=400,
     )
 
 
 def _page(
-    model: Classifier,
+    models: Mapping[str, Classifier],
     stops: Sequence[_Stop],
     tour: Sequence[Sequence[Sequence[_Finding]]],
     seconds: float,
@@ -253,21 +310,29 @@ def _page(
     sections = [_how_to_read()]
     sections += [_section(stop, classes) for stop, classes in zip(stops, tour, strict=True)]
     invitation = (
-        "Explain a photograph of your own, ask about another class or method, or bring a network "
-        "that knows a thousand things:"
+        "Explain a photograph of your own, ask about another class or method, or bring another "
+        "network:"
     )
     sections += [_numbers(stops, tour), Section("What next", [invitation], code=NEXT)]
-    side = tour[0][0][0].explanation.image.shape[-1]
+    large, small = models[THOUSAND], models[ELEVEN]
+    sides = {one.model: one.image.shape[-1] for one in _explanations(tour)}
     return Page(
         "What made the network say that?",
-        f"A small network that tells {len(model.labels)} things apart looked at a few "
-        "photographs. For each of its answers, three methods show which parts of the picture it "
-        f"rests on. All of it was worked out on this computer, in {seconds:.0f} seconds.",
+        f"A network that tells {len(large.labels):,} things apart looked at a few photographs, and "
+        f"so did a small one that knows {len(small.labels)}. For each of their answers, three "
+        "methods show which parts of the picture it rests on. All of it was worked out on this "
+        f"computer, in {seconds:.0f} seconds.",
         sections,
-        f"Made by afmi {tour[0][0][0].explanation.versions['afmi']} with the network "
-        f"“{model.name}”, which sees pictures of {side} × {side} pixels and knows: "
-        f"{', '.join(model.labels)}. The photographs come with scikit-image and scikit-learn.",
+        f"Made by afmi {next(_explanations(tour)).versions['afmi']} with the networks "
+        f"“{large.name}” (EfficientNet-Lite0, trained on ImageNet), which sees pictures of "
+        f"{sides[large.name]} × {sides[large.name]} pixels, and “{small.name}”, which sees "
+        f"{sides[small.name]} × {sides[small.name]} and knows: {', '.join(small.labels)}. "
+        "The photographs come with scikit-image and scikit-learn.",
     )
+
+
+def _explanations(tour: Sequence[Sequence[Sequence[_Finding]]]) -> Iterator[Explanation]:
+    return (finding.explanation for classes in tour for some in classes for finding in some)
 
 
 def _how_to_read() -> Section:
@@ -314,7 +379,8 @@ def _credit(stop: _Stop) -> str:
 def _numbers(stops: Sequence[_Stop], tour: Sequence[Sequence[Sequence[_Finding]]]) -> Section:
     rows = [
         (
-            stop.heading,
+            stop.name,
+            record.model,
             record.label,
             f"{record.probability:.1%}",
             record.method,
@@ -327,7 +393,8 @@ def _numbers(stops: Sequence[_Stop], tour: Sequence[Sequence[Sequence[_Finding]]
         for record in [finding.explanation]
     ]
     headings = (
-        "Photograph",
+        "Picture",
+        "Network",
         "Answer",
         "Probability",
         "Method",

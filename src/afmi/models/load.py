@@ -40,17 +40,17 @@ def load_model(
     Args:
         name: ``"imagenet"``, an EfficientNet-Lite0 that knows a thousand things, or the larger
             ``"imagenet-lite1"`` and ``"imagenet-lite2"``; ``"photos"``, a small VGG that comes
-            with afmi; a torchvision classifier (``"vgg19"``); ``"timm:NAME"``, one of timm's, with or without the tag of its weights
-            (``"timm:resnet18.a1_in1k"``); ``"hf:OWNER/NAME"`` or ``"hf:FOLDER"``, an image
-            classifier of transformers from the Hugging Face Hub or a folder, or ``"hf:TYPE"``
-            (``"hf:vit"``), a type's default configuration; or a factory of yours,
-            ``"package.module:function"`` or ``"path/to/file.py:function"``, which is called and
-            returns an ``nn.Module`` or a `Classifier`. Naming a factory runs its code.
+            with afmi; a torchvision classifier (``"vgg19"``); ``"timm:NAME"``, one of timm's, with
+            or without the tag of its weights (``"timm:resnet18.a1_in1k"``); ``"hf:OWNER/NAME"`` or
+            ``"hf:FOLDER"``, an image classifier of transformers from the Hugging Face Hub or a
+            folder, or ``"hf:TYPE"`` (``"hf:vit"``), a type's default configuration; or a factory
+            of yours, ``"package.module:function"`` or ``"path/to/file.py:function"``, which is
+            called and returns an ``nn.Module`` or a `Classifier`. Naming a factory runs its code.
         weights: ``"default"``: the best that come with the model (downloaded once where they are
-            neither installed nor in a folder), or whatever a factory loads itself. A .safetensors or .pth file: loaded
-            without running code from it; where it has another number of classes, the network gets
-            that number. ``"IMAGENET1K_V1"``: torchvision's by that name. None: random weights
-            (seed them with ``torch.manual_seed``), or a factory's own.
+            neither installed nor in a folder), or whatever a factory loads itself. A .safetensors
+            or .pth file: loaded without running code from it; where it has another number of
+            classes, the network gets that number. ``"IMAGENET1K_V1"``: torchvision's by that name.
+            None: random weights (seed them with ``torch.manual_seed``), or a factory's own.
         labels: one name per class, or a dictionary from index to name, or a file of them: one per
             line, or a JSON list, or a JSON object from index to name or [id, name]. None: the
             model's own.

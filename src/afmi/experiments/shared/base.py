@@ -156,7 +156,7 @@ def networks(experiment: Experiment, request: Request) -> list[Classifier]:
             f"{experiment.name} is about {', '.join(missing)} with ImageNet weights, which are "
             f"not here and cannot be downloaded: fetch {addresses} and "
             "pass --model and --weights (several joined by commas), or choose another network "
-            "(--model photos is always here)"
+            "(--model imagenet and --model photos are always here)"
         ) from reason
     return loaded
 
