@@ -284,6 +284,23 @@ def test_methods_by_name_class_and_instance(model, photo):
         explain("vgg19", photo)
 
 
+@blank_is_fine
+def test_an_image_alone_is_explained_by_the_default_model(model, photo, monkeypatch):
+    monkeypatch.setattr("afmi.api.load_model", lambda: model)
+    expected = explain(model, photo, "newt")
+    alone = (explain(photo, target="newt"), explain(image=photo, target="newt"))
+    for one in (*alone, explain(None, photo, "newt"), explain(photo, None, "newt")):
+        assert (one.model, one.label, one.source) == ("tiny", "newt", str(photo))
+        assert torch.equal(one.map, expected.map)
+    (many,) = explain_many(None, [photo], "newt")
+    assert torch.equal(many.map, expected.map)
+    other = afmi.Classifier(networks.build("vgg"), resize=24, crop=20, name="other")
+    assert explain(photo, method=GradCAM(other)).model == "other"  # a method brings its own
+    for nothing in ((), (None,), (model,)):
+        with pytest.raises(UsageError, match=r"expected an image, got none; pass explain\(model"):
+            explain(*nothing)
+
+
 def test_parameters_reach_the_method_or_are_refused(model, photo):
     white = explain(model, photo, reference="white")
     assert white.reference == "white"
