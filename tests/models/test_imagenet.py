@@ -161,7 +161,7 @@ def test_names_follow_the_order() -> None:
         (
             # As many and of the same shapes, but mean and variance have changed places.
             lambda s: s.update({"_norm.running_mean": s.pop("_norm.running_mean")}),
-            r"expected 6 .* got 6, the first misfit '_norm\.running_var' for 'norm\.running_mean'; ",
+            r"expected 6 .* got 6, the first misfit '_norm\.running_var' for 'norm\.running_mean'",
         ),
     ],
 )
