@@ -90,9 +90,9 @@ def explain(
         >>> explain(model, torch.rand(3, 8, 8), "newt", method="grad-cam").label
         'newt'
     """
-    model, image = _model_and_image(model, image)
+    network, image = _model_and_image(model, image)
     parameters |= {"layer": layer, "reference": reference}
-    chosen = _method(model, method, forward_arguments, **parameters)
+    chosen = _method(network, method, forward_arguments, **parameters)
     item = Item.of(chosen.model, image, _target(chosen.model, target))
     return explain_batch(chosen, [item])[0][0]
 

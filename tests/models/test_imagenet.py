@@ -84,9 +84,26 @@ def test_every_tensor_is_the_file_s_in_its_order(model: Classifier) -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.parametrize("name", SIZES)
+def test_outputs_are_those_of_the_weights_own_program(name: str) -> None:
+    theirs = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    model = load_model(installed(name))
+    (path,) = (
+        file
+        for file in distribution(imagenet.NETWORKS[name][1]).files or ()
+        if file.suffix == ".pth"
+    )
+    network = theirs.from_name(path.name.rpartition("-")[0]).eval()
+    network.load_state_dict(torch.load(str(path.locate()), weights_only=True))
+    batch = images(2, SIZES[name][1])
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), network((batch - 0.5) / 0.5))
+
+
 def test_the_package_s_own_code_is_not_imported() -> None:
     load_model()
-    assert not [name for name in sys.modules if name.startswith("efficientnet_lite")]
+    packages = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+    assert not [name for name in sys.modules if name.startswith(packages)]
 
 
 def test_random_weights_and_a_file_s(tmp_path: Path) -> None:
