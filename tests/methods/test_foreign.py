@@ -27,8 +27,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning",
 )
 
-OF_OUTPUTS = {"Random", "KernelSHAP", "LIME", "PredictionDifference", "RISE"}
-OF_RULES = {"DeconvNet", "DeepLIFT", "GuidedBackprop", "LRP"}
+OF_OUTPUTS = {"Random", "KernelSHAP", "LIME", "Occlusion", "PredictionDifference", "RISE"}
+OF_RULES = {"DeconvNet", "DeepLIFT", "FullGrad", "GuidedBackprop", "LRP"}
+OF_LAYERS = sorted(name for name, kind in CATALOGUE.items() if issubclass(kind, LayerMethod))
 
 
 def network(channels: int = 3) -> nn.Sequential:
@@ -230,7 +231,7 @@ def test_networks_whose_parts_are_hidden(
         torch.testing.assert_close(of.attribute(x, 1), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["AFMI", "CAM", "GradCAM", "GradCAMPlusPlus"])
+@pytest.mark.parametrize("name", OF_LAYERS)
 def test_layers_inside_hidden_networks(name: str, hidden: dict[str, nn.Module]) -> None:
     for kind, layer in (("scripted", "1"), ("exported", "0"), ("in a module", "inner.1")):
         with pytest.raises((LayerError, OperationError), match="explain the network before that"):
@@ -238,7 +239,7 @@ def test_layers_inside_hidden_networks(name: str, hidden: dict[str, nn.Module]) 
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("name", ["AFMI", "CAM", "GradCAM", "GradCAMPlusPlus"])
+@pytest.mark.parametrize("name", OF_LAYERS)
 def test_what_is_behind_a_hidden_part_is_in_sight(name: str, parts: int) -> None:
     model, x = network(), images(2)
     scripted = nn.Sequential(torch.jit.script(model[:parts]), *model[parts:]).eval()
@@ -302,7 +303,7 @@ LAYERS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("layer", "message"), LAYERS)
-@pytest.mark.parametrize("name", ["AFMI", "CAM", "GradCAM", "GradCAMPlusPlus"])
+@pytest.mark.parametrize("name", OF_LAYERS)
 def test_what_names_no_layer(name: str, layer: Any, message: str) -> None:
     with pytest.raises(LayerError, match=f"expected one layer.*{message}"):
         CATALOGUE[name](network(), layer=layer)

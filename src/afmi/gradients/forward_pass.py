@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ from afmi.network.trace import Remembered, Trace, form_of
 from afmi.network.trial import try_once
 from afmi.network.watch import Watch
 
-__all__ = ["ForwardPass", "UnseenError", "forward_pass", "layer_pass"]
+__all__ = ["ForwardPass", "UnseenError", "begun_at", "forward_pass", "layer_pass"]
 
 
 class UnseenError(OperationError):
@@ -274,21 +274,6 @@ def _run(
     sides = images.dim() - 2
     state = Interception(rules, watch, recording, [TapeReader(tape) for tape in tapes])
 
-    def capture(output: object) -> object:
-        assert layer is not None
-        if state.leaf is not None or state.pending is not None:
-            raise LayerError(
-                f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
-                "thing; choose the module around it"
-            )
-        first = first_tensor(output)
-        if layer[1].then is not None and first is not None:
-            state.pending = (first, layer[1], sides)
-            return None
-        begun = state.begin(maps_of(layer[1], first if first is not None else output, sides))
-        # Of several, such as a block's maps and its attention, the first are the maps.
-        return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
-
     try:
         # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
         with torch.set_grad_enabled(False), ExitStack() as contexts:
@@ -296,7 +281,7 @@ def _run(
             if layer is None:
                 images = state.begin(images)
             else:
-                contexts.enter_context(watching_module(layer[0], capture))
+                contexts.enter_context(begun_at(state, layer, sides))
             contexts.enter_context(state)
             graph_logits = scores_of(model, images)
         # Again, because the network may have left it in the midst of its own inference mode.
@@ -308,6 +293,27 @@ def _run(
     except BaseException:
         state.end()
         raise
+
+
+def begun_at(state: Interception, place: Place, sides: int) -> AbstractContextManager[None]:
+    """Return a context in which `Interception.begin` is given the layer's output."""
+    module, layer = place
+
+    def capture(output: object) -> object:
+        if state.leaf is not None or state.pending is not None:
+            raise LayerError(
+                f"layer {layer} runs more than once in a forward pass, so its maps are not one "
+                "thing; choose the module around it"
+            )
+        first = first_tensor(output)
+        if layer.then is not None and first is not None:
+            state.pending = (first, layer, sides)
+            return None
+        begun = state.begin(maps_of(layer, first if first is not None else output, sides))
+        # Of several, such as a block's maps and its attention, the first are the maps.
+        return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
+
+    return watching_module(module, capture)
 
 
 def _finished(

@@ -54,13 +54,20 @@ class WeightedMapsMethod(LayerMethod):
 
     @abstractmethod
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
-        """Return w (N, K, 1, …) of feature maps and their gradients, (N, K, *spatial)."""
+        """Return w (N, K, 1, …) of feature maps and their gradients, (N, K, *spatial).
+
+        A weight for each place, (N, K, *spatial), does as well.
+        """
+
+    def _rectified(self, maps: Tensor) -> Tensor:
+        """Return what becomes of the sum."""
+        return maps.relu()
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = layer_pass(self.model, inputs, LayerChoice(self.layer))
         classes = columns.of(run.logits)
         weights = self._weights(run.features, run.gradient(classes, last=True))
-        maps = (weights * run.features).sum(1, keepdim=True).relu()
+        maps = self._rectified((weights * run.features).sum(1, keepdim=True))
         return Attribution(maps, classes, run.logits, layer=run.layer)
 
 
