@@ -28,6 +28,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 OF_OUTPUTS = {"Random", "KernelSHAP", "LIME", "Occlusion", "PredictionDifference", "RISE"}
+OF_MAPS = {"AblationCAM", "EigenCAM", "ScoreCAM"}  # without gradients
 OF_RULES = {"DeconvNet", "DeepLIFT", "FullGrad", "GuidedBackprop", "LRP"}
 OF_LAYERS = sorted(name for name, kind in CATALOGUE.items() if issubclass(kind, LayerMethod))
 
@@ -279,7 +280,7 @@ def test_quantised_networks(name: str, static: bool) -> None:
         except (ImportError, RuntimeError) as error:  # no engine for them on this machine
             pytest.skip(str(error))
     x, of = images(2), method(name, model)
-    if name in OF_OUTPUTS:
+    if name in OF_OUTPUTS or (name in OF_MAPS and not static):  # whose maps are no integers
         assert of.attribute(x, 1).shape == (2, 1, 20, 20)
     else:
         with pytest.raises((LayerError, OperationError), match=r"is quantised .*KernelSHAP, LIME"):
@@ -321,7 +322,11 @@ def test_under_autocast(name: str, dtype: torch.dtype) -> None:
     assert logits.dtype == dtype
     assert maps.dtype == torch.float32
     assert torch.isfinite(maps).all()
-    if name not in ("LIME", "PredictionDifference"):  # of small changes of a probability
+    if name not in (
+        "LIME",
+        "Occlusion",
+        "PredictionDifference",
+    ):  # of small changes of a probability
         assert (maps - expected).abs().max() <= 0.3 * expected.abs().max()
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from afmi.errors import CompletenessWarning
+from afmi.errors import CompletenessWarning, OperationError
 from afmi.gradients import (
     MODIFIED_GRADIENT,
     ForwardPass,
@@ -232,7 +233,8 @@ def _rules(biases: _Biases, mean: Tensor | None) -> Rules:
         **dict.fromkeys(operations_with(Trait.PRODUCT), _of_product),
         **dict.fromkeys(operations_with(Trait.EXTREME), _of_extreme),
         **dict.fromkeys(linear_rules(), _of_affine),
-        **dict.fromkeys([*max_pooling_rules(), *_THROUGH_ZERO], _none),
+        **dict.fromkeys(max_pooling_rules(), _none),
+        **dict.fromkeys(operations_with(Trait.STRAIGHT_FROM_ZERO), _none),
         **dict.fromkeys(operations_with(Trait.CONVOLUTION), _of_layer),
         "linear": _of_layer,
         "batch_norm": _of_batch_norm,
@@ -246,7 +248,7 @@ def _rules(biases: _Biases, mean: Tensor | None) -> Rules:
             bias = bias_of(operation)
         if bias is None or not bool(bias.any()):
             return operation()
-        if operation.name in _WITHOUT_OUTPUT:
+        if operation.name in _WRITING:
             raise interception.no_rule(
                 f"{operation.name!r} that writes to a tensor with other numbers than 0",
                 "have the network join tensors by torch.cat",
@@ -257,16 +259,14 @@ def _rules(biases: _Biases, mean: Tensor | None) -> Rules:
     return Rules({n: partial(rule, f) for n, f in known.items()}, purpose="FullGrad's biases")
 
 
-_THROUGH_ZERO = ("relu", "leaky_relu", "prelu", "rrelu", "abs")
-"""Linear on each side of 0, where they are 0."""
+_WRITING = ("setitem",)
+"""Give nothing, so that no gradient comes back to them."""
 
-_WITHOUT_OUTPUT = ("setitem",)
+_DIVISIONS = ("div", "rdiv")
 
-_SUMS = ("add", "sub", "rsub", "lerp", "pad", "constant_pad_nd")
-"""May add numbers that are no tensors."""
+_ELEMENTWISE = operations_with(Trait.ELEMENTWISE)
 
-_WITH_ADDEND = ("addmm", "baddbmm", "addmv", "addbmm", "addr")
-"""Products to which a constant may be added."""
+_ADDING = operations_with(Trait.ADDEND)
 
 
 def _see_layout(biases: _Biases, operation: Operation) -> None:
@@ -304,8 +304,8 @@ def _of_layer(operation: Operation) -> Tensor | None:
 
 def _of_batch_norm(operation: Operation) -> Tensor | None:
     """Return β − γμ/σ, (1, K, 1, …)."""
-    if operation.argument(5, "training", False) or len(operation.path_operands) > 1:
-        linear_rules()["batch_norm"](None, operation)  # type: ignore[arg-type]  # which raises
+    if len(operation.path_operands) > 1:
+        return _of_tangent(operation)
     x = operation.operand
     return operation.on(x.new_zeros(1, x.shape[1], *[1] * (x.dim() - 2)))
 
@@ -313,7 +313,7 @@ def _of_batch_norm(operation: Operation) -> Tensor | None:
 def _of_affine(operation: Operation) -> Tensor | None:
     """Return what an affine operation makes of zeros."""
     values = [*operation.args, *operation.kwargs.values()]
-    if operation.name not in _SUMS and not _has_constants(values):
+    if operation.name not in _ADDING and not _has_constants(values):
         return None
     return _at_zero(operation)
 
@@ -321,9 +321,10 @@ def _of_affine(operation: Operation) -> Tensor | None:
 def _of_product(operation: Operation) -> Tensor | None:
     """Return the bias of a product: none of one factor, −ab of two."""
     dependent = [i for i, v in enumerate(operation.args) if _depends(v)]
-    if len(operation.path_operands) > 1 or (dependent != [0] and operation.name in ("div", "rdiv")):
+    divided_by = operation.name in _DIVISIONS and dependent != [0]
+    if len(operation.path_operands) > 1 or divided_by:
         return _of_tangent(operation)
-    return _at_zero(operation) if operation.name in _WITH_ADDEND else None
+    return _at_zero(operation) if operation.name in _ADDING else None
 
 
 def _of_extreme(operation: Operation) -> Tensor | None:
@@ -366,16 +367,25 @@ def _at_zero(operation: Operation) -> Tensor:
 
 def _of_tangent(operation: Operation) -> Tensor:
     """Return z − J·a, what the tangent at operands a leaves of the outputs z."""
-    operands = tuple(x.detach().clone() for x in operation.path_operands)
-
-    def call(*values: Tensor) -> Tensor:
-        output = operation.with_operands(value.clone() for value in values)
-        if not isinstance(output, Tensor):
-            raise Interception.no_rule(  # of several outputs, each would need a bias
-                None,
-                f"{operation.name!r} of several outputs",  # type: ignore[arg-type]
+    operands = [x.detach().clone().requires_grad_() for x in operation.path_operands]
+    # Of several ways to compute attention this is the one that has second derivatives.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        given = operation.with_operands(x.clone() for x in operands)
+        several = given if isinstance(given, tuple) else (given,)
+        outputs, *more = (y for y in several if isinstance(y, Tensor) and y.requires_grad)
+        if more:
+            raise OperationError(
+                f"the bias of {operation.name!r}, which gives several outputs, is not known for "
+                "FullGrad; write it as operations of one output each, or have it give one"
             )
-        return output
-
-    outputs, along = torch.func.jvp(call, operands, operands)
-    return outputs - along
+        # Jᵀv is linear in v, so its derivative there along a is J·a, whatever v is.
+        vector = torch.ones_like(outputs, requires_grad=True)
+        pulled = torch.autograd.grad(
+            outputs, operands, vector, create_graph=True, materialize_grads=True
+        )
+        elementwise = operation.name in _ELEMENTWISE and len(operands) == 1
+        if elementwise:  # J is a diagonal, and not all of them have a second derivative
+            along = pulled[0] * operands[0]
+        else:
+            along = torch.autograd.grad(pulled, vector, operands, materialize_grads=True)[0]
+    return (outputs - along).detach()

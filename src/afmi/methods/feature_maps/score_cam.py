@@ -34,10 +34,10 @@ class ScoreCAM(PerMapMethod):
     Paper: Wang et al., *Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
     Networks*, CVPR Workshops 2020, Eq. 6–7 and Section 3.3. Differs: the paper's w_k is the
     increase of p_c over that of a baseline image; the authors' program leaves the baseline out,
-    and so do we. Its Algorithm 1 takes the softmax over k of the increases: ``weights="softmax"`` does that
-    with y_c, as other packages do; the baseline cancels there. The program multiplies the
-    normalised image by the mask, which hides with the mean colour of the network's normalisation;
-    so do we, where the model is a `Classifier`.
+    and so do we. Its Algorithm 1 takes the softmax over k of the increases; ``weights="softmax"``
+    does that with y_c, as other packages do, and the baseline cancels there. The program multiplies
+    the normalised image by the mask, which hides with the mean colour of the network's
+    normalisation; so do we, where the model is a `Classifier`.
     Cost: 1 forward + 1 forward for each feature map, whatever the number of classes.
 
     Args:

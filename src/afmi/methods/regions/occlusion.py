@@ -36,7 +36,7 @@ class Occlusion(BlackBoxMethod):
     Section 4.2. Differs: the paper states neither the patch's size nor its steps, and shows p_c at
     each patch's place; we take drops, and their mean where patches overlap, as other programs do.
     Its grey is the colour that the network takes as 0, the mean of a `Classifier`'s normalisation.
-    Cost: 1 forward + 1 forward for each patch (169 with the defaults), whatever the number of
+    Cost: 2 forwards + 1 forward for each patch (169 with the defaults), whatever the number of
     classes.
 
     Args:
@@ -79,7 +79,7 @@ class Occlusion(BlackBoxMethod):
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`."""
-        return Work(1 + len(self._patches(inputs.shape[2:])))
+        return Work(2 + len(self._patches(inputs.shape[2:])))
 
     def _patches(self, sides: Sequence[int]) -> list[tuple[slice, ...]]:
         """Return where the patches lie."""
