@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from afmi.errors import AfmiError
 from afmi.gradients.forward_pass import begun_at
 from afmi.gradients.interception import ORDINARY, Interception
 from afmi.network.channels_last import in_fast_layout
@@ -17,7 +18,9 @@ from afmi.network.guards import evaluation_mode, without_compilation
 from afmi.network.layers import Layer, Place
 from afmi.network.memory import in_parts, is_out_of_memory
 from afmi.network.outputs import scores_of
+from afmi.network.scored import Scored
 from afmi.network.watch import Watch
+from afmi.network.wrappers import Wrapper
 
 __all__ = ["ChangedMaps", "batch_of"]
 
@@ -79,7 +82,7 @@ class ChangedMaps:
         """Return the logits of changes that share the way to the layer; None: they are not to."""
         try:
             rows = self._rows(self.image, 1, change, start, stop)
-        except RuntimeError as error:
+        except (RuntimeError, AfmiError) as error:
             if is_out_of_memory(error):
                 raise
             return None
@@ -105,11 +108,15 @@ class ChangedMaps:
             return rows
 
         def run(some: Tensor, fast: bool) -> Tensor:
+            model = self.model
+            if unchanged and isinstance(model, Scored):  # which counts its images
+                model = Scored(_OfTheFirst(model.model), model.target)
+                some = some.expand(count, *some.shape[1:])
             state = _Replacing(Watch(some, fast=fast), replace, self.place[1])
             with ExitStack() as contexts:
                 contexts.enter_context(begun_at(state, self.place, sides))
                 contexts.enter_context(state)
-                return scores_of(self.model, some).as_subclass(Tensor)
+                return scores_of(model, some).as_subclass(Tensor)
 
         with (
             torch.inference_mode(False),
@@ -118,6 +125,21 @@ class ChangedMaps:
             without_compilation(),
         ):
             return in_fast_layout(self.model, run, images)
+
+
+class _OfTheFirst(Wrapper):
+    """A network that runs the first of its images, whose maps become rows for all of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def wrapped(self) -> nn.Module:
+        return self.network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images[:1])
 
 
 class _Replacing(Interception):

@@ -74,7 +74,8 @@ def positive_part(signal: Tensor) -> Tensor:
 def on_the_way_back(operation: Operation, change: Callable[[Tensor], Tensor]) -> Any:
     """Make a call that gives one tensor, and change the gradient that comes back to that.
 
-    Beside the tensor it may give others that do not depend on the images, such as None. By a hook on the graph and not on the tensor, which the network may keep.
+    Beside the tensor it may give others that do not depend on the images, such as None. By a hook
+    on the graph and not on the tensor, which the network may keep.
     """
     x = operation.operand
     # What is done in place to a part of a tensor concerns the whole, which this tensor is not.
