@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from afmi.errors import AfmiError
-from afmi.gradients.forward_pass import begun_at
 from afmi.gradients.interception import ORDINARY, Interception
+from afmi.gradients.stages import taken_at
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_run, named_failures
 from afmi.network.guards import evaluation_mode, without_compilation
@@ -114,7 +114,7 @@ class ChangedMaps:
                 some = some.expand(count, *some.shape[1:])
             state = _Replacing(Watch(some, fast=fast), replace, self.place[1])
             with ExitStack() as contexts:
-                contexts.enter_context(begun_at(state, self.place, sides))
+                contexts.enter_context(taken_at(state, self.place, sides, state.begin))
                 contexts.enter_context(state)
                 return scores_of(model, some).as_subclass(Tensor)
 
@@ -161,7 +161,7 @@ class _Replacing(Interception):
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if self.leaf is None:
-            return self._before_the_layer(func, args, kwargs)
+            return self._captured(func, args, func(*args, **kwargs))
         return func(*args, **kwargs)
 
 

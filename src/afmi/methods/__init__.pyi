@@ -14,6 +14,7 @@ from afmi.methods.feature_maps.grad_cam import GradCAM as GradCAM
 from afmi.methods.feature_maps.grad_cam_plus_plus import GradCAMPlusPlus as GradCAMPlusPlus
 from afmi.methods.feature_maps.hires_cam import HiResCAM as HiResCAM
 from afmi.methods.feature_maps.layer_cam import LayerCAM as LayerCAM
+from afmi.methods.feature_maps.multiscale_afmi import MultiscaleAFMI as MultiscaleAFMI
 from afmi.methods.feature_maps.score_cam import ScoreCAM as ScoreCAM
 from afmi.methods.feature_maps.xgrad_cam import XGradCAM as XGradCAM
 from afmi.methods.pixels.deconvnet import DeconvNet as DeconvNet
@@ -69,6 +70,7 @@ __all__ = [
     "MeaningfulPerturbation",
     "Method",
     "MethodsLike",
+    "MultiscaleAFMI",
     "Occlusion",
     "PredictionDifference",
     "Random",
