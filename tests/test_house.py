@@ -285,20 +285,20 @@ def test_the_example_method_is_a_method(tmp_path: Path, monkeypatch: pytest.Monk
     folder = importlib.import_module(package)
     monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(tmp_path)])
     try:
-        cls = afmi.methods.CATALOGUE["Occlusion"]
+        cls = afmi.methods.CATALOGUE["Tiles"]
         module = importlib.import_module(f"{package}.{name}")
         assert doctest.testmod(module).attempted > 0
         assert doctest.testmod(module).failed == 0
-        # One pixel counts, so covering its patch is all that changes the score.
+        # One pixel counts, so covering its tile is all that changes the score.
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2, bias=False))
         with torch.no_grad():
             network[1].weight.zero_()[1, 5] = 2.0
-        maps = cls(network, patch=2).attribute(torch.full((1, 1, 4, 4), 0.5), target=1)
+        maps = cls(network, tile=2).attribute(torch.full((1, 1, 4, 4), 0.5), target=1)
         expected = torch.zeros(1, 1, 4, 4)
         expected[..., :2, :2] = 1.0
         assert torch.equal(maps, expected)
         with pytest.raises(afmi.errors.UsageError, match="at least 1"):
-            cls(network, patch=0)
+            cls(network, tile=0)
     finally:
         sys.modules.pop(f"{package}.{name}", None)
         vars(folder).pop(name, None)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "AGREEMENT",
     "DRAWN_SIDE",
     "INSERTED",
     "Compared",
@@ -46,6 +47,13 @@ __all__ = [
     "percent",
     "shown_image",
 ]
+
+
+AGREEMENT = 0.5
+"""Rank correlation of averaged and exact maps below which averaging is said to hide evidence.
+
+Chosen by ``python -m benchmarks.averaging``.
+"""
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,9 @@ class Explanation:
         residual: (Σ map − Δy) / |Δy| at the layer's size, where Δy is the change of the
             score from the reference: 0 when the map accounts for all of it. None where the
             method promises no such sum, it was not computed, or the score did not change.
+        agreement: rank correlation of A-FMI's map with the one whose modified gradients are not
+            averaged over positions, at the layer's size; None where it was not computed. Below
+            `AGREEMENT` the network reads positions that averaging hides; see `afmi.methods.AFMI`.
         model: the model's name.
         source: the file; None for pictures from memory.
         versions: of afmi, torch, torchvision and python.
@@ -116,6 +127,7 @@ class Explanation:
     layer: str | None = None
     reference: str | None = None
     residual: float | None = None
+    agreement: float | None = None
     model: str = ""
     source: str | None = None
     compared: tuple[Compared, ...] = ()
@@ -201,6 +213,13 @@ class Explanation:
         parts.append(self.reference and f"reference {self.reference}")
         if self.residual is not None:
             parts.append(f"residual {round(self.residual, 3) + 0:+.1%}".replace("-", "−"))
+        if self.agreement is not None and self.agreement < AGREEMENT:
+            parts.append(
+                f"averaging hides evidence: the exact map ranks places otherwise (rank correlation "
+                f"{self.agreement:.2f}), see averaged=false".replace(
+                    "correlation -", "correlation −"
+                )
+            )
         parts.append(self.source and Path(self.source).name)
         return " · ".join(part for part in parts if part)
 
@@ -241,6 +260,7 @@ class Explanation:
             "layer": self.layer,
             "reference": self.reference,
             "residual": _finite(self.residual),
+            "agreement": _finite(self.agreement),
             "model": self.model,
             "versions": self.versions,
         }
@@ -332,6 +352,7 @@ def explanation_of(
     """
     model = method.model
     residual = None if attribution.residual is None else float(attribution.residual[row])
+    agreement = None if attribution.agreement is None else float(attribution.agreement[row])
     # The layer apart: the record's own `layer` says which it was.
     parameters = {k: v for k, v in specs.parameters(method).items() if k != "layer"}
     reference = getattr(method, "reference", None)
@@ -346,6 +367,7 @@ def explanation_of(
         layer=None if attribution.layer is None else str(attribution.layer),
         reference=None if reference is None else specs.text(reference),
         residual=_finite(residual),
+        agreement=_finite(agreement),
         model=name_of(model),
         source=source,
     )

@@ -27,11 +27,11 @@ pytestmark = pytest.mark.filterwarnings(
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# They take the largest magnitude over the channels, or draw numbers for each channel or from the
+# They take magnitudes of the channels, or draw numbers for each channel or from the
 # image, so that one channel and three equal ones do not give one map.
 _BY_CHANNEL = {
     *("DeconvNet", "Gradient", "GuidedBackprop", "SmoothGrad", "Random", "GradientSHAP"),
-    *("KernelSHAP", "LIME", "PredictionDifference", "XRAI"),
+    *("FullGrad", "KernelSHAP", "LIME", "PredictionDifference", "XRAI"),
 }
 
 

@@ -24,6 +24,7 @@ from afmi.errors import (
     UsageError,
 )
 from afmi.methods import CATALOGUE, Method
+from afmi.methods.per_map import PerMapMethod
 from afmi.methods.work import Work
 from afmi.pictures.references import Blurred, Mean, Random, White
 from afmi.pictures.superpixels import Grid
@@ -249,12 +250,16 @@ def test_copies_explain_alike(name: str) -> None:
 
 
 SEVERAL = Random(samples=3)
-PIXELS = ("Gradient", "InputXGradient", "DeconvNet", "GuidedBackprop", "LRP")
-MAPS = ("GradCAM", "GradCAMPlusPlus", "CAM")
+PIXELS = ("FullGrad", "Gradient", "InputXGradient", "DeconvNet", "GuidedBackprop", "LRP")
+MAPS = ("GradCAM", "GradCAMPlusPlus", "CAM", "HiResCAM", "LayerCAM", "XGradCAM")
 COUNTED: list[tuple[str, dict[str, Any], Work]] = [
     ("Random", {}, Work(1)),
     *((name, {}, Work(1, 1)) for name in PIXELS),
     *((name, {}, Work(1, layer_backwards=1)) for name in MAPS),
+    ("EigenCAM", {}, Work(1)),
+    ("ScoreCAM", {}, Work(1 + 6)),
+    ("AblationCAM", {}, Work(2, layer_forwards=6)),
+    ("AblationCAM", {"batch_size": 4}, Work(3, layer_forwards=6)),
     ("AFMI", {}, Work(1, layer_backwards=1)),
     ("AFMI", {"reference": SEVERAL}, Work(1, layer_backwards=3)),
     ("AFMI", {"reference": Blurred()}, Work(2, layer_backwards=1)),
@@ -272,6 +277,8 @@ COUNTED: list[tuple[str, dict[str, Any], Work]] = [
     ("KernelSHAP", {"samples": 20, "reference": SEVERAL, "segmentation": Grid(4)}, Work(67)),
     ("KernelSHAP", {"segmentation": Grid(4)}, Work(1 + 2 + 2 * 16 + 2048)),
     ("LIME", {"samples": 9}, Work(10)),
+    ("Occlusion", {}, Work(2 + 100)),
+    ("Occlusion", {"patch": 8, "stride": 4}, Work(2 + 16)),
     ("RISE", {"masks": 12}, Work(13)),
     ("PredictionDifference", {"window": 5, "stride": 5, "samples": 3}, Work(2 + 3 * 16)),
     ("PredictionDifference", {"window": 5, "stride": 5, "reference": SEVERAL}, Work(2 + 3 * 16)),
@@ -312,12 +319,16 @@ class Pooled(nn.Sequential):
 
 def counted(of: Method, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Work:
     """Return the passes made for one image, without those that are made once and kept."""
-    forwards, backwards, layer_backwards = 0, 0, 0
+    forwards, backwards, layer_backwards, behind = 0, 0, 0, 0
     gradient = torch.autograd.grad
 
     def count_forwards(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         nonlocal forwards
         forwards += len(args[0])
+
+    def count_behind(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal behind
+        behind += len(args[0])
 
     def count_backwards(outputs: Tensor, inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
         nonlocal backwards, layer_backwards
@@ -328,21 +339,30 @@ def counted(of: Method, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Work:
             layer_backwards += len(outputs)
         return gradient(outputs, inputs, *args, **kwargs)
 
-    handle = of.model.register_forward_pre_hook(count_forwards)
+    head = of.model[-1] if isinstance(of.model, nn.Sequential) else of.model.fc  # behind the layer
+    handles = [
+        of.model.register_forward_pre_hook(count_forwards),
+        head.register_forward_pre_hook(count_behind),
+    ]
     of.attribute(x, 0)  # which tries the network and runs the reference
-    forwards = 0
+    forwards = behind = 0
     monkeypatch.setattr(torch.autograd, "grad", count_backwards)
     of.attribute(x, 0)
-    handle.remove()
-    return Work(forwards, backwards, layer_backwards)
+    for handle in handles:
+        handle.remove()
+    return Work(forwards, backwards, layer_backwards, behind - forwards)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_the_cost_says_the_work(name: str) -> None:
     of = CATALOGUE[name](build("resnet"))
     work = of.work(torch.zeros(1, 3, 224, 224))
-    assert of.cost == CATALOGUE[name].default_cost() == str(work)
-    numbers = (work.forwards, work.backwards, work.layer_backwards)
+    assert of.cost == CATALOGUE[name].default_cost()
+    if isinstance(of, PerMapMethod):  # which depends on the layer
+        assert of.cost.endswith("for each feature map")
+        return
+    assert of.cost == str(work)
+    numbers = (work.forwards, work.backwards, work.layer_backwards, work.layer_forwards)
     assert re.findall(r"[\d,]+", of.cost) == [f"{number:,}" for number in numbers if number]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -11,19 +11,18 @@ from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, OperationError
 from afmi.gradients.interception import ORDINARY, Interception, Rules
+from afmi.gradients.stages import Stage, split, taken_at
 from afmi.gradients.strides import keep_from_odd_strides
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_run, opaque_part
-from afmi.network.graph import first_tensor
 from afmi.network.guards import (
     evaluation_mode,
-    watching_module,
     without_compilation,
     without_fused_attention,
     without_modules_in_backward,
 )
-from afmi.network.layers import Layer, LayerChoice, Place, check_place, maps_of
+from afmi.network.layers import Layer, LayerChoice, Place, check_place
 from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import scores_of
 from afmi.network.scored import check_differentiable
@@ -47,12 +46,14 @@ class ForwardPass:
         extra_tokens: tokens (N, P, K) beside those of the maps, such as a class token, detached.
         logits: (N, C), detached.
         layer: where the feature maps were taken; None: at the inputs.
+        stages: the layers behind it whose gradients can be asked for as well.
     """
 
     features: Tensor
     extra_tokens: Tensor
     logits: Tensor
     layer: Layer | None
+    stages: tuple[Stage, ...]
     _interception: Interception
     _model: nn.Module
 
@@ -79,28 +80,35 @@ class ForwardPass:
             reference: which of the run's references the rules use.
             last: as in `gradient`.
         """
-        return self._split(self._pull_back(cotangent, reference, last=last))[0]
+        gradient = self._pull_back(cotangent, reference, last=last)[0]
+        return split(gradient, self.layer, self.features.dim() - 2)[0]
 
     def _pull_back(
         self, cotangent: Tensor, reference: int, *, last: bool, batched: bool = False
-    ) -> Tensor:
+    ) -> list[Tensor]:
+        """Return the gradients by what the run begins with, and by each stage's output."""
         self._interception.backward.reference = reference
         self._interception.backward.reuse = last and not batched
         logits, leaf = self._interception.logits, self._interception.leaf
         assert logits is not None
         assert leaf is not None
         with self._naming_failures():
-            (gradient,) = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 logits,
-                leaf,
+                [leaf, *(stage.reached for stage in self.stages)],
                 cotangent,
                 retain_graph=not last,
                 is_grads_batched=batched,
                 allow_unused=True,
             )
-        if gradient is None:
-            raise _unseen(self.layer)
-        return gradient.as_subclass(Tensor)
+        for gradient, layer in zip(gradients, self._layers, strict=True):
+            if gradient is None:
+                raise _unseen(layer)
+        return [gradient.as_subclass(Tensor) for gradient in gradients]
+
+    @property
+    def _layers(self) -> list[Layer | None]:
+        return [self.layer, *(stage.place[1] for stage in self.stages)]
 
     @contextmanager
     def _naming_failures(self) -> Iterator[None]:
@@ -126,9 +134,6 @@ class ForwardPass:
                 f"the backward pass of the network's own functions, such as {function}, failed: "
                 f"{error}; {advice} there, or use the plain form of that part"
             ) from error
-
-    def _split(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return _split(gradient, self.layer, self.features.dim() - 2)
 
     def gradients(self, targets: Tensor, reference: int = 0, *, last: bool = False) -> Tensor:
         """Return ∂y_c/∂A for several classes of each image, in one batched backward pass.
@@ -156,17 +161,19 @@ class ForwardPass:
         Returns:
             (T, *features.shape) and (T, *extra_tokens.shape).
         """
+        return self.stage_gradients(targets, reference, last=last)[0]
+
+    def stage_gradients(
+        self, targets: Tensor, reference: int = 0, *, last: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Do as `split_gradients`, and return the same of each stage as well, from one pass."""
         cotangents = _one_hot(targets, self.logits)
         if targets.shape[0] == 1:
-            return self._split(self._pull_back(cotangents[0], reference, last=last)[None])
-        return self._split(self._pull_back(cotangents, reference, last=last, batched=True))
-
-
-def _split(tensor: Tensor, layer: Layer | None, sides: int) -> tuple[Tensor, Tensor]:
-    """Return the feature maps in a layer's output, of so many sides, and the tokens beside them."""
-    if layer is None or layer.token_layout is None:
-        return tensor, tensor[(..., slice(0), *[0] * (sides - 1), slice(None))]
-    return layer.token_layout.maps(tensor), layer.token_layout.extra_tokens(tensor)
+            gradients = [g[None] for g in self._pull_back(cotangents[0], reference, last=last)]
+        else:
+            gradients = self._pull_back(cotangents, reference, last=last, batched=True)
+        sides = self.features.dim() - 2
+        return [split(g, layer, sides) for g, layer in zip(gradients, self._layers, strict=True)]
 
 
 def _unseen(layer: Layer | None) -> UnseenError:
@@ -195,6 +202,7 @@ def forward_pass(
     inputs: Tensor,
     *,
     layer: Place | None,
+    stages: Sequence[Place] = (),
     rules: Rules = ORDINARY,
     recording: Tape | None = None,
     tapes: list[Tape] | None = None,
@@ -207,6 +215,7 @@ def forward_pass(
         model: maps (N, C, *spatial) to logits.
         inputs: images (N, C, *spatial); never written to.
         layer: module and name of the feature maps; None: gradients by the inputs themselves.
+        stages: layers behind it whose gradients will be asked for as well.
         rules: what to do with the operations behind the layer.
         recording: a tape to fill, where this is the reference's run.
         tapes: the references' tapes, where rules need them.
@@ -223,7 +232,8 @@ def forward_pass(
         if recording is not None:
             recording.entries.clear()
         watch = Watch(images, fast=fast, trace=trace)
-        return _run(model, images, layer, rules, watch, recording, tapes or [])
+        state = Interception(rules, watch, recording, [TapeReader(tape) for tape in tapes or []])
+        return _run(model, images, layer, tuple(map(Stage, stages)), state)
 
     check_differentiable(model)
     # The network is explained and not the kind of tensor, whose own operations may be slow.
@@ -266,29 +276,10 @@ def _run(
     model: nn.Module,
     images: Tensor,
     layer: Place | None,
-    rules: Rules,
-    watch: Watch,
-    recording: Tape | None,
-    tapes: list[Tape],
+    stages: tuple[Stage, ...],
+    state: Interception,
 ) -> ForwardPass:
     sides = images.dim() - 2
-    state = Interception(rules, watch, recording, [TapeReader(tape) for tape in tapes])
-
-    def capture(output: object) -> object:
-        assert layer is not None
-        if state.leaf is not None or state.pending is not None:
-            raise LayerError(
-                f"layer {layer[1]} runs more than once in a forward pass, so its maps are not one "
-                "thing; choose the module around it"
-            )
-        first = first_tensor(output)
-        if layer[1].then is not None and first is not None:
-            state.pending = (first, layer[1], sides)
-            return None
-        begun = state.begin(maps_of(layer[1], first if first is not None else output, sides))
-        # Of several, such as a block's maps and its attention, the first are the maps.
-        return type(output)((begun, *output[1:])) if isinstance(output, (tuple, list)) else begun
-
     try:
         # Ends with this run, and so does what `Interception.begin` made of the gradients' mode.
         with torch.set_grad_enabled(False), ExitStack() as contexts:
@@ -296,7 +287,9 @@ def _run(
             if layer is None:
                 images = state.begin(images)
             else:
-                contexts.enter_context(watching_module(layer[0], capture))
+                contexts.enter_context(taken_at(state, layer, sides, state.begin))
+            for stage in stages:
+                contexts.enter_context(stage.watched(state, sides))
             contexts.enter_context(state)
             graph_logits = scores_of(model, images)
         # Again, because the network may have left it in the midst of its own inference mode.
@@ -304,14 +297,19 @@ def _run(
             if graph_logits.device.type == "cpu" and graph_logits.requires_grad:
                 keep_from_odd_strides(graph_logits)
             named = None if layer is None else layer[1]
-            return _finished(model, state, graph_logits, images, named)
+            return _finished(model, state, graph_logits, images, named, stages)
     except BaseException:
         state.end()
         raise
 
 
 def _finished(
-    model: nn.Module, state: Interception, graph_logits: Tensor, images: Tensor, layer: Layer | None
+    model: nn.Module,
+    state: Interception,
+    graph_logits: Tensor,
+    images: Tensor,
+    layer: Layer | None,
+    stages: tuple[Stage, ...],
 ) -> ForwardPass:
     """Check a run that ended, and return what gradients need of it."""
     if state.leaf is None:
@@ -326,14 +324,13 @@ def _finished(
     for reader in state.readers:
         reader.finish()
     check_run(graph_logits, images)
-    features, extra_tokens = _split(
-        state.leaf.detach().as_subclass(Tensor), layer, images.dim() - 2
-    )
+    features, extra_tokens = split(state.leaf.detach().as_subclass(Tensor), layer, images.dim() - 2)
     return ForwardPass(
         features=features,
         extra_tokens=extra_tokens,
         logits=graph_logits.detach().as_subclass(Tensor),
         layer=layer,
+        stages=stages,
         _interception=state,
         _model=model,
     )

@@ -20,9 +20,9 @@ from torch.overrides import TorchFunctionMode
 from afmi.errors import ModelError, OperationError
 from afmi.gradients.dependence import Dependence, Kind, tensors_in
 from afmi.gradients.disguise import FORM, OF_AUTOGRAD, SET_GRAD_ENABLED, GradMode
-from afmi.gradients.operation import Operation
+from afmi.gradients.operation import Awaited, Operation
 from afmi.gradients.tape import Entry, Tape, TapeMismatchError, TapeReader
-from afmi.network.layers import Layer, maps_of
+from afmi.network.layers import maps_of
 from afmi.network.operations import Trait, ignores_values, operation_name, operations_with
 from afmi.network.watch import READS, Watch
 
@@ -90,7 +90,7 @@ class Interception(TorchFunctionMode):
         self.backward = BackwardState()
         self.leaf: Tensor | None = None
         self.logits: Tensor | None = None
-        self.pending: tuple[Tensor, Layer, int] | None = None
+        self.awaited: list[Awaited] = []
         self.out_of_sight: str | None = None
         """What made a tensor that depends on the maps and could not be intercepted."""
         self._dependence = Dependence()
@@ -113,6 +113,13 @@ class Interception(TorchFunctionMode):
         self._watch.reached_layer(onward)
         return onward
 
+    def mark(self, tensor: Tensor) -> Tensor:
+        """Let the network go on with a copy of a tensor, whose own gradient can be asked for."""
+        with torch._C.DisableTorchFunction(), torch.enable_grad():
+            onward = tensor.clone()
+            self._dependence.follow(onward)
+        return onward
+
     def leave(self) -> None:
         """Restore what `begin` changed; the run is over, and its gradients may be asked for."""
         self._grad_mode.end()
@@ -129,7 +136,7 @@ class Interception(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if self.leaf is None and self.pending is None:  # nothing to look out for yet
+        if self.leaf is None and not self.awaited:  # nothing to look out for yet
             return self._watch.run(func, args, kwargs or {})
         return self._watch.run(func, args, kwargs or {}, self._passed)
 
@@ -138,7 +145,7 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         """Make a call of the network: as it is up to the layer, by the rules behind it."""
         if self.leaf is None:
-            return self._before_the_layer(func, args, kwargs)
+            return self._captured(func, args, func(*args, **kwargs))
         if func in FORM:
             return func(*args, **kwargs)
         if func is SET_GRAD_ENABLED:
@@ -161,7 +168,7 @@ class Interception(TorchFunctionMode):
             return self._beside_autograd(operation)
         output = self._by_rule(operation, kind)
         self._follow(operation, output)
-        return output
+        return self._captured(func, args, output) if self.awaited else output
 
     def _of_autograd(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -177,14 +184,12 @@ class Interception(TorchFunctionMode):
             return func(*args, **kwargs)
         return (func if args[0].is_leaf else OF_AUTOGRAD[func])(*args, **kwargs)
 
-    def _before_the_layer(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Make a call of the trunk, and begin where it gives the awaited maps."""
-        output = func(*args, **kwargs)
-        if self.pending is not None and self._awaited(func, args):
-            (_, layer, sides), self.pending = self.pending, None
-            return self.begin(maps_of(layer, output, sides))
+    def _captured(self, func: Callable[..., Any], args: tuple[Any, ...], output: Any) -> Any:
+        """Return what an operation gave, or, where that is awaited, what is made of it."""
+        for one in self.awaited:
+            if args and args[0] is one.tensor and operation_name(func) == one.layer.then:
+                self.awaited.remove(one)
+                return one.take(maps_of(one.layer, output, one.sides))
         return output
 
     def _by_rule(self, operation: Operation, kind: int) -> Any:
@@ -271,15 +276,6 @@ class Interception(TorchFunctionMode):
             for tensor in tensors_in(output):
                 self._dependence.take_values(tensor, operation.args[0] if operation.args else None)
         return output
-
-    def _awaited(self, func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-        """Tell whether this is the operation on the layer's output that ends the trunk."""
-        return (
-            self.pending is not None
-            and bool(args)
-            and args[0] is self.pending[0]
-            and operation_name(func) == self.pending[1].then
-        )
 
     def _constants(self, values: tuple[Any, ...]) -> tuple[tuple[Any, ...], int]:
         """Detach parameters, so that ``requires_grad`` means: depends on the feature maps."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +14,10 @@ from afmi.errors import CompletenessWarning, ShapeError
 from afmi.gradients.forward_pass import ForwardPass, forward_pass
 from afmi.gradients.interception import Rules
 from afmi.gradients.rules import MODIFIED_GRADIENT
+from afmi.gradients.stages import StageMaps
 from afmi.gradients.tape import Tape
 from afmi.network.channels_last import is_fast
-from afmi.network.layers import LayerChoice, Place, check_place
+from afmi.network.layers import FinerStage, LayerChoice, Place, check_place
 from afmi.network.trace import Remembered, Trace, form_of
 from afmi.pictures.references import Reference
 
@@ -30,12 +33,14 @@ class ReferenceRun:
         features: feature maps Ā (1 or N, K, h, w).
         extra_tokens: tokens (1 or N, P, K) that stand for no place, such as a class token.
         logits: (1 or N, C).
+        stages: what each stage behind the layer gave.
     """
 
     tape: Tape
     features: Tensor
     extra_tokens: Tensor
     logits: Tensor
+    stages: tuple[StageMaps, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,20 @@ class ModifiedGradient:
         change = self.run.extra_tokens - self.references[reference].extra_tokens
         return gradients, (of_extra_tokens * change).flatten(2).sum(2)
 
+    def stage_terms(
+        self, targets: Tensor, reference: int = 0, *, last: bool = False
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return of each stage ∂_σ y_c/∂A (T, N, K, *spatial) and A − Ā (N, K, *spatial).
+
+        Those of what the run begins with, such as the images, are the first.
+        """
+        gradients = self.run.stage_gradients(targets, reference, last=last)
+        sides = self.run.features.dim() - 2
+        changes = [self.change(reference)]
+        for stage, compared in zip(self.run.stages, self.references[reference].stages, strict=True):
+            changes.append(stage.maps(sides).features - compared.features)
+        return [(gradient, d) for (gradient, _), d in zip(gradients, changes, strict=True)]
+
     def change(self, reference: int = 0) -> Tensor:
         """Return A − Ā (N, K, h, w)."""
         return self.run.features - self.references[reference].features
@@ -115,10 +134,57 @@ class ModifiedGradient:
             )
 
 
-_Kept = tuple[Place | None, list[ReferenceRun] | None]
-"""A layer, and the references' runs where they do not depend on the image."""
+_SOUGHT = (LayerChoice, FinerStage)
+_Choice = Place | LayerChoice | FinerStage | None
+_Kept = tuple[list[Place | None], list[ReferenceRun] | None]
+"""The layers, and the references' runs where they do not depend on the image."""
 
 _remembered: Remembered[object, _Kept] = Remembered(8)
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """Images that run through a network against a reference."""
+
+    model: nn.Module
+    inputs: Tensor
+    reference: Reference
+    rules: Rules
+
+    def learn(self, chosen: Sequence[_Choice], batch: int) -> _Kept:
+        """Find the layers, and run the references that do not depend on the image."""
+        places = [
+            one.resolve(self.model, self.inputs) if isinstance(one, _SOUGHT) else one
+            for one in chosen
+        ]
+        if self.reference.per_image:
+            return places, None
+        images = [image.expand(batch, *image.shape) for image in self.reference(self.inputs)]
+        return places, [self._record(image, places) for image in images]
+
+    def run(self, kept: _Kept, trace: Trace | None) -> ModifiedGradient:
+        """Run the images."""
+        places, runs = kept
+        for place in places:
+            if place is not None:
+                check_place(self.model, place)
+        if runs is None:
+            runs = [self._record(self.reference(self.inputs), places)]
+        run = self._pass(self.inputs, places, tapes=[run.tape for run in runs], trace=trace)
+        return ModifiedGradient(run, tuple(runs))
+
+    def _record(self, images: Tensor, places: list[Place | None]) -> ReferenceRun:
+        tape = Tape()
+        # In the images' layout, so that the tape lies as their numbers do.
+        fast = is_fast(self.model, self.inputs)
+        run = self._pass(images, places, recording=tape, fast=fast)
+        maps = tuple(stage.maps(images.dim() - 2) for stage in run.stages)
+        return ReferenceRun(tape, run.features, run.extra_tokens, run.logits, maps)
+
+    def _pass(self, images: Tensor, places: list[Place | None], **how: Any) -> ForwardPass:
+        layer, *behind = places
+        stages = [place for place in behind if place is not None]
+        return forward_pass(self.model, images, layer=layer, stages=stages, rules=self.rules, **how)
 
 
 def modified_gradient(
@@ -127,6 +193,7 @@ def modified_gradient(
     *,
     layer: Place | LayerChoice | None,
     reference: Reference,
+    stages: Sequence[LayerChoice | FinerStage] = (),
     rules: Rules = MODIFIED_GRADIENT,
 ) -> ModifiedGradient:
     """Run the images against the reference.
@@ -139,38 +206,27 @@ def modified_gradient(
         inputs: images (N, C, *spatial).
         layer: where the feature maps are taken, as chosen or as found; None: at the inputs.
         reference: what the images are compared with.
+        stages: layers behind that one whose modified gradients will be asked for as well. One
+            that the network does not have is left out.
         rules: a rule for each operation behind the layer.
     """
 
-    def record(images: Tensor, place: Place | None) -> ReferenceRun:
-        tape = Tape()
-        # In the images' layout, so that the tape lies as their numbers do.
-        fast = is_fast(model, inputs)
-        run = forward_pass(model, images, layer=place, rules=rules, recording=tape, fast=fast)
-        return ReferenceRun(tape, run.features, run.extra_tokens, run.logits)
-
-    def against(kept: _Kept, trace: Trace | None) -> ModifiedGradient:
-        place, runs = kept
-        if place is not None:
-            check_place(model, place)
-        if runs is None:
-            runs = [record(reference(inputs), place)]
-        tapes = [run.tape for run in runs]
-        run = forward_pass(model, inputs, layer=place, rules=rules, tapes=tapes, trace=trace)
-        return ModifiedGradient(run, tuple(runs))
+    comparison = _Comparison(model, inputs, reference, rules)
+    chosen: list[_Choice] = [layer, *stages]
 
     def compared(batch: int) -> ModifiedGradient:
-        def learn() -> _Kept:
-            place = layer.resolve(model, inputs) if isinstance(layer, LayerChoice) else layer
-            if reference.per_image:
-                return place, None
-            images = [image.expand(batch, *image.shape) for image in reference(inputs)]
-            return place, [record(image, place) for image in images]
-
         # The layer that is found is another choice than the inputs, which None stands for, too.
-        chosen = ("found", layer.key(model)) if isinstance(layer, LayerChoice) else layer
-        key = (chosen, reference, frozenset(rules.by_name.items()), batch, *form_of(inputs))
-        return _remembered.use(model, key, learn, against, contents=not reference.per_image)
+        layers = tuple(
+            ("found", one.key(model)) if isinstance(one, _SOUGHT) else one for one in chosen
+        )
+        key = (layers, reference, frozenset(rules.by_name.items()), batch, *form_of(inputs))
+        return _remembered.use(
+            model,
+            key,
+            lambda: comparison.learn(chosen, batch),
+            comparison.run,
+            contents=not reference.per_image,
+        )
 
     try:
         return compared(1)

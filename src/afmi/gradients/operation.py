@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from afmi.network.layers import Layer
 from afmi.network.operations import is_inplace
 
-__all__ = ["Operation"]
+__all__ = ["Awaited", "Operation"]
+
+
+class Awaited(NamedTuple):
+    """A layer whose module has returned, and whose maps the operation ``layer.then`` on that gives.
+
+    ``take`` gets the maps, and returns what the network goes on with.
+    """
+
+    tensor: Tensor
+    layer: Layer
+    sides: int
+    take: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from afmi.errors import OperationError
+from afmi.gradients.dependence import tensors_in
 from afmi.gradients.interception import Handler, Interception
 from afmi.gradients.operation import Operation
 from afmi.gradients.rules import MODIFIED_GRADIENT
@@ -70,16 +71,18 @@ def positive_part(signal: Tensor) -> Tensor:
     return signal.clamp(min=0)
 
 
-def on_the_way_back(operation: Operation, change: Callable[[Tensor], Tensor]) -> Tensor:
+def on_the_way_back(operation: Operation, change: Callable[[Tensor], Tensor]) -> Any:
     """Make a call that gives one tensor, and change the gradient that comes back to that.
 
-    By a hook on the graph and not on the tensor, which the network may keep.
+    Beside the tensor it may give others that do not depend on the images, such as None. By a hook
+    on the graph and not on the tensor, which the network may keep.
     """
     x = operation.operand
     # What is done in place to a part of a tensor concerns the whole, which this tensor is not.
     part = operation.inplace and x._is_view()
     output = operation.on(x.clone()) if part else operation()
-    output.grad_fn.register_prehook(lambda gradients: (change(gradients[0]),))
+    (made,) = (tensor for tensor in tensors_in(output) if tensor.requires_grad)
+    made.grad_fn.register_prehook(lambda gradients: (change(gradients[0]), *gradients[1:]))
     return x.copy_(output) if part else output
 
 

@@ -73,6 +73,8 @@ class Attribution:
         layer: where feature maps were taken.
         targets: what each map explains, where that is no class.
         scores: of these, (N,).
+        agreement: rank correlation of the maps with those whose modified gradients are not averaged
+            over positions, float64 (N,); None: these are no averaged ones.
     """
 
     maps: Tensor
@@ -82,6 +84,7 @@ class Attribution:
     layer: Layer | None = None
     targets: tuple[Target, ...] | None = None
     scores: Tensor | None = None
+    agreement: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -440,6 +443,7 @@ def _joined(parts: Sequence[Attribution]) -> Attribution:
         residual=together(lambda part: part.residual),
         targets=tuple(t for part in parts for t in part.targets or ()) or None,
         scores=together(lambda part: part.scores),
+        agreement=together(lambda part: part.agreement),
     )
 
 

@@ -1,4 +1,4 @@
-"""BlackBoxMethod: what the methods share that only ever see the network's outputs."""
+"""What the methods share that only ever see the network's outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from afmi.methods.base import Attribution, Method, relative_residual
 from afmi.network.classifier import classify
 from afmi.targets import Columns
 
-__all__ = ["BlackBoxMethod"]
+__all__ = ["BlackBoxMethod", "SampledMethod"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,11 @@ class BlackBoxMethod(Method):
     than `attribute`.
 
     Args:
-        seed: of everything drawn.
         batch_size: the most images per call of the network; see
             `afmi.gradients.passes.BatchRunner`.
     """
 
     _: KW_ONLY
-    seed: int = 0
     batch_size: int | None = None
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
@@ -62,3 +60,15 @@ class BlackBoxMethod(Method):
 
         The latter is (T, N), or None where the maps need not sum to anything.
         """
+
+
+@dataclass(frozen=True)
+class SampledMethod(BlackBoxMethod):
+    """A `BlackBoxMethod` whose perturbations are drawn.
+
+    Args:
+        seed: of everything drawn.
+    """
+
+    _: KW_ONLY
+    seed: int = 0

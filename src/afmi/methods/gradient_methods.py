@@ -14,6 +14,7 @@ from afmi.methods.work import Work
 from afmi.network.classifier import network_zero
 from afmi.network.layers import LayerChoice
 from afmi.pictures.dimensions import places
+from afmi.pictures.maps import rank_correlation
 from afmi.pictures.references import Reference
 from afmi.targets import Columns
 
@@ -54,13 +55,20 @@ class WeightedMapsMethod(LayerMethod):
 
     @abstractmethod
     def _weights(self, features: Tensor, gradient: Tensor) -> Tensor:
-        """Return w (N, K, 1, …) of feature maps and their gradients, (N, K, *spatial)."""
+        """Return w (N, K, 1, …) of feature maps and their gradients, (N, K, *spatial).
+
+        A weight for each place, (N, K, *spatial), does as well.
+        """
+
+    def _rectified(self, maps: Tensor) -> Tensor:
+        """Return what becomes of the sum."""
+        return maps.relu()
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = layer_pass(self.model, inputs, LayerChoice(self.layer))
         classes = columns.of(run.logits)
         weights = self._weights(run.features, run.gradient(classes, last=True))
-        maps = (weights * run.features).sum(1, keepdim=True).relu()
+        maps = self._rectified((weights * run.features).sum(1, keepdim=True))
         return Attribution(maps, classes, run.logits, layer=run.layer)
 
 
@@ -92,20 +100,25 @@ def changes_from_references(
         classes: int64 (T, N).
         averaged: whether each map's modified gradient is averaged over its positions (Eq. 6).
     """
-    maps, changes = [], []
+    maps, exact, changes = [], [], []
     count = len(run.references)
     for r in range(count):
         gradient, extra_tokens = run.split(classes, r, last=r == count - 1)
         delta = run.change(r)
         change = (gradient * delta).sum(2, keepdim=True)
         run.check(change.sum(places(change)) + extra_tokens, classes, r)
+        exact.append(change)
         if averaged:
             change = (gradient.mean(places(gradient, 3), keepdim=True) * delta).sum(2, keepdim=True)
         maps.append(change)
         changes.append(run.output_change(classes, r))
     mean = torch.stack(maps).mean(0)
     residual = relative_residual(mean, torch.stack(changes).mean(0))
+    agreement: list[Tensor | None] = [None] * len(mean)
+    if averaged:
+        unaveraged = torch.stack(exact).mean(0)
+        agreement = [rank_correlation(m, e) for m, e in zip(mean, unaveraged, strict=True)]
     return [
-        Attribution(m, c, run.run.logits, r, run.run.layer)
-        for m, c, r in zip(mean, classes, residual, strict=True)
+        Attribution(m, c, run.run.logits, r, run.run.layer, agreement=a)
+        for m, c, r, a in zip(mean, classes, residual, agreement, strict=True)
     ]

@@ -17,6 +17,7 @@ from afmi.network.tokens import TokenLayout, depends_on_places, map_layout
 from afmi.network.wrappers import within
 
 __all__ = [
+    "FinerStage",
     "Layer",
     "LayerChoice",
     "Place",
@@ -135,6 +136,53 @@ class LayerChoice:
         return resolve_layer(model, self.layer, inputs)
 
 
+@dataclass(frozen=True)
+class FinerStage:
+    """The last stage before a chosen layer whose maps are finer: have more places than its own.
+
+    Attributes:
+        coarse: the chosen layer.
+    """
+
+    coarse: LayerChoice
+
+    def key(self, model: nn.Module) -> object:
+        """Return what was chosen, by the user or by the model."""
+        return "finer", self.coarse.key(model)
+
+    def resolve(self, model: nn.Module, inputs: Tensor) -> Place | None:
+        """Return its module and layer; None: every path to the layer leads through none.
+
+        One image is run. Between operations that act on each place by itself, such as a
+        convolution of 1 × 1 pixels and an activation, it makes no difference to what a place
+        contributes which of them is taken.
+        """
+        module, layer = self.coarse.resolve(model, inputs)
+        network, flow = within(model), _flow(model, inputs[:1])
+        calls = [call for call in flow.calls if call.module is module]
+        if not calls:
+            return None
+        last = _maps_at(flow, calls[0].output, layer)
+        for step in reversed(flow.dominators()):
+            before = step.position < (calls[0].made_by or 0)
+            # What only moves numbers, such as padding, is no stage of its own.
+            if not before or step.name in _MOVING or not step.output.is_floating_point():
+                continue
+            holds, layout = map_layout(flow, step.output, step.position + 1)
+            if not holds or (layout is not None and step.name == "linear"):
+                continue
+            found = _named(network, flow, step, layout)
+            if found is not None and _maps_at(flow, step.output, found) > last:
+                return network.get_submodule(found.name), found
+        return None
+
+
+def _maps_at(flow: Dataflow, output: Tensor, layer: Layer) -> int:
+    """Return how many places the maps have that a layer gave."""
+    maps = maps_of(layer, output, len(flow.image))
+    return (layer.token_layout.maps(maps) if layer.token_layout else maps)[0, 0].numel()
+
+
 def maps_of(layer: Layer, output: object, sides: int) -> Tensor:
     """Return a layer's output, where it has the shape that the layer is said to give.
 
@@ -204,6 +252,7 @@ _FEWEST_LINEAR = 4
 _POOLING = operations_with(Trait.AVERAGE_POOL, Trait.MAX_POOL, Trait.NONLINEAR_POOL, Trait.RESAMPLE)
 _PASSING = operations_with(Trait.DROPOUT)
 _BENDING = operations_with(Trait.RECTIFIER, Trait.NORMALISATION)
+_MOVING = operations_with(Trait.REARRANGE, Trait.RESHAPE, Trait.TRANSPOSE)
 # Operations that turn, cut or copy a module's output: the module itself is the better name.
 _TURNING = operations_with(Trait.RESHAPE, Trait.TRANSPOSE, Trait.CHOOSE, Trait.COPY)
 

@@ -146,6 +146,8 @@ class Trait(Enum):
 
     SUM = auto()
     """Linear in all operands together: sums, means, differences."""
+    ADDEND = auto()
+    """May add numbers of its own, besides a sum or a product."""
     JOIN = auto()
     """Puts several tensors into one."""
     RESHAPE = auto()
@@ -201,6 +203,8 @@ class Trait(Enum):
     """A nonlinear function of each number."""
     RECTIFIER = auto()
     """Elementwise, with a side on which the input passes."""
+    STRAIGHT_FROM_ZERO = auto()
+    """Elementwise, linear on each side of 0, where it is 0."""
     UNDEFINED_AT_ZERO = auto()
     """Elementwise, without a finite value or slope at 0, or with a variable exponent."""
     EXTREME = auto()
@@ -238,6 +242,8 @@ _OPERATIONS: dict[Trait, str] = {
     Trait.SUM: """
         add sub rsub neg positive sum nansum mean nanmean sum_to_size cumsum diff trace lerp deg2rad
         rad2deg trapezoid trapz cumulative_trapezoid gradient""",
+    Trait.ADDEND: """
+        add sub rsub lerp pad constant_pad_nd addmm baddbmm addmv addbmm addr addcmul""",
     Trait.JOIN: """
         cat stack hstack vstack dstack column_stack row_stack block_diag where broadcast_tensors
         meshgrid cartesian_prod""",
@@ -304,6 +310,7 @@ _OPERATIONS: dict[Trait, str] = {
         hardsigmoid hardshrink erf erfc erfinv ndtr log_ndtr sin cos tan asin acos atan sinh cosh
         asinh acosh atanh sinc exp exp2 expm1 log1p logit sqrt square abs rpow nan_to_num i0""",
     Trait.RECTIFIER: _RECTIFIERS,
+    Trait.STRAIGHT_FROM_ZERO: "relu leaky_relu prelu rrelu abs",
     Trait.UNDEFINED_AT_ZERO: _POLES,
     Trait.EXTREME: "amax max maximum fmax amin min minimum fmin",
     Trait.COMPOSITE: "glu lstm gru addcdiv polar",

@@ -18,10 +18,12 @@ from afmi.pictures.dimensions import plane
 Edges = Literal["renormalised", "zero"]
 
 __all__ = [
+    "BLUR_SHARE",
     "CellsToPixels",
     "along",
     "along_each",
     "at_224",
+    "blurring",
     "crops",
     "gaussian",
     "interpolation",
@@ -62,6 +64,27 @@ def gaussian(
     reach = math.ceil(8 * sigma)
     line = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
     return weight / torch.exp(-(line**2) / (2 * sigma**2)).sum()
+
+
+BLUR_SHARE = 0.1
+"""Standard deviation of a blur that leaves no detail, in shorter sides of the image."""
+
+
+def blurring(inputs: Tensor, share: float, *, sigma: float | None = None) -> list[Tensor]:
+    """Return a matrix for each side of images (N, C, *spatial) that blurs them by a Gaussian.
+
+    Args:
+        inputs: the images, in whose dtype and on whose device the matrices are.
+        share: standard deviation in shorter sides; at least half a pixel. Across the slices of a
+            volume, of which there are often few, it is a share of their number.
+        sigma: standard deviation in pixels instead.
+    """
+    slices = inputs.shape[2:-2]
+    sides = [*slices, *[plane(inputs)] * (inputs.dim() - 2 - len(slices))]
+    return [
+        gaussian(size, sigma or max(share * side, 0.5)).to(inputs)
+        for size, side in zip(inputs.shape[2:], sides, strict=True)
+    ]
 
 
 def product(*factors: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
-from afmi.pictures.dimensions import FORMS, plane
+from afmi.pictures.dimensions import FORMS
 from afmi.pictures.images import ImageSource, read_channels, read_pixels
-from afmi.pictures.matrices import along_each, gaussian
+from afmi.pictures.matrices import BLUR_SHARE, along_each, blurring
 from afmi.pictures.pixels import LUMA
 from afmi.pictures.transforms import resize_and_crop, to_tensor
 
@@ -135,12 +135,7 @@ class Blurred(Reference):
             raise UsageError(f"expected a sigma above 0 pixels, got {self.sigma}")
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        slices = inputs.shape[2:-2]
-        sides = [*slices, *[plane(inputs)] * (inputs.dim() - 2 - len(slices))]
-        matrices = [
-            gaussian(size, self.sigma or max(side / 10, 0.5)).to(inputs)
-            for size, side in zip(inputs.shape[2:], sides, strict=True)
-        ]
+        matrices = blurring(inputs, BLUR_SHARE, sigma=self.sigma)
         return along_each(matrices, inputs.detach())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.black_box import BlackBoxMethod
+from afmi.methods.black_box import SampledMethod
 from afmi.methods.work import Work
 from afmi.network.randomness import image_generator
 from afmi.pictures.references import Black, Reference
@@ -24,7 +24,7 @@ __all__ = ["KernelSHAP"]
 
 
 @dataclass(frozen=True)
-class KernelSHAP(BlackBoxMethod):
+class KernelSHAP(SampledMethod):
     """Show how the change of the class score from the reference is shared among superpixels.
 
     φ solves min_φ Σ_z π(z) (y_c(x_z) − y_c(x̄) − φ·z)² subject to Σ_j φ_j = y_c(x) − y_c(x̄),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.black_box import BlackBoxMethod
+from afmi.methods.black_box import SampledMethod
 from afmi.methods.work import Work
 from afmi.network.randomness import image_generator
 from afmi.pictures.references import Reference
@@ -22,7 +22,7 @@ __all__ = ["LIME"]
 
 
 @dataclass(frozen=True)
-class LIME(BlackBoxMethod):
+class LIME(SampledMethod):
     """Show each superpixel's weight in a linear model of the class probability.
 
     Samples z ∈ {0, 1}^d keep superpixel j where z_j = 1 and hide it elsewhere; the weights solve

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.black_box import BlackBoxMethod
+from afmi.methods.black_box import SampledMethod
 from afmi.methods.work import Work
 from afmi.network.randomness import image_generator
 from afmi.network.trial import meaning_of
@@ -25,7 +25,7 @@ __all__ = ["PredictionDifference"]
 
 
 @dataclass(frozen=True)
-class PredictionDifference(BlackBoxMethod):
+class PredictionDifference(SampledMethod):
     """Show each pixel's evidence for (positive) or against (negative) the class.
 
     For a window w of k × k pixels, WE_w = log2 odds p(c | x) − log2 odds p(c | x∖w) with

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from afmi.errors import UsageError
 from afmi.gradients.passes import BatchRunner
-from afmi.methods.black_box import BlackBoxMethod
+from afmi.methods.black_box import SampledMethod
 from afmi.methods.work import Work
 from afmi.network.classifier import network_zero
 from afmi.network.randomness import generator_of
@@ -23,7 +23,7 @@ __all__ = ["RISE"]
 
 
 @dataclass(frozen=True)
-class RISE(BlackBoxMethod):
+class RISE(SampledMethod):
     """Show which places, when visible, go with a high probability of the class.
 
     S = 1/(N p) Σ_i p_c(x ⊙ M_i + x̄ ⊙ (1 − M_i)) M_i over N random masks M_i in [0, 1]^(H×W). A
