@@ -22,6 +22,7 @@ from afmi.experiments.shared.granularities import EARLIER, Features, Granulariti
 from afmi.network.classifier import Classifier
 from afmi.pictures import figures
 from afmi.progress import report as report_progress
+from afmi.report.words import counted
 
 __all__ = ["Redundancy"]
 
@@ -77,7 +78,7 @@ class Redundancy(Experiment):
             images = open_images(request.imagenet, model, limit=request.limit or PICTURES)
             found = collected(model, images, batch=16)
             if found.unreadable:
-                request.report(f"{found.unreadable} pictures could not be read")
+                request.report(f"{counted(found.unreadable, 'picture')} could not be read")
             rows += _measured(model, found)
         files = (
             figures.save_png(_figure(self, rows), request.out / f"{self.name}.png"),

@@ -80,17 +80,39 @@ def predictability(
     Returns:
         (p,).
     """
+    if nearest is None:
+        return _from_all_others(pool[:, chosen].astype(np.float64))
     errors, spread = np.zeros(len(chosen)), np.zeros(len(chosen))
     for rest, held in _folds(len(pool)):
-        if nearest is None:
-            others = [np.delete(chosen, i) for i in range(len(chosen))]
-        else:
-            others = _most_correlated(pool[rest], chosen, nearest)
+        others = _most_correlated(pool[rest], chosen, nearest)
         for i, (feature, predictors) in enumerate(zip(chosen, others, strict=True)):
-            fit = _Ridge(pool[np.ix_(rest, predictors)], pool[rest, feature])
-            x = pool[held, feature]
-            errors[i] += ((x - fit.predict(pool[np.ix_(held, predictors)])) ** 2).sum()
-            spread[i] += ((x - pool[rest, feature].mean()) ** 2).sum()
+            x, y = pool[:, predictors].astype(np.float64), pool[:, feature].astype(np.float64)
+            fit = _Ridge(x[rest], y[rest])
+            errors[i] += ((y[held] - fit.predict(x[held])) ** 2).sum()
+            spread[i] += ((y[held] - y[rest].mean()) ** 2).sum()
+    return 1 - errors / spread
+
+
+def _from_all_others(x: np.ndarray) -> np.ndarray:
+    """Return R² of each feature from all others, (p,).
+
+    All p regressions come from one inverse: with P = (X'X + λ)⁻¹, what the others leave of feature
+    j is X P_j / P_jj, and sample i has the leverage 1/n + x_i' P x_i − (x_i' P_j)² / P_jj on it.
+    """
+    errors, spread = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for rest, held in _folds(len(x)):
+        mean, std = _location(x[rest])
+        fitted, new = (x[rest] - mean) / std, (x[held] - mean) / std
+        w, v = np.linalg.eigh(fitted.T @ fitted)
+        misses, left = [], []
+        for penalty in _PENALTIES * len(fitted):
+            p = (v / (w + penalty)) @ v.T
+            pulled, own = fitted @ p, np.diag(p)
+            leverage = 1 / len(fitted) + (fitted * pulled).sum(1)[:, None] - pulled**2 / own
+            misses.append(((pulled / own / (1 - leverage)) ** 2).sum(0))
+            left.append(((std * (new @ p) / own) ** 2).sum(0))
+        errors += np.take_along_axis(np.array(left), np.argmin(misses, 0)[None], 0)[0]
+        spread += ((std * new) ** 2).sum(0)
     return 1 - errors / spread
 
 
@@ -144,9 +166,8 @@ class _Ridge:
     """
 
     def __init__(self, x: np.ndarray, y: np.ndarray) -> None:
-        self._mean, self._std, self._level = x.mean(0), x.std(0), y.mean()
-        # A feature may be constant among the samples that are left; it then predicts nothing.
-        self._std[self._std == 0] = 1
+        self._level = y.mean()
+        self._mean, self._std = _location(x)
         x = (x - self._mean) / self._std
         w, self._v = np.linalg.eigh(x.T @ x)
         z = x @ self._v
@@ -180,6 +201,12 @@ def _folds(samples: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     part = np.arange(samples) % FOLDS
     for fold in range(FOLDS):
         yield np.flatnonzero(part != fold), np.flatnonzero(part == fold)
+
+
+def _location(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return means and standard deviations; 1 for features that are constant in these samples."""
+    std = features.std(0)
+    return features.mean(0), np.where(std > 0, std, 1)
 
 
 def _standardised(features: np.ndarray) -> np.ndarray:
