@@ -27,8 +27,8 @@ from afmi.pictures.transforms import to_image
 
 __all__ = ["Figure2"]
 
-_SHOWN = 3
-"""Feature maps of each picture that are drawn."""
+_RANKS = ("strongest map", "second map", "third map")
+"""The feature maps of each picture that are drawn."""
 
 
 class Figure2(Experiment):
@@ -71,11 +71,11 @@ class Figure2(Experiment):
             column_titles=[
                 "picture",
                 *(one.method for one in comparisons[0].explanations),
-                *(f"{place} map" for place in ("strongest", "second", "third")),
+                *_RANKS[: len(overviews[0].strongest())],
             ],
             title=f"{self.section}: {self.shows}",
             note=(
-                f"model {model.name}, layer {comparisons[0].explanations[-1].layer} · warm: "
+                f"model {model.name}, layer {overviews[0].layer} · warm: "
                 "evidence for the class, cool: against it · feature maps: red where they are "
                 "higher than on a black picture, blue where lower; FMI and ∇: the weights that "
                 "A-FMI and Grad-CAM give the map"
@@ -100,12 +100,14 @@ class _Overview:
     """The parts of one picture's A-FMI map.
 
     Attributes:
+        layer: where the feature maps are taken.
         changes: A − Ā, (K, h, w), against black.
         importance: FMI, (K,).
         gradient: Grad-CAM's weights, (K,).
         score: y(x) − y(x̄).
     """
 
+    layer: str
     changes: Tensor
     importance: Tensor
     gradient: Tensor
@@ -114,7 +116,7 @@ class _Overview:
     def strongest(self) -> list[int]:
         """Return the feature maps whose change, weighted by FMI, is largest in size."""
         sizes = (self.importance * self.changes.sum((1, 2))).abs()
-        return sizes.argsort(descending=True, stable=True)[:_SHOWN].tolist()
+        return sizes.argsort(descending=True, stable=True)[: len(_RANKS)].tolist()
 
     def rows(self, photo: Photo, label: str) -> list[dict[str, Any]]:
         """Return what either weight accounts for."""
@@ -154,6 +156,7 @@ def _overview(model: Classifier, photo: Photo) -> _Overview:
     modified = modified_gradient(model, inputs, layer=place, reference=Black())
     chords = modified.gradients(classes[None], last=True)[0]
     return _Overview(
+        layer=str(place[1]),
         changes=modified.change()[0].cpu(),
         importance=chords.mean(places(chords))[0].cpu(),
         gradient=ordinary.mean(places(ordinary))[0].cpu(),
