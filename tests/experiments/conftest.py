@@ -38,6 +38,24 @@ def small():
     return build(size=12)
 
 
+def saturated():
+    """The paper's example of Section 3 behind the mean of 2 x red: its gradient at 2 is 0."""
+    convolution, first, second, last = nn.Conv2d(3, 1, 1), *(nn.Linear(1, n) for n in (1, 1, 2))
+    for layer, weight, bias in (
+        (convolution, [[[[2.0]], [[0.0]], [[0.0]]]], [0.0]),
+        (first, [[-1.0]], [1.0]),
+        (second, [[-1.0]], [2.0]),
+        (last, [[1.0], [0.0]], [0.0, 0.0]),
+    ):
+        layer.weight.data = torch.tensor(weight)
+        layer.bias.data = torch.tensor(bias)
+    network = nn.Sequential(
+        *(convolution, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        *(first, nn.ReLU(), second, nn.ReLU(), last),
+    )
+    return Classifier(network, labels=LABELS[:2], resize=16, crop=16, name="saturated")
+
+
 def flat():
     """Takes 16x16 pixels only."""
     torch.manual_seed(0)
@@ -50,7 +68,7 @@ COLOURS = {"collie": (200, 20), "Ibizan hound": (20, 200), "dogsled": (10, 30)}
 
 @pytest.fixture(scope="session")
 def nets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """File whose functions ``build``, ``small`` and ``flat`` make networks."""
+    """File whose functions ``build``, ``small``, ``saturated`` and ``flat`` make networks."""
     path = tmp_path_factory.mktemp("nets") / "colour_nets.py"
     path.write_text(NETS)
     return path

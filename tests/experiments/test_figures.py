@@ -7,13 +7,17 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import spearmanr
+from torch import nn
 
 from afmi.comparison import Comparison
 from afmi.errors import AfmiError, UsageError
 from afmi.experiments import experiment_named
-from afmi.methods import BlankMapWarning
+from afmi.experiments.shared import insertions
+from afmi.methods import BlankMapWarning, chosen_methods
+from afmi.pictures import figures
 
 
 def rows_of(path):
@@ -45,6 +49,31 @@ def test_figure1_takes_the_dogsled_and_inserts_a_tenth(request_for, folder):
     kept = np.load(next((request.out / "figure1").glob("*a-fmi*-map.npy")))
     assert kept.argmax() // 16 == 15
     assert record_of(result)["pictures"] == [str(folder / "val" / "n03218198" / "a.png")]
+
+
+def test_figure2_shows_the_papers_saturated_gradient(request_for, tmp_path):
+    # Section 3: ReLU(−ReLU(−α + 1) + 2) is 1 at α = 0 and 2 at α = 2, where its gradient is 0.
+    Image.new("RGB", (16, 16), (255, 0, 0)).save(tmp_path / "red.png")
+    request, _ = request_for("saturated", images=(tmp_path / "red.png",), methods="random")
+    result = experiment_named("figure2")().run(request)
+    gradient, importance = result.rows
+    assert gradient["change of the score"] == importance["change of the score"] == 1
+    assert gradient["accounts for"] == gradient["share"] == 0
+    assert importance["share"] == pytest.approx(1)
+    (only,) = record_of(result)["feature maps"][0]
+    # The map is 2 at 256 places, each of which has a 256th of the mean's weight of 1/2.
+    assert only == {"feature map": 0, "FMI": 0.5 / 256, "gradient": 0.0, "change": 512.0}
+
+
+def test_figure2_finds_both_weights_equal_where_the_head_is_linear(request_for, folder):
+    request, lines = request_for(imagenet=folder, limit=1)
+    result = experiment_named("figure2")().run(request)
+    assert lines[0] == f"{str(folder)!r} has no 'English springer', so 'collie' stands in"
+    assert [file.name for file in result.files] == ["figure2.png", "figure2.csv", "figure2.json"]
+    for row in result.rows:
+        assert row["share"] == pytest.approx(1) and row["cosine with FMI"] == pytest.approx(1)
+    # Red counts 8 times as much as the sum of all three, which is the fourth map.
+    assert record_of(result)["feature maps"][0][0]["feature map"] == 0
 
 
 def test_the_first_picture_that_the_network_gets_right_is_taken(request_for, folder):
@@ -113,6 +142,42 @@ def test_figure5_has_a_row_for_each_picture_and_fraction(request_for, folder, bo
         for fraction in (0.05, 0.5)
         for method in ("A-FMI", "Random")
     ]
+
+
+def test_figure10_inserts_5_to_50_percent_by_black_and_white_references(
+    request_for, both, monkeypatch
+):
+    columns = []
+
+    def grid(*_, column_titles=(), **__):
+        columns.extend(column_titles)
+        return Figure()
+
+    monkeypatch.setattr(figures, "grid", grid)
+    request, _ = request_for(images=(both,), methods="a-fmi,a-fmi:reference=white")
+    result = experiment_named("figure10")().run(request)
+    assert columns == ["picture", "A-FMI (B)", "A-FMI (W)"]
+    assert [(row["inserted"], row["method"]) for row in result.rows] == [
+        (fraction, method)
+        for fraction in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+        for method in ("A-FMI", "A-FMI (reference=white)")
+    ]
+    black, white = (np.load(next(request.out.rglob(f"*{m}-map.npy"))) for m in ("fmi", "white"))
+    assert not np.allclose(black, white)
+
+
+def test_figures_10_to_14_differ_in_the_picture_only():
+    five = [experiment_named(f"figure{number}") for number in range(10, 15)]
+    assert len({one.classes for one in five}) == 5
+    assert {one.methods for one in five} == {insertions.ALL_METHODS}
+    # Whatever is compared with a reference names it above its column: not LRP's, which is none, and
+    # not what RISE covers pixels with.
+    with_reference = {
+        label
+        for label, method in chosen_methods(nn.Identity(), insertions.ALL_METHODS).items()
+        if hasattr(method, "reference")
+    }
+    assert with_reference - {"LRP", "RISE"} == set(insertions._HEADINGS)
 
 
 def test_methods_that_the_network_cannot_have_are_named(request_for, both):

@@ -1,14 +1,15 @@
-"""What figures 1, 4 and 5 share: methods in columns, each with the pixels that it ranks first."""
+"""What figures 1, 2, 4, 5 and 10–14 share: methods, each with the pixels that it ranks first."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from afmi.comparison import Comparison, compare, estimate
+from afmi.comparison import FRACTIONS, Comparison, compare, estimate
 from afmi.experiments.shared.base import Experiment, Request, Result, networks
 from afmi.experiments.shared.figures import heading, methods_of, saved
 from afmi.experiments.shared.pictures import Photo, choose_photos
@@ -18,7 +19,51 @@ from afmi.pictures import figures
 from afmi.pictures.transforms import to_image
 from afmi.report.words import counted
 
-__all__ = ["Row", "compared", "insertion_figure", "save_insertions"]
+__all__ = [
+    "ALL_FINDING",
+    "ALL_METHODS",
+    "ALL_SHOWS",
+    "Row",
+    "all_methods_figure",
+    "compared",
+    "inserted_panel",
+    "insertion_figure",
+    "save_insertions",
+]
+
+_HEADINGS = {
+    "DeepLIFT": "DeepLIFT (B)",
+    "DeepLIFT (reference=white)": "DeepLIFT (W)",
+    "Integrated Gradients": "IG (B)",
+    "Integrated Gradients (reference=white)": "IG (W)",
+    "XRAI": "XRAI (B+W)",
+    "A-FMI": "A-FMI (B)",
+    "A-FMI (reference=white)": "A-FMI (W)",
+}
+"""What figures 10–14 call methods by their black and white references."""
+
+ALL_METHODS = (
+    "Gradient",
+    "DeepLIFT",
+    "DeepLIFT (reference=white)",
+    "Integrated Gradients",
+    "Integrated Gradients (reference=white)",
+    "LRP",
+    "XRAI",
+    "Extremal perturbation",
+    "RISE",
+    "Grad-CAM",
+    "A-FMI",
+    "A-FMI (reference=white)",
+)
+"""The columns of figures 10–14."""
+
+ALL_SHOWS = "all methods, black and white references, 5 % to 50 % of the pixels inserted"
+
+ALL_FINDING = (
+    "Gradient, DeepLIFT and IG give grainy images, LRP, XRAI and Grad-CAM may choose disconnected "
+    "areas, and A-FMI keeps more to the objects of interest"
+)
 
 
 @dataclass(frozen=True)
@@ -39,9 +84,16 @@ class Row:
 
 
 def insertion_figure(
-    experiment: Experiment, request: Request, classes: Sequence[str], fractions: Sequence[float]
+    experiment: Experiment,
+    request: Request,
+    classes: Sequence[str],
+    fractions: Sequence[float],
+    headings: Mapping[str, str] = MappingProxyType({}),
 ) -> Result:
-    """Explain a picture of each class by all methods, and draw a row for each fraction."""
+    """Explain a picture of each class by all methods, and draw a row for each fraction.
+
+    ``headings`` replaces methods' labels above the columns.
+    """
     (model,) = networks(experiment, request)
     photos = choose_photos(request, model, classes)
     methods = methods_of(experiment, request, model)
@@ -52,7 +104,12 @@ def insertion_figure(
         for photo, comparison in zip(photos, comparisons, strict=True)
         for i, title in enumerate(titles)
     ]
-    return save_insertions(experiment, request, methods, rows)
+    return save_insertions(experiment, request, methods, rows, headings)
+
+
+def all_methods_figure(experiment: Experiment, request: Request, classes: Sequence[str]) -> Result:
+    """Draw one of figures 10–14: all methods against black and white references, 5 % to 50 %."""
+    return insertion_figure(experiment, request, classes, FRACTIONS, _HEADINGS)
 
 
 def compared(
@@ -89,7 +146,11 @@ def compared(
 
 
 def save_insertions(
-    experiment: Experiment, request: Request, methods: Mapping[str, Method], rows: Sequence[Row]
+    experiment: Experiment,
+    request: Request,
+    methods: Mapping[str, Method],
+    rows: Sequence[Row],
+    headings: Mapping[str, str] = MappingProxyType({}),
 ) -> Result:
     """Draw methods in columns; write the figure, its record and the probabilities.
 
@@ -101,7 +162,8 @@ def save_insertions(
         "pictures": list(dict.fromkeys(row.photo.source for row in rows)),
         "comparisons": list(comparisons.values()),
     }
-    return saved(experiment, request, _figure(experiment, methods, rows), numbers, record)
+    figure = _figure(experiment, methods, rows, headings)
+    return saved(experiment, request, figure, numbers, record)
 
 
 def _numbers(row: Row, index: int) -> dict[str, Any]:
@@ -117,7 +179,12 @@ def _numbers(row: Row, index: int) -> dict[str, Any]:
     }
 
 
-def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequence[Row]) -> Figure:
+def _figure(
+    experiment: Experiment,
+    methods: Mapping[str, Method],
+    rows: Sequence[Row],
+    headings: Mapping[str, str],
+) -> Figure:
     refused = {label for row in rows for label in row.comparison.refused}
     columns = [label for label in methods if label not in refused]
     panels, shown = [], None
@@ -139,7 +206,7 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
     return figures.grid(
         panels,
         row_titles=[row.title for row in rows] if any(row.title for row in rows) else [],
-        column_titles=["picture", *columns],
+        column_titles=["picture", *(headings.get(label, label) for label in columns)],
         title=f"{experiment.section}: {experiment.shows}",
         note=note,
         side=300,
@@ -147,12 +214,23 @@ def _figure(experiment: Experiment, methods: Mapping[str, Method], rows: Sequenc
 
 
 def _panel(row: Row, label: str, title: str) -> figures.Panel:
-    comparison = row.comparison
-    index = [one.method for one in comparison.explanations].index(label)
+    index = [one.method for one in row.comparison.explanations].index(label)
+    return inserted_panel(row.comparison, index, row.fraction, title)
+
+
+def inserted_panel(
+    comparison: Comparison, index: int, fraction: int = 0, title: str = ""
+) -> figures.Panel:
+    """Return the pixels that one of the methods ranks first, and the probability they get.
+
+    Args:
+        comparison: of one picture.
+        index: which of its explanations.
+        fraction: which of its fractions.
+        title: above the panel.
+    """
     shown = comparison.explanations[index]
-    probability = comparison.responses[index][row.fraction]
+    probability = comparison.responses[index][fraction]
     return figures.Panel(
-        shown.insertion(comparison.fractions[row.fraction]),
-        title,
-        f"{probability:.0%} {shown.label}",
+        shown.insertion(comparison.fractions[fraction]), title, f"{probability:.0%} {shown.label}"
     )
