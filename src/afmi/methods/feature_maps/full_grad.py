@@ -262,7 +262,8 @@ def _rules(biases: _Biases, mean: Tensor | None) -> Rules:
 _WRITING = ("setitem",)
 """Give nothing, so that no gradient comes back to them."""
 
-_DIVISIONS = ("div", "rdiv")
+_DIVISOR = {"div": 1, "rdiv": 0}
+"""Where the divisor stands among the operands."""
 
 _ELEMENTWISE = operations_with(Trait.ELEMENTWISE)
 
@@ -320,8 +321,8 @@ def _of_affine(operation: Operation) -> Tensor | None:
 
 def _of_product(operation: Operation) -> Tensor | None:
     """Return the bias of a product: none of one factor, −ab of two."""
-    dependent = [i for i, v in enumerate(operation.args) if _depends(v)]
-    divided_by = operation.name in _DIVISIONS and dependent != [0]
+    divisor = _DIVISOR.get(operation.name)
+    divided_by = divisor is not None and _depends(operation.args[divisor])
     if len(operation.path_operands) > 1 or divided_by:
         return _of_tangent(operation)
     return _at_zero(operation) if operation.name in _ADDING else None
