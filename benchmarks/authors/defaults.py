@@ -170,6 +170,18 @@ PROGRAMS = {
         differs="the program divides α by its sum over positive gradients, which is not in the "
         "paper's equations",
     ),
+    "FullGrad": Program(
+        "idiap/fullgrad-saliency",
+        differs="the program knows biases of convolutions, linear layers and batch norms alone, "
+        "adds 1e-6 to each layer's range and aligns corners; we know the bias of every operation",
+    ),
+    "HiResCAM": Program("rachellea/hirescam"),
+    "LayerCAM": Program("PengtaoJiang/LayerCAM-jittor"),
+    "ScoreCAM": Program("haofanwang/Score-CAM", {"weights": "probability"}),
+    "XGradCAM": Program(
+        "Fu0511/XGrad-CAM",
+        differs="the program adds 1e-6 to each map's sum, which shrinks the weights of faint maps",
+    ),
 }
 """By the method's name in the catalogue. Those left out were compared with no program."""
 

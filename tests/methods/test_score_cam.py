@@ -75,4 +75,4 @@ def test_weights_that_do_not_exist() -> None:
 
 def test_equals_the_grad_cam_package() -> None:
     """Which aligns corners in its masks, so that it does not agree to the last digit."""
-    assert_like_grad_cam("ScoreCAM", ScoreCAM, weights="softmax")
+    assert_like_grad_cam("ScoreCAM", ScoreCAM, scale=1.0, weights="softmax")

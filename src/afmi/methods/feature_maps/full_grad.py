@@ -122,26 +122,37 @@ class FullGrad(Method):
         """
         chosen = as_target(self.model, target)
         if isinstance(chosen, Targets):
-            parts = [one.full_gradients(images) for one, images, _ in self._on(inputs, chosen)]
-            return FullGradients(
-                torch.cat([part.input for part in parts]),
-                torch.cat([part.biases for part in parts], 1),
-                parts[0].operations,
-                torch.cat([part.scores for part in parts]),
-            )
+            return _joined([m.full_gradients(x) for m, x, _ in self._on(inputs, chosen)])
         with self._session(inputs, chosen) as (images, wanted):
-            return self._parts(images, wanted, _Biases(images))[0]
+            return _joined([parts for parts, *_ in self._runs(images, wanted, mapped=False)])
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
-        biases = _Biases(inputs, mapped=True)
-        parts, classes, run = self._parts(inputs, columns, biases)
-        _warn_of_a_gap(parts, run.logits)
-        return Attribution(biases.map, classes, run.logits)
+        runs = self._runs(inputs, columns, mapped=True)
+        logits = torch.cat([run.logits for *_, run in runs])
+        if _gap(_joined([parts for parts, *_ in runs]), logits) > _allowed(logits):
+            _warn_of_a_gap()
+        maps = torch.cat([biases.map for _, biases, _, _ in runs])
+        return Attribution(maps, torch.cat([classes for *_, classes, _ in runs]), logits)
+
+    def _runs(
+        self, inputs: Tensor, columns: Columns, *, mapped: bool
+    ) -> list[tuple[FullGradients, _Biases, Tensor, ForwardPass]]:
+        """Run the images together, or one by one where a network has them in other dimensions."""
+        together = self._parts(inputs, columns, _Biases(inputs, mapped=mapped))
+        logits = together[-1].logits
+        if len(inputs) == 1 or _gap(together[0], logits) <= _allowed(logits):
+            return [together]
+        wanted = Columns(together[2])
+        rows = [slice(n, n + 1) for n in range(len(inputs))]
+        return [
+            self._parts(inputs[row], wanted[row], _Biases(inputs[row], mapped=mapped))
+            for row in rows
+        ]
 
     def _parts(
         self, inputs: Tensor, columns: Columns, biases: _Biases
-    ) -> tuple[FullGradients, Tensor, ForwardPass]:
-        """Return the score's parts, with the classes (N,) and the run."""
+    ) -> tuple[FullGradients, _Biases, Tensor, ForwardPass]:
+        """Return the score's parts, with the biases, the classes (N,) and the run."""
         classifier = classifier_of(self.model)
         rules = _rules(biases, None if classifier is None else classifier.mean)
         run = forward_pass(self.model, inputs, layer=None, rules=rules)
@@ -149,29 +160,48 @@ class FullGrad(Method):
         gradient = run.gradient(classes, last=True)
         of_input = change_of_pixels(self.model, inputs, None) * gradient
         biases.add_map(of_input)
-        noted = biases.noted[::-1]  # the backward pass met the last one first
-        sums = [part for _, part in noted] or [inputs.new_zeros(len(inputs))]
+        sums = run.logits.new_zeros(len(biases.operations), len(inputs))
+        for at, part in biases.sums.items():
+            sums[at] = part
         parts = FullGradients(
             of_input.sum(1, keepdim=True),
-            torch.stack(sums),
-            tuple(name for name, _ in noted),
+            sums,
+            tuple(biases.operations),
             run.logits.gather(1, classes[:, None])[:, 0],
         )
-        return parts, classes, run
+        return parts, biases, classes, run
 
 
-def _warn_of_a_gap(parts: FullGradients, logits: Tensor) -> None:
-    gap = (parts.residual * parts.scores.abs()).abs()
+def _joined(parts: list[FullGradients]) -> FullGradients:
+    """Return the parts of all images from those of some of them each."""
+    return FullGradients(
+        torch.cat([part.input for part in parts]),
+        torch.cat([part.biases for part in parts], 1),
+        parts[0].operations,
+        torch.cat([part.scores for part in parts]),
+    )
+
+
+def _gap(parts: FullGradients, logits: Tensor) -> float:
+    """Return by how much the parts miss the score, as a share of their sizes."""
+    gap = (parts.input.flatten(1).sum(1) + parts.biases.sum(0) - parts.scores).abs()
     scale = parts.biases.abs().sum(0) + parts.input.flatten(1).abs().sum(1)
-    scale = scale + logits.abs().amax(1)
-    worst = float((gap / scale).nan_to_num(0.0).max())
-    if worst > torch.finfo(logits.dtype).eps ** 0.5:
-        warnings.warn(
-            "the gradients of the input and of all biases miss the score by "
-            f"{worst:.1e} of their size: a part of the network has a bias that was not seen",
-            CompletenessWarning,
-            stacklevel=4,
-        )
+    return float((gap / (scale + logits.abs().amax(1)).clamp_min(1e-30)).max())
+
+
+def _allowed(logits: Tensor) -> float:
+    device = logits.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return torch.finfo(torch.get_autocast_dtype(device) if autocast else logits.dtype).eps ** 0.5
+
+
+def _warn_of_a_gap() -> None:
+    warnings.warn(
+        "the gradients of the input and of all biases miss the score by more than rounding: a part "
+        "of the network has a bias that was not seen, or is ill-conditioned",
+        CompletenessWarning,
+        stacklevel=4,
+    )
 
 
 @dataclass
@@ -181,24 +211,33 @@ class _Biases:
     Attributes:
         like: the images (N, C, *spatial).
         mapped: whether the map is wanted.
-        noted: each bias' operation and Σ ∂y_c/∂z ⊙ b (N,), the last operation first.
+        operations: the names of those that have a bias, in the network's order.
+        sums: of each of them Σ ∂y_c/∂z ⊙ b, (N,), by its place among them; none where b is 0.
         map: Σ_l ψ(∂y_c/∂z_l ⊙ b_l), (N, 1, *spatial).
         channels_last: whether the operations that run have their maps' channels last.
     """
 
     like: Tensor
     mapped: bool = False
-    noted: list[tuple[str, Tensor]] = field(default_factory=list)
+    operations: list[str] = field(default_factory=list)
+    sums: dict[int, Tensor] = field(default_factory=dict)
     channels_last: bool = False
+    _run: Interception | None = None
 
     def __post_init__(self) -> None:
         self.map = self.like.new_zeros(len(self.like), 1, *self.like.shape[2:])
 
-    def note(self, name: str, bias: Tensor, channels_last: bool, gradient: Tensor) -> Tensor:
+    def see_run(self, interception: Interception) -> None:
+        """Begin anew where this is another run, after one that failed in its memory layout."""
+        if self._run is not interception:
+            self._run, self.channels_last = interception, False
+            self.operations.clear()
+
+    def note(self, at: int, bias: Tensor, channels_last: bool, gradient: Tensor) -> Tensor:
         """Take the gradient (N, …) of an operation's outputs, and return it as it is."""
         part = gradient.detach() * bias
         count, dims = len(self.like), self.like.dim()
-        self.noted.append((name, part.reshape(count, -1).sum(1)))
+        self.sums[at] = part.reshape(count, -1).sum(1)
         if part.dim() == dims and len(part) == count:
             self.add_map(part.movedim(-1, 1) if channels_last else part)
         return gradient
@@ -241,19 +280,24 @@ def _rules(biases: _Biases, mean: Tensor | None) -> Rules:
     }
 
     def rule(bias_of: BiasOf, interception: Interception, operation: Operation) -> Any:
+        biases.see_run(interception)
         _see_layout(biases, operation)
         if mean is not None and operation.name == "sub" and _holds(operation, mean):
             return operation()
         with torch.no_grad():
             bias = bias_of(operation)
-        if bias is None or not bool(bias.any()):
+        if bias is None:
+            return operation()
+        biases.operations.append(operation.name)
+        if not bool(bias.any()):
             return operation()
         if operation.name in _WRITING:
             raise interception.no_rule(
                 f"{operation.name!r} that writes to a tensor with other numbers than 0",
                 "have the network join tensors by torch.cat",
             )
-        note = partial(biases.note, operation.name, bias, biases.channels_last)
+        at = len(biases.operations) - 1
+        note = partial(biases.note, at, bias, biases.channels_last)
         return on_the_way_back(operation, note)
 
     return Rules({n: partial(rule, f) for n, f in known.items()}, purpose="FullGrad's biases")
@@ -262,7 +306,8 @@ def _rules(biases: _Biases, mean: Tensor | None) -> Rules:
 _WRITING = ("setitem",)
 """Give nothing, so that no gradient comes back to them."""
 
-_DIVISIONS = ("div", "rdiv")
+_DIVISOR = {"div": 1, "rdiv": 0}
+"""Where the divisor stands among the operands."""
 
 _ELEMENTWISE = operations_with(Trait.ELEMENTWISE)
 
@@ -313,15 +358,16 @@ def _of_batch_norm(operation: Operation) -> Tensor | None:
 def _of_affine(operation: Operation) -> Tensor | None:
     """Return what an affine operation makes of zeros."""
     values = [*operation.args, *operation.kwargs.values()]
-    if operation.name not in _ADDING and not _has_constants(values):
+    adds = operation.name in _ADDING and len(operation.path_operands) == 1
+    if not adds and not _has_constants(values):
         return None
     return _at_zero(operation)
 
 
 def _of_product(operation: Operation) -> Tensor | None:
     """Return the bias of a product: none of one factor, −ab of two."""
-    dependent = [i for i, v in enumerate(operation.args) if _depends(v)]
-    divided_by = operation.name in _DIVISIONS and dependent != [0]
+    divisor = _DIVISOR.get(operation.name)
+    divided_by = divisor is not None and _depends(operation.args[divisor])
     if len(operation.path_operands) > 1 or divided_by:
         return _of_tangent(operation)
     return _at_zero(operation) if operation.name in _ADDING else None
