@@ -130,8 +130,12 @@ def test_a_changed_prediction_does_not_count(attack: str) -> None:
 
 
 def test_gradients_find_what_chance_does_not() -> None:
-    case = case_of(Gradient(build("vgg")), images(4))
-    options: dict[str, Any] = {"epsilon": 0.05, "share": 0.05, "samples": 8}
+    torch.manual_seed(0)
+    hidden = nn.Linear(300, 60)
+    nn.init.normal_(hidden.weight, std=0.5)
+    model = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(60, 3)).eval()
+    case = case_of(Gradient(model), images(6, 10))
+    options: dict[str, Any] = {"epsilon": 0.05, "share": 0.1, "samples": 8}
     steered = Fragility(attack="gradient", **options).measure(case)["intersection"]
     chance = Fragility(**options).measure(case)["intersection"]
     assert steered.mean() < chance.mean() - 0.1
