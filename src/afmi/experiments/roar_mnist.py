@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load, save
 
 from afmi.errors import UsageError
-from afmi.evaluation import open_images
+from afmi.evaluation import LabelledImages, open_images
 from afmi.experiments.shared.base import Experiment, Request, Result
 from afmi.experiments.shared.figures import methods_of
 from afmi.experiments.shared.mnist import build
@@ -52,18 +54,25 @@ class ROARMNIST(Experiment):
             for kind in ("mnist-train", "mnist")
         )
         folder = request.out / self.name
-        path = folder.with_suffix(".safetensors")
-        if not path.exists():
-            request.report("training the network that is explained")
-            network = trained(build, Pictures.read(training), self.recipe, 0).network
-            state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
-            write_files({path: save(state)})
-        explained = _loaded(path)
+        explained = self._explained(folder.with_suffix(".safetensors"), training, request)
         methods = controls(explained) | methods_of(self, request, explained)
         roar = Roar(
             *(explained, build, training, test, methods, self.recipe, folder, request.report)
         )
         return finished(self, request, roar)
+
+    def _explained(self, path: Path, training: LabelledImages, request: Request) -> Classifier:
+        """Return the network that is explained, trained now unless the file holds it."""
+        settings = {"training": training.fingerprint}
+        settings |= {key: str(value) for key, value in asdict(self.recipe).items()}
+        if not _is_of(path, settings):
+            request.report("training the network that is explained")
+            network = trained(build, Pictures.read(training), self.recipe, 0).network
+            state = {key: tensor.contiguous() for key, tensor in network.state_dict().items()}
+            write_files({path: save(state, settings)})
+        model = _untrained()
+        model.network.load_state_dict(load(path.read_bytes()))
+        return model
 
 
 def _untrained() -> Classifier:
@@ -71,7 +80,8 @@ def _untrained() -> Classifier:
         return build().eval()
 
 
-def _loaded(path: Path) -> Classifier:
-    model = _untrained()
-    model.network.load_state_dict(load(path.read_bytes()))
-    return model
+def _is_of(path: Path, settings: dict[str, str]) -> bool:
+    if not path.exists():
+        return False
+    with safe_open(str(path), "pt") as file:
+        return (file.metadata() or {}) == settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,12 +45,12 @@ class ROARPhotos(Experiment):
                     f"{self.name} needs the folder {str(folder / part)!r}, which is not there: "
                     "networks are trained on pictures, and tested on others"
                 )
-        chosen = [request.models[0]] if len(request.models) == 1 else list(self.models)
+        request = replace(request, models=request.models or self.models)
         if len(request.models) > 1:
             raise UsageError(f"expected one network, got {', '.join(request.models)}")
-        options: dict[str, Any] = {**request.network, "weights": None}
-        fresh = partial(load_model, chosen[0], **options)
         (explained,) = networks(self, request)
+        options: dict[str, Any] = {**request.network, "weights": None}
+        fresh = partial(load_model, request.models[0], **options)
         limit = request.limit or 1000
         methods = controls(explained) | methods_of(self, request, explained)
         roar = Roar(

@@ -311,8 +311,8 @@ def finished(experiment: Experiment, request: Request, roar: Roar) -> Result:
     """Measure, and write the table, the cells and the picture."""
     cells = counted((1 + len(roar.methods) * len(SHARES)) * roar.recipe.runs, "training")
     request.report(
-        f"{cells} of {roar.recipe.epochs} epochs through {len(roar.training)} pictures, tested on "
-        f"{len(roar.test)}"
+        f"{cells} of {counted(roar.recipe.epochs, 'epoch')} through {len(roar.training)} pictures, "
+        f"tested on {len(roar.test)}"
     )
     rows = roar.run()
     files = (
