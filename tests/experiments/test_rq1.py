@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +20,6 @@ from afmi.experiments.shared import mnist as mnist_module
 from afmi.experiments.shared.mnist import build, digits, train
 from afmi.experiments.shared.prototypes import measure_agreement
 from afmi.methods import AFMI
-
-
-@pytest.fixture(scope="module")
-def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MNIST's files with easy digits: each class has a bright bar at another height."""
-    folder = tmp_path_factory.mktemp("mnist")
-    raw = folder / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    drawn = np.random.default_rng(0)
-    for prefix, count in (("train", 160), ("t10k", 60)):
-        labels = np.arange(count, dtype=np.uint8) % 10
-        pixels = drawn.integers(0, 60, (count, 28, 28), dtype=np.uint8)
-        for i, label in enumerate(labels):
-            pixels[i, 2 + 2 * label : 5 + 2 * label, 3:25] = 250
-        head = struct.pack(">IIII", 0x803, count, 28, 28)
-        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">II", 0x801, count) + labels.tobytes()
-        )
-    return folder
 
 
 def silent(_: str) -> None:

@@ -1,4 +1,6 @@
-"""Every table and figure of the paper, one file each; a new file is listed by itself.
+"""Every table and figure of the paper, and what else it argues by, one file each.
+
+A new file is listed by itself.
 
 `CATALOGUE` lists the classes by the names that ``afmi reproduce`` takes, in the paper's order of
 tables and figures.

@@ -8,7 +8,9 @@ from afmi.metrics.completeness import Completeness as Completeness
 from afmi.metrics.cost import Cost as Cost
 from afmi.metrics.deletion import Deletion as Deletion
 from afmi.metrics.fmi_prototypes import FMIPrototypes as FMIPrototypes
+from afmi.metrics.fragility import Fragility as Fragility
 from afmi.metrics.grid_pointing import GridPointing as GridPointing
+from afmi.metrics.input_invariance import InputInvariance as InputInvariance
 from afmi.metrics.insertion import Insertion as Insertion
 from afmi.metrics.parameter_randomisation import ParameterRandomisation as ParameterRandomisation
 from afmi.metrics.reference_reliability import ReferenceReliability as ReferenceReliability
@@ -24,7 +26,9 @@ __all__ = [
     "Cost",
     "Deletion",
     "FMIPrototypes",
+    "Fragility",
     "GridPointing",
+    "InputInvariance",
     "Insertion",
     "Metric",
     "MetricsLike",
