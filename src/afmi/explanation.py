@@ -208,18 +208,20 @@ class Explanation:
             title += f" (predicted: {self.prediction})"
         return f"{title} — {self.method}"
 
+    @property
+    def hidden(self) -> str | None:
+        """What to say where averaging hides evidence (see `AGREEMENT`), in words; None: nothing."""
+        if self.agreement is None or self.agreement >= AGREEMENT:
+            return None
+        correlation = f"{self.agreement:.2f}".replace("-", "−")
+        return f"averaging hides evidence, see averaged=false (rank correlation {correlation})"
+
     def _note(self) -> str:
         parts = [self.model and f"model {self.model}", self.layer and f"layer {self.layer}"]
         parts.append(self.reference and f"reference {self.reference}")
         if self.residual is not None:
             parts.append(f"residual {round(self.residual, 3) + 0:+.1%}".replace("-", "−"))
-        if self.agreement is not None and self.agreement < AGREEMENT:
-            parts.append(
-                f"averaging hides evidence: the exact map ranks places otherwise (rank correlation "
-                f"{self.agreement:.2f}), see averaged=false".replace(
-                    "correlation -", "correlation −"
-                )
-            )
+        parts.append(self.hidden)
         parts.append(self.source and Path(self.source).name)
         return " · ".join(part for part in parts if part)
 

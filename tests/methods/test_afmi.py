@@ -10,6 +10,7 @@ from completeness import photographs, torchvision_classifier
 from networks import TINY, build, images
 from torch import Tensor, nn
 
+import afmi
 from afmi.errors import CompletenessWarning, LayerError, TargetError
 from afmi.gradients import modified_gradient
 from afmi.methods import AFMI
@@ -221,3 +222,29 @@ def test_torchvision_networks(name: str) -> None:
     if name != "vgg16":
         assert attribution.residual is not None
         assert attribution.residual.abs().max() < 1e-3
+
+
+class ReadsPositions(nn.Module):
+    """y = 3·a₁ − a₂ and y = a₁ + a₂: a head that reads the two places by themselves, or alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.maps(x)[:, 0, 0].unbind(1)
+        return torch.stack([3 * first - second, first + second], 1)
+
+
+def test_agreement_of_the_averaged_and_the_exact_map() -> None:
+    """a = (1, 2): averaged weights 1 give (1, 2), the exact ones (3, −2), in the other order."""
+    x = torch.tensor([[[[1.0, 2.0]]]])
+    both = AFMI(ReadsPositions(), layer="maps").attributions(x, [0, 1])
+    assert [round(float(one.agreement)) for one in both if one.agreement is not None] == [-1, 1]
+    exact = AFMI(ReadsPositions(), layer="maps", averaged=False)
+    assert exact.attribution(x, 0).agreement is None
+    hidden, shown = afmi.explain_classes(ReadsPositions(), x, [0, 1], layer="maps")
+    text = "averaging hides evidence, see averaged=false (rank correlation −1.00)"
+    assert text in str(hidden)
+    assert hidden.to_dict()["agreement"] == pytest.approx(-1)
+    assert "averaging" not in str(shown)

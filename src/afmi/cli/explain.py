@@ -307,4 +307,6 @@ def _line(explanation: Explanation, files: dict[str, Path]) -> str:
     parts = [str(explanation.source), label, method]
     if explanation.residual is not None:
         parts.append(f"residual {round(explanation.residual, 3) + 0:+.1%}")
+    if explanation.hidden is not None:
+        parts.append(explanation.hidden)
     return "  ".join([*parts, f"→ {files['figure']}"])
