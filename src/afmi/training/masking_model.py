@@ -34,8 +34,8 @@ from afmi.training.masking_losses import MaskLosses, replacements
 
 __all__ = ["Recipe", "train_masking_model"]
 
-OnStep = Callable[[int, int, float], None]
-"""Called with the steps made, the steps in all, and the loss of the last one."""
+OnStep = Callable[[str, int, int, float], None]
+"""Called with what is trained, its steps made and in all, and the loss of the last one."""
 
 _WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
@@ -62,7 +62,7 @@ class Recipe:
 
     epochs: int = 2
     selector_epochs: int = 1
-    batch_size: int = 32
+    batch_size: int = 16
     learning_rate: float = 1e-3
     selector_rate: float = 0.02
     fakes: float = 0.3
@@ -248,22 +248,23 @@ class _Training:
             if batch is None:
                 continue
             if step < first:
-                self._set_rate(recipe.selector_rate, step, first)
-                loss = self._selector_loss(*batch)
-                loss.backward()
-                value = float(loss.detach())
+                phase, begin, end = "class selector", 0, first
+                self._set_rate(recipe.selector_rate, step / first)
+                loss = self._selector_gradients(*batch)
             else:
-                self._set_rate(recipe.learning_rate, step - first, total - first)
-                value = self._mask_gradients(*batch, generator)
+                phase, begin, end = "masks", first, total
+                self._set_rate(recipe.learning_rate, (step - first) / (total - first))
+                loss = self._mask_gradients(*batch, generator)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
             keep(step + 1)
             if on_step is not None:
-                on_step(step + 1, total, value)
+                on_step(phase, step + 1 - begin, end - begin, loss)
 
-    def _set_rate(self, peak: float, step: int, steps: int) -> None:
-        rising = (step + 1) / max(1.0, _WARM_UP * steps)
-        falling = 0.5 * (1 + math.cos(math.pi * step / steps))
+    def _set_rate(self, peak: float, done: float) -> None:
+        """Set the learning rate, given the share of a phase's steps that are done."""
+        rising = (done + 0.1 * _WARM_UP) / (1.1 * _WARM_UP)
+        falling = 0.5 * (1 + math.cos(math.pi * done))
         for group in self.optimiser.param_groups:
             group["lr"] = peak * min(1.0, rising) * falling
 
@@ -305,14 +306,19 @@ class _Training:
             self._unread.add(index)
             return None
 
-    def _selector_loss(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Return how badly the selector tells the class that is there from those that are not."""
+    def _selector_gradients(self, images: Tensor, classes: Tensor) -> float:
+        """Leave the gradient of the selector's mean loss in it; return the loss.
+
+        That is how badly it tells the class that is there from those that are not.
+        """
         (coarsest, *_), _ = read_scales(self.model, images, self.masks.layers[:1])
         presence = self.masks.presence(coarsest)
         there = F.one_hot(classes, presence.shape[1]).bool()
         missed = F.softplus(-presence[there])
         wrong = F.softplus(presence.masked_fill(there, -torch.inf)).sum(1)
-        return (missed + wrong / (presence.shape[1] - 1)).mean() / 2
+        loss = (missed + wrong / (presence.shape[1] - 1)).mean() / 2
+        loss.backward()
+        return float(loss.detach())
 
     def _mask_gradients(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> float:
         """Leave the gradient of a batch's mean loss in the decoder; return the loss."""
