@@ -40,7 +40,7 @@ _EVERY = 30
     "command resumes.",
 )
 @click.option(
-    "--epochs", type=click.IntRange(min=1), default=2, help="How often the masks see each picture."
+    "--epochs", type=click.IntRange(min=1), default=1, help="How often the masks see each picture."
 )
 @click.option(
     "--batch-size", type=click.IntRange(min=2), default=16, metavar="N", help="Pictures in a step."
@@ -48,7 +48,7 @@ _EVERY = 30
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=1e-3,
+    default=2e-3,
     metavar="RATE",
     help="The highest one of Adam for the masks.",
 )

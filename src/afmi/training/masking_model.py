@@ -60,10 +60,10 @@ class Recipe:
         seed: of the first weights, the order of the images, and all that is drawn.
     """
 
-    epochs: int = 2
+    epochs: int = 1
     selector_epochs: int = 1
     batch_size: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     selector_rate: float = 0.02
     fakes: float = 0.3
     losses: MaskLosses = field(default_factory=MaskLosses)
@@ -77,6 +77,8 @@ class Recipe:
                 "expected epochs, width and finest from 1 and a batch_size from 2, got "
                 f"{self.epochs}, {self.width}, {self.finest} and {self.batch_size}"
             )
+        if abs(self.seed) >= 2**32:
+            raise UsageError(f"expected a seed of at most 32 bits, got {self.seed}")
         if not min(self.learning_rate, self.selector_rate) > 0 or not 0 <= self.fakes < 1:
             raise UsageError(
                 "expected learning rates above 0 and fakes from 0 to below 1, got "
@@ -249,11 +251,11 @@ class _Training:
                 continue
             if step < first:
                 phase, begin, end = "class selector", 0, first
-                self._set_rate(recipe.selector_rate, step / first)
+                self._set_rate(recipe.selector_rate, step, first)
                 loss = self._selector_gradients(*batch)
             else:
                 phase, begin, end = "masks", first, total
-                self._set_rate(recipe.learning_rate, (step - first) / (total - first))
+                self._set_rate(recipe.learning_rate, step - first, total - first)
                 loss = self._mask_gradients(*batch, generator)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
@@ -261,10 +263,9 @@ class _Training:
             if on_step is not None:
                 on_step(phase, step + 1 - begin, end - begin, loss)
 
-    def _set_rate(self, peak: float, done: float) -> None:
-        """Set the learning rate, given the share of a phase's steps that are done."""
-        rising = (done + 0.1 * _WARM_UP) / (1.1 * _WARM_UP)
-        falling = 0.5 * (1 + math.cos(math.pi * done))
+    def _set_rate(self, peak: float, step: int, steps: int) -> None:
+        rising = (step + 1) / max(1.0, _WARM_UP * steps)
+        falling = 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in self.optimiser.param_groups:
             group["lr"] = peak * min(1.0, rising) * falling
 

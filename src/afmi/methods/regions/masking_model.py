@@ -8,11 +8,11 @@ from dataclasses import KW_ONLY, dataclass, field
 
 from torch import Tensor
 
-from afmi.errors import ModelError, TargetError
+from afmi.errors import ModelError, TargetError, UsageError
 from afmi.methods.base import Attribution, Method
 from afmi.methods.masking_network import MaskingNetwork, embedded_masks, load_masks
 from afmi.methods.work import Work
-from afmi.network.classifier import name_of
+from afmi.network.classifier import classify, name_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.guards import evaluation_mode
 from afmi.network.scales import read_scales
@@ -76,15 +76,12 @@ class MaskingModel(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        masks = self.weights
-        if isinstance(masks, (str, os.PathLike)):
-            masks = load_masks(masks)[0]
-        elif masks is not None and not isinstance(masks, MaskingNetwork):
-            raise ModelError(
-                f"expected a file of masks or a MaskingNetwork, got {type(masks).__name__}; "
+        kinds = (str, os.PathLike, MaskingNetwork)
+        if self.weights is not None and not isinstance(self.weights, kinds):
+            raise UsageError(
+                f"expected a file of masks or a MaskingNetwork, got {type(self.weights).__name__}; "
                 "`afmi train masking-model` writes such a file"
             )
-        object.__setattr__(self, "_masks", masks)
 
     def work(self, inputs: Tensor) -> Work:
         """See `Method.work`; the decoder does not count."""
@@ -102,9 +99,9 @@ class MaskingModel(Method):
                 "method that explains any target, such as A-FMI or RISE"
             )
         train = "train some with `afmi train masking-model --model … --data … --out FILE`"
-        masks = embedded_masks() if self._masks is None else self._masks
+        masks = self._given()
         fits = masks is not None and masks.fingerprint == fingerprint_of(self.model)
-        if masks is None or (self._masks is None and self.check and not fits):
+        if masks is None or (self.weights is None and self.check and not fits):
             raise ModelError(
                 f"{self.name} has masks for the embedded network only, and {name_of(self.model)} "
                 f"is another, or has other weights; {train}, and pass weights=FILE"
@@ -116,6 +113,15 @@ class MaskingModel(Method):
                 f"with these weights and this normalisation; {train}, or pass check=False"
             )
         return masks
+
+    def _given(self) -> MaskingNetwork | None:
+        """Return the masking network, read once from its file."""
+        if self._masks is None and self.weights is not None:
+            masks = self.weights
+            if not isinstance(masks, MaskingNetwork):
+                masks = load_masks(masks)[0]
+            object.__setattr__(self, "_masks", masks)
+        return embedded_masks() if self.weights is None else self._masks
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         return self._of_rows(inputs, [columns])[0]
@@ -132,7 +138,11 @@ class MaskingModel(Method):
 
     def _read(self, inputs: Tensor) -> tuple[MaskingNetwork, list[Tensor], Tensor]:
         """Return the masking network, the feature maps that it takes, and the logits."""
-        masks = self.masks()
+        try:
+            masks = self.masks()
+        except ModelError:
+            classify(self.model, inputs)  # What is wrong with the network itself comes first.
+            raise
         maps, logits = read_scales(self.model, inputs, masks.layers)
         channels = tuple(one.shape[1] for one in maps)
         if channels != masks.channels or logits.shape[1] != masks.classes:
