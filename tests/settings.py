@@ -34,6 +34,8 @@ def masks_for(model: nn.Module) -> MaskingNetwork | None:
     """Return masks with random weights; None where the network has no feature maps for them."""
     if not isinstance(model, nn.Module):
         return None
+    if not isinstance(model, nn.Module):
+        return None
     image = torch.full((1, input_channels(model), 20, 20), 0.5, dtype=dtype_of(model), device="cpu")
     try:
         return untrained(model, image, width=4, finest=1)

@@ -27,6 +27,7 @@ __all__ = ["MaskingNetwork", "embedded_masks", "load_masks", "masks_as_bytes", "
 
 _FORMAT = "afmi masking network"
 _VERSION = 1
+_KEY = "afmi"
 _TINY = 1e-6
 """Keeps the mask finite where both of its channels are 0."""
 
@@ -181,7 +182,7 @@ def masks_as_bytes(network: MaskingNetwork, training: Mapping[str, Any]) -> byte
         for name, tensor in network.state_dict().items()
         if tensor.is_floating_point()
     }
-    metadata = {
+    record = {
         "format": _FORMAT,
         "version": _VERSION,
         "fingerprint": network.fingerprint,
@@ -191,7 +192,8 @@ def masks_as_bytes(network: MaskingNetwork, training: Mapping[str, Any]) -> byte
         "width": network.width,
         "training": training,
     }
-    return safetensors.torch.save(state, {key: as_json(value) for key, value in metadata.items()})
+    # Under one key, so that the same masks make the same bytes: several are in any order.
+    return safetensors.torch.save(state, {_KEY: as_json(record)})
 
 
 def load_masks(path: str | os.PathLike[str]) -> tuple[MaskingNetwork, dict[str, Any]]:
@@ -203,11 +205,11 @@ def load_masks(path: str | os.PathLike[str]) -> tuple[MaskingNetwork, dict[str, 
         ModelError: when the file cannot be read, or ``afmi train masking-model`` did not write it.
     """
     state = read_weights(path)
-    metadata = _metadata(path)
+    record = _record(path)
     try:
-        settings = [metadata[key] for key in ("layers", "channels", "classes", "width")]
+        settings = [record[key] for key in ("layers", "channels", "classes", "width")]
         # Of sizes in a file nothing is built before the weights are known to have them.
-        network = MaskingNetwork(*settings, str(metadata["fingerprint"]), device="meta")
+        network = MaskingNetwork(*settings, str(record["fingerprint"]), device="meta")
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ModelError(f"{_no_masks(path)} ({first_line(error)})") from error
     expected = network.state_dict()
@@ -219,7 +221,7 @@ def load_masks(path: str | os.PathLike[str]) -> tuple[MaskingNetwork, dict[str, 
     whole = {name: tensor.to(torch.float32) for name, tensor in state.items()}
     whole |= {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in counts}
     network.load_state_dict(whole, assign=True)
-    return network.requires_grad_(False).eval(), metadata["training"]
+    return network.requires_grad_(False).eval(), record["training"]
 
 
 @functools.cache
@@ -230,20 +232,20 @@ def embedded_masks() -> MaskingNetwork | None:
         return load_masks(path)[0] if path.exists() else None
 
 
-def _metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _record(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with safe_open(os.path.expanduser(path), "pt") as file:
-            metadata = {key: parse_json(text) for key, text in (file.metadata() or {}).items()}
+            record = parse_json((file.metadata() or {}).get(_KEY, "{}"))
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{_no_masks(path)} ({first_line(error)})") from error
-    if metadata.get("format") != _FORMAT:
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise ModelError(_no_masks(path))
-    if metadata.get("version") != _VERSION:
+    if record.get("version") != _VERSION:
         raise ModelError(
-            f"{os.fspath(path)!r} holds masks of version {metadata.get('version')}, and this afmi "
+            f"{os.fspath(path)!r} holds masks of version {record.get('version')}, and this afmi "
             f"reads version {_VERSION}; train them again, or use the afmi that wrote them"
         )
-    return metadata
+    return record
 
 
 def _no_masks(path: str | os.PathLike[str]) -> str:

@@ -56,10 +56,13 @@ class MaskingModel(Method):
         TargetError: when anything but a class is to be explained.
 
     Example:
-        >>> import afmi
-        >>> method = MaskingModel(afmi.load_model("photos"))
-        >>> method.attribute(torch.rand(1, 3, 128, 128), target=3).shape
-        torch.Size([1, 1, 128, 128])
+        >>> from afmi.methods.masking_network import untrained
+        >>> body = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)]
+        >>> model = torch.nn.Sequential(*body, torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+        >>> images = torch.rand(2, 3, 16, 16)
+        >>> masks = untrained(model, images)  # `afmi train masking-model` trains such
+        >>> MaskingModel(model, weights=masks).attribute(images, target=1).shape
+        torch.Size([2, 1, 16, 16])
     """
 
     name = "Masking model"
