@@ -51,7 +51,7 @@ def test_lines_and_then_an_explanation(afmi, command, nets, data, tmp_path):
     assert explained.exit_code == 0, explained.stderr
     assert json.loads(explained.stdout)["method"].startswith("Masking model")
     other = afmi(*explain[:3], "photos", *explain[4:], "--out", tmp_path / "explained")
-    assert other.exit_code == 1 and "were trained for another network than photos" in other.stderr
+    assert other.exit_code != 0 and "were trained for another network than photos" in other.stderr
 
     again = afmi(*command)  # which is done
     assert (again.exit_code, again.stderr) == (0, "")
