@@ -25,6 +25,7 @@ from afmi.methods.masking_network import (
     masks_as_bytes,
     untrained,
 )
+from afmi.models import photos
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.scales import find_scales, read_scales
 from afmi.targets import Difference
@@ -272,7 +273,16 @@ def test_tokens_are_refused() -> None:
 
 def test_the_embedded_masks_are_small_and_of_the_embedded_network() -> None:
     masks, model = embedded_masks(), afmi.load_model("photos")
-    if masks is None:
-        pytest.skip("needs photo_masks.safetensors, which is not in this copy of the package")
+    assert masks is not None
     assert masks.fingerprint == fingerprint_of(model)
-    assert sum(p.numel() for p in masks.parameters()) * 2 < 3_000_000
+    file = Path(afmi.__file__).parent / "models" / photos.MASKS
+    assert file.stat().st_size < 3_000_000
+
+
+def test_the_embedded_masks_show_the_cat_and_leave_out_what_is_not_there() -> None:
+    data = pytest.importorskip("skimage.data")
+    model = afmi.load_model("photos")
+    image = model.prepare(data.chelsea())
+    x = image[None] if image.dim() == 3 else image
+    cat, church = MaskingModel(model).attribute_classes(x, [3, 5])
+    assert float(cat.mean()) > 2 * float(church.mean())
