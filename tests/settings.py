@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from afmi.errors import AfmiError
 from afmi.methods import CATALOGUE, Method
 from afmi.methods.base import LayerMethod
+from afmi.methods.masking_network import MaskingNetwork, untrained
+from afmi.network.classifier import input_channels
 
 # Fewer samples, steps or masks than the papers'; only those that the method has are passed.
 _FEW: dict[str, Any] = {
@@ -23,13 +26,39 @@ _FEW: dict[str, Any] = {
 }
 
 
+# The masking model explains classes of the network that it was trained for, and nothing else.
+UNTRAINED = [name for name in CATALOGUE if name != "MaskingModel"]
+
+
+def masks_for(model: nn.Module) -> MaskingNetwork | None:
+    """Return masks with random weights; None where the network has no feature maps for them."""
+    if not isinstance(model, nn.Module):
+        return None
+    if not isinstance(model, nn.Module):
+        return None
+    image = torch.full((1, input_channels(model), 20, 20), 0.5, dtype=dtype_of(model), device="cpu")
+    try:
+        return untrained(model, image, width=4, finest=1)
+    except AfmiError:
+        return None
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def method(name: str, model: nn.Module, **options: Any) -> Method:
-    """Return a method of the catalogue with quick settings; ``layer`` only where it has one."""
+    """Return a method of the catalogue with quick settings; ``layer`` only where it has one.
+
+    The masking model gets masks with random weights.
+    """
     kind = CATALOGUE[name]
     if not issubclass(kind, LayerMethod):
         options.pop("layer", None)
     fields = kind.__dataclass_fields__
     few = {key: value for key, value in _FEW.items() if key in fields}
+    if name == "MaskingModel":
+        few["weights"] = masks_for(model)
     return kind(model, **{**few, **options})
 
 

@@ -107,6 +107,12 @@ PROGRAMS = {
         },
         none={"reference": "the superpixel's mean colour"},
     ),
+    "MaskingModel": Program(
+        "PiotrDabkowski/pytorch-saliency",
+        differs="the loss is the paper's: the program has margins between logits, the area to the "
+        "power of 0.3 and a penalty at the border; the decoder is half as wide (32 / 64), and "
+        "nothing is subtracted from the class selector, where the program's demo subtracts 6",
+    ),
     "MeaningfulPerturbation": Program(
         "ruthcfong/perturb_explanations",
         {

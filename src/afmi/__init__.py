@@ -42,6 +42,8 @@ _HOMES = {
     "references": "afmi.pictures.references",
     "report": "afmi.report",
     "targets": "afmi.targets",
+    "train_masking_model": "afmi.training.masking_model",
+    "training": "afmi.training",
     "transforms": "afmi.pictures.transforms",
     "unchanged": "afmi.network.trace",
     "volumes": "afmi.pictures.volumes",

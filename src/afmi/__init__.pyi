@@ -6,6 +6,7 @@ from afmi import methods as methods
 from afmi import metrics as metrics
 from afmi import report as report
 from afmi import targets as targets
+from afmi import training as training
 from afmi._version import __version__ as __version__
 from afmi.api import explain as explain
 from afmi.api import explain_classes as explain_classes
@@ -29,6 +30,7 @@ from afmi.pictures import references as references
 from afmi.pictures import transforms as transforms
 from afmi.pictures import volumes as volumes
 from afmi.pictures.finding import find_images as find_images
+from afmi.training.masking_model import train_masking_model as train_masking_model
 
 __all__ = [
     "AFMI",
@@ -57,6 +59,8 @@ __all__ = [
     "references",
     "report",
     "targets",
+    "train_masking_model",
+    "training",
     "transforms",
     "unchanged",
     "volumes",

@@ -17,6 +17,7 @@ COMMANDS = (
     "evaluate",
     "report",
     "reproduce",
+    "train",
     "demo",
     "models",
     "methods",

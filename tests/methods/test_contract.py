@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from networks import TINY, build, images
-from settings import STRANGE_DEFAULTS, defaults, method
+from settings import STRANGE_DEFAULTS, defaults, masks_for, method
 from torch import Tensor, nn
 
 from afmi.errors import (
@@ -287,6 +287,7 @@ COUNTED: list[tuple[str, dict[str, Any], Work]] = [
     ("ExtremalPerturbation", {"iterations": 4, "areas": (0.1, 0.2, 0.3)}, Work(13, 12)),
     ("XRAI", {"steps": 5}, Work(13, 10)),
     ("XRAI", {"steps": 5, "reference": Blurred()}, Work(7, 5)),
+    ("MaskingModel", {}, Work(1)),
 ]
 
 
@@ -300,6 +301,8 @@ def test_the_work_is_what_is_counted(
 ) -> None:
     """`compare` estimates the time of a method by it, and the catalogue states the cost."""
     model, x = (Pooled() if name == "CAM" else build("resnet")).eval(), images(1)
+    if name == "MaskingModel":
+        options = {"weights": masks_for(model)}
     of = CATALOGUE[name](model, **options)
     assert of.work(x) == expected
     assert counted(of, x, monkeypatch) == expected

@@ -12,6 +12,7 @@ import pytest
 import torch
 from dimensional import SIZES, images, network
 from PIL import Image
+from settings import UNTRAINED
 from torch import Tensor, nn
 
 import afmi
@@ -83,7 +84,7 @@ def flattened(model: nn.Sequential, sides: int) -> nn.Sequential:
 @pytest.mark.parametrize("sides", [1, 3])
 @pytest.mark.parametrize(
     "name",
-    [n for n in CATALOGUE if n not in ("LIME", "KernelSHAP", "XRAI", "RISE") and "Pert" not in n],
+    [n for n in UNTRAINED if n not in ("LIME", "KernelSHAP", "XRAI", "RISE") and "Pert" not in n],
 )
 def test_a_flat_picture_has_the_same_map(name: str, sides: int) -> None:
     """A signal is a picture of one row, a picture a volume of one slice, for the same weights."""

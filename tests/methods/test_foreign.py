@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from networks import images
-from settings import method
+from settings import UNTRAINED, method
 from torch import Tensor, nn
 
 from afmi.errors import AfmiError, LayerError, ModelError, OperationError, ShapeError
@@ -218,7 +218,7 @@ def hidden() -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("kind", HIDDEN)
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", UNTRAINED)
 def test_networks_whose_parts_are_hidden(
     name: str, kind: str, hidden: dict[str, nn.Module]
 ) -> None:
@@ -271,7 +271,7 @@ def quantised(static: bool) -> nn.Module:
 
 
 @pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", UNTRAINED)
 def test_quantised_networks(name: str, static: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -287,7 +287,7 @@ def test_quantised_networks(name: str, static: bool) -> None:
             of.attribute(x, 1)
 
 
-@pytest.mark.parametrize("name", sorted(CATALOGUE.keys() - OF_OUTPUTS))
+@pytest.mark.parametrize("name", sorted({*UNTRAINED} - OF_OUTPUTS))
 def test_networks_without_gradients(name: str) -> None:
     with pytest.raises(OperationError, match=r"do not depend on the layer|detach"):
         method(name, Wrapped(lambda y: y.detach()), layer="inner.1").attribute(images(2), 1)

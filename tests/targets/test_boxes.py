@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from settings import method
+from settings import UNTRAINED, method
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
@@ -19,7 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from afmi import AFMI, Classifier, explain, specs
 from afmi.errors import LayerError, ModelError, TargetError, UsageError
-from afmi.methods import CATALOGUE, RISE, DeepLIFT, Gradient
+from afmi.methods import RISE, DeepLIFT, Gradient
 from afmi.targets import Box, Target
 from afmi.targets.boxes import _decoded, _features, _level_logits
 
@@ -185,7 +185,7 @@ BLIND = ("KernelSHAP", "LIME", "PredictionDifference", "RISE", "Random")
     "ignore::afmi.errors.CompletenessWarning",
     "ignore::afmi.errors.ImageIndependenceWarning",
 )
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", UNTRAINED)
 def test_every_method(name, images):
     network = build(retinanet)
     before = copy.deepcopy(network.state_dict())

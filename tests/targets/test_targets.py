@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import TinyResNet, TinyVGG
-from settings import method
+from settings import UNTRAINED, method
 from torch import Tensor, nn
 
 from afmi import AFMI, Classifier, explain, explain_classes, explain_many, specs
 from afmi.errors import ModelError, TargetError, UsageError
-from afmi.methods import CATALOGUE, DeepLIFT, KernelSHAP
+from afmi.methods import DeepLIFT, KernelSHAP
 from afmi.pictures.references import Blurred, Random, White
 from afmi.targets import Class, Difference, Output, Scalar, Similarity, Target, response
 
@@ -84,7 +84,7 @@ def test_deeplift_sums_for_any_network(seed, kind, name):
 
 
 @pytest.mark.filterwarnings("ignore:the network returns one number", "ignore:Integrated Gradients")
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name not in ("CAM", "XRAI")])
+@pytest.mark.parametrize("name", [name for name in UNTRAINED if name not in ("CAM", "XRAI")])
 def test_every_method_explains_the_network_of_the_score(network, images, name):
     target = Difference(1, 3)
     layer = "features.5"

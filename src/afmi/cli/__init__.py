@@ -1,5 +1,5 @@
-"""The command line, ``afmi``: explain, compare, evaluate, report, reproduce, demo, models, methods,
-metrics.
+"""The command line, ``afmi``: explain, compare, evaluate, report, reproduce, train, demo, models,
+methods, metrics.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -24,6 +24,7 @@ from afmi.cli.metrics import metrics
 from afmi.cli.models import models
 from afmi.cli.report import report
 from afmi.cli.reproduce import reproduce
+from afmi.cli.train import train
 
 __all__ = ["cli", "main"]
 
@@ -81,6 +82,7 @@ for _command in (
     evaluate,
     report,
     reproduce,
+    train,
     demo,
     models,
     methods,

@@ -30,6 +30,7 @@ from afmi.methods.pixels.smoothgrad import SmoothGrad as SmoothGrad
 from afmi.methods.random import Random as Random
 from afmi.methods.regions.extremal_perturbation import ExtremalPerturbation as ExtremalPerturbation
 from afmi.methods.regions.lime import LIME as LIME
+from afmi.methods.regions.masking_model import MaskingModel as MaskingModel
 from afmi.methods.regions.meaningful_perturbation import (
     MeaningfulPerturbation as MeaningfulPerturbation,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "KernelSHAP",
     "LayerCAM",
     "LayerMethod",
+    "MaskingModel",
     "MeaningfulPerturbation",
     "Method",
     "MethodsLike",

@@ -22,7 +22,7 @@ from afmi.models.building import (
 from afmi.models.weights import read_weights
 from afmi.network.preprocessing import Preprocessing, with_classes
 
-__all__ = ["INPUT_SIZE", "LABELS", "MEAN", "NAME", "STD", "PhotoVGG", "build", "entry"]
+__all__ = ["INPUT_SIZE", "LABELS", "MASKS", "MEAN", "NAME", "STD", "PhotoVGG", "build", "entry"]
 
 NAME = "photos"
 """What `load_model` calls it."""
@@ -50,6 +50,8 @@ STD: tuple[float, float, float] = (0.229, 0.224, 0.225)
 """Per-channel statistics (RGB, pixels in 0..1) that inputs are normalised with."""
 
 _WEIGHTS = "photo_vgg.safetensors"
+MASKS = "photo_masks.safetensors"
+"""The file beside this one with its masking network (`afmi.methods.MaskingModel`)."""
 _RESIZE = 144  # the short side of the photographs that it was trained on
 
 _STEM = 24

@@ -26,6 +26,7 @@ __all__ = [
     "find_layer",
     "layer_names",
     "maps_of",
+    "named_layer",
     "resolve_layer",
 ]
 
@@ -320,7 +321,7 @@ def _locate(network: nn.Module, flow: Dataflow) -> Layer:
         behind = sum(s.weighs_places for s in flow.path(step.position + 1))
         if before == 0 or behind > before + _MORE_BEHIND:
             break
-        layer = _named(network, flow, step, layout)
+        layer = named_layer(network, flow, step, layout)
         if layer is not None:
             return layer
         if step.name not in _TURNING:
@@ -396,7 +397,7 @@ def _single_calls(network: nn.Module, flow: Dataflow) -> list[tuple[str, Call]]:
     return [(names[c.module], c) for c in flow.calls if c.module in names and runs[c.module] == 1]
 
 
-def _named(
+def named_layer(
     network: nn.Module, flow: Dataflow, step: Step, layout: TokenLayout | None
 ) -> Layer | None:
     """Return the layer whose output a step made: a module, or one and the step; None: neither."""
