@@ -172,7 +172,7 @@ class FinerStage:
             holds, layout = map_layout(flow, step.output, step.position + 1)
             if not holds or (layout is not None and step.name == "linear"):
                 continue
-            found = _named(network, flow, step, layout)
+            found = named_layer(network, flow, step, layout)
             if found is not None and _maps_at(flow, step.output, found) > last:
                 return network.get_submodule(found.name), found
         return None
