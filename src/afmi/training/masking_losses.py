@@ -128,10 +128,15 @@ def replacements(images: Tensor, generator: torch.Generator) -> Tensor:
     sigma = max(at_224(_BLUR, images), 0.5)
     matrices = [gaussian(side, sigma).to(images) for side in images.shape[2:]]
     blurred = along_each(matrices, images)
-    of_cpu = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
     count, channels = images.shape[:2]
-    color = 0.5 + _COLOR * (2 * torch.rand(count, channels, 1, 1, **of_cpu) - 1)
-    coin = torch.rand(count, 1, 1, 1, **of_cpu) < 0.5
-    noise = _NOISE * torch.randn(images.shape, **of_cpu)
+    color = 0.5 + _COLOR * (
+        2
+        * torch.rand(count, channels, 1, 1, generator=generator, dtype=torch.float32, device="cpu")
+        - 1
+    )
+    coin = torch.rand(count, 1, 1, 1, generator=generator, dtype=torch.float32, device="cpu") < 0.5
+    noise = _NOISE * torch.randn(
+        images.shape, generator=generator, dtype=torch.float32, device="cpu"
+    )
     plain = torch.where(coin.to(images.device), blurred, color.to(images))
     return (plain + noise.to(images)).clamp(0, 1)
