@@ -29,7 +29,7 @@ from collections import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -359,7 +359,8 @@ def _options(hint: Any) -> list[Any]:
 def _value(what: str, hint: Any, value: str, context: Mapping[str, Any]) -> Any:
     readers = [_reader(option, context) for option in _options(hint)]
     expected = [reader[0] for reader in readers if reader is not None]
-    if not value.startswith("<"):
+    only_python = None in readers
+    if not (only_python and value.startswith("<")):
         for reader in readers:
             if reader is None:
                 continue
@@ -369,7 +370,7 @@ def _value(what: str, hint: Any, value: str, context: Mapping[str, Any]) -> Any:
                 raise
             except (KeyError, ValueError):
                 continue
-    if None in readers or value.startswith("<"):
+    if only_python:
         only = f"; a text can only say {' or '.join(expected)}" if expected else ""
         raise UsageError(f"only Python can pass {what}{only}, got {value!r}")
     raise UsageError(f"expected {what} as {' or '.join(expected)}, got {value!r}")
@@ -381,6 +382,9 @@ def _reader(hint: Any, context: Mapping[str, Any]) -> tuple[str, Callable[[str],
         return _READERS[hint]
     if isinstance(hint, type) and hint in _kinds:
         return f"a {_kinds[hint].name}", lambda value: parse(value, hint, **context)
+    if get_origin(hint) is Literal:
+        words = {word.casefold(): word for word in get_args(hint)}
+        return " or ".join(words), lambda value: words[value.casefold()]
     if get_origin(hint) not in (tuple, abc.Sequence):
         return None
     inner = _reader(get_args(hint)[0], context)
@@ -515,7 +519,9 @@ def from_json(data: Mapping[str, Any], base: type[T], **context: Any) -> T:
 
 
 def _from_json(what: str, hint: Any, value: Any, context: Mapping[str, Any]) -> Any:
-    if isinstance(value, str) and value.startswith("<"):
+    # What stands for an object that has no text; a text of its own may begin so, too.
+    stand_in = isinstance(value, str) and value.startswith("<")
+    if stand_in and any(_reader(option, context) is None for option in _options(hint)):
         raise UsageError(f"only Python can pass {what}, got {value!r}")
     if isinstance(value, list):
         inner = next((get_args(option)[0] for option in _options(hint) if get_args(option)), Any)

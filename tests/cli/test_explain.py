@@ -42,11 +42,12 @@ def test_one_picture_gives_one_line_and_its_files(afmi, small, pictures, tmp_pat
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
     (line,) = result.stdout.splitlines()
-    source, label, method, residual, where = line.split("  ")
+    source, label, method, residual, *averaging, where = line.split("  ")
     assert source == str(pictures / "a.png")
     assert label.endswith("%")
     assert method == "A-FMI at 1"
     assert residual.startswith("residual ")
+    assert [text.partition(",")[0] for text in averaging] == ["averaging hides evidence"]
     figure = tmp_path / "out" / where.removeprefix(f"→ {tmp_path / 'out'}/")
     with Image.open(figure) as picture:
         assert picture.format == "PNG"

@@ -263,6 +263,9 @@ COUNTED: list[tuple[str, dict[str, Any], Work]] = [
     ("AFMI", {}, Work(1, layer_backwards=1)),
     ("AFMI", {"reference": SEVERAL}, Work(1, layer_backwards=3)),
     ("AFMI", {"reference": Blurred()}, Work(2, layer_backwards=1)),
+    ("MultiscaleAFMI", {}, Work(1, 1)),
+    ("MultiscaleAFMI", {"reference": SEVERAL}, Work(1, 3)),
+    ("MultiscaleAFMI", {"reference": Blurred()}, Work(2, 1)),
     ("DeepLIFT", {}, Work(1, 1)),
     ("DeepLIFT", {"reference": SEVERAL}, Work(1, 3)),
     ("DeepLIFT", {"reference": Blurred()}, Work(2, 1)),
@@ -333,10 +336,13 @@ def counted(of: Method, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> Work:
         nonlocal behind
         behind += len(args[0])
 
-    def count_backwards(outputs: Tensor, inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def count_backwards(
+        outputs: Tensor, inputs: Tensor | list[Tensor], *args: Any, **kwargs: Any
+    ) -> Any:
         nonlocal backwards, layer_backwards
-        logits = outputs.dim() == 2 and len(outputs) == len(inputs)
-        if logits and inputs.shape[1:] == x.shape[1:]:
+        leaf = inputs[0] if isinstance(inputs, list) else inputs  # what a run begins with
+        logits = outputs.dim() == 2 and len(outputs) == len(leaf)
+        if logits and leaf.shape[1:] == x.shape[1:]:
             backwards += len(outputs)
         elif logits:
             layer_backwards += len(outputs)

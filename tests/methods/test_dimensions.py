@@ -90,6 +90,8 @@ def test_a_flat_picture_has_the_same_map(name: str, sides: int) -> None:
     """A signal is a picture of one row, a picture a volume of one slice, for the same weights."""
     if name == "PredictionDifference":
         pytest.skip("its windows have another shape")
+    if (name, sides) == ("MultiscaleAFMI", 1):
+        pytest.skip("its blur is a share of the shorter side, which is the row's height")
     model = network(sides)
     if sides == 3:
         model[3] = nn.MaxPool3d((1, 2, 2))

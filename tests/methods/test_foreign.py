@@ -30,7 +30,12 @@ pytestmark = pytest.mark.filterwarnings(
 OF_OUTPUTS = {"Random", "KernelSHAP", "LIME", "Occlusion", "PredictionDifference", "RISE"}
 OF_MAPS = {"AblationCAM", "EigenCAM", "ScoreCAM"}  # without gradients
 OF_RULES = {"DeconvNet", "DeepLIFT", "FullGrad", "GuidedBackprop", "LRP"}
-OF_LAYERS = sorted(name for name, kind in CATALOGUE.items() if issubclass(kind, LayerMethod))
+OF_LAYERS = sorted(
+    name
+    for name, kind in CATALOGUE.items()
+    # Multiscale A-FMI begins at the pixels.
+    if issubclass(kind, LayerMethod) and name != "MultiscaleAFMI"
+)
 
 
 def network(channels: int = 3) -> nn.Sequential:

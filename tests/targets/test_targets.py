@@ -83,7 +83,11 @@ def test_deeplift_sums_for_any_network(seed, kind, name):
     torch.testing.assert_close(maps.sum((1, 2, 3)), change, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:the network returns one number", "ignore:Integrated Gradients")
+@pytest.mark.filterwarnings(
+    "ignore:the network returns one number",
+    "ignore:Integrated Gradients",
+    "ignore:Score-CAM gave a map that is the same everywhere",  # no score of maps is above 0
+)
 @pytest.mark.parametrize("name", [name for name in UNTRAINED if name not in ("CAM", "XRAI")])
 def test_every_method_explains_the_network_of_the_score(network, images, name):
     target = Difference(1, 3)

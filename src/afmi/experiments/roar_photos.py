@@ -45,12 +45,13 @@ class ROARPhotos(Experiment):
                     f"{self.name} needs the folder {str(folder / part)!r}, which is not there: "
                     "networks are trained on pictures, and tested on others"
                 )
-        request = replace(request, models=request.models or self.models)
-        if len(request.models) > 1:
-            raise UsageError(f"expected one network, got {', '.join(request.models)}")
+        models = list(request.models or self.models)
+        request = replace(request, models=tuple(models))
+        if len(models) > 1:
+            raise UsageError(f"expected one network, got {', '.join(models)}")
         (explained,) = networks(self, request)
         options: dict[str, Any] = {**request.network, "weights": None}
-        fresh = partial(load_model, request.models[0], **options)
+        fresh = partial(load_model, models[0], **options)
         limit = request.limit or 1000
         methods = controls(explained) | methods_of(self, request, explained)
         roar = Roar(

@@ -82,6 +82,7 @@ def on_the_way_back(operation: Operation, change: Callable[[Tensor], Tensor]) ->
     part = operation.inplace and x._is_view()
     output = operation.on(x.clone()) if part else operation()
     (made,) = (tensor for tensor in tensors_in(output) if tensor.requires_grad)
+    assert made.grad_fn is not None
     made.grad_fn.register_prehook(lambda gradients: (change(gradients[0]), *gradients[1:]))
     return x.copy_(output) if part else output
 

@@ -207,9 +207,13 @@ def load_masks(path: str | os.PathLike[str]) -> tuple[MaskingNetwork, dict[str, 
     state = read_weights(path)
     record = _record(path)
     try:
-        settings = [record[key] for key in ("layers", "channels", "classes", "width")]
+        layers, channels, classes, width = (
+            record[key] for key in ("layers", "channels", "classes", "width")
+        )
         # Of sizes in a file nothing is built before the weights are known to have them.
-        network = MaskingNetwork(*settings, str(record["fingerprint"]), device="meta")
+        network = MaskingNetwork(
+            layers, channels, classes, width, str(record["fingerprint"]), device="meta"
+        )
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise ModelError(f"{_no_masks(path)} ({first_line(error)})") from error
     expected = network.state_dict()

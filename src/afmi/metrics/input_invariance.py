@@ -159,6 +159,7 @@ class _Unshifted(Wrapper):
     def __init__(self, model: nn.Module, shift: Tensor) -> None:
         super().__init__()
         self.model = model
+        self.shift: Tensor
         self.register_buffer("shift", shift, persistent=False)
         self.training = model.training
 

@@ -298,7 +298,7 @@ def opaque_part(model: nn.Module) -> str | None:
             return (
                 f"{where} is quantised ({type(module).__name__}), and PyTorch cannot differentiate "
                 "that; explain the network before it was quantised, or use a method that only "
-                "looks at its outputs: KernelSHAP, LIME, PredictionDifference or RISE"
+                "looks at its outputs: KernelSHAP, LIME, Occlusion, PredictionDifference or RISE"
             )
         kind = None
         if isinstance(module, torch.jit.ScriptModule):

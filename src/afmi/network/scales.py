@@ -47,7 +47,7 @@ def find_scales(model: nn.Module, inputs: Tensor, *, finest: int = 1) -> tuple[s
     Example:
         >>> pool = nn.MaxPool2d(2)
         >>> body = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), pool, nn.Conv2d(4, 5, 1), nn.ReLU()]
-        >>> model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        >>> model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2))
         >>> find_scales(model, torch.rand(1, 3, 8, 8))
         ('4', '1')
     """

@@ -148,7 +148,7 @@ class MultiscaleAFMI(LayerMethod):
         none = (inverse == 0).all(0)
         inverse = torch.where(none, torch.ones_like(inverse), inverse)
         weights = inverse / inverse.sum(0)
-        return sum(beside(w, one) * one for w, one in zip(weights, all_maps, strict=True))
+        return (weights.view(*weights.shape, *[1] * (inputs.dim() - 1)) * all_maps).sum(0)
 
 
 def _spread(maps: Tensor, size: Sequence[int], change: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class MaskingModel(Method):
         TargetError: when anything but a class is to be explained.
 
     Example:
+        >>> import torch
         >>> from afmi.methods.masking_network import untrained
         >>> body = [torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)]
         >>> model = torch.nn.Sequential(*body, torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
