@@ -72,11 +72,8 @@ class Granularities:
                 reference=Black(),
             )
             terms = run.stage_terms(self.targets[None])
-        exact = [(gradient[0] * change).sum(1, keepdim=True) for gradient, change in terms]
-        self.pixels, self.middle, self.last = (upsample(one, size) for one in exact)
-        gradient, change = terms[-1]
-        weights = gradient[0].mean((2, 3), keepdim=True)
-        self.averaged = upsample((weights * change).sum(1, keepdim=True), size)
+        self.pixels, self.middle, self.last = (upsample(one.exact[0], size) for one in terms)
+        self.averaged = upsample(terms[-1].averaged[0], size)
 
     def blurred(self, maps: Tensor, share: float = BLUR) -> Tensor:
         matrices = [matrix.T for matrix in blurring(self.images, share)]

@@ -29,10 +29,10 @@ def test_each_stage_has_what_its_own_run_gives(network: str, reference: Referenc
         model, x, layer=None, reference=reference, stages=[LayerChoice(name) for name in names]
     )
     terms = run.stage_terms(classes)
-    for layer, (gradient, change) in zip((None, *map(LayerChoice, names)), terms, strict=True):
+    for layer, term in zip((None, *map(LayerChoice, names)), terms, strict=True):
         alone = modified_gradient(model, x, layer=layer, reference=reference)
-        torch.testing.assert_close(gradient, alone.gradients(classes), rtol=1e-12, atol=1e-15)
-        torch.testing.assert_close(change, alone.change(), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(term.gradient, alone.gradients(classes), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(term.change, alone.change(), rtol=1e-12, atol=1e-15)
 
 
 class Twice(nn.Module):
@@ -81,3 +81,41 @@ def test_the_finer_stage() -> None:
         Padded(), x, layer=None, reference=Black(), stages=[FinerStage(LayerChoice("first"))]
     )
     assert run.run.stages == ()
+
+
+class WritesBehind(nn.Module):
+    """Goes on with what a module gave, and then writes to that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.keep = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        onward = self.keep(maps) * 2
+        maps.relu_()
+        return (onward + maps).mean((2, 3))
+
+
+def test_a_stage_that_is_overwritten_beside() -> None:
+    with pytest.raises(LayerError, match="overwrites what layer keep gave"):
+        modified_gradient(
+            WritesBehind(), images(), layer=None, reference=Black(), stages=[LayerChoice("keep")]
+        )
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv(x), 2).mean((2, 3))
+
+
+def test_the_finer_stage_of_an_operation() -> None:
+    """The places of pooled maps are fewer than those of the module before the pooling."""
+    found = FinerStage(LayerChoice("conv+avg_pool2d")).resolve(Pooled(), images())
+    assert found is not None
+    assert str(found[1]) == "conv"

@@ -10,7 +10,7 @@ import torch
 from networks import TINY, build, images
 from torch import Tensor, nn
 
-from afmi.errors import UsageError
+from afmi.errors import CompletenessWarning, UsageError
 from afmi.methods import AFMI, DeepLIFT, MultiscaleAFMI
 from afmi.pictures.references import Black, Random, Several, White
 
@@ -127,3 +127,38 @@ def test_a_map_that_ranks_nothing_has_no_weight() -> None:
 def test_a_blur_that_cannot_be(blur: float) -> None:
     with pytest.raises(UsageError, match="expected a blur above 0"):
         MultiscaleAFMI(Stages(), blur=blur)
+
+
+class TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.a(x).tanh() * self.b(x).tanh()).mean((2, 3))
+
+
+def test_evidence_beside_the_layer_is_said() -> None:
+    with pytest.warns(CompletenessWarning, match="other paths lead around the layer"):
+        MultiscaleAFMI(TwoBranches(), layer="b").attribute(images(), 1)
+
+
+def test_a_last_stage_of_one_place_has_no_weight() -> None:
+    """A network for large images on a small one: the finer maps make the map."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(6, 6, 3, stride=4, padding=1), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(6, 3)),
+    )
+    x = torch.rand(1, 3, 7, 7)
+    maps = MultiscaleAFMI(model, layer="3").attribute(x, 1)
+    assert maps.std() > 0.01 * maps.abs().mean()
+
+
+def test_sixteen_bits_hold_the_map() -> None:
+    model, x = Stages(), torch.rand(1, 3, 12, 12, dtype=torch.float64)
+    expected = MultiscaleAFMI(model).attribute(x, 2)
+    for dtype, tolerance in ((torch.float16, 0.02), (torch.bfloat16, 0.15)):
+        maps = MultiscaleAFMI(model.to(dtype)).attribute(x.to(dtype), 2).double()
+        assert (maps - expected).abs().max() < tolerance * expected.abs().max()

@@ -118,6 +118,7 @@ class Interception(TorchFunctionMode):
         with torch._C.DisableTorchFunction(), torch.enable_grad():
             onward = tensor.clone()
             self._dependence.follow(onward)
+        self._watch.reached_layer(onward)
         return onward
 
     def leave(self) -> None:

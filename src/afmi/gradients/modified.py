@@ -19,9 +19,10 @@ from afmi.gradients.tape import Tape
 from afmi.network.channels_last import is_fast
 from afmi.network.layers import FinerStage, LayerChoice, Place, check_place
 from afmi.network.trace import Remembered, Trace, form_of
+from afmi.pictures.dimensions import places
 from afmi.pictures.references import Reference
 
-__all__ = ["ModifiedGradient", "ReferenceRun", "modified_gradient"]
+__all__ = ["ModifiedGradient", "ReferenceRun", "StageTerms", "modified_gradient"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,32 @@ class ReferenceRun:
     extra_tokens: Tensor
     logits: Tensor
     stages: tuple[StageMaps, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageTerms:
+    """What the change of the score is made of at one stage.
+
+    Attributes:
+        gradient: ∂_σ y_c/∂A, (T, N, K, *spatial).
+        change: A − Ā, (N, K, *spatial).
+        extra_tokens: what class and register tokens contribute, (T, N).
+    """
+
+    gradient: Tensor
+    change: Tensor
+    extra_tokens: Tensor
+
+    @property
+    def exact(self) -> Tensor:
+        """The exact maps Σ_k ∂_σ y_c/∂A^k ⊙ (A^k − Ā^k), (T, N, 1, *spatial)."""
+        return (self.gradient * self.change).sum(2, keepdim=True)
+
+    @property
+    def averaged(self) -> Tensor:
+        """The maps whose gradients are averaged over places (Eq. 6–7), (T, N, 1, *spatial)."""
+        weights = self.gradient.mean(places(self.gradient, 3), keepdim=True)
+        return (weights * self.change).sum(2, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -85,17 +112,22 @@ class ModifiedGradient:
 
     def stage_terms(
         self, targets: Tensor, reference: int = 0, *, last: bool = False
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return of each stage ∂_σ y_c/∂A (T, N, K, *spatial) and A − Ā (N, K, *spatial).
-
-        Those of what the run begins with, such as the images, are the first.
-        """
+    ) -> list[StageTerms]:
+        """Return what each stage gives, and first what the run begins with, such as the images."""
         gradients = self.run.stage_gradients(targets, reference, last=last)
         sides = self.run.features.dim() - 2
-        changes = [self.change(reference)]
-        for stage, compared in zip(self.run.stages, self.references[reference].stages, strict=True):
-            changes.append(stage.maps(sides).features - compared.features)
-        return [(gradient, d) for (gradient, _), d in zip(gradients, changes, strict=True)]
+        compared = self.references[reference]
+        maps = [StageMaps(self.run.features, self.run.extra_tokens)]
+        maps += [stage.maps(sides) for stage in self.run.stages]
+        others = [StageMaps(compared.features, compared.extra_tokens), *compared.stages]
+        return [
+            StageTerms(
+                gradient,
+                own.features - other.features,
+                (of_extra_tokens * (own.extra_tokens - other.extra_tokens)).flatten(2).sum(2),
+            )
+            for (gradient, of_extra_tokens), own, other in zip(gradients, maps, others, strict=True)
+        ]
 
     def change(self, reference: int = 0) -> Tensor:
         """Return A − Ā (N, K, h, w)."""

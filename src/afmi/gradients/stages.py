@@ -41,12 +41,13 @@ class Stage:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.tensor: Tensor | None = None
+        self._version = 0
 
     def watched(self, state: Interception, sides: int) -> AbstractContextManager[None]:
         """Return a context in which the layer's output is kept."""
 
         def keep(maps: Tensor) -> Tensor:
-            self.tensor = maps
+            self.tensor, self._version = maps, maps._version
             return state.mark(maps)
 
         return taken_at(state, self.place, sides, keep)
@@ -62,6 +63,11 @@ class Stage:
             raise LayerError(
                 f"layer {self.place[1]} was not reached on the way from the images to the logits; "
                 "choose one through which that leads"
+            )
+        if self.tensor._version != self._version:
+            raise LayerError(
+                f"the network overwrites what layer {self.place[1]} gave, beside going on with it; "
+                "choose the module around it"
             )
         return self.tensor
 

@@ -160,14 +160,18 @@ class FinerStage:
         """
         module, layer = self.coarse.resolve(model, inputs)
         network, flow = within(model), _flow(model, inputs[:1])
-        calls = [call for call in flow.calls if call.module is module]
-        if not calls:
+        made = _made(flow, module, layer)
+        if made is None:
             return None
-        last = _maps_at(flow, calls[0].output, layer)
+        output, position = made
+        last = _maps_at(flow, output, layer)
         for step in reversed(flow.dominators()):
-            before = step.position < (calls[0].made_by or 0)
             # What only moves numbers, such as padding, is no stage of its own.
-            if not before or step.name in _MOVING or not step.output.is_floating_point():
+            if (
+                step.position >= position
+                or step.name in _MOVING
+                or not step.output.is_floating_point()
+            ):
                 continue
             holds, layout = map_layout(flow, step.output, step.position + 1)
             if not holds or (layout is not None and step.name == "linear"):
@@ -176,6 +180,19 @@ class FinerStage:
             if found is not None and _maps_at(flow, step.output, found) > last:
                 return network.get_submodule(found.name), found
         return None
+
+
+def _made(flow: Dataflow, module: nn.Module, layer: Layer) -> tuple[Tensor, int] | None:
+    """Return what a layer gave in a run, and the position of the step that made it."""
+    for call in flow.calls:
+        if call.module is not module:
+            continue
+        if layer.then is None:
+            return call.output, call.end if call.made_by is None else call.made_by
+        for step in flow.steps[call.end :]:
+            if step.name == layer.then and step.subject is call.output:
+                return step.output, step.position
+    return None
 
 
 def _maps_at(flow: Dataflow, output: Tensor, layer: Layer) -> int:

@@ -30,8 +30,10 @@ class MultiscaleAFMI(LayerMethod):
     S = Σ_g w_g S_g over three granularities g. S_1 is A-FMI's map at ``layer`` (Eq. 7). S_2 is the
     exact map Σ_k ∂_σ y_c/∂A^k ⊙ (A^k − Ā^k) of the last stage before it whose maps have more
     places, and S_3 that of the pixels, which is DeepLIFT's; both are blurred by a Gaussian that
-    keeps their sums at the borders too. A constant is added to S_1, what averaging lost, so that
-    each of them sums to y_c(x) − y_c(x̄). The weights w_g ∝ 1/std(S_g), which sum to 1, give each
+    keeps their sums at the borders too. A constant is added to each, so that it sums to
+    y_c(x) − y_c(x̄): to S_1 what averaging lost, and to all what class and register tokens and the
+    rounding of an interpolation carry. So the residual is 0, and it is a warning that tells where a
+    granularity's own terms miss the change. The weights w_g ∝ 1/std(S_g), which sum to 1, give each
     granularity an equal say, so S sums to the same. Signed.
 
     Paper: none; A-FMI's modified gradient (Eq. 2–5) at several granularities.
@@ -104,19 +106,21 @@ class MultiscaleAFMI(LayerMethod):
 
     def _maps(self, inputs: Tensor, run: ModifiedGradient, classes: Tensor) -> list[Attribution]:
         """Return the attribution for each row of classes (T, N)."""
-        matrices = [matrix.T for matrix in blurring(inputs, self.blur)]
+        # At a pixel a map is Δy over the number of pixels, which 16 bits do not hold.
+        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        matrices = [matrix.T for matrix in blurring(wide, self.blur)]
         count = len(run.references)
         maps, changes = [], []
         for r in range(count):
             change = run.output_change(classes, r)
-            *fine, (gradient, delta) = run.stage_terms(classes, r, last=r == count - 1)
-            exact = [(one * by).sum(2, keepdim=True) for one, by in fine]
-            run.check(exact[0].sum(places(exact[0], 2)).squeeze(-1), classes, r)
-            weights = gradient.mean(places(gradient, 3), keepdim=True)
-            averaged = (weights * delta).sum(2, keepdim=True)
+            terms = run.stage_terms(classes, r, last=r == count - 1)
+            for one in terms:
+                run.check(one.exact.sum(places(one.exact)) + one.extra_tokens, classes, r)
+            *fine, coarse = terms
+            each = [one.to(wide) for one in (coarse.averaged, *(one.exact for one in fine))]
             rows = [
-                self._together(inputs, same, change[t], matrices)
-                for t, same in enumerate(zip(averaged, *exact, strict=True))
+                _together(each_of, change[t].to(wide), matrices)
+                for t, each_of in enumerate(zip(*each, strict=True))
             ]
             maps.append(torch.stack(rows))
             changes.append(change)
@@ -128,27 +132,26 @@ class MultiscaleAFMI(LayerMethod):
             for m, c, r in zip(mean, classes, residual, strict=True)
         ]
 
-    def _together(
-        self, inputs: Tensor, maps: Sequence[Tensor], change: Tensor, matrices: list[Tensor]
-    ) -> Tensor:
-        """Return the weighted mean (N, 1, *spatial) of the coarsest map and the finer ones.
 
-        Args:
-            inputs: images (N, C, *spatial).
-            maps: (N, 1, h, w) each, the coarsest first.
-            change: what they sum to, (N,).
-            matrices: that blur, without losing anything at the borders.
-        """
-        size = inputs.shape[2:]
-        coarse, *finer = [_spread(one, size, change) for one in maps]
-        all_maps = torch.stack([coarse, *(along_each(matrices, one) for one in finer)])
-        deviation = all_maps.flatten(2).std(2, correction=0)
-        # A map that is the same everywhere ranks nothing, and gets no weight.
-        inverse = torch.where(deviation > 0, 1 / deviation, 0)
-        none = (inverse == 0).all(0)
-        inverse = torch.where(none, torch.ones_like(inverse), inverse)
-        weights = inverse / inverse.sum(0)
-        return (weights.view(*weights.shape, *[1] * (inputs.dim() - 1)) * all_maps).sum(0)
+def _together(maps: Sequence[Tensor], change: Tensor, matrices: list[Tensor]) -> Tensor:
+    """Return the weighted mean (N, 1, *spatial) of the coarsest map and the finer ones.
+
+    Args:
+        maps: (N, 1, h, w) each, the coarsest first.
+        change: what they sum to, (N,).
+        matrices: that blur along each side, without losing anything at the borders.
+    """
+    size = [len(matrix) for matrix in matrices]
+    coarse, *finer = [_spread(one, size, change) for one in maps]
+    all_maps = torch.stack([coarse, *(along_each(matrices, one) for one in finer)])
+    deviation = all_maps.flatten(2).std(2, correction=0)
+    # A map that is the same everywhere, but for rounding, ranks nothing and gets no weight.
+    least = deviation.amax(0) * torch.finfo(deviation.dtype).eps ** 0.5
+    inverse = torch.where(deviation > least, 1 / deviation, 0)
+    blank = (inverse == 0).all(0)
+    inverse = torch.where(blank, torch.ones_like(inverse), inverse)
+    weights = inverse / inverse.sum(0)
+    return (weights.view(*weights.shape, *[1] * (coarse.dim() - 1)) * all_maps).sum(0)
 
 
 def _spread(maps: Tensor, size: Sequence[int], change: Tensor) -> Tensor:
