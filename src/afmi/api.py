@@ -298,6 +298,11 @@ def _model_and_image(
     model: nn.Module | AnyImage | None, image: AnyImage | None
 ) -> tuple[Any, AnyImage]:
     """Return the model, or None where what came first is the image."""
+    if isinstance(model, (str, os.PathLike)) and os.path.isfile(model) and isinstance(image, str):
+        raise UsageError(
+            f"expected a model before the image, got the file {os.fspath(model)!r}; to explain it "
+            f"by the network that load_model() gives, pass the class as target={image!r}"
+        )
     if image is not None:
         return model, image
     if model is None or isinstance(model, nn.Module):

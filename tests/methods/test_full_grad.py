@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from afmi import Classifier, load_model, targets
 from afmi.errors import OperationError
 from afmi.methods import FullGrad
+from afmi.methods.feature_maps import full_grad
 
 
 def scaled(part: Tensor) -> Tensor:
@@ -222,3 +223,38 @@ def test_equals_the_grad_cam_package_with_its_own_ranges() -> None:
     assert float(torch.corrcoef(both)[0, 1]) > 0.999
     ours = FullGrad(model).attribute(x, 1)[0, 0]
     torch.testing.assert_close(ours, sum(large(scaled(part)) for part in parts))
+
+
+class Attends(nn.Module):
+    """Maps of 4 × 4 places, as tokens that attend to one another in two heads of two channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.conv(x).flatten(2).unflatten(1, (2, 2)).mT  # (N, heads, tokens, channels)
+        mixed = nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+        return self.head(mixed.mT.flatten(1, 2).mean(2))
+
+
+def test_heads_are_no_maps() -> None:
+    """The attention's bias is part of the sum; its tokens and channels are no rows and columns."""
+    torch.manual_seed(0)
+    model, x = Attends().double(), torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    parts = FullGrad(model).full_gradients(x, 1)
+    assert "scaled_dot_product_attention" in parts.operations
+    assert parts.residual.abs().max() < 1e-9
+    without = FullGrad(model).attribute(x, 1)
+    added = []
+    original = full_grad._Biases.add_map
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            full_grad._Biases,
+            "add_map",
+            lambda self, part: (added.append(tuple(part.shape)), original(self, part))[1],
+        )
+        torch.testing.assert_close(FullGrad(model).attribute(x, 1), without)
+    assert (2, 2, 16, 2) not in added
+    assert (2, 4, 4, 4) in added

@@ -73,6 +73,11 @@ def test_by_default_a_7th_of_each_side_by_half_of_that() -> None:
     assert Occlusion(model).cost == "171 forwards"
 
 
+def test_a_stride_beyond_the_default_patch_leaves_pixels_out() -> None:
+    with pytest.raises(UsageError, match="at most the patch's 3 pixels"):
+        Occlusion(build("resnet"), stride=9).attribute(images(1), 1)
+
+
 def test_covers_with_what_the_network_takes_as_zero_or_the_reference() -> None:
     network = build("resnet", torch.float64)
     model, x = Classifier(network, mean=[0.5, 0.2, 0.4], std=[0.5] * 3), images(1).double()

@@ -238,7 +238,8 @@ class _Biases:
         part = gradient.detach() * bias
         count, dims = len(self.like), self.like.dim()
         self.sums[at] = part.reshape(count, -1).sum(1)
-        if part.dim() == dims and len(part) == count:
+        of_heads = self.operations[at] in _OF_HEADS  # whose dimensions are no places
+        if part.dim() == dims and len(part) == count and not of_heads:
             self.add_map(part.movedim(-1, 1) if channels_last else part)
         return gradient
 
@@ -310,6 +311,7 @@ _DIVISOR = {"div": 1, "rdiv": 0}
 """Where the divisor stands among the operands."""
 
 _ELEMENTWISE = operations_with(Trait.ELEMENTWISE)
+_OF_HEADS = operations_with(Trait.ATTENTION)
 
 _ADDING = operations_with(Trait.ADDEND)
 

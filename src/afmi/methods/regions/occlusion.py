@@ -87,7 +87,12 @@ class Occlusion(BlackBoxMethod):
 
     def _along(self, side: int) -> list[slice]:
         patch = min(self.patch or -(-side // _PATCHES), side)
-        stride = min(self.stride or -(-patch // 2), patch)
+        stride = self.stride or -(-patch // 2)
+        if self.patch is None and stride > patch:
+            raise UsageError(
+                f"expected a stride of at most the patch's {patch} pixels, which leaves no pixel "
+                f"out, got stride={stride}; pass patch= as well"
+            )
         starts = [*range(0, side - patch, stride), side - patch]
         return [slice(start, start + patch) for start in starts]
 
