@@ -1,12 +1,14 @@
 """Measure when A-FMI's averaging hides evidence: a corner patch that a network learnt to read.
 
     python -m benchmarks.averaging --train photos11/train --data photos11/val
+    python -m benchmarks.averaging --model photos --data photos11/val
 
 A small VGG with fully connected layers is trained on photographs of which a share of one class
 carries a white patch in the top left corner. Printed for the patched photographs of that class, and
 for photographs of all classes without a patch: the share of the averaged and of the exact map's
 positive mass on the patch, and quantiles of the two maps' rank correlation
-(`afmi.explanation.AGREEMENT` is chosen by them).
+(`afmi.explanation.AGREEMENT` is chosen by them). With ``--model`` nothing is trained, and only the
+rank correlations of that network on labelled pictures are printed.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from afmi.evaluation import open_images
 from afmi.methods import AFMI
+from afmi.models import load_model
 from afmi.network.classifier import Classifier, classify
 from afmi.network.guards import evaluation_mode
 
@@ -105,15 +109,36 @@ def line(name: str, model: Classifier, images: Tensor) -> None:
     )
 
 
+def of_network(name: str, weights: str, data: Path, limit: int) -> None:
+    """Print how far the maps of a network's labelled classes agree."""
+    model = load_model(name, weights=weights)
+    pictures = open_images(data, model, limit=limit)
+    method, agreements = AFMI(model), []
+    for i, label in enumerate(pictures.labels):
+        agreements.append(method.attribution(pictures.read(i), int(label)).agreement)
+    quantiles = torch.quantile(torch.cat(agreements), torch.tensor(QUANTILES, dtype=torch.float64))
+    print(f"{len(agreements)} pictures, {model.name}")
+    print(" ".join(f"{q:6.0%}" for q in QUANTILES))
+    print(" ".join(f"{q:6.2f}" for q in quantiles.tolist()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=Path, required=True)
+    parser.add_argument("--train", type=Path)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--weights", default="default")
+    parser.add_argument("--limit", type=int, default=100, help="pictures, with --model")
     parser.add_argument("--per-class", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--share", type=float, default=0.4)
     args = parser.parse_args()
+    if args.model is not None:
+        of_network(args.model, args.weights, args.data, args.limit)
+        return
+    if args.train is None:
+        parser.error("expected --train, the photographs to train on, or --model")
     images, labels = photographs(args.train, args.per_class)
     held_out, truth = photographs(args.data, 30)
     quantiles = " ".join(f"{q:6.0%}" for q in QUANTILES)
