@@ -279,7 +279,7 @@ class _Training:
         self.images = images
         self.recipe = recipe
         self.masks = masks
-        self.meaning = meaning
+        self.meaning: Meaning = meaning
         selector = [masks.selector.weight]
         others = [p for name, p in masks.named_parameters() if not name.startswith("selector")]
         self.optimiser = torch.optim.Adam(
