@@ -82,6 +82,17 @@ def test_ctrl_c_and_the_same_command(afmi, command, data, tmp_path, monkeypatch)
     assert out.read_bytes() == whole
 
 
+def test_ctrl_c_before_the_first_checkpoint(afmi, command, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training._Training, "_selector_gradients", stop)
+    result = afmi(*command)
+    assert result.exit_code == 130
+    assert "there is no checkpoint yet, and the same command begins again" in result.stderr
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

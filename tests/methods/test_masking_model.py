@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,23 @@ def test_scales_of_a_network_with_functional_activations() -> None:
     torch.testing.assert_close(maps, F.hardswish(seen[0]))
 
 
+def test_scales_of_an_operation_that_takes_its_input_by_keyword() -> None:
+    class Keywords(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            maps = F.hardswish(input=self.conv(x))
+            return self.head(maps.mean((2, 3)))
+
+    model, x = Keywords().eval(), images()
+    (maps,), _ = read_scales(model, x, find_scales(model, x))
+    assert find_scales(model, x) == ("conv+hardswish",)
+    torch.testing.assert_close(maps, F.hardswish(model.conv(x)))
+
+
 def test_scales_must_be_run_once(model: nn.Module) -> None:
     with pytest.raises(LayerError, match=r"no layer 'features\.9'"):
         read_scales(model, images(), ["features.9"])
@@ -200,10 +218,48 @@ def test_files_that_hold_no_masks(model: nn.Module, file: Path, tmp_path: Path) 
     refused(safetensors.torch.save(state, {"afmi": "{"}), "holds no masking network")
     refused(saved(channels=[1_000_000_000, 6]), "does not fit")
     refused(saved(classes=-1), "holds no masking network")
+    refused(saved(layers=record["layers"][:1]), "holds no masking network")
+    without = {key: value for key, value in record.items() if key != "training"}
+    refused(safetensors.torch.save(state, {"afmi": json.dumps(without)}), "holds no masking netw")
+    broken = {**state, "mask.bias": torch.tensor([0.0, torch.nan])}
+    refused(safetensors.torch.save(broken, {"afmi": json.dumps(record)}), "mask.bias holds infini")
     with pytest.raises(ModelError, match="cannot be read"):
         MaskingModel(model, weights=tmp_path / "missing").attribute(images(), 1)
     with pytest.raises(UsageError, match="expected a file of masks or a MaskingNetwork, got int"):
         MaskingModel(model, weights=3)  # type: ignore[arg-type]
+
+
+def test_large_numbers_survive_a_file(masks: MaskingNetwork, tmp_path: Path) -> None:
+    """Of float16 the largest is 65504, and the smallest is about 6e-8."""
+    norm = masks.blocks[0].up[1]
+    with torch.no_grad():
+        norm.running_var[:2] = torch.tensor([1e6, 1e-9])
+        masks.mask.bias[0] = 1e5
+    path = tmp_path / "masks.safetensors"
+    path.write_bytes(masks_as_bytes(masks, {}))
+    loaded = load_masks(path)[0]
+    assert torch.equal(loaded.blocks[0].up[1].running_var, norm.running_var)
+    assert torch.equal(loaded.mask.bias, masks.mask.bias)
+    assert safetensors.torch.load_file(path)["mask.weight"].dtype == torch.float16
+    with torch.no_grad():
+        masks.mask.bias[0] = torch.inf
+    with pytest.raises(ModelError, match=r"expected finite weights .* mask\.bias has others"):
+        masks_as_bytes(masks, {})
+
+
+def test_a_file_of_other_masks_is_read_again(
+    model: nn.Module, masks: MaskingNetwork, file: Path
+) -> None:
+    method = MaskingModel(model, weights=file)
+    before = method.attribute(images(), 1)
+    assert method.masks() is method.masks()
+    other = untrained(model, images(), width=4, finest=1, seed=1)
+    file.write_bytes(masks_as_bytes(other, {"epochs": 2}))
+    written = file.stat().st_mtime_ns
+    os.utime(file, ns=(written, written + 1_000_000_000))
+    expected = MaskingModel(model, weights=file).attribute(images(), 1)
+    assert (before - expected).abs().amax() > 0
+    assert torch.equal(method.attribute(images(), 1), expected)
 
 
 # Whose masks they are.
@@ -247,6 +303,18 @@ def test_the_fingerprint_is_that_of_the_numbers(model: nn.Module) -> None:
     assert fingerprint_of(nn.DataParallel(model)) == expected
     assert fingerprint_of(build("vgg", seed=1)) != expected
     assert fingerprint_of(afmi.Classifier(model)) != expected
+
+
+def test_the_fingerprint_sees_what_pytorch_does_not_count(model: nn.Module) -> None:
+    expected, first = fingerprint_of(model), model.features[0].weight
+    first.data.mul_(2)
+    assert fingerprint_of(model) != expected
+    first.data.mul_(0.5)
+    assert fingerprint_of(model) == expected
+    first.detach().numpy()[0] *= 2
+    assert fingerprint_of(model) != expected
+    with torch.inference_mode():
+        assert fingerprint_of(build("vgg")) == expected
 
 
 def test_a_network_without_masks_is_told_the_command(model: nn.Module) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from afmi.data.labelled import open_images
@@ -144,12 +147,13 @@ def test_an_interrupted_training_ends_with_the_same_masks(
     assert out.read_bytes() == whole.read_bytes()
     assert not (tmp_path / "parts.safetensors.checkpoint").exists()
 
-    # The same training again is done; another seed's masks take the file's place.
+    # The same training again is done; another one does not take the file's place.
     steps.clear()
     train_masking_model(model, data, out, recipe=RECIPE, on_step=interrupt)
     assert steps == []
-    train_masking_model(model, data, out, recipe=dataclasses.replace(RECIPE, seed=1))
-    assert out.read_bytes() != whole.read_bytes()
+    with pytest.raises(UsageError, match="not replaced, is of a training with seed 0, and this on"):
+        train_masking_model(model, data, out, recipe=dataclasses.replace(RECIPE, seed=1))
+    assert out.read_bytes() == whole.read_bytes()
 
 
 def test_what_a_file_says_of_its_training(model: Classifier, data: Any, tmp_path: Path) -> None:
@@ -176,7 +180,23 @@ def test_a_checkpoint_of_another_training(model: Classifier, data: Any, tmp_path
     with pytest.raises(UsageError, match="of a training with epochs 1, and this one has 2"):
         train_masking_model(model, data, out, recipe=other)
     checkpoint = tmp_path / "masks.safetensors.checkpoint"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    whole = checkpoint.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    metadata = json.loads(whole[8 : 8 + size])["__metadata__"]
+    state = safetensors.torch.load(whole)
+    small = {key: tensor.flatten()[:1] for key, tensor in state.items()}
+    for tensors, record in (
+        (small, metadata),
+        ({}, metadata),
+        (state, {**metadata, "step": "null"}),
+        (state, {key: text for key, text in metadata.items() if key != "step"}),
+        ({**state, "optimiser.99.exp_avg": torch.zeros(2)}, metadata),
+    ):
+        checkpoint.write_bytes(safetensors.torch.save(tensors, record))
+        with pytest.raises(UsageError, match=r"holds no whole checkpoint.*delete it to begin") as e:
+            train_masking_model(model, data, out, recipe=RECIPE)
+        assert "\n" not in str(e.value)
+    checkpoint.write_bytes(whole[:100])
     with pytest.raises(UsageError, match=r"cannot be read .*; delete it to begin again"):
         train_masking_model(model, data, out, recipe=RECIPE)
 
@@ -186,6 +206,10 @@ def test_what_cannot_be_trained(model: Classifier, data: Any, tmp_path: Path) ->
         Recipe(batch_size=1)
     with pytest.raises(UsageError, match="learning rates above 0"):
         Recipe(learning_rate=0)
+    with pytest.raises(UsageError, match="learning rates above 0"):
+        Recipe(selector_rate=float("nan"))
+    with pytest.raises(UsageError, match="selector_epochs from 0, got -1"):
+        Recipe(selector_epochs=-1)
     with pytest.raises(UsageError, match="seed"):
         Recipe(seed=2**40)
     with pytest.raises(UsageError, match="2 images at least, got 2 and 1"):
@@ -201,3 +225,84 @@ def test_what_cannot_be_trained(model: Classifier, data: Any, tmp_path: Path) ->
         train_masking_model(model, data, tmp_path / "notes.txt", recipe=RECIPE)
     with pytest.raises(ModelError):
         train_masking_model(lambda x: x, data)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        ("mean", [0.1] * 3, "mean"),
+        ("resize", 20, "resize"),
+        ("crop", 12, "crop"),
+        ("interpolation", Image.Resampling.BICUBIC, "interpolation"),
+        ("output", "sigmoid", "output"),
+        ("size", 32, "shape"),
+        ("weight", 2.0, "network"),
+    ],
+)
+def test_a_training_for_something_else_is_another(
+    data: Any, tmp_path: Path, setting: str, value: Any, named: str
+) -> None:
+    """Its checkpoint is not resumed: pictures, network or outputs would be others."""
+    out = tmp_path / "masks.safetensors"
+
+    def train(side: int = SIDE, weight: float = 1.0, **settings: Any) -> None:
+        network = Colors()
+        network.head.weight.data.mul_(weight)
+        pairs = [(image.repeat(1, side // SIDE, side // SIDE), label) for image, label in data]
+        model = Classifier(network, labels=["red", "green"], **settings).eval()
+        recipe = dataclasses.replace(RECIPE, batch_size=2)
+        train_masking_model(model, pairs, out, recipe=recipe, on_step=stop, checkpoint_seconds=0)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    changes = {"side": value} if setting == "size" else {setting: value}
+    with pytest.raises(UsageError, match=f"of a training with {named} "):
+        train(**changes)
+
+
+def test_a_diverged_training_writes_no_masks(model: Classifier, data: Any, tmp_path: Path) -> None:
+    out = tmp_path / "masks.safetensors"
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30)
+    with pytest.raises(UsageError, match=r"diverged: .*; take a smaller learning_rate \(it is 1e"):
+        train_masking_model(model, data, out, recipe=recipe)
+    assert not out.exists()
+    # What only the weights show, after a step whose loss is a number.
+    run = _Training(
+        model, open_images(data, model), RECIPE, untrained(model, data[0][0][None]), "logits"
+    )
+    run.masks.requires_grad_(True)
+    run._selector_gradients = lambda *_: 0.5  # type: ignore[method-assign]
+    run.masks.mask.bias.data[0] = torch.nan
+    with pytest.raises(UsageError, match=r"after step 1 the loss is 0\.5, and"):
+        run.go(0, None, lambda step: None)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_without_gradients_around_it(model: Classifier, data: Any, mode: Any) -> None:
+    recipe = dataclasses.replace(RECIPE, batch_size=8)
+    expected = train_masking_model(model, data, recipe=recipe)
+    with mode():
+        trained = train_masking_model(model, data, recipe=recipe)
+        assert not torch.is_grad_enabled()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], tensor), name
+
+
+def test_a_phase_without_images_is_no_training(model: Classifier, tmp_path: Path) -> None:
+    """Of three pictures in batches of two, one can be read."""
+    folder = tmp_path / "data"
+    for name, label in (("a", "red"), ("b", "green"), ("c", "green")):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        (folder / label / f"{name}.png").write_bytes(b"no picture")
+    Image.new("RGB", (SIDE, SIDE)).save(folder / "red" / "a.png")
+    recipe = dataclasses.replace(RECIPE, batch_size=2)
+    out = tmp_path / "masks.safetensors"
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(UsageError, match=r"no step of the class selector had them: [12] of 3"),
+    ):
+        train_masking_model(model, folder, out, recipe=recipe)
+    assert not out.exists()

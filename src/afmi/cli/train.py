@@ -99,6 +99,7 @@ def train(
 
     from afmi.models import load_model
     from afmi.training import Recipe, train_masking_model
+    from afmi.training.masking_model import checkpoint_of
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -115,10 +116,12 @@ def train(
                 on_step=printer.step,
             )
         except KeyboardInterrupt:
-            progress.line(
-                "afmi: interrupted; the last checkpoint is kept, and the same command resumes",
-                err=True,
+            kept = (
+                "the last checkpoint is kept, and the same command resumes"
+                if checkpoint_of(out).exists()
+                else "there is no checkpoint yet, and the same command begins again"
             )
+            progress.line(f"afmi: interrupted; {kept}", err=True)
             ctx.exit(INTERRUPTED)
     if not quiet:
         spec = f"{name}:weights={shlex.quote(str(out))}"

@@ -18,7 +18,14 @@ from afmi.data.labelled import LabelledImages
 from afmi.data.streams import ImageStream
 from afmi.evaluation.code import CodeReader, tensor_digest
 from afmi.metrics import Metric
-from afmi.network.classifier import Classifier, classifier_of, classify, labels_of, name_of
+from afmi.network.classifier import (
+    Classifier,
+    classifier_of,
+    classify,
+    labels_of,
+    name_of,
+    preparation_of,
+)
 from afmi.network.randomness import generator_of, keeping_random_state
 from afmi.pictures.maps import INTERPOLATION
 from afmi.specs import to_json
@@ -80,14 +87,7 @@ def _preparation(model: nn.Module) -> dict[str, Any]:
     classifier = classifier_of(model)
     if classifier is None:
         return {}
-    return {
-        "mean": classifier.mean.flatten().tolist(),
-        "std": classifier.std.flatten().tolist(),
-        "resize": classifier.resize,
-        "crop": classifier.crop,
-        "interpolation": str(classifier.interpolation),
-        "layer": classifier.layer,
-    }
+    return {**preparation_of(model), "layer": classifier.layer}
 
 
 @torch.no_grad()

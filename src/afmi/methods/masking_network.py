@@ -23,7 +23,14 @@ from afmi.network.fingerprint import fingerprint_of
 from afmi.network.randomness import generator_of, keeping_random_state
 from afmi.network.scales import find_scales, read_scales
 
-__all__ = ["MaskingNetwork", "embedded_masks", "load_masks", "masks_as_bytes", "untrained"]
+__all__ = [
+    "MaskingNetwork",
+    "embedded_masks",
+    "load_masks",
+    "masks_as_bytes",
+    "not_finite",
+    "untrained",
+]
 
 _FORMAT = "afmi masking network"
 _VERSION = 1
@@ -171,15 +178,25 @@ def _draw(network: MaskingNetwork, generator: torch.Generator) -> None:
 
 
 def masks_as_bytes(network: MaskingNetwork, training: Mapping[str, Any]) -> bytes:
-    """Return a masking network as a .safetensors file, in float16.
+    """Return a masking network as a .safetensors file, in float16 where that holds it.
 
     Args:
         network: trained.
         training: how, as JSON holds it.
+
+    Raises:
+        ModelError: when a weight is not finite.
     """
+    state = network.state_dict()
+    if not_finite(state):
+        raise ModelError(
+            f"expected finite weights of a masking network, but {not_finite(state)[0]} has others; "
+            "train it again, at a smaller learning rate"
+        )
+    parameters = {name for name, _ in network.named_parameters()}
     state = {
-        name: tensor.detach().to("cpu", torch.float16).contiguous()
-        for name, tensor in network.state_dict().items()
+        name: _stored(tensor.detach().to("cpu", torch.float32), small=name in parameters)
+        for name, tensor in state.items()
         if tensor.is_floating_point()
     }
     record = {
@@ -196,6 +213,20 @@ def masks_as_bytes(network: MaskingNetwork, training: Mapping[str, Any]) -> byte
     return safetensors.torch.save(state, {_KEY: as_json(record)})
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors in which a number is infinite or NaN."""
+    return [name for name, tensor in state.items() if not bool(tensor.isfinite().all())]
+
+
+def _stored(tensor: Tensor, *, small: bool) -> Tensor:
+    """Return a tensor in float16 where it may be ``small`` and no number gets too large by that.
+
+    The variances of a batch norm may: they are squares.
+    """
+    half = tensor.to(torch.float16)
+    return (half if small and bool(half.isfinite().all()) else tensor).contiguous()
+
+
 def load_masks(path: str | os.PathLike[str]) -> tuple[MaskingNetwork, dict[str, Any]]:
     """Return the masking network in a file, in evaluation mode, and how it was trained.
 
@@ -207,9 +238,11 @@ def load_masks(path: str | os.PathLike[str]) -> tuple[MaskingNetwork, dict[str, 
     state = read_weights(path)
     record = _record(path)
     try:
-        layers, channels, classes, width = (
-            record[key] for key in ("layers", "channels", "classes", "width")
+        layers, channels, classes, width, training = (
+            record[key] for key in ("layers", "channels", "classes", "width", "training")
         )
+        if len(layers) != len(channels):
+            raise ValueError(f"{len(layers)} layers, and channels of {len(channels)}")
         # Of sizes in a file nothing is built before the weights are known to have them.
         network = MaskingNetwork(
             layers, channels, classes, width, str(record["fingerprint"]), device="meta"
@@ -222,10 +255,15 @@ def load_masks(path: str | os.PathLike[str]) -> tuple[MaskingNetwork, dict[str, 
     unexpected = [name for name in state if name not in expected]
     source = f"the file {os.fspath(path)!r}"
     refuse_misfits(source, network, missing, unexpected, reshaped(state, network))
+    if not_finite(state):
+        raise ModelError(
+            f"the masks in {os.fspath(path)!r} cannot be used: {not_finite(state)[0]} holds "
+            "infinite numbers or NaN; train them again, at a smaller learning rate"
+        )
     whole = {name: tensor.to(torch.float32) for name, tensor in state.items()}
     whole |= {name: torch.zeros((), dtype=torch.int64, device="cpu") for name in counts}
     network.load_state_dict(whole, assign=True)
-    return network.requires_grad_(False).eval(), record["training"]
+    return network.requires_grad_(False).eval(), training
 
 
 @functools.cache

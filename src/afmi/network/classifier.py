@@ -38,6 +38,7 @@ __all__ = [
     "labels_of",
     "name_of",
     "network_zero",
+    "preparation_of",
     "shown_bands_of",
     "with_arguments",
 ]
@@ -287,6 +288,20 @@ def name_of(model: object) -> str:
     """Return what a model is called in records: the Classifier's name, or the network's class."""
     classifier = classifier_of(model)
     return type(within(model)).__name__ if classifier is None else classifier.name
+
+
+def preparation_of(model: object) -> dict[str, Any]:
+    """Return how a picture is prepared for a network, as JSON holds it; {}: no Classifier knows."""
+    classifier = classifier_of(model)
+    if classifier is None:
+        return {}
+    return {
+        "mean": classifier.mean.flatten().tolist(),
+        "std": classifier.std.flatten().tolist(),
+        "resize": classifier.resize,
+        "crop": classifier.crop,
+        "interpolation": str(classifier.interpolation),
+    }
 
 
 def with_arguments(model: nn.Module, arguments: ForwardArguments) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import weakref
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +12,6 @@ from afmi.network.wrappers import within
 
 __all__ = ["fingerprint_of"]
 
-_Places = tuple[tuple[int, int], ...]
-
-_kept: weakref.WeakKeyDictionary[nn.Module, tuple[_Places, str]] = weakref.WeakKeyDictionary()
-
 
 def fingerprint_of(model: nn.Module) -> str:
     """Return a hex digest (BLAKE2b) of a network's parameters, buffers and normalisation.
@@ -24,8 +19,8 @@ def fingerprint_of(model: nn.Module) -> str:
     It is the same on every device, in every process and in every precision that holds the weights
     exactly. The code of the network does not count.
 
-    Made again only when a tensor is another or was written to, so it is there to tell networks
-    apart, and no key for results: a change behind PyTorch's back, such as through NumPy, is missed.
+    Cost: every weight is read, each time; what PyTorch counts of the writes to a tensor misses
+    those through ``.data`` or NumPy.
 
     Args:
         model: a `Classifier` or any ``nn.Module``.
@@ -43,11 +38,7 @@ def fingerprint_of(model: nn.Module) -> str:
     tensors = {f"network {name}": tensor for name, tensor in held}
     if classifier is not None:
         tensors |= {"mean": classifier.mean, "std": classifier.std}
-    places = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors.values())
-    kept = _kept.get(network)
-    if kept is None or kept[0] != places:
-        kept = _kept[network] = (places, _digest(tensors))
-    return kept[1]
+    return _digest(tensors)
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:
@@ -58,5 +49,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         values = tensor.detach().to("cpu")
         values = values.to(torch.float32) if values.is_floating_point() else values
         digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
-        digest.update(values.contiguous().numpy().tobytes())
+        digest.update(values.reshape(-1).numpy())
     return digest.hexdigest()

@@ -153,10 +153,12 @@ class _Reader(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        output = func(*args, **kwargs or {})
-        _, layer = self._awaited.get(id(args[0]) if args else 0, (None, None))
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        taken = id(args[0] if args else kwargs.get("input"))
+        _, layer = self._awaited.get(taken, (None, None))
         if layer is not None and operation_name(func) == layer.then:
-            del self._awaited[id(args[0])]
+            del self._awaited[taken]
             self._keep(layer, output)
         return output
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from afmi.errors import UsageError, first_line
 from afmi.files import as_json, parse_json, write_files
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["read_checkpoint", "refuse_another", "write_checkpoint"]
 
 
 def write_checkpoint(
@@ -54,31 +54,72 @@ def read_checkpoint(
     """
     if not path.exists():
         return 0
-    advice = "give the same options to resume it, write elsewhere with --out, or delete the file"
     try:
         with safe_open(path, "pt") as file:
             metadata = {key: parse_json(text) for key, text in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise UsageError(
-            f"the checkpoint {str(path)!r} cannot be read ({first_line(error)}); delete it to "
-            "begin again"
-        ) from error
-    before, now = metadata.get("training") or {}, parse_json(as_json(training))
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        raise UsageError(
-            f"the checkpoint {str(path)!r} is of a training with {key} {before.get(key)!r}, and "
-            f"this one has {now.get(key)!r}; {advice}"
-        )
-    network.load_state_dict(_of(tensors, "network."))
+        raise _unreadable(path, first_line(error)) from error
+    refuse_another(
+        f"the checkpoint {str(path)!r}",
+        metadata.get("training"),
+        training,
+        "give the same options to resume it, write elsewhere with --out, or delete the file",
+    )
+    try:
+        return _restore(network, optimiser, tensors, metadata)
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise _unreadable(path, f"it holds no whole checkpoint: {first_line(error)}") from error
+
+
+def refuse_another(what: str, before: Any, now: Mapping[str, Any], advice: str) -> None:
+    """Raise unless a file is of the same training.
+
+    Args:
+        what: the file.
+        before: the training that it is of, read from it.
+        now: the training that is wanted.
+        advice: what to do.
+
+    Raises:
+        UsageError: when it is of another.
+    """
+    old = before if isinstance(before, dict) else {}
+    new = parse_json(as_json(dict(now)))
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            raise UsageError(
+                f"{what} is of a training with {key} {old.get(key)!r}, and this one has "
+                f"{new.get(key)!r}; {advice}"
+            )
+
+
+def _unreadable(path: Path, why: str) -> UsageError:
+    return UsageError(
+        f"the checkpoint {str(path)!r} cannot be read ({why}); delete it to begin again"
+    )
+
+
+def _restore(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+) -> int:
+    """Put what a checkpoint holds where it belongs, and return the steps made."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in _of(tensors, "optimiser.").items():
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = tensor
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    for index, kept in state.items():
+        for key, tensor in kept.items():
+            if tensor.dim() and tensor.shape != parameters[index].shape:
+                raise ValueError(f"{key} of parameter {index} has another shape")
+    step = int(metadata["step"])
+    network.load_state_dict(_of(tensors, "network."))
     optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-    return int(metadata["step"])
+    return step
 
 
 def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,8 +25,12 @@ class MaskLosses:
 
     Paper: Dabkowski & Gal, *Real Time Image Saliency for Black Box Classifiers*, NeurIPS 2017,
     Eq. 3. Differs: the paper prints 10 for the total variation and 0.001 for the average of the
-    mask, with which all pixels together would cost 0.001; its authors' program has 8 for the
-    area and 0.0025 for the sum of squared differences, so here 10 weighs the area, too.
+    mask, with which all pixels together would cost 0.001; here 10 weighs the area, and 0.001 the
+    squared differences. The loss of the authors' program is another one, which this does not
+    follow: its area is mean((M + 0.0005)^0.3), masks at the image's border are penalised, margins
+    between logits (hinge losses) stand in place of probabilities, what is kept and what is deleted
+    have replacements of their own, classes that are not there have a deletion term, too, and noise
+    is added to what is kept as well.
 
     Args:
         area: λ1.

@@ -21,6 +21,9 @@ from afmi.targets import Columns
 
 __all__ = ["MaskingModel"]
 
+_File = tuple[str, int, int]
+"""Path, time of the last change in nanoseconds, and bytes of a file."""
+
 
 @dataclass(frozen=True)
 class MaskingModel(Method):
@@ -76,7 +79,9 @@ class MaskingModel(Method):
     _: KW_ONLY
     weights: str | os.PathLike[str] | MaskingNetwork | None = None
     check: bool = True
-    _masks: MaskingNetwork | None = field(init=False, repr=False, compare=False, default=None)
+    _read_masks: tuple[_File, MaskingNetwork] | None = field(
+        init=False, repr=False, compare=False, default=None
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,13 +124,18 @@ class MaskingModel(Method):
         return masks
 
     def _given(self) -> MaskingNetwork | None:
-        """Return the masking network, read once from its file."""
-        if self._masks is None and self.weights is not None:
-            masks = self.weights
-            if not isinstance(masks, MaskingNetwork):
-                masks = load_masks(masks)[0]
-            object.__setattr__(self, "_masks", masks)
-        return embedded_masks() if self.weights is None else self._masks
+        """Return the masking network, read from its file when that is another than before."""
+        if self.weights is None:
+            return embedded_masks()
+        if isinstance(self.weights, MaskingNetwork):
+            return self.weights
+        file = _file(self.weights)
+        if self._read_masks is None or self._read_masks[0] != file:
+            masks = load_masks(self.weights)[0]
+            if file is None:
+                return masks
+            object.__setattr__(self, "_read_masks", (file, masks))
+        return self._read_masks[1]
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         return self._of_rows(inputs, [columns])[0]
@@ -159,3 +169,12 @@ class MaskingModel(Method):
         if (like.dtype, like.device) != (maps[0].dtype, maps[0].device):
             masks = copy.deepcopy(masks).to(maps[0].device, maps[0].dtype)
         return masks, maps, logits
+
+
+def _file(path: str | os.PathLike[str]) -> _File | None:
+    """Return which file lies at a path now; None: none that can be looked at."""
+    try:
+        found = os.stat(os.path.expanduser(path))
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        return None
+    return os.path.abspath(os.path.expanduser(os.fspath(path))), found.st_mtime_ns, found.st_size
