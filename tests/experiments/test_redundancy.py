@@ -135,8 +135,10 @@ def test_only_what_nothing_replaces_is_strongly_relevant():
     found = removal(x, score[:, None])
     assert found.relevant == 1 / 4
     assert found.explained == pytest.approx(5 / 6, abs=0.03)
-    idle = removal(noise(600, 50, seed=3), noise(600, 3, seed=4))
-    assert idle.relevant < 0.2 and idle.explained < 0.02
+    idle = [removal(noise(600, 25, seed=s), noise(600, 2, seed=50 + s)) for s in range(10)]
+    # By chance at most 5 % of 250 are: a standard error of 1.4 %, of which this is two more.
+    assert np.mean([found.relevant for found in idle]) < 0.05 + 2 * 0.014
+    assert max(found.explained for found in idle) < 0.02
 
 
 def test_removal_refits_to_the_other_features():

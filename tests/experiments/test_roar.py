@@ -13,6 +13,7 @@ import torch
 from networks import build as tiny
 from networks import images
 from PIL import Image
+from safetensors.torch import save
 from scipy import ndimage
 from torch import nn
 
@@ -154,6 +155,82 @@ def test_what_is_done_is_kept(mnist: Path, tmp_path: Path, monkeypatch: pytest.M
         other.run()
 
 
+def test_maps_of_other_pictures_are_not_taken(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roar_module, "train", lambda *_: None)
+    monkeypatch.setattr(roar_module, "accuracy", lambda *_: 0.5)
+    roar = roar_of(mnist, tmp_path, Gradient)
+    roar.run()
+    (path,) = (tmp_path / "levels" / "gradient" / "test").glob("*.npz")
+    with np.load(path) as file:
+        first, keys = file["levels"], file["keys"].tolist()
+    assert keys == list(roar.test.keys)
+    explained: list[int] = []
+    stays = roar_module._stays
+
+    def counted(method: Any, images: Any) -> Any:
+        explained.append(len(images))
+        return stays(method, images)
+
+    monkeypatch.setattr(roar_module, "_stays", counted)
+    roar.run()
+    assert not explained
+    read = type(roar.test).read
+
+    def damaged(pictures: Any, index: int) -> Any:
+        if pictures is roar.test and index == 3:
+            raise UsageError("damaged")
+        return read(pictures, index)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(type(roar.test), "read", damaged)
+        roar.run()
+    with np.load(path) as file:
+        np.testing.assert_array_equal(file["levels"], np.delete(first, 3, 0))
+        assert file["keys"].tolist() == keys[:3] + keys[4:]
+    assert explained == [19]
+    path.write_bytes(path.read_bytes()[:100])
+    roar.run()  # explains all again
+    with np.load(path) as file:
+        np.testing.assert_array_equal(file["levels"], first)
+    assert explained == [19, 20]
+
+
+def test_time_left_is_that_of_missing_trainings(
+    mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roar_module, "train", lambda *_: None)
+    monkeypatch.setattr(roar_module, "accuracy", lambda *_: 0.5)
+    monkeypatch.setattr(roar_module, "duration", lambda seconds: f"{seconds:g} s")
+    clock = iter(range(1000))
+    monkeypatch.setattr(roar_module.time, "perf_counter", lambda: next(clock))
+    lines: list[str] = []
+    roar = roar_of(mnist, tmp_path, Random, report=lines.append)
+    roar.run()
+    # Two trainings of a second each for one of six cells.
+    assert lines[0] == "nothing removed, 0% removed: 50.0%; about 10 s of training left"
+    assert lines[-1] == "Random, 90% removed: 50.0%"
+    for cell in ("30-1", "70-0", "70-1"):
+        (tmp_path / "cells" / "random" / f"{cell}.json").unlink()
+    lines.clear()
+    roar.run()
+    about = "about 2 s of training left"
+    assert [line.partition("%; ")[2] for line in lines] == ["", "", about, about, "", ""]
+
+
+def test_a_network_of_other_settings_or_damaged_is_trained_again(tmp_path: Path) -> None:
+    path, settings = tmp_path / "net.safetensors", {"training": "abc", "version": "1"}
+    assert not roar_mnist._is_of(path, settings)
+    path.write_bytes(save({"weight": torch.zeros(100)}, settings))
+    assert roar_mnist._is_of(path, settings)
+    assert not roar_mnist._is_of(path, settings | {"version": "2"})
+    for size in (0, 5, 60, 300):
+        whole = save({"weight": torch.zeros(100)}, settings)
+        path.write_bytes(whole[:size])
+        assert not roar_mnist._is_of(path, settings)
+
+
 def test_training_is_seeded_and_learns(mnist: Path) -> None:
     training, test = (
         Pictures.read(open_images(f"{kind}:{mnist}", build().eval(), limit=160))
@@ -163,7 +240,7 @@ def test_training_is_seeded_and_learns(mnist: Path) -> None:
     one = train(build, training, Recipe(3), seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert not one.training and accuracy(one, test) > 0.9
-    few = Pictures(training.images[:33], training.labels[:33])
+    few = Pictures(training.images[:33], training.labels[:33], training.keys[:33])
     first, again, other = (train(build, few, Recipe(1), seed=seed) for seed in (1, 1, 2))
     weights = [model.network[1].weight for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
@@ -171,7 +248,8 @@ def test_training_is_seeded_and_learns(mnist: Path) -> None:
 
 def test_accuracy_counts() -> None:
     model: Any = nn.Flatten()
-    pictures = Pictures(torch.tensor([[[[0.0, 1.0]]], [[[1.0, 0.0]]]]), torch.tensor([1, 1]))
+    images = torch.tensor([[[[0.0, 1.0]]], [[[1.0, 0.0]]]])
+    pictures = Pictures(images, torch.tensor([1, 1]), ("a", "b"))
     assert accuracy(model, pictures) == 0.5
 
 

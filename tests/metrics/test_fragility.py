@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ from cases import case_of
 from networks import build, images
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from afmi.errors import UsageError
 from afmi.methods import AFMI, Gradient, InputXGradient
 from afmi.methods.work import Work
 from afmi.metrics import Fragility
+from afmi.metrics.fragility import _Rounded
 from afmi.network.classifier import classify
 from afmi.network.randomness import image_generator
 
@@ -116,7 +119,7 @@ class Peak(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         apart = (x - self.image).abs().sum((1, 2, 3))
-        return torch.stack([0.01 + (x * 1e-6).sum((1, 2, 3)), 1e3 * apart], 1)
+        return torch.stack([0.01 + 1e-6 * x.square().sum((1, 2, 3)), 1e3 * apart], 1)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -141,6 +144,88 @@ def test_gradients_find_what_chance_does_not() -> None:
     assert steered.mean() < chance.mean() - 0.1
 
 
+class Function(nn.Module):
+    """Applies a function to a copy of its input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 1 * x
+        result = self.function(x)
+        return x if result is None else result
+
+
+def in_place(x: Tensor) -> None:
+    x.clamp_(max=1.5, min=-0.5)
+
+
+ACTIVATIONS = {
+    "ReLU": nn.ReLU(inplace=True),
+    "relu_": Function(lambda x: x.relu_()),
+    "ReLU6": nn.ReLU6(),
+    "relu6": Function(lambda x: F.relu6(x, inplace=True)),
+    "Hardtanh": nn.Hardtanh(-0.5, 1.5, inplace=True),
+    "hardtanh": Function(lambda x: F.hardtanh(x, max_val=2.0)),
+    "clamp": Function(lambda x: x.clamp(0, 6)),
+    "clamp_": Function(in_place),
+    "clamp_min": Function(lambda x: torch.clamp_min(x, 0.5)),
+    "clamp_max": Function(lambda x: x.clamp_max(max=0.5)),
+    "upper": Function(lambda x: torch.clamp(x, max=0.5)),
+    "tensors": Function(lambda x: torch.clamp(x, x.new_zeros(60), x.new_ones(1))),
+    "LeakyReLU": nn.LeakyReLU(0.2),
+    "leaky_relu": Function(lambda x: F.leaky_relu(x, inplace=True)),
+    "PReLU": nn.PReLU(),
+    "PReLU of each": nn.PReLU(60, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", ["relu_", "ReLU6", "LeakyReLU", "PReLU"])
+def test_gradients_find_worse_step_by_step(name: str) -> None:
+    torch.manual_seed(0)
+    hidden = nn.Linear(75, 60)
+    nn.init.normal_(hidden.weight, std=0.6)
+    activation = copy.deepcopy(ACTIVATIONS[name])
+    model = nn.Sequential(nn.Flatten(), hidden, activation, nn.Linear(60, 3)).eval()
+    nn.init.constant_(model[3].bias[:1], 100.0)  # the prediction stays
+    case = case_of(Gradient(model), images(6, 5))
+    once, often = (
+        Fragility(attack="gradient", epsilon=0.06, share=0.2, samples=samples)
+        .measure(case)["intersection"]
+        .mean()
+        for samples in (1, 10)
+    )
+    assert often < once - 0.05
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_corners_are_rounded(name: str) -> None:
+    # The corners of these lie at most log 2 / β off, and nothing else changes.
+    x = torch.linspace(-3, 9, 60 * 200, dtype=torch.float64).view(-1, 60).requires_grad_()
+    activation = copy.deepcopy(ACTIVATIONS[name]).double()
+    exact = activation(1 * x).detach()
+    with _Rounded():
+        rounded = activation(1 * x)
+    apart = (rounded - exact).abs()
+    assert 0.01 < apart.max() <= np.log(2) / 10 + 1e-9
+    assert apart.median() < 1e-6
+    (slope,) = torch.autograd.grad(rounded.sum(), x, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), x)
+    assert bend.abs().max() > 1  # β/4 (1 − a) at the corner
+    with _Rounded():  # positions stay integers
+        assert torch.arange(5).clamp(1, 3).tolist() == [1, 1, 2, 3, 3]
+
+
+def test_maps_of_one_channel_each_have_their_own_slope() -> None:
+    x, prelu = torch.randn(2, 3, 4, 5, dtype=torch.float64) * 9, nn.PReLU(3).double()
+    with torch.no_grad():
+        prelu.weight.copy_(torch.tensor([0.1, 0.5, -0.3]))
+        with _Rounded():
+            rounded = prelu(x)
+        torch.testing.assert_close(rounded, prelu(x), rtol=0, atol=1.3 * np.log(2) / 10)
+
+
 def test_a_search_begins_with_a_random_sample_and_finds_worse() -> None:
     model, x = build("vgg", torch.float64), images(2).double()
     case = case_of(AFMI(model, layer="features.5"), x)
@@ -153,7 +238,7 @@ def test_a_search_begins_with_a_random_sample_and_finds_worse() -> None:
     assert (shifts[1] > shifts[0]).all()
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", ["random", "search"])
 def test_a_gradient_that_is_the_same_everywhere_is_not_fragile(attack: str) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3)).eval()
@@ -163,6 +248,17 @@ def test_a_gradient_that_is_the_same_everywhere_is_not_fragile(attack: str) -> N
     assert values["intersection"].tolist() == [1, 1]
     assert values["rank_correlation"].tolist() == pytest.approx([1, 1])
     assert values["centre_shift"].tolist() == pytest.approx([0, 0])
+
+
+@pytest.mark.parametrize("corner", [nn.Identity(), Function(lambda x: x.maximum(0 * x))])
+@pytest.mark.parametrize("objective", ["top", "centre"])
+def test_a_gradient_attack_without_second_derivatives(corner: nn.Module, objective: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 9), corner, nn.Linear(9, 3)).eval()
+    case = case_of(Gradient(model), images(2, 4))
+    metric = Fragility(attack="gradient", objective=objective)
+    with pytest.raises(UsageError, match=r"second derivative is 0 .* use attack=search"):
+        metric.measure(case)
 
 
 def test_a_blank_map_has_no_value() -> None:

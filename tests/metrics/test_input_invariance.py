@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -22,11 +23,16 @@ from afmi.methods import (
     InputXGradient,
     IntegratedGradients,
     Method,
+    Random,
+    SmoothGrad,
 )
+from afmi.methods.base import Attribution
+from afmi.methods.work import Work
 from afmi.metrics import Case, InputInvariance, Metric
-from afmi.pictures.references import Blurred, Image, Mean, Random, White
+from afmi.pictures.references import Blurred, Image, Mean, White
+from afmi.pictures.references import Random as RandomReference
 from afmi.specs import parse, text
-from afmi.targets import Difference
+from afmi.targets import Columns, Difference
 
 
 def linear(weights: list[float]) -> nn.Module:
@@ -96,7 +102,9 @@ def test_second_network_is_that_with_another_bias(kind: type[Method], options: A
     assert bool((distance < 1e-9).all()) == invariant
 
 
-@pytest.mark.parametrize("reference", [White(), Mean((0.2, 0.4, 0.6)), Random(2, 3), Blurred(2.0)])
+@pytest.mark.parametrize(
+    "reference", [White(), Mean((0.2, 0.4, 0.6)), RandomReference(2, 3), Blurred(2.0)]
+)
 @pytest.mark.parametrize("kind", [DeepLIFT, AFMI, InputXGradient])
 def test_a_reference_that_moves_along_makes_invariant(kind: Any, reference: Any) -> None:
     network, x = build("vgg", torch.float64), images(2).double()
@@ -109,6 +117,54 @@ def test_a_reference_that_moves_along_makes_invariant(kind: Any, reference: Any)
     # Made of the image, it moves by itself.
     assert bool((stays < 1e-9).all()) == isinstance(reference, Blurred)
     assert bool((stays > 0.01).all()) != isinstance(reference, Blurred)
+
+
+def test_the_reference_of_a_method_inside_moves_too() -> None:
+    model, x = build("vgg", torch.float64), images(2).double()
+    smooth = SmoothGrad(model, base=DeepLIFT(model), samples=2, noise=0)
+    for method in (smooth, SmoothGrad(model, base=smooth, samples=1, noise=0)):
+        case = case_of(method, x)
+        assert (InputInvariance().measure(case)["relative_distance"] > 0.01).all()
+        moved = InputInvariance(moved_reference=True).measure(case)
+        assert (moved["relative_distance"] < 1e-9).all()
+
+
+@pytest.mark.parametrize("kind", [Gradient, SmoothGrad, InputXGradient])
+def test_a_method_without_a_reference_has_none_to_move(kind: type[Method]) -> None:
+    case = case_of(kind(build("vgg")), images(1))
+    with pytest.raises(UsageError, match=f"{kind.name} has no reference that could be moved"):
+        InputInvariance(moved_reference=True).measure(case)
+
+
+@dataclass(frozen=True)
+class Brightness(Method):
+    """Shows the image itself."""
+
+    name = "Brightness"
+
+    def work(self, inputs: Tensor) -> Work:
+        return Work()
+
+    def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
+        classes = torch.zeros(len(inputs), dtype=torch.int64)
+        return Attribution(inputs.mean(1, keepdim=True), classes)
+
+
+def test_work_counts_the_forward_of_a_method_without_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("afmi.network.trial._try", lambda *_: None)
+    x, model = images(2), build("vgg")
+    for kind in (Brightness, Random, Gradient):
+        method = kind(model)
+        case, counts = case_of(method, x), list[int]()
+        hook = model.register_forward_pre_hook(
+            lambda _, args, counts=counts: counts.append(len(args[0]))
+        )
+        InputInvariance().measure(case)
+        hook.remove()
+        assert InputInvariance().work(method, x).forwards == 1
+        assert counts == [2]
 
 
 def test_other_targets_than_classes() -> None:

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
+from afmi._version import __version__
 from afmi.errors import UsageError
 from afmi.evaluation import LabelledImages, open_images
 from afmi.experiments.shared.base import Experiment, Request, Result
@@ -63,7 +64,7 @@ class ROARMNIST(Experiment):
 
     def _explained(self, path: Path, training: LabelledImages, request: Request) -> Classifier:
         """Return the network that is explained, trained now unless the file holds it."""
-        settings = {"training": training.fingerprint}
+        settings = {"training": training.fingerprint, "version": __version__}
         settings |= {key: str(value) for key, value in asdict(self.recipe).items()}
         if not _is_of(path, settings):
             request.report("training the network that is explained")
@@ -81,7 +82,8 @@ def _untrained() -> Classifier:
 
 
 def _is_of(path: Path, settings: dict[str, str]) -> bool:
-    if not path.exists():
+    try:
+        with safe_open(str(path), "pt") as file:
+            return (file.metadata() or {}) == settings
+    except (OSError, SafetensorError):  # there is none, or it is damaged
         return False
-    with safe_open(str(path), "pt") as file:
-        return (file.metadata() or {}) == settings

@@ -18,7 +18,7 @@ from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
 from afmi.network.classifier import classify
 from afmi.network.guards import evaluation_mode, without_compilation
-from afmi.network.operations import operation_name
+from afmi.network.operations import is_inplace, operation_name
 from afmi.network.outputs import Meaning, scores_of
 from afmi.network.randomness import image_generator, keeping_random_state
 from afmi.network.trial import meaning_of
@@ -49,9 +49,10 @@ class Fragility(Metric):
     - "search": the same to begin with; then squares of it, ever smaller, are given other signs,
       and what is worse for the map is kept: an attack that needs no gradients, on any method;
     - "gradient": steps of ε/4 along the sign of ∇_x D of the plain gradient's map, of the network
-      with softplus in place of ReLU, whose second derivatives are not zero. That is the paper's
-      attack on `Gradient`; other methods are judged by their own maps on the same images, so
-      for them it is a transferred attack.
+      with its corners rounded, so that second derivatives are not zero: softplus in place of ReLU,
+      and what is made of softplus in place of ReLU6, hardtanh, clamp, leaky ReLU and PReLU. That
+      is the paper's attack on `Gradient`; other methods are judged by their own maps on the same
+      images, so for them it is a transferred attack.
 
     Every attack only bounds the fragility from below: what it does not find may be there. Methods
     that draw numbers draw others for another image, so that the noise of sampling counts, too.
@@ -74,7 +75,7 @@ class Fragility(Metric):
         seed: of what is drawn, which also depends on the image.
 
     Raises:
-        UsageError: when a value cannot work.
+        UsageError: when a value cannot work, or "gradient" finds no second derivative.
 
     Example:
         >>> from afmi.methods import Gradient
@@ -139,6 +140,7 @@ class Fragility(Metric):
 
         Raises:
             TargetError: when no class is explained.
+            UsageError: when the attack is "gradient" and has no slope to go along.
         """
         images, classes = case.inputs.detach(), case.classes
         meaning = meaning_of(case.model, images)
@@ -297,9 +299,8 @@ class _Search(_Random):
 class _Gradient(_Random):
     """Go along the sign of the gradient of the distance that the plain gradient's map moves.
 
-    The map is that of the network with softplus in place of ReLU. The first step is drawn, for
-    the distance of the centre has no gradient at the image itself. A network whose gradient is the
-    same everywhere is perturbed no further.
+    The map is that of the network with its corners rounded. The first step is drawn, for the
+    distance of the centre has no gradient at the image itself.
     """
 
     work = Work(1, 3)
@@ -317,20 +318,29 @@ class _Gradient(_Random):
         """Return the images of the next step."""
         epsilon = self.metric.epsilon
         if step:
-            stepped = self.at + epsilon / 4 * self._slope(self.at).sign()
+            slope, known = self._slope(self.at)
+            if step == 1 and bool((known & ~slope.flatten(1).any(1)).any()):
+                raise UsageError(
+                    "expected a network whose gradient changes from place to place, so that it "
+                    "can be attacked along a slope; this one's second derivative is 0 where the "
+                    "attack begins; use attack=search"
+                )
+            stepped = self.at + epsilon / 4 * slope.sign()
             change = (stepped - self.images).clamp(-epsilon, epsilon)
             self.at = self._within(self.images + change)
         return self.at
 
-    def _slope(self, at: Tensor) -> Tensor:
+    def _slope(self, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ∇_x D (N, C, *spatial), and whether there is a map to move, bool (N,)."""
         with torch.inference_mode(False), torch.enable_grad():
             images = at.clone().requires_grad_()
             maps = self._maps(images)
-            if not maps.requires_grad:
-                return torch.zeros_like(at)
-            total = self.distance(maps, self.rows).sum()
-            (slope,) = torch.autograd.grad(total, images, allow_unused=True)
-        return torch.zeros_like(at) if slope is None else slope.nan_to_num()
+            slope = None
+            if maps.requires_grad:
+                total = self.distance(maps, self.rows).sum()
+                (slope,) = torch.autograd.grad(total, images, allow_unused=True)
+        slope = torch.zeros_like(at) if slope is None else slope.nan_to_num()
+        return slope, ~is_blank(maps)
 
     def _maps(self, images: Tensor) -> Tensor:
         """Return the plain gradient's maps, of which a gradient can be taken."""
@@ -338,23 +348,67 @@ class _Gradient(_Random):
             keeping_random_state(images.device),
             evaluation_mode(self.model),
             without_compilation(),
-            _Softplus(),
+            _Rounded(),
         ):
             scores = scores_of(self.model, images).gather(1, self.classes[:, None])
         (gradient,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
         return channel_maximum(gradient)
 
 
-class _Softplus(TorchFunctionMode):
-    """Puts softplus in the place of every ReLU."""
+def _softplus(x: Tensor) -> Tensor:
+    return F.softplus(x, beta=_SOFTNESS)
+
+
+def _leaky(x: Tensor, slope: Any = 0.01) -> Tensor:
+    """Return max(x, 0) + a min(x, 0) = a x + (1 − a) max(x, 0), rounded."""
+    return slope * x + (1 - slope) * _softplus(x)
+
+
+def _prelu(x: Tensor, weight: Tensor) -> Tensor:
+    return _leaky(x, weight.reshape(-1, *[1] * (x.dim() - 2)))
+
+
+def _clamped(x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    """Return l + max(x − l, 0) − max(x − h, 0), rounded; None: no bound."""
+    if low is None:
+        return x if high is None else high - _softplus(high - x)
+    above = low + _softplus(x - low)
+    return above if high is None else above - _softplus(x - high)
+
+
+_ROUNDED: dict[str, tuple[Callable[..., Tensor], dict[str, str]]] = {
+    "relu": (_softplus, {}),
+    "relu6": (lambda x: _clamped(x, 0, 6), {}),
+    "hardtanh": (
+        lambda x, low=-1, high=1: _clamped(x, low, high),
+        {"min_val": "low", "max_val": "high"},
+    ),
+    "clamp": (_clamped, {"min": "low", "max": "high"}),
+    "clamp_min": (_clamped, {"min": "low"}),
+    "clamp_max": (_clamped, {"max": "high"}),
+    "leaky_relu": (_leaky, {"negative_slope": "slope"}),
+    "prelu": (_prelu, {"weight": "weight"}),
+}
+"""What stands for an operation, and its operands after the first: PyTorch's name and ours."""
+
+
+class _Rounded(TorchFunctionMode):
+    """Puts smooth functions in the place of rectifiers, whose second derivative is 0."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if operation_name(func) == "relu":
-            return F.softplus(args[0] if args else kwargs["input"], beta=_SOFTNESS)
-        return func(*args, **kwargs)
+        rounded, names = _ROUNDED.get(operation_name(func), (None, {}))
+        x = args[0] if args else kwargs.get("input")
+        if rounded is None or not (isinstance(x, Tensor) and x.is_floating_point()):
+            return func(*args, **kwargs)
+        operands = dict(zip(names.values(), args[1:], strict=False))
+        operands |= {ours: kwargs[name] for name, ours in names.items() if name in kwargs}
+        inplace = is_inplace(func, args, kwargs)
+        # What is written over cannot be differentiated with respect to any more.
+        result = rounded(x.clone() if inplace else x, **operands)
+        return x.copy_(result) if inplace else result
 
 
 _ATTACKS: dict[str, type[_Random]] = {"random": _Random, "search": _Search, "gradient": _Gradient}

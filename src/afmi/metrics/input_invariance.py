@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -35,20 +35,22 @@ class InputInvariance(Metric):
     References lie in image space and stay as they are: black stays black, though f' takes what
     black + s is for what f takes black for. That is the paper's critique: a method has no way to
     know the shift, so its reference is a choice, and the map depends on it. With
-    ``moved_reference`` the reference moves along, x̄ + s, and a method that compares an image with
-    its reference is invariant again. A reference that is made of the image (blurred) always moves.
-    Where a method's own zero is its reference (None), it stays. Methods that draw numbers
-    draw others for another image: their distance holds the noise of sampling, too.
+    ``moved_reference`` the reference moves along, x̄ + s, also that of a method inside the method,
+    and a method that compares an image with its reference is invariant again. A reference that is
+    made of the image (blurred) always moves. A method's own zero (a reference of None) is no image
+    and cannot move. Methods that draw numbers draw others for another image: their distance holds
+    the noise of sampling, too.
 
     Paper: Kindermans et al., *The (Un)reliability of Saliency Methods*, 2019, Section 3, equation 3
     (a shift by −1: pixels from −1 to 0). Differs: the shift is subtracted in front of the network,
     since not every network's first layer has a bias, or no padding; the paper shows pictures, and
     the numbers are added.
-    Cost: the method once more, and 1 forward where it returns no logits.
+    Cost: the method once more, and 1 forward where it returns no logits; `work` counts that of
+    methods that never look at the network.
 
     Args:
         shift: s, a colour or a picture that is the same for every image, in the images' range.
-        moved_reference: whether the method's reference is shifted, too.
+        moved_reference: whether the method's references are shifted, too.
 
     Raises:
         UsageError: when the shift is several images, or depends on the image.
@@ -103,7 +105,8 @@ class InputInvariance(Metric):
         NaN where a map is the same everywhere; the distance, where it is 0.
 
         Raises:
-            UsageError: when the shift is several images.
+            UsageError: when the shift is several images, or the method has no reference that
+                could be moved.
             ModelError: when the second network gives other outputs.
         """
         shift = self._shift(case.inputs)
@@ -128,8 +131,9 @@ class InputInvariance(Metric):
         }
 
     def work(self, method: Method, inputs: Tensor) -> Work:
-        """Return the passes of the method."""
-        return method.work(inputs)
+        """Return the passes of the method, and one for the outputs where it makes none."""
+        work = method.work(inputs)
+        return work if work.forwards else work + Work(1)
 
     def _shift(self, inputs: Tensor) -> Tensor:
         shift = self.shift(inputs)
@@ -142,10 +146,29 @@ class InputInvariance(Metric):
         method: Any = case.method.on(_Unshifted(case.model, shift))
         if isinstance(method, LayerMethod) and case.attribution.layer is not None:
             method = replace(method, layer=case.attribution.layer)
-        reference = getattr(method, "reference", None)
-        if self.moved_reference and isinstance(reference, Reference):
-            method = replace(method, reference=_Moved(reference, self.shift))
-        return method
+        if not self.moved_reference:
+            return method
+        moved = _with_moved_references(method, self.shift)
+        if moved is method:
+            raise UsageError(
+                f"{method.name} has no reference that could be moved; leave moved_reference out, "
+                "or give the method a reference, such as black, if it takes one"
+            )
+        return moved
+
+
+def _with_moved_references(method: Method, shift: Reference) -> Method:
+    """Return the method with its references moved, those of methods inside it too, or itself."""
+    moved: dict[str, Any] = {}
+    for one in fields(method):
+        value = getattr(method, one.name)
+        if isinstance(value, Reference):
+            moved[one.name] = _Moved(value, shift)
+        elif isinstance(value, Method):
+            inside = _with_moved_references(value, shift)
+            if inside is not value:
+                moved[one.name] = inside
+    return replace(method, **moved) if moved else method
 
 
 class _Unshifted(Wrapper):

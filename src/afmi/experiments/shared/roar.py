@@ -6,8 +6,10 @@ import io
 import json
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +82,11 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures (N, C, H, W) in [0, 1] and their classes (N,), in memory."""
+    """Pictures (N, C, H, W) in [0, 1], their classes (N,) and their keys, in memory."""
 
     images: Tensor
     labels: Tensor
+    keys: tuple[str, ...]
 
     @classmethod
     def read(cls, pictures: LabelledImages) -> Pictures:
@@ -92,11 +95,12 @@ class Pictures:
         Raises:
             UsageError: when they have several sizes, or none can be read.
         """
-        images, labels = [], []
+        images, labels, keys = [], [], []
         for index in track(range(len(pictures)), f"reading {pictures.name}"):
             try:
                 images.append(pictures.read(index))
                 labels.append(int(pictures.labels[index]))
+                keys.append(pictures.keys[index])
             except AfmiError:
                 continue
         if len({image.shape for image in images}) != 1:
@@ -106,11 +110,12 @@ class Pictures:
                 "network that crops them, or give --crop"
             )
         stacked = torch.cat(images)
-        return cls(stacked, torch.tensor(labels, dtype=torch.int64, device=stacked.device))
+        classes = torch.tensor(labels, dtype=torch.int64, device=stacked.device)
+        return cls(stacked, classes, tuple(keys))
 
     def without(self, removed: Tensor, colour: Tensor) -> Pictures:
         """Return them with the marked pixels (N, 1, H, W) in one colour (1, C, 1, 1)."""
-        return Pictures(remove(self.images, removed, colour), self.labels)
+        return replace(self, images=remove(self.images, removed, colour))
 
 
 def remove(images: Tensor, removed: Tensor, colour: Tensor) -> Tensor:
@@ -211,7 +216,7 @@ class Roar:
         )
         training, test = Pictures.read(self.training), Pictures.read(self.test)
         colour = training.images.mean((0, 2, 3), keepdim=True)
-        cells = _Cells(self, 1 + len(self.methods) * len(SHARES))
+        cells = _Cells(self)
         whole = cells.of("nothing removed", 0.0, lambda: (training, test))
         rows = []
         for label, method in self.methods.items():
@@ -240,14 +245,28 @@ class Roar:
         starts = range(0, len(images), _PART)
         for start in track(starts, f"{label}: maps of the {part} pictures"):
             path = folder / f"{start:08d}.npz"
-            if not path.exists():
-                kept = torch.cat([_kept(method, some) for some in _batches(images, start)])
+            keys = np.array(pictures.keys[start : start + _PART])
+            kept = _kept_levels(path, keys)
+            if kept is None:
+                kept = torch.cat([_stays(method, some) for some in _batches(images, start)])
                 buffer = io.BytesIO()
-                np.savez_compressed(buffer, levels=kept.numpy())
+                np.savez_compressed(buffer, levels=kept.numpy(), keys=keys)
                 write_files({path: buffer.getvalue()})
-            with np.load(path) as file:
-                levels.append(torch.from_numpy(file["levels"]))
+            levels.append(kept)
         return torch.cat(levels)
+
+
+def _kept_levels(path: Path, keys: np.ndarray) -> Tensor | None:
+    """Return the levels in the file, None unless they are those of these pictures.
+
+    A picture that could not be read the last time, or cannot now, moves all that follow it.
+    """
+    try:
+        with path.open("rb") as stream, np.load(stream) as file:
+            same = np.array_equal(file["keys"], keys)
+            return torch.from_numpy(file["levels"]) if same else None
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # there are none, or damaged
+        return None
 
 
 def _batches(images: Tensor, start: int) -> Iterator[Tensor]:
@@ -256,7 +275,7 @@ def _batches(images: Tensor, start: int) -> Iterator[Tensor]:
         yield torch.stack(some)
 
 
-def _kept(method: Method, images: Tensor) -> Tensor:
+def _stays(method: Method, images: Tensor) -> Tensor:
     # Of the predicted class: the label must not show in what is removed.
     maps = method.attribute(images)
     stays = torch.stack([~top_mask(maps, share) for share in SHARES])
@@ -266,10 +285,12 @@ def _kept(method: Method, images: Tensor) -> Tensor:
 class _Cells:
     """The accuracies of each method and share, trained now unless they are kept already."""
 
-    def __init__(self, roar: Roar, count: int) -> None:
+    def __init__(self, roar: Roar) -> None:
         self.roar = roar
-        self.total = count * roar.recipe.runs
-        self.done = self.trained = 0
+        cells = [("nothing removed", 0.0), *product(roar.methods, SHARES)]
+        paths = [self._path(*cell, run) for cell in cells for run in range(roar.recipe.runs)]
+        self.missing = sum(not path.exists() for path in paths)
+        self.trained = 0
         self.seconds = 0.0
 
     def of(
@@ -279,7 +300,7 @@ class _Cells:
         values: list[float] = []
         left: tuple[Pictures, Pictures] | None = None
         for run in range(self.roar.recipe.runs):
-            path = self.roar.folder / "cells" / key_of(label) / f"{100 * share:g}-{run}.json"
+            path = self._path(label, share, run)
             if not path.exists():
                 begun = time.perf_counter()
                 left = left or pictures()
@@ -288,15 +309,18 @@ class _Cells:
                 cell["accuracy"] = accuracy(model, left[1])
                 write_files({path: as_json(cell).encode()})
                 self.trained += 1
+                self.missing -= 1
                 self.seconds += time.perf_counter() - begun
             values.append(float(json.loads(path.read_text("utf-8"))["accuracy"]))
-            self.done += 1
         text = f"{label}, {share:.0%} removed: {np.mean(values):.1%}"
-        missing = self.total - self.done
-        if self.trained and missing:
-            text += f"; about {duration(self.seconds / self.trained * missing)} of training left"
+        if self.trained and self.missing:
+            seconds = self.seconds / self.trained * self.missing
+            text += f"; about {duration(seconds)} of training left"
         self.roar.report(text)
         return values
+
+    def _path(self, label: str, share: float, run: int) -> Path:
+        return self.roar.folder / "cells" / key_of(label) / f"{100 * share:g}-{run}.json"
 
 
 def _row(label: str, runs: int, found: Mapping[float, list[float]]) -> dict[str, Any]:
