@@ -49,5 +49,5 @@ def _digest(tensors: dict[str, Tensor]) -> str:
         values = tensor.detach().to("cpu")
         values = values.to(torch.float32) if values.is_floating_point() else values
         digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
-        digest.update(values.reshape(-1).numpy())
+        digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -130,12 +130,13 @@ class MaskingModel(Method):
         if isinstance(self.weights, MaskingNetwork):
             return self.weights
         file = _file(self.weights)
-        if self._read_masks is None or self._read_masks[0] != file:
-            masks = load_masks(self.weights)[0]
-            if file is None:
-                return masks
+        kept = self._read_masks
+        if kept is not None and kept[0] == file:
+            return kept[1]
+        masks = load_masks(self.weights)[0]
+        if file is not None:
             object.__setattr__(self, "_read_masks", (file, masks))
-        return self._read_masks[1]
+        return masks
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         return self._of_rows(inputs, [columns])[0]
