@@ -110,8 +110,11 @@ PROGRAMS = {
     "MaskingModel": Program(
         "PiotrDabkowski/pytorch-saliency",
         differs="the loss is the paper's: the program has margins between logits, the area to the "
-        "power of 0.3 and a penalty at the border; the decoder is half as wide (32 / 64), and "
-        "nothing is subtracted from the class selector, where the program's demo subtracts 6",
+        "power of 0.3, a penalty at the border, replacements of their own for what is kept and "
+        "what is deleted, a deletion term for classes that are not there, and noise in what is "
+        "kept; the learning rates are higher, for fewer steps; the decoder is half as wide (32 / "
+        "64), and nothing is subtracted from the class selector, where the program's demo "
+        "subtracts 6",
     ),
     "MeaningfulPerturbation": Program(
         "ruthcfong/perturb_explanations",

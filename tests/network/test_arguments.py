@@ -87,7 +87,8 @@ def few(method: type[Method]) -> dict[str, Any]:
     return {
         name: value
         for name, value in {
-            "samples": 8, "masks": 8, "steps": 60, "iterations": 3, "window": 8, "stride": 8
+            "samples": 8, "masks": 8, "steps": 60, "iterations": 3, "window": 8, "stride": 8,
+            "patch": 8,
         }.items()
         if name in method.__dataclass_fields__
     } | ({"samples": 200} if method is KernelSHAP else {})  # fmt: skip

@@ -25,6 +25,7 @@ from afmi.network.classifier import (
     find_class,
     network_zero,
 )
+from afmi.network.guards import without_compilation
 from afmi.network.layers import find_layer, layer_names
 from afmi.network.outputs import declaration_of
 from afmi.network.wrappers import runnable, within, wrappings
@@ -180,6 +181,27 @@ def test_what_was_compiled_is_run_compiled_by_methods_that_look_at_outputs_only(
 
     torch._dynamo.reset()  # which compiles the same code only a few times
     RISE(torch.compile(classifier(), backend=backend), masks=8).attribute(images(1), 1)
+    assert runs
+
+
+def test_runs_that_overlap_leave_compiled_code_compiled() -> None:
+    """As two threads do: the first to come is the first to go."""
+    runs = []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        runs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(classifier(), backend=backend)
+    first, second = without_compilation(), without_compilation()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    compiled(images(1))
+    assert not runs
+    second.__exit__(None, None, None)
+    compiled(images(1))
     assert runs
 
 

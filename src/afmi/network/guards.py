@@ -124,6 +124,35 @@ def watching_module(module: nn.Module, callback: Callable[[object], object]) -> 
         handle.remove()
 
 
+class _Stance:
+    """The process's stance on compiled code, eager as long as somebody needs it.
+
+    The first to need it sets it, and the last sets it back: threads that each put back what they
+    found would leave it eager for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._eager: Any = None
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._eager = torch.compiler.set_stance("force_eager")
+                self._eager.__enter__()
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._eager.__exit__(None, None, None)
+
+
+_stance = _Stance()
+
+
 @contextmanager
 def without_compilation() -> Iterator[None]:
     """Run networks compiled by ``torch.compile`` operation by operation, as written."""
@@ -132,10 +161,14 @@ def without_compilation() -> Iterator[None]:
     if dynamo is None or not hasattr(torch.compiler, "set_stance"):
         yield
         return
-    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # It warns of process-wide hooks that would run twice; those of `watching_all_modules` may.
-        warnings.filterwarnings("ignore", "Using `torch.compile")
-        yield
+    _stance.enter()
+    try:
+        with warnings.catch_warnings():
+            # Of process-wide hooks that would run twice; those of `watching_all_modules` may.
+            warnings.filterwarnings("ignore", "Using `torch.compile")
+            yield
+    finally:
+        _stance.leave()
 
 
 def is_compiled(model: nn.Module) -> bool:
