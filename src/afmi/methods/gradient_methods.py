@@ -103,14 +103,11 @@ def changes_from_references(
     maps, exact, changes = [], [], []
     count = len(run.references)
     for r in range(count):
-        gradient, extra_tokens = run.split(classes, r, last=r == count - 1)
-        delta = run.change(r)
-        change = (gradient * delta).sum(2, keepdim=True)
-        run.check(change.sum(places(change)) + extra_tokens, classes, r)
+        terms = run.stage_terms(classes, r, last=r == count - 1)[0]
+        change = terms.exact
+        run.check(change.sum(places(change)) + terms.extra_tokens, classes, r)
         exact.append(change)
-        if averaged:
-            change = (gradient.mean(places(gradient, 3), keepdim=True) * delta).sum(2, keepdim=True)
-        maps.append(change)
+        maps.append(terms.averaged if averaged else change)
         changes.append(run.output_change(classes, r))
     mean = torch.stack(maps).mean(0)
     residual = relative_residual(mean, torch.stack(changes).mean(0))
