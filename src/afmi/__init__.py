@@ -22,6 +22,7 @@ _HOMES = {
     "Explanation": "afmi.explanation",
     "Unexplained": "afmi.batching",
     "compare": "afmi.comparison",
+    "engines": "afmi.engines",
     "errors": "afmi.errors",
     "evaluate": "afmi.evaluation.run",
     "evaluation": "afmi.evaluation",

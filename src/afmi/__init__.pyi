@@ -1,4 +1,5 @@
 # Written by `make format` from __init__.py and the modules that it names.
+from afmi import engines as engines
 from afmi import errors as errors
 from afmi import evaluation as evaluation
 from afmi import gradients as gradients
@@ -39,6 +40,7 @@ __all__ = [
     "Explanation",
     "Unexplained",
     "compare",
+    "engines",
     "errors",
     "evaluate",
     "evaluation",

@@ -1,0 +1,166 @@
+"""What runs in a worker: the job built again, and a task at a time."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from afmi.engines.job import Job
+from afmi.engines.parcel import Parcel
+from afmi.engines.workers import Failed
+from afmi.errors import AfmiError
+
+__all__ = ["Answer", "Server", "Settings", "serve"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of a process besides the job: the same in all of them.
+
+    Attributes:
+        threads: of PyTorch's operations; with another number they add in another order.
+        dtype: that new tensors have by default.
+        matmul: precision of float32 matrix products.
+        deterministic: whether only deterministic algorithms are used, and whether others warn only.
+        tf32: whether cuDNN may round to TF32.
+        benchmark: whether cuDNN chooses the fastest algorithm.
+        device: where the job's tensors are put.
+    """
+
+    threads: int
+    dtype: torch.dtype
+    matmul: str
+    deterministic: tuple[bool, bool]
+    tf32: bool
+    benchmark: bool
+    device: str
+
+    @classmethod
+    def here(cls, device: str) -> Settings:
+        """Return those of this process."""
+        return cls(
+            threads=torch.get_num_threads(),
+            dtype=torch.get_default_dtype(),
+            matmul=torch.get_float32_matmul_precision(),
+            deterministic=(
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
+            tf32=torch.backends.cudnn.allow_tf32,
+            benchmark=torch.backends.cudnn.benchmark,
+            device=device,
+        )
+
+    def apply(self) -> None:
+        """Make them those of this process."""
+        torch.set_num_threads(self.threads)
+        torch.set_default_dtype(self.dtype)
+        torch.set_float32_matmul_precision(self.matmul)
+        torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
+        torch.backends.cudnn.allow_tf32 = self.tf32
+        torch.backends.cudnn.benchmark = self.benchmark
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call gave, on its way back.
+
+    Attributes:
+        value: the result; `Failed` where it raised.
+        trace: of the error, as text.
+        warned: warnings, each once.
+    """
+
+    value: Any
+    trace: str = ""
+    warned: tuple[Warning, ...] = ()
+
+    def opened(self) -> Any:
+        """Return the value, and warn as the worker did."""
+        for warning in self.warned:
+            warnings.warn(warning, stacklevel=2)
+        if isinstance(self.value, Failed) and self.trace:
+            self.value.error.__cause__ = _WorkerError(self.trace)
+        return self.value
+
+
+class _WorkerError(Exception):
+    """Shows where in a worker an error arose."""
+
+    def __str__(self) -> str:
+        return f"in a worker:\n{self.args[0]}"
+
+
+class Server:
+    """Does the tasks of one worker."""
+
+    def __init__(self) -> None:
+        # Ctrl-C in a terminal reaches all processes; the one that commands ends the others.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._job: Job[Any, Any] | None = None
+
+    def begin(self, parcel: Parcel, settings: Settings) -> Answer:
+        """Build the job."""
+
+        def build() -> None:
+            settings.apply()
+            job = parcel.open(settings.device)
+            job.begin()
+            self._job = job
+
+        return _answer(build)
+
+    def run(self, task: Any) -> Answer:
+        """Do a task."""
+        job = self._job
+        assert job is not None
+        return _answer(lambda: job.run(task))
+
+
+def serve(connection: Connection[Any, Any], parcel: str) -> None:
+    """Answer one task after the other, until nobody sends any more."""
+    server = Server()
+    try:
+        connection.send(server.begin(*pickle.loads(Path(parcel).read_bytes())))
+        while True:
+            connection.send(server.run(connection.recv()))
+    except (EOFError, BrokenPipeError, ConnectionError):  # the process that commands is gone
+        pass
+
+
+def _answer(call: Callable[[], Any]) -> Answer:
+    trace = ""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        try:
+            value = call()
+        except Exception as error:
+            trace = "".join(traceback.format_exception(error))
+            value = Failed(_portable(error))
+    warned = {str(w.message): w.message for w in caught if _is_portable(w.message)}
+    return Answer(value, trace, tuple(w for w in warned.values() if isinstance(w, Warning)))
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that the other process can build."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    if _is_portable(error):
+        return error
+    return AfmiError(f"{type(error).__name__}: {error}")
+
+
+def _is_portable(value: object) -> bool:
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,287 @@
+"""Carry out tasks on workers that may die: retried, split, and never lost or done twice."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic
+
+import torch
+
+from afmi.engines.job import Job, Result, Task
+from afmi.errors import AfmiError, first_line
+
+__all__ = ["Died", "Failed", "Shared", "Worker", "WorkerPool", "WorkerWarning"]
+
+
+class WorkerWarning(UserWarning):
+    """A worker died; its piece of the work is done again."""
+
+
+class Shared(ABC):
+    """A value that workers read where they are, sent once and not with every task."""
+
+    @abstractmethod
+    def get(self) -> Any:
+        """Return the value."""
+
+    def free(self) -> None:  # noqa: B027: some have nothing to do
+        """Forget the value, which no task needs any longer."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker's process ended in the middle of a task, or its machine was lost; says how."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A task, or getting ready for tasks, raised an error."""
+
+    error: BaseException
+
+
+class Worker(ABC):
+    """One process with the job in it, or this one."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to get ready; after a death in a new process."""
+
+    @abstractmethod
+    def send(self, task: object) -> None:
+        """Give it a task; it must be ready and have none."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it at once, whatever it does."""
+
+
+@dataclass(eq=False)
+class _Ticket(Generic[Task]):
+    """A task on its way.
+
+    Attributes:
+        task: what is to be done.
+        deaths: how many workers died of it.
+        whole: the ticket that it is a part of.
+        place: among the parts.
+        results: of its own parts.
+        cancelled: whether nobody wants its result.
+    """
+
+    task: Task
+    deaths: int = 0
+    whole: _Ticket[Task] | None = None
+    place: int = 0
+    results: list[Any] = field(default_factory=list)
+    cancelled: bool = False
+
+    @property
+    def outermost(self) -> _Ticket[Task]:
+        """The ticket of the task that was submitted."""
+        return self if self.whole is None else self.whole.outermost
+
+
+_MISSING = object()
+_MOST_STARTS = 3
+"""How often in a row workers may die before they are ready."""
+
+
+class WorkerPool(ABC, Generic[Task, Result]):
+    """Workers that share a job; a context manager that ends them all.
+
+    A task whose worker dies is done again, by a new worker, ``retries`` times; then its parts are
+    done in its place, down to those that have none, for which the job says what stands in the
+    result. One that runs out of memory is split at once.
+
+    Args:
+        job: what is done.
+        workers: as many as run at once; each is started when there is a task for it.
+        retries: how often a task is tried again after its worker died.
+    """
+
+    def __init__(self, job: Job[Task, Result], workers: list[Worker], *, retries: int) -> None:
+        self._job = job
+        self._workers = workers
+        self._retries = retries
+        self._failed_starts = 0
+        self._waiting: deque[_Ticket[Task]] = deque()
+        self._starting: list[Worker] = []
+        self._ready: list[Worker] = []
+        self._running: dict[Worker, _Ticket[Task]] = {}
+        self._finished: deque[tuple[Task, Any]] = deque()
+
+    def __enter__(self) -> WorkerPool[Task, Result]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def wait(self, busy: list[Worker], seconds: float | None) -> list[tuple[Worker, Any]]:
+        """Wait until one of these workers answers, or so many seconds; None: for ever.
+
+        Returns:
+            The workers that have answered: with a task's result; with None, when one is ready; or
+            with `Failed` or `Died`.
+        """
+
+    @abstractmethod
+    def share(self, value: object) -> Shared:
+        """Put a value where all workers can read it."""
+
+    def close(self) -> None:
+        """End all workers at once."""
+        for worker in self._workers:
+            worker.stop()
+
+    def submit(self, task: Task) -> None:
+        """Add a task to those that wait."""
+        self._waiting.append(_Ticket(task))
+
+    def cancel(self, unwanted: Callable[[Task], bool]) -> None:
+        """Drop tasks that wait, and ignore the results of those that run."""
+        for ticket in [*self._waiting, *self._running.values()]:
+            whole = ticket.outermost
+            whole.cancelled = whole.cancelled or unwanted(whole.task)
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.outermost.cancelled)
+
+    def work(
+        self,
+        commit: Callable[[Task, Result], object],
+        begin: Callable[[Task], object] = lambda task: None,
+    ) -> None:
+        """Do all tasks, and those that are submitted meanwhile.
+
+        At Ctrl-C, or when a task raises an error, no task is begun any more; what is finished is
+        committed before the exception goes on. Tasks that run are waited for at an error, and not
+        at Ctrl-C.
+
+        Args:
+            commit: called with a task and its result, in the order in which they finish; again,
+                where Ctrl-C interrupted it.
+            begin: called when a task is first given to a worker.
+
+        Raises:
+            AfmiError: workers die before they are ready.
+            Exception: what a task raised.
+        """
+        try:
+            while self._waiting or self._running:
+                self._send(begin)
+                self._receive(self.wait([*self._starting, *self._running], None))
+                self._commit(commit)
+        except KeyboardInterrupt:
+            self._waiting.clear()
+            self._receive(self.wait([*self._running], 0))
+            self._commit(commit)
+            raise
+        except Exception as error:
+            self._waiting.clear()
+            while self._running and not isinstance(error, MemoryError):
+                with suppress(Exception):  # the first error is the one to tell
+                    self._receive(self.wait([*self._running], None))
+            self._commit(commit)
+            raise
+
+    def _commit(self, commit: Callable[[Task, Result], object]) -> None:
+        while self._finished:
+            commit(*self._finished[0])
+            self._finished.popleft()
+
+    def _send(self, begin: Callable[[Task], object]) -> None:
+        """Give tasks to workers that are ready, and start as many others as are needed."""
+        while self._ready and self._waiting:
+            worker, ticket = self._ready.pop(0), self._waiting.popleft()
+            self._running[worker] = ticket
+            if ticket.whole is None and not ticket.deaths:
+                begin(ticket.task)
+            worker.send(ticket.task)
+        busy = {*self._starting, *self._running, *self._ready}
+        idle = [worker for worker in self._workers if worker not in busy]
+        for worker in idle[: max(len(self._waiting) - len(self._starting), 0)]:
+            self._starting.append(worker)
+            worker.start()
+
+    def _receive(self, answers: list[tuple[Worker, Any]]) -> None:
+        errors = [error for worker, answer in answers if (error := self._take(worker, answer))]
+        if errors:
+            raise errors[0]
+
+    def _take(self, worker: Worker, answer: Any) -> BaseException | None:
+        """Enter a worker's answer; return the error that ends the work, if it is one."""
+        if worker in self._starting:
+            self._starting.remove(worker)
+            return self._started(worker, answer)
+        ticket = self._running.pop(worker)
+        if isinstance(answer, Died):
+            ticket.deaths += 1
+            warnings.warn(f"a worker died: {answer.reason}", WorkerWarning, stacklevel=2)
+            if ticket.deaths <= self._retries:
+                self._waiting.appendleft(ticket)
+            else:
+                # What it died of is not told here: the result must not depend on the engine.
+                times = "once" if ticket.deaths == 1 else f"{ticket.deaths} times"
+                self._split(ticket, f"its worker died, {times}")
+            return None
+        self._ready.append(worker)
+        if not isinstance(answer, Failed):
+            self._done(ticket, answer)
+        elif _out_of_memory(answer.error):
+            self._split(ticket, f"out of memory: {first_line(answer.error)}")
+        else:
+            return answer.error
+        return None
+
+    def _started(self, worker: Worker, answer: Any) -> BaseException | None:
+        if isinstance(answer, Failed):
+            return answer.error
+        if not isinstance(answer, Died):
+            self._failed_starts = 0
+            self._ready.append(worker)
+            return None
+        self._failed_starts += 1
+        if self._failed_starts < _MOST_STARTS:
+            return None
+        return AfmiError(
+            f"{self._failed_starts} workers in a row died before they were ready: {answer.reason}; "
+            "see that the machines have memory for the network, and give the same command again, "
+            "which resumes"
+        )
+
+    def _split(self, ticket: _Ticket[Task], reason: str) -> None:
+        """Put a task's parts in its place, or what stands for one that has none."""
+        if ticket.outermost.cancelled:
+            return
+        parts = self._job.parts(ticket.task)
+        if not parts:
+            self._done(ticket, self._job.lost(ticket.task, reason))
+            return
+        ticket.results = [_MISSING] * len(parts)
+        tickets = [_Ticket(part, whole=ticket, place=n) for n, part in enumerate(parts)]
+        self._waiting.extendleft(reversed(tickets))
+
+    def _done(self, ticket: _Ticket[Task], result: Any) -> None:
+        """Keep a result, and join those of parts once they are all there."""
+        whole = ticket.whole
+        if whole is None:
+            if not ticket.cancelled:
+                self._finished.append((ticket.task, result))
+            return
+        whole.results[ticket.place] = result
+        if _MISSING not in [part if part is _MISSING else None for part in whole.results]:
+            self._done(whole, self._job.joined(whole.task, whole.results))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
