@@ -30,7 +30,7 @@ class Shared(ABC):
     def get(self) -> Any:
         """Return the value."""
 
-    def free(self) -> None:  # noqa: B027: some have nothing to do
+    def free(self) -> None:  # noqa: B027
         """Forget the value, which no task needs any longer."""
 
 
