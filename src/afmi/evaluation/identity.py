@@ -42,11 +42,24 @@ def identity_of(
     images: LabelledImages | ImageStream,
     metrics: Mapping[str, Metric],
     batch_size: int,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Return what makes a run what it is, as JSON holds it.
 
-    Two test images go through the network, as large as the first one of the data.
+    Two test images go through the network, as large as the first one of the data. What decides
+    in which order numbers are added counts, too: other batches, threads, precisions and kinds of
+    device give other last digits. Processors of another make may as well, which nobody can tell
+    beforehand.
+
+    Args:
+        model: the network.
+        images: the data.
+        metrics: what is measured.
+        batch_size: pictures that go through the network at once.
+        device: type of the device that it runs on; None: where it lies.
     """
+    first = images.first()
+    weights = next(model.parameters(), first)
     return {
         "afmi": afmi.__version__,
         "torch": torch.__version__,
@@ -56,7 +69,7 @@ def identity_of(
             "name": name_of(model),
             "labels": list(labels_of(model)),
             "preparation": _preparation(model),
-            **_network(model, images.first()),
+            **_network(model, first),
         },
         "data": {
             "name": images.name,
@@ -67,6 +80,9 @@ def identity_of(
         "metrics": {key: to_json(metric) for key, metric in metrics.items()},
         "code": code_of(*metrics.values()),
         "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "dtype": str(weights.dtype).removeprefix("torch."),
+        "device": device or weights.device.type,
     }
 
 

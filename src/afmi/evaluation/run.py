@@ -7,7 +7,6 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,44 +16,24 @@ from torch import nn
 from afmi.data.labelled import NO_CLASS, LabelledImages, open_images
 from afmi.data.streams import ImageStream, Window, open_data
 from afmi.data.unlabelled import may_lack_labels
-from afmi.errors import LayerError, OperationError, UsageError
+from afmi.engines import EngineLike, as_engine
+from afmi.engines.workers import WorkerPool
+from afmi.errors import UsageError
 from afmi.evaluation.asked import Asked, AskedLike
 from afmi.evaluation.folder import ResultsFolder
-from afmi.evaluation.identity import code_of, identity_of
+from afmi.evaluation.identity import identity_of
+from afmi.evaluation.job import EvaluationJob, PieceTask, Refusal, without_model
 from afmi.evaluation.meter import processor
+from afmi.evaluation.plan import LARGEST_PIECE, MethodPlan, Piece
 from afmi.evaluation.results import Results
-from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
-from afmi.methods import Method, MethodsLike, chosen_methods
-from afmi.methods.work import Work
+from afmi.evaluation.shard import ShardResult
+from afmi.methods import MethodsLike, chosen_methods
 from afmi.metrics import Metric, MetricsLike
+from afmi.network.fingerprint import fingerprint_of
 from afmi.network.wrappers import runnable
-from afmi.specs import key_of, parameters
+from afmi.specs import key_of
 
 __all__ = ["Piece", "evaluate"]
-
-_LARGEST_PIECE = 64
-"""Pictures: a piece of a cheap method."""
-_PASSES_PER_PIECE = 4096
-"""Through the network, about: what a killed run may lose of a costly method."""
-_HOPELESS = _LARGEST_PIECE
-"""Pictures: a method that fails on each of so many, the first, is given up."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of the work that is kept as a whole.
-
-    Attributes:
-        label: the method's.
-        start: the first picture.
-        stop: the one after the last.
-        passes: through the network that it takes, about; a backward pass counts as two.
-    """
-
-    label: str
-    start: int
-    stop: int
-    passes: float
 
 
 def _ignore(*_: object) -> None:
@@ -74,6 +53,7 @@ def evaluate(
     label_key: str | None = None,
     batch_size: int = 8,
     examples: int = 6,
+    engine: EngineLike = None,
     command: str | None = None,
     on_begin: Callable[[Piece, float, float], object] = _ignore,
     on_method: Callable[[str, Results], object] = _ignore,
@@ -114,6 +94,9 @@ def evaluate(
         label_key: what the label is called.
         batch_size: pictures that are explained at once.
         examples: how many pictures the report shows; of a stream the first one of each class.
+        engine: where the work is done: ``"local"`` (None), in this process; several processes
+            (``afmi.engines.Local(workers=4)``); a cluster (``afmi.engines.Ray(workers=8)``). The
+            results are the same to the bit, seconds and memory apart.
         command: what the user typed, for the report.
         on_begin: called before each piece, with the passes done and the total; infinite where the
             number of pictures is not known.
@@ -134,7 +117,8 @@ def evaluate(
         raise UsageError(
             f"expected a batch_size from 1 and examples from 0, got {batch_size} and {examples}"
         )
-    model = runnable(model)
+    model, placed = runnable(model), as_engine(engine)
+    device = placed.device(_device(model).type)
     chosen = chosen_methods(model, methods)
     asked = Asked.of(model, target)
     companions = any(metric.companions for metric in asked.metrics(metrics).values())
@@ -144,7 +128,7 @@ def evaluate(
             limit=limit,
             image_key=image_key,
             label_key=label_key,
-            window=_LARGEST_PIECE,
+            window=LARGEST_PIECE * placed.workers,
         )
     else:
         images = open_images(data, model, limit=limit, image_key=image_key, labelled=False)
@@ -153,48 +137,113 @@ def evaluate(
     _check_classes(wanted, images)
     begun = ResultsFolder.begin(
         Path(out),
-        run={**identity_of(model, images, wanted, batch_size), "target": asked.identity()},
+        run={**identity_of(model, images, wanted, batch_size, device), "target": asked.identity()},
         images=(images.keys, images.labels) if isinstance(images, LabelledImages) else None,
         about={
             # As the report needs them, which then does without PyTorch.
             "metrics": {key: metric.facts().as_dict() for key, metric in wanted.items()},
-            "machine": _machine(model),
+            "machine": {**_machine(model), "workers": placed.workers},
             "command": command,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         },
     )
     first = images.first()
-    plans = [_Plan.of(label, method, wanted, first, images) for label, method in chosen.items()]
-    for plan in plans:
+    plans = {
+        label: MethodPlan.of(label, method, wanted, first, images, batch_size)
+        for label, method in chosen.items()
+    }
+    for plan in plans.values():
         begun.add_method(plan.label, plan.entry)
-    drawn, done = _Drawn(images, examples), 0.0
-    for folder, window in _windows(begun, images):
-        for plan in plans:
-            plan.begin(window, folder)
-        total = done + sum(plan.waiting for plan in plans) + _beyond(plans, images, window)
-        for plan in plans:
-            for piece in plan.missing:
-                on_begin(piece, done, total)
-                result = plan.run(
-                    Shard(
-                        *(plan.method, wanted, window.images),
-                        *(piece.start - window.start, piece.stop - window.start, batch_size),
-                        examples=drawn.among(window),
-                        supported=plan.supported,
-                        asked=asked,
-                    )
-                )
-                if result is None:
-                    total -= sum(p.passes for p in plan.missing if p.start >= piece.start)
-                    folder.remove_pieces(key_of(plan.label))
-                    break
-                result = result.shifted(window.start)
-                folder.write_piece(
-                    *(plan.label, plan.entry, piece.start, result.rows, result.pictures)
-                )
-                done += piece.passes
-            plan.end(window, folder, on_method, on_refusal)
+    job = EvaluationJob(
+        *(chosen, wanted, model, images if isinstance(images, LabelledImages) else None),
+        *(asked, batch_size, fingerprint_of(model)),
+    )
+    with placed.pool(job, device) as pool:
+        streamed = not isinstance(images, LabelledImages)
+        run = _Run(plans, pool, streamed, on_begin, on_method, on_refusal)
+        drawn = _Drawn(images, examples)
+        for folder, window in _windows(begun, images):
+            run.evaluate(
+                window, folder, drawn.among(window), _beyond([*plans.values()], images, window)
+            )
     return Results.open(begun.path)
+
+
+class _Run:
+    """Gives the pieces to workers, and keeps what comes of them.
+
+    Args:
+        plans: the methods by their labels.
+        pool: the workers.
+        streamed: whether a window's pictures are in memory here alone.
+        on_begin: see `evaluate`.
+        on_method: see `evaluate`.
+        on_refusal: see `evaluate`.
+    """
+
+    def __init__(
+        self,
+        plans: Mapping[str, MethodPlan],
+        pool: WorkerPool[PieceTask, ShardResult | Refusal],
+        streamed: bool,
+        on_begin: Callable[[Piece, float, float], object],
+        on_method: Callable[[str, Results], object],
+        on_refusal: Callable[[str, str], object],
+    ) -> None:
+        self._plans = plans
+        self._pool = pool
+        self._streamed = streamed
+        self._on_begin = on_begin
+        self._on_method = on_method
+        self._on_refusal = on_refusal
+        self._done = self._beyond = 0.0
+
+    def evaluate(
+        self, window: Window, folder: ResultsFolder, drawn: frozenset[int], beyond: float
+    ) -> None:
+        """Do what is missing of a window; ``beyond`` are the passes of those after it."""
+        self._window, self._folder, self._drawn, self._beyond = window, folder, drawn, beyond
+        for plan in self._plans.values():
+            plan.begin(window, folder)
+        self._shared = None
+        if self._streamed and any(plan.missing for plan in self._plans.values()):
+            self._shared = self._pool.share(without_model(window.images))
+        for plan in self._plans.values():
+            self._proceed(plan)
+        self._pool.work(self._commit, self._begin)
+        if self._shared is not None:
+            self._shared.free()
+
+    def _proceed(self, plan: MethodPlan) -> None:
+        """Submit what may be done of a method now, or end it."""
+        if plan.ended:
+            plan.end(self._window, self._folder, self._on_method, self._on_refusal)
+        for piece in plan.next():
+            examples = self._drawn & frozenset(range(piece.start, piece.stop))
+            self._pool.submit(
+                PieceTask(
+                    *(piece.label, piece.start, piece.stop, plan.supported, examples),
+                    *(self._shared, self._window.start if self._streamed else 0),
+                )
+            )
+
+    def _begin(self, task: PieceTask) -> None:
+        waiting = sum(plan.waiting for plan in self._plans.values())
+        piece = self._plans[task.label].missing[task.start]
+        self._on_begin(piece, self._done, self._done + waiting + self._beyond)
+
+    def _commit(self, task: PieceTask, result: ShardResult | Refusal) -> None:
+        plan = self._plans[task.label]
+        if plan.refuses(result):
+            self._folder.remove_pieces(key_of(plan.label))
+            self._pool.cancel(lambda other: other.label == plan.label)
+        else:
+            assert isinstance(result, ShardResult)
+            self._folder.write_piece(
+                *(plan.label, plan.entry, task.start, result.rows, result.pictures)
+            )
+            self._done += plan.committed(task.start, result)
+        self._proceed(plan)
 
 
 def _windows(
@@ -212,7 +261,9 @@ def _windows(
         yield folder.with_images(keys, labels, ended=window.last), window
 
 
-def _beyond(plans: Sequence[_Plan], images: LabelledImages | ImageStream, window: Window) -> float:
+def _beyond(
+    plans: Sequence[MethodPlan], images: LabelledImages | ImageStream, window: Window
+) -> float:
     """Return the passes that the pictures after a window take; infinite: who knows how many."""
     if window.last or isinstance(images, LabelledImages):
         return 0.0
@@ -248,108 +299,6 @@ class _Drawn:
         return frozenset(number - window.start for number in self._classes.values())
 
 
-@dataclass
-class _Plan:
-    """A method on its way through the data.
-
-    Attributes:
-        label: the method's.
-        method: explains.
-        entry: of the method in the manifest.
-        passes: through the network that a picture takes, metrics included, about.
-        missing: pieces of the present window that are to be done.
-        resumed: whether pieces of it were finished before.
-        explained: pictures that it explained.
-        failed: pictures that it failed on.
-        refusal: why it is given up, if it is.
-    """
-
-    label: str
-    method: Method
-    entry: dict[str, Any]
-    passes: float
-    missing: list[Piece] = field(default_factory=list)
-    resumed: bool = False
-    explained: int = 0
-    failed: int = 0
-    refusal: str | None = None
-
-    @classmethod
-    def of(
-        cls,
-        label: str,
-        method: Method,
-        metrics: Mapping[str, Metric],
-        first: torch.Tensor,
-        images: LabelledImages | ImageStream,
-    ) -> _Plan:
-        """Plan a method's work: the costlier it is, the fewer pictures a piece has."""
-        work = [method.work(first), *(metric.work(method, first) for metric in metrics.values())]
-        passes = sum(_passes(one) for one in work)
-        size = int(min(max(_PASSES_PER_PIECE // max(passes, 1), 1), _LARGEST_PIECE))
-        if isinstance(images, LabelledImages):
-            size = min(size, len(images))
-        else:  # a window is made of whole pieces
-            size = max(n for n in range(1, size + 1) if _LARGEST_PIECE % n == 0)
-        return cls(label, method, _entry(method, label, size), passes)
-
-    @property
-    def supported(self) -> bool:
-        """Whether the method is known to work on the network."""
-        return self.resumed or self.explained > 0
-
-    @property
-    def waiting(self) -> float:
-        """Passes that the missing pieces take."""
-        return sum(piece.passes for piece in self.missing)
-
-    def begin(self, window: Window, folder: ResultsFolder) -> None:
-        """Find the pieces of a window that are missing."""
-        if self.refusal is not None:
-            self.missing = []
-            return
-        size, end = self.entry["images_per_piece"], window.start + len(window.images)
-        pieces = [
-            Piece(self.label, start, stop := min(start + size, end), (stop - start) * self.passes)
-            for start in range(window.start, end, size)
-        ]
-        self.missing = [p for p in pieces if not folder.has_piece(self.label, self.entry, p.start)]
-        self.resumed |= len(self.missing) < len(pieces)
-
-    def run(self, shard: Shard) -> ShardResult | None:
-        """Evaluate a shard; None where the method is given up, for the reason in ``refusal``."""
-        try:
-            result = evaluate_shard(shard)
-        except (LayerError, OperationError) as error:
-            self.refusal = str(error)
-            return None
-        self.explained += result.explained
-        self.failed += len(result.failures)
-        if not self.supported and self.failed >= _HOPELESS:
-            reason = next(iter(result.failures.values()), "")
-            self.refusal = f"it fails on each of the first {self.failed} pictures: {reason}"
-            return None
-        return result
-
-    def end(
-        self,
-        window: Window,
-        folder: ResultsFolder,
-        on_method: Callable[[str, Results], object],
-        on_refusal: Callable[[str, str], object],
-    ) -> None:
-        """Enter and tell what became of the method, as soon as that is known."""
-        given_up = self.refusal is not None and self.entry["refused"] is None
-        self.entry["refused"] = self.refusal
-        if window.last or given_up:
-            # Again, in case another process overwrote the manifest.
-            folder.add_method(self.label, self.entry)
-        if given_up:
-            on_refusal(self.label, str(self.refusal))
-        elif window.last and self.refusal is None:
-            on_method(self.label, Results.open(folder.path))
-
-
 def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages | ImageStream) -> None:
     """Raise unless there are as many classes as the metrics need."""
     listed = isinstance(images, LabelledImages)
@@ -369,7 +318,7 @@ def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages | Image
 
 
 def _machine(model: nn.Module) -> dict[str, Any]:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = _device(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "processor": name,
@@ -381,18 +330,5 @@ def _machine(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _passes(work: Work) -> float:
-    return work.forwards + 2 * work.backwards
-
-
-def _entry(method: Method, label: str, size: int) -> dict[str, Any]:
-    return {
-        "class": type(method).__name__,
-        "code": code_of(method),
-        "key": key_of(label),
-        "parameters": parameters(method),
-        "images_per_piece": size,
-        "family": method.family,
-        "paper": method.paper,
-        "refused": None,
-    }
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

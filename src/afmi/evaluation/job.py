@@ -1,0 +1,138 @@
+"""What workers do for an evaluation: measure one method on a few pictures at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from afmi.data.labelled import LabelledImages
+from afmi.engines.job import Job
+from afmi.engines.workers import Shared
+from afmi.errors import AfmiError, LayerError, OperationError
+from afmi.evaluation.asked import Asked
+from afmi.evaluation.folder import ERROR
+from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
+from afmi.methods import Method
+from afmi.metrics import Metric
+from afmi.network.fingerprint import fingerprint_of
+
+__all__ = ["EvaluationJob", "PieceTask", "Refusal", "without_model"]
+
+
+@dataclass(frozen=True)
+class PieceTask:
+    """A piece, or a part of one whose worker died.
+
+    Attributes:
+        label: the method's.
+        start: the first picture.
+        stop: the one after the last.
+        supported: see `Shard`.
+        examples: pictures in it to draw.
+        window: of a stream the pictures, see `without_model`; None: the job's.
+        first: number of the first picture there.
+    """
+
+    label: str
+    start: int
+    stop: int
+    supported: bool
+    examples: frozenset[int] = frozenset()
+    window: Shared | None = None
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a method cannot be used on the network at all."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
+    """The methods, metrics and pictures of an evaluation.
+
+    Attributes:
+        methods: by their labels; their model is the network.
+        metrics: see `Shard`.
+        model: the network.
+        images: all pictures; None where they come with the tasks.
+        asked: what is explained of each picture.
+        batch_size: pictures that are explained at once.
+        fingerprint: of the network.
+    """
+
+    methods: Mapping[str, Method]
+    metrics: Mapping[str, Metric]
+    model: nn.Module
+    images: LabelledImages | None
+    asked: Asked
+    batch_size: int
+    fingerprint: str
+
+    def begin(self) -> None:
+        """See that the network is the one that was sent.
+
+        Raises:
+            AfmiError: when it is not.
+        """
+        here = fingerprint_of(self.model)
+        if here != self.fingerprint:
+            raise AfmiError(
+                f"a worker built another network ({here[:8]}) than it was sent "
+                f"({self.fingerprint[:8]}); a network that draws its weights when it is unpickled "
+                "cannot be sent: evaluate in one process"
+            )
+
+    def run(self, task: PieceTask) -> ShardResult | Refusal:
+        images = self.images
+        if task.window is not None:
+            images = replace(task.window.get(), model=self.model)
+        assert images is not None
+        shard = Shard(
+            *(self.methods[task.label], self.metrics, images),
+            *(task.start - task.first, task.stop - task.first, self.batch_size),
+            examples=frozenset(number - task.first for number in task.examples),
+            supported=task.supported,
+            asked=self.asked,
+        )
+        try:
+            return evaluate_shard(shard).shifted(task.first)
+        except (LayerError, OperationError) as error:
+            return Refusal(str(error))
+
+    def parts(self, task: PieceTask) -> Sequence[PieceTask]:
+        count = task.stop - task.start
+        if count < 2:
+            return ()
+        # Whole batches stay together, so that their numbers are those of an undisturbed run.
+        half = max(count // 2 // self.batch_size * self.batch_size, 0) or count // 2
+        if count > self.batch_size > half:
+            half = self.batch_size
+        middle = task.start + half
+        # What fails on all pictures of a part may work on those of another.
+        return replace(task, stop=middle, supported=True), replace(
+            task, start=middle, supported=True
+        )
+
+    def joined(self, task: PieceTask, results: Sequence[Any]) -> ShardResult:
+        return ShardResult(
+            rows=[row for result in results for row in result.rows],
+            pictures={n: kinds for result in results for n, kinds in result.pictures.items()},
+            explained=sum(result.explained for result in results),
+            failures={n: why for result in results for n, why in result.failures.items()},
+        )
+
+    def lost(self, task: PieceTask, reason: str) -> ShardResult:
+        return ShardResult(
+            rows=[(task.start, ERROR, float("nan"), reason)], failures={task.start: reason}
+        )
+
+
+def without_model(images: LabelledImages) -> LabelledImages:
+    """Return pictures that are ready in memory, to be sent to workers that have the network."""
+    return replace(images, model=nn.Identity())
