@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from shards import shards_of
 
-import afmi.evaluation.run as run_module
+import afmi.evaluation.job as job_module
+import afmi.evaluation.plan as plan_module
 from afmi.cli.evaluate import _EVERY, _ProgressPrinter
 from afmi.cli.terminal import Progress
 from afmi.evaluation import Piece, Results
@@ -82,11 +83,11 @@ def test_options_reach_the_run(afmi, command, tmp_path):
 
 
 def test_ctrl_c_keeps_what_was_finished(afmi, command, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "_LARGEST_PIECE", 2)
+    monkeypatch.setattr(plan_module, "_LARGEST_PIECE", 2)
     command = [*command, "--methods", "gradient,random"]
     whole = ["--out", tmp_path / "whole"]
     assert afmi(*command, *whole).exit_code == 0
-    measure, calls = run_module.evaluate_shard, []
+    measure, calls = job_module.evaluate_shard, []
 
     def stop(shard: Any) -> Any:
         calls.append(shard)
@@ -95,7 +96,7 @@ def test_ctrl_c_keeps_what_was_finished(afmi, command, data, tmp_path, monkeypat
         return measure(shard)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "evaluate_shard", stop)
+        patch.setattr(job_module, "evaluate_shard", stop)
         result = afmi(*command)
         assert result.exit_code == 130
         out = tmp_path / "out"

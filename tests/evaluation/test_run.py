@@ -23,7 +23,7 @@ from PIL import Image
 from settings import STRANGE_DEFAULTS, defaults, method
 from torch import nn
 
-import afmi.evaluation.run as run_module
+import afmi.evaluation.plan as plan_module
 import afmi.files
 from afmi import Classifier
 from afmi.errors import AfmiError, OperationError, UsageError
@@ -75,7 +75,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_LARGEST_PIECE", 4)
+    monkeypatch.setattr(plan_module, "_LARGEST_PIECE", 4)
 
 
 def numbers(folder: Path) -> dict[str, dict[str, list[float]]]:
@@ -411,7 +411,7 @@ def test_hopeless_method_is_given_up(
     photos: Path, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out = network(), tmp_path / "out"
-    monkeypatch.setattr(run_module, "_HOPELESS", 10)
+    monkeypatch.setattr(plan_module, "_HOPELESS", 10)
     images = open_images(photos, model)
     bad = [images.read(i) for i in range(20)]
     with monkeypatch.context() as patch:
@@ -665,8 +665,8 @@ import os, sys
 sys.path[:0] = {tests!r}
 import torch
 torch.set_num_threads(1)
-import afmi.evaluation.run as run_module
-run_module._LARGEST_PIECE = 1
+import afmi.evaluation.plan as plan_module
+plan_module._LARGEST_PIECE = 1
 from test_run import network
 from afmi.evaluation import evaluate
 methods = ",".join(["a-fmi,grad-cam,gradient", *(f"random:seed={{i}}" for i in range(9))])

@@ -17,7 +17,7 @@ from PIL import Image
 from shards import shards_of
 from torch import nn
 
-import afmi.evaluation.run as run_module
+import afmi.evaluation.plan as plan_module
 from afmi import Classifier
 from afmi.errors import ImageError, SourceError, TargetError, UsageError
 from afmi.evaluation import Results, evaluate
@@ -59,7 +59,7 @@ def expected(model: Classifier, photos: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "_LARGEST_PIECE", 4)
+    monkeypatch.setattr(plan_module, "_LARGEST_PIECE", 4)
 
 
 def numbers(folder: Path) -> dict[str, dict[str, list[str]]]:
@@ -374,8 +374,8 @@ def test_one_window_is_read_ahead(
 def test_costly_methods_have_whole_pieces_in_a_window(
     model: Classifier, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "_LARGEST_PIECE", 8)
-    monkeypatch.setattr(run_module, "_PASSES_PER_PIECE", 160)
+    monkeypatch.setattr(plan_module, "_LARGEST_PIECE", 8)
+    monkeypatch.setattr(plan_module, "_PASSES_PER_PIECE", 160)
     pieces: list[tuple[int, int]] = []
     evaluate(
         *(model, Stream(photos), tmp_path / "out"),

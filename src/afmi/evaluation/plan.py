@@ -20,13 +20,13 @@ from afmi.methods.work import Work
 from afmi.metrics import Metric
 from afmi.specs import key_of, parameters
 
-__all__ = ["LARGEST_PIECE", "MethodPlan", "Piece"]
+__all__ = ["MethodPlan", "Piece", "smallest_window"]
 
-LARGEST_PIECE = 64
+_LARGEST_PIECE = 64
 """Pictures: a piece of a cheap method."""
 _PASSES_PER_PIECE = 4096
 """Through the network, about: what a killed run may lose of a costly method."""
-_HOPELESS = LARGEST_PIECE
+_HOPELESS = _LARGEST_PIECE
 """Pictures: a method that fails on each of so many, the first, is given up."""
 
 
@@ -45,6 +45,11 @@ class Piece:
     start: int
     stop: int
     passes: float
+
+
+def smallest_window() -> int:
+    """Return how many pictures of a stream must be ready at once: one piece of a cheap method."""
+    return _LARGEST_PIECE
 
 
 @dataclass
@@ -90,12 +95,12 @@ class MethodPlan:
         """Plan a method's work: the costlier it is, the fewer pictures a piece has."""
         work = [method.work(first), *(metric.work(method, first) for metric in metrics.values())]
         passes = sum(_passes(one) for one in work)
-        size = int(min(max(_PASSES_PER_PIECE // max(passes, 1), 1), LARGEST_PIECE))
+        size = int(min(max(_PASSES_PER_PIECE // max(passes, 1), 1), _LARGEST_PIECE))
         if isinstance(images, LabelledImages):
             # Whole batches, which stay what they are where a piece is split.
             size = min(max(size // batch_size * batch_size, 0) or size, len(images))
         else:  # a window is made of whole pieces
-            size = max(n for n in range(1, size + 1) if LARGEST_PIECE % n == 0)
+            size = max(n for n in range(1, size + 1) if _LARGEST_PIECE % n == 0)
         return cls(label, method, _entry(method, label, size), passes)
 
     @property

@@ -24,7 +24,7 @@ from afmi.evaluation.folder import ResultsFolder
 from afmi.evaluation.identity import identity_of
 from afmi.evaluation.job import EvaluationJob, PieceTask, Refusal, without_model
 from afmi.evaluation.meter import processor
-from afmi.evaluation.plan import LARGEST_PIECE, MethodPlan, Piece
+from afmi.evaluation.plan import MethodPlan, Piece, smallest_window
 from afmi.evaluation.results import Results
 from afmi.evaluation.shard import ShardResult
 from afmi.methods import MethodsLike, chosen_methods
@@ -128,7 +128,7 @@ def evaluate(
             limit=limit,
             image_key=image_key,
             label_key=label_key,
-            window=LARGEST_PIECE * placed.workers,
+            window=smallest_window() * placed.workers,
         )
     else:
         images = open_images(data, model, limit=limit, image_key=image_key, labelled=False)
