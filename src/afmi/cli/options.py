@@ -1,4 +1,4 @@
-"""Options that commands share: the network, the folder for results, what is printed."""
+"""Options that commands share: the network, the engine, the folder for results, the printing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from afmi.errors import UsageError
 from afmi.files import LONGEST_NAME, check_length
 
 if TYPE_CHECKING:
+    from afmi.engines import Engine
     from afmi.network.classifier import Classifier
     from afmi.targets import OneTarget
 
@@ -21,6 +22,7 @@ __all__ = [
     "TARGET",
     "asked_targets",
     "batch_size_option",
+    "engine_options",
     "json_option",
     "layer_option",
     "model_options",
@@ -230,3 +232,71 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_MODEL_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+_ENGINE_OPTIONS = (
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        help="Where the work is done: on this machine, or by a Ray cluster (the extra ray).",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        metavar="N",
+        help="Processes that work at once, each with a copy of the network and as many threads as "
+        "this one.",
+    ),
+    click.option(
+        "--address",
+        metavar="auto|HOST:PORT",
+        help="Ray: the cluster.  [default: one of this machine alone, ended with the work]",
+    ),
+    click.option(
+        "--cpus-per-worker",
+        type=click.FloatRange(min=0),
+        metavar="N",
+        help="Ray: cores set aside for each worker.  [default: 1]",
+    ),
+    click.option(
+        "--gpus-per-worker",
+        type=click.FloatRange(min=0),
+        metavar="N",
+        help="Ray: GPUs for each worker, also a part of one.  [default: 0]",
+    ),
+)
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options, and hand them over as ``engine``: an `afmi.engines.Engine`.
+
+    Raises:
+        click.UsageError: when an option of Ray's is given with another engine.
+    """
+
+    @functools.wraps(command)
+    def with_engine(*args: Any, **kwargs: Any) -> Any:
+        name, workers = kwargs.pop("engine"), kwargs.pop("workers")
+        placing = {
+            "address": kwargs.pop("address"),
+            "cpus": kwargs.pop("cpus_per_worker"),
+            "gpus": kwargs.pop("gpus_per_worker"),
+        }
+        return command(*args, engine=_engine(name, workers, placing), **kwargs)
+
+    decorated: Callable[..., Any] = with_engine
+    for option in reversed(_ENGINE_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def _engine(name: str, workers: int, placing: dict[str, Any]) -> Engine:
+    given = {key: value for key, value in placing.items() if value is not None}
+    if given and name != "ray":
+        options = {"address": "--address", "cpus": "--cpus-per-worker", "gpus": "--gpus-per-worker"}
+        raise click.UsageError(f"{options[next(iter(given))]} needs --engine ray")
+    from afmi.engines import Local, Ray
+
+    return Ray(workers=workers, **given) if name == "ray" else Local(workers=workers)
