@@ -106,7 +106,7 @@ def test_an_unreachable_store_is_not_an_empty_one(url: str, monkeypatch: Any) ->
         raise TimeoutError("no answer")
 
     monkeypatch.setattr(MEMORY, "info", unreachable)
-    with pytest.raises(SourceError, match="cannot be reached.*no answer.*resumes"):
+    with pytest.raises(SourceError, match=r"cannot be reached.*no answer.*resumes"):
         run(url, methods="random")
 
 

@@ -57,7 +57,7 @@ def measure_agreement(
     """
     model = method.model
     classes = len(labels_of(model))
-    store = ResultsFolder.begin(
+    ResultsFolder.begin(
         folder,
         run=identity_of(model, validation, {}, batch)
         | {"training": training.fingerprint, "method": repr(method), "layer": str(method.layer)},
