@@ -11,11 +11,11 @@ from typing import Any
 
 from afmi.data.fields import Fields
 from afmi.data.listing import Files, Items
-from afmi.data.remote import is_remote
 from afmi.data.tars import is_tar
 from afmi.errors import ImageError, UsageError, first_line
 from afmi.files import regular_file_size
 from afmi.pictures.finding import find_images
+from afmi.stores import is_remote
 
 __all__ = ["UNLABELLED", "Unlabelled", "may_lack_labels", "open_unlabelled"]
 
