@@ -17,6 +17,7 @@ from afmi.cli.options import (
     TARGET,
     asked_targets,
     batch_size_option,
+    engine_options,
     layer_option,
     model_options,
     out_option,
@@ -27,6 +28,7 @@ from afmi.errors import AfmiError
 from afmi.progress import duration
 
 if TYPE_CHECKING:
+    from afmi.engines import Engine
     from afmi.evaluation import Piece, Results
 
 __all__ = ["evaluate"]
@@ -87,8 +89,13 @@ _EVERY = 30
 @layer_option
 @batch_size_option
 @click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: PyTorch's]"
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads of each process; part of what a run is, since they decide the last digits.  "
+    "[default: PyTorch's]",
 )
+@engine_options
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @debug_option
 @click.pass_context
@@ -107,6 +114,7 @@ def evaluate(
     layer: str | None,
     batch_size: int,
     threads: int | None,
+    engine: Engine,
     quiet: bool,
 ) -> None:
     """Explain labelled pictures by several methods and measure what the maps are worth.
@@ -124,6 +132,8 @@ def evaluate(
       afmi evaluate --data labels.csv --model my_net.py:build --weights my_net.safetensors
       afmi evaluate --data "https://example.org/val-{000..010}.tar" --limit 500
       afmi evaluate --data houses/ --model nets.py:price --output value --target output
+      afmi evaluate --data val/ --workers 4 --threads 1
+      afmi evaluate --data val/ --engine ray --address auto --workers 16 --gpus-per-worker 1
       afmi report afmi-results
 
     \b
@@ -154,6 +164,7 @@ def evaluate(
                 image_key=image_key,
                 label_key=label_key,
                 batch_size=batch_size,
+                engine=engine,
                 command=command,
                 on_begin=printer.begin,
                 on_method=printer.method,

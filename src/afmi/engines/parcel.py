@@ -6,8 +6,10 @@ where all workers of a machine read them.
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import io
+import os
 import pickle
 import platform
 import sys
@@ -16,7 +18,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -207,13 +208,18 @@ def _importable(name: str, module: Any) -> bool:
     top = name.partition(".")[0]
     if top in ("afmi", "__main__") or not isinstance(file, str) or not file.endswith(".py"):
         return True  # __main__ goes by value anyway; what is compiled cannot
-    installed = any(Path(file).is_relative_to(path) for path in _installed_paths())
-    return installed and importlib.machinery.PathFinder.find_spec(top) is not None
+    return file.startswith(_installed_paths()) and _is_found(top)
 
 
-def _installed_paths() -> set[str]:
+@functools.cache
+def _is_found(top: str) -> bool:
+    return importlib.machinery.PathFinder.find_spec(top) is not None
+
+
+@functools.cache
+def _installed_paths() -> tuple[str, ...]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
-    return {str(Path(sysconfig.get_path(name))) for name in names} | {sys.base_prefix}
+    return *(os.path.join(sysconfig.get_path(name), "") for name in names), sys.base_prefix
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
