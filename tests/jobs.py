@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -60,3 +61,22 @@ class Doubling(Job[Task, "list[object]"]):
 
 def doubling(**options: object) -> Doubling:
     return replace(Doubling(torch.arange(3.0) * 2), **options)  # type: ignore[arg-type]
+
+
+class Where(Job[int, str]):
+    """Says where it runs, after half a second."""
+
+    def run(self, task: int) -> str:
+        import ray
+
+        time.sleep(0.5)
+        return ray.util.get_node_ip_address()
+
+    def parts(self, task: int) -> Sequence[int]:
+        return ()
+
+    def joined(self, task: int, results: Sequence[str]) -> str:
+        return results[0]
+
+    def lost(self, task: int, reason: str) -> str:
+        return reason

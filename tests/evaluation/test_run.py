@@ -28,6 +28,7 @@ import afmi.files
 from afmi import Classifier
 from afmi.errors import AfmiError, OperationError, UsageError
 from afmi.evaluation import (
+    MemoryWarning,
     MetricWarning,
     Results,
     Shard,
@@ -302,6 +303,26 @@ def test_any_error_of_an_image_is_a_row_of_it(
     assert sizes == [8, 8, *[1] * 8, 4]  # the batch of the image is taken apart
     evaluate(model, photos, out, methods="gradient,random")  # and nothing is done again
     assert len(sizes) == 11
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA")])
+def test_a_batch_that_needs_too_much_memory_is_halved(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    model, sizes = network(), []
+    attributions = Gradient.attribution
+
+    def hungry(self: Gradient, inputs: torch.Tensor, *args: Any, **options: Any) -> Any:
+        sizes.append(len(inputs))
+        if len(inputs) > 2:
+            raise error
+        return attributions(self, inputs, *args, **options)
+
+    monkeypatch.setattr(Gradient, "attribution", hungry)
+    with pytest.warns(MemoryWarning, match="memory with [84] pictures at once"):
+        results = evaluate(model, photos, tmp_path / "out", methods="gradient", limit=8)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2] and not results.errors("Gradient")
+    assert np.isfinite(results.values("Gradient")["insertion/accuracy_auc"]).all()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])

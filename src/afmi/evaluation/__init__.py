@@ -7,15 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from afmi.data.labelled import LabelledImages, open_images
+    from afmi.evaluation.plan import Piece
     from afmi.evaluation.results import Results
-    from afmi.evaluation.run import Piece, evaluate
-    from afmi.evaluation.shard import MetricWarning, Shard, ShardResult, evaluate_shard
+    from afmi.evaluation.run import evaluate
+    from afmi.evaluation.shard import (
+        MemoryWarning,
+        MetricWarning,
+        Shard,
+        ShardResult,
+        evaluate_shard,
+    )
 
 # A report needs no PyTorch, whose import takes seconds, so names are loaded when first used.
 _HOMES = {
     "LabelledImages": "afmi.data.labelled",
+    "MemoryWarning": "afmi.evaluation.shard",
     "MetricWarning": "afmi.evaluation.shard",
-    "Piece": "afmi.evaluation.run",
+    "Piece": "afmi.evaluation.plan",
     "Results": "afmi.evaluation.results",
     "Shard": "afmi.evaluation.shard",
     "ShardResult": "afmi.evaluation.shard",
@@ -26,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "LabelledImages",
+    "MemoryWarning",
     "MetricWarning",
     "Piece",
     "Results",

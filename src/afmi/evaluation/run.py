@@ -33,7 +33,7 @@ from afmi.network.fingerprint import fingerprint_of
 from afmi.network.wrappers import runnable
 from afmi.specs import key_of
 
-__all__ = ["Piece", "evaluate"]
+__all__ = ["evaluate"]
 
 
 def _ignore(*_: object) -> None:

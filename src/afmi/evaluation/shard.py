@@ -29,7 +29,7 @@ from afmi.pictures.maps import is_blank
 from afmi.pictures.views import INSERTED, view_of
 from afmi.targets import TargetLike
 
-__all__ = ["MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
+__all__ = ["MemoryWarning", "MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
 
 _PICTURE_SIDE = 240
 _LONGEST_REASON = 1000
@@ -40,6 +40,13 @@ _UNSUPPORTED = (LayerError, OperationError)
 
 class MetricWarning(UserWarning):
     """A metric could not be measured on some pictures; their rows say why."""
+
+
+class MemoryWarning(UserWarning):
+    """Pictures went through the network in smaller batches, since memory ran out.
+
+    Their numbers may differ in the last digits from those of whole batches.
+    """
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,11 @@ def evaluate_shard(shard: Shard) -> ShardResult:
 
 
 def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
-    """Measure a batch; if that fails, each picture by itself: none shall cost its neighbours."""
+    """Measure a batch; if that fails, each picture by itself: none shall cost its neighbours.
+
+    Where memory runs out, half of the batch at a time.
+    """
+    size = 1
     try:
         return _explained(shard, batch)
     except Exception as error:
@@ -172,7 +183,17 @@ def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
             row = _error_row(batch[0].index, _cause(shard, batch[0], error))
             failure = (batch[0].index, str(row[3]))
             return [_Outcome([row], failure=failure, unsupported=same)]
-    return [outcome for picture in batch for outcome in _outcomes(shard, [picture])]
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            size = len(batch) // 2
+            warnings.warn(
+                f"{shard.method.name} ran out of memory with {len(batch)} pictures at once, which "
+                "are done in smaller batches; a smaller --batch-size from the beginning keeps the "
+                "last digits the same",
+                MemoryWarning,
+                stacklevel=2,
+            )
+    parts = [batch[start : start + size] for start in range(0, len(batch), size)]
+    return [outcome for part in parts for outcome in _outcomes(shard, part)]
 
 
 def _cause(shard: Shard, picture: _Picture, error: Exception) -> Exception:
