@@ -1,16 +1,15 @@
 """What explaining very many pictures takes, from what one picture takes here (docs/scale.md).
 
-    python -m benchmarks.scale --data photos11/val [--model imagenet] [--pictures 256] [--price .04]
+    python -m benchmarks.scale --data photographs/ [--model imagenet] [--price 0.04]
 
 Measured on this machine with one thread: processor seconds and bytes of a picture, for an
-evaluation of A-FMI (local faithfulness) and for FMI prototypes; and the driver's seconds for a piece
-(`benchmarks.cluster_simulation`). The rest is multiplication.
+evaluation of A-FMI (local faithfulness) and for FMI prototypes; and the driver's seconds for a
+piece (`benchmarks.cluster_simulation`). The rest is multiplication.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,12 +20,14 @@ from typing import Any
 import torch
 
 import afmi
+from afmi.data.listing import Files
 from afmi.engines import Local, Ray
 from afmi.evaluation import LabelledImages, evaluate, open_images
 from afmi.evaluation.meter import processor
 from afmi.evaluation.parts import PART
 from afmi.network.classifier import Classifier
 from benchmarks.cluster_simulation import PIECE, committed, on_engine, simulated
+from benchmarks.evaluation_memory import status
 
 SIZES = {"1.28 M": 1_281_167, "1 B": 1_000_000_000}
 BATCH = 32
@@ -81,13 +82,33 @@ def works(model: Classifier, data: str, images: LabelledImages) -> list[Work]:
         options: dict[str, Any] = {"methods": "a-fmi", "metrics": "completeness", "examples": 0}
         return evaluate(model, data, out, limit=len(some), batch_size=BATCH, **options)
 
-    def prototypes(out: Path, some: LabelledImages) -> object:
-        return afmi.fmi_prototypes(model, some, out, batch_size=BATCH, engine=Local())
+    features = 0
 
+    def prototypes(out: Path, some: LabelledImages) -> None:
+        nonlocal features
+        made = afmi.fmi_prototypes(model, some, out, batch_size=BATCH, engine=Local())
+        features = made.sums.shape[1]
+
+    seconds, _ = measured(prototypes, images, "parts/*")
+    classes = len(model.labels)
+    # A part holds a sum in float64, a count and a number for each class that it has pictures of.
+    drawn = classes * (1 - (1 - 1 / classes) ** PART)
+    of_class = (8 * features + 16) / PART
     return [
         Work("evaluation", *measured(evaluation, images, "pieces/*/*"), PIECE, driver),
-        Work("prototypes", *measured(prototypes, images, "parts/*"), PART, driver),
+        Work("prototypes, sorted by class", seconds, 2 * of_class, PART, driver),
+        Work("prototypes, shuffled", seconds, drawn * of_class, PART, driver),
     ]
+
+
+def list_size(count: int = 1_000_000) -> float:
+    """Return the bytes that a picture takes in the list of all, which the driver holds."""
+    before = status("VmRSS")
+    names = tuple(f"n01440764/n01440764_{number:08d}.JPEG" for number in range(count))
+    labels, sizes = tuple(range(count)), tuple(100_000 + number for number in range(count))
+    listed = LabelledImages("names", names, labels, sizes, torch.nn.Identity(), Files(Path()))
+    assert len(listed) == count
+    return (status("VmRSS") - before) * 2**20 / count
 
 
 def quantity(value: float, units: tuple[tuple[float, str], ...]) -> str:
@@ -105,23 +126,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="labelled pictures")
     parser.add_argument("--model", default="imagenet")
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--price", type=float, default=0.04, help="of a core for an hour")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = afmi.load_model(options.model)
     images = open_images(options.data, model, limit=options.pictures)
-    print(
-        f"{processor()}, one thread, {platform.system()}, PyTorch {torch.__version__}; {model.name}"
-    )
-    print(
-        "\n| job | core, ms a picture | bytes a picture | pictures a piece | driver, ms a piece |"
-    )
+    print(f"{processor()}, one thread, PyTorch {torch.__version__}; network {model.name}\n")
+    print("| job | core, ms a picture | bytes a picture | pictures a piece | driver, ms a piece |")
     print("|---|---|---|---|---|")
     jobs = works(model, options.data, images)
     for job in jobs:
         numbers = (1e3 * job.seconds, job.size, job.piece, 1e3 * job.driver)
         print("| {} | {:.1f} | {:.0f} | {} | {:.2f} |".format(job.name, *numbers))
+    print(f"\nthe list of pictures, in the driver's memory: {list_size():.0f} bytes a picture")
     print("\n| job | pictures | one core | cost | results | pieces | driver | workers at most |")
     print("|---|---|---|---|---|---|---|---|")
     for job in jobs:

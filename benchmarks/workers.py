@@ -5,10 +5,11 @@
 
 Give it a machine that does nothing else. Every process computes with one thread. The first form
 evaluates A-FMI on the embedded network with one worker, which is a process of its own like the
-others, and with several, in turn; printed are pictures a second, once all workers have started, the
-ratio of each pair of neighbouring runs, their median, and their spread. The second form evaluates tiny pictures on a tiny network with
-two workers, each number of pictures in a process of its own, and prints the most memory that the
-driver and its workers held at any moment (Linux; sampled).
+others, and with several, in turn; printed are pictures a second, once all workers have started,
+the ratio of each pair of neighbouring runs, their median, and their spread. The second form
+evaluates tiny pictures on a tiny network with two workers, each number of pictures in a process of
+its own, and prints the most memory that the driver and its workers held at any moment (Linux;
+sampled).
 """
 
 from __future__ import annotations
