@@ -147,7 +147,7 @@ def main() -> None:
             hours, pieces = count * job.seconds / 3600, count / job.piece
             cells = (
                 quantity(hours, HOURS),
-                f"{hours * options.price:,.0f}",
+                f"{hours * options.price:,.2f}",
                 quantity(count * job.size, BYTES),
                 f"{pieces:,.0f}",
                 quantity(pieces * job.driver / 3600, HOURS),

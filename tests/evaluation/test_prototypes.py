@@ -228,3 +228,23 @@ def test_files_that_hold_no_prototypes(tmp_path: Path) -> None:
         FMIAgreement(name, digest="abc")
     with pytest.raises(UsageError, match="with an origin"):
         FMIPrototypes(torch.zeros(2, 2), torch.zeros(2)).save(file)
+
+
+def test_runs_over_parts_of_the_data_add_up(tmp_path: Path) -> None:
+    whole = fmi_prototypes(method(), Pictures(), tmp_path / "whole", batch_size=4)
+    images = open_images(Pictures(bad=3), method().model)
+    halves = [images.only(range(20)), images.only(range(20, COUNT))]
+    first, second = (
+        fmi_prototypes(method(), half, tmp_path / f"{n}", batch_size=4)
+        for n, half in enumerate(halves)
+    )
+    both = first + second
+    both.save(tmp_path / "both.safetensors")
+    loaded = FMIPrototypes.load(tmp_path / "both.safetensors")
+    assert loaded.counts.sum() == whole.counts.sum() - 1
+    assert loaded.origin is not None and first.origin is not None and second.origin is not None
+    assert loaded.origin.data == f"{first.origin.data}+{second.origin.data}"
+    assert loaded.origin.unread == 1
+    other = fmi_prototypes(method(reference="white"), halves[1], tmp_path / "white", batch_size=4)
+    with pytest.raises(UsageError, match="reference is the same, got black and white"):
+        first + other

@@ -149,3 +149,9 @@ def test_photographs_on_another_network(tmp_path: Path) -> None:
     (row,) = experiment_named("rq1-imagenet")().run(request).rows
     assert row["network"] == "photos" and row["paper"] is None
     assert row["network's accuracy"] == 1 and row["validation pictures"] == 3
+
+
+def test_experiments_of_this_process_refuse_other_engines(tmp_path: Path, mnist: Path) -> None:
+    request = Request(out=tmp_path, mnist=mnist, engine=Local(workers=2), report=silent)
+    with pytest.raises(UsageError, match=r"roar-mnist is made in this process.*Local\(workers=2"):
+        experiment_named("roar-mnist")().run(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -34,7 +34,7 @@ class PrototypesOrigin:
         layer: whose feature maps have the FMI.
         reference: what the images were compared with, as text.
         labels: of the classes; none where the network has none.
-        data: the fingerprint of the list of training images.
+        data: the fingerprint of the list of training images; of several lists joined by +.
         unread: how many images are missing, since they could not be read or explained.
         versions: of the packages that decide the numbers.
     """
@@ -46,6 +46,22 @@ class PrototypesOrigin:
     data: str
     unread: int
     versions: Mapping[str, str]
+
+    def joined(self, other: PrototypesOrigin) -> PrototypesOrigin:
+        """Return the origin of the sum of both.
+
+        Raises:
+            UsageError: when they are of different networks, layers, references or versions.
+        """
+        mine, others = ({**asdict(one), "data": "", "unread": 0} for one in (self, other))
+        wrong = next((part for part in mine if mine[part] != others[part]), None)
+        if wrong is not None:
+            raise UsageError(
+                f"expected parts whose {wrong} is the same, got {mine[wrong]} and {others[wrong]}; "
+                "their FMI does not compare"
+            )
+        together = f"{self.data}+{other.data}"
+        return replace(self, data=together, unread=self.unread + other.unread)
 
     def check(self, method: AFMI, inputs: Tensor) -> None:
         """Raise unless a method's FMI compares with the prototypes.
@@ -130,7 +146,12 @@ class FMIPrototypes:
         return cls(sums.index_add(0, labels, vectors), labels.bincount(minlength=n_classes))
 
     def __add__(self, other: FMIPrototypes) -> FMIPrototypes:
-        """Return the prototypes of both parts' images; their origin is for the caller to tell."""
+        """Return the prototypes of both parts' images.
+
+        Raises:
+            ShapeError: when they are not of as many classes and feature maps.
+            UsageError: when their origins do not compare.
+        """
         if not isinstance(other, FMIPrototypes):
             return NotImplemented
         if self.sums.shape != other.sums.shape:
@@ -138,7 +159,10 @@ class FMIPrototypes:
                 "expected parts of the same classes and feature maps, got (C, K) = "
                 f"{tuple(self.sums.shape)} and {tuple(other.sums.shape)}"
             )
-        return FMIPrototypes(self.sums + other.sums, self.counts + other.counts)
+        origin = None
+        if self.origin is not None and other.origin is not None:
+            origin = self.origin.joined(other.origin)
+        return FMIPrototypes(self.sums + other.sums, self.counts + other.counts, origin)
 
     @property
     def prototypes(self) -> Tensor:
