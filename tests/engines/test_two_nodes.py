@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,8 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         commands += [["ip", "-n", space, "link", "set", one, "up"] for one in ("lo", device)]
     start = [ray, "start", "--num-cpus=1", "--block"]
     head = ["--head", f"--node-ip-address={HEAD}", "--include-dashboard=false"]
-    head += [f"--temp-dir={tmp_path}/ray"]
+    folder = tempfile.mkdtemp(prefix="afmi")  # short, since sockets lie in it
+    head += [f"--temp-dir={folder}"]
     other = [f"--address={HEAD}:6379", f"--node-ip-address={OTHER}"]
     # The other node sees another /tmp.
     private = "mount -t tmpfs none /tmp && exec " + " ".join([*start, *other])
@@ -95,6 +97,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
             subprocess.run(["ip", "netns", "del", space], check=False)
         for node in nodes:
             node.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_two_nodes_give_the_same_bytes_and_the_loss_of_one_loses_nothing(
