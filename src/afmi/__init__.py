@@ -33,6 +33,7 @@ _HOMES = {
     "find_class": "afmi.network.classifier",
     "find_images": "afmi.pictures.finding",
     "find_layer": "afmi.network.layers",
+    "fmi_prototypes": "afmi.evaluation.prototypes",
     "gradients": "afmi.gradients",
     "images": "afmi.pictures.images",
     "load_model": "afmi.models.load",

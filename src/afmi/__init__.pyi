@@ -15,6 +15,7 @@ from afmi.api import explain_many as explain_many
 from afmi.batching import Unexplained as Unexplained
 from afmi.comparison import Comparison as Comparison
 from afmi.comparison import compare as compare
+from afmi.evaluation.prototypes import fmi_prototypes as fmi_prototypes
 from afmi.evaluation.run import evaluate as evaluate
 from afmi.explanation import Explanation as Explanation
 from afmi.methods.feature_maps.afmi import AFMI as AFMI
@@ -51,6 +52,7 @@ __all__ = [
     "find_class",
     "find_images",
     "find_layer",
+    "fmi_prototypes",
     "gradients",
     "images",
     "load_model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from typing import Any
 
 import pytest
@@ -178,7 +179,7 @@ def test_workers_that_never_get_ready_end_the_work() -> None:
             return Died("no memory for the network")
 
     pool = Pool(doubling())
-    pool._workers = [Stillborn(pool._job)]
+    pool._idle = deque([Stillborn(pool._job)])
     with pytest.raises(AfmiError, match="3 workers in a row died before they were ready: no mem"):
         work(pool, (0, 4))
 

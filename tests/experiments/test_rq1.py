@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-import afmi.experiments.shared.prototypes as prototypes_module
+import afmi.evaluation.parts
+import afmi.evaluation.prototypes
 from afmi import load_model
+from afmi.engines import Local
 from afmi.errors import ImageError, UsageError
 from afmi.evaluation import open_images
 from afmi.experiments import Request, experiment_named
@@ -77,12 +79,14 @@ def test_agreement_is_the_papers(
     mnist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against means and cosines picture by picture; and in parts, interrupted and resumed."""
-    monkeypatch.setattr(prototypes_module, "_PART", 32)
+    monkeypatch.setattr(afmi.evaluation.parts, "PART", 32)
+    monkeypatch.setattr(afmi.evaluation.prototypes, "PART", 32)
+    options = {"batch": 16, "engine": Local()}
     model = train(mnist, tmp_path / "net.safetensors", epochs=4, report=silent)
     method = AFMI(model)
     training = open_images(f"mnist-train:{mnist}", model)
     validation = open_images(f"mnist:{mnist}", model)
-    row = measure_agreement(method, training, validation, tmp_path / "fmi", batch=16)
+    row = measure_agreement(method, training, validation, tmp_path / "fmi", **options)
 
     vectors: dict[int, list[torch.Tensor]] = {c: [] for c in range(10)}
     for image, label in zip(*digits(mnist, training=True), strict=True):
@@ -101,15 +105,15 @@ def test_agreement_is_the_papers(
     assert row["control: FMI of another picture"] < agreeing / correct
     assert row["feature maps"] == 64 and row["unreadable pictures"] == 0
 
-    parts = sorted((tmp_path / "fmi" / "training").iterdir())
+    parts = sorted((tmp_path / "fmi" / "training" / "parts").iterdir())
     assert len(parts) == 5
     kept = parts[0].stat().st_mtime_ns
     parts[3].unlink()
-    assert measure_agreement(method, training, validation, tmp_path / "fmi", batch=16) == row
+    assert measure_agreement(method, training, validation, tmp_path / "fmi", **options) == row
     assert parts[0].stat().st_mtime_ns == kept and parts[3].exists()
     other = AFMI(model, averaged=False)
     with pytest.raises(UsageError, match="another run"):
-        measure_agreement(other, training, validation, tmp_path / "fmi", batch=16)
+        measure_agreement(other, training, validation, tmp_path / "fmi", **options)
 
 
 def test_command_on_toy_digits(mnist: Path, tmp_path: Path) -> None:
@@ -145,3 +149,9 @@ def test_photographs_on_another_network(tmp_path: Path) -> None:
     (row,) = experiment_named("rq1-imagenet")().run(request).rows
     assert row["network"] == "photos" and row["paper"] is None
     assert row["network's accuracy"] == 1 and row["validation pictures"] == 3
+
+
+def test_experiments_of_this_process_refuse_other_engines(tmp_path: Path, mnist: Path) -> None:
+    request = Request(out=tmp_path, mnist=mnist, engine=Local(workers=2), report=silent)
+    with pytest.raises(UsageError, match=r"roar-mnist is made in this process.*Local\(workers=2"):
+        experiment_named("roar-mnist")().run(request)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from afmi.cli.group import debug_option
 from afmi.cli.options import (
+    engine_options,
     json_option,
     model_options,
     out_option,
@@ -17,6 +18,9 @@ from afmi.cli.options import (
     writable_folder,
 )
 from afmi.cli.terminal import echo, echo_json, print_table, progress_shown
+
+if TYPE_CHECKING:
+    from afmi.engines import Engine
 
 __all__ = ["reproduce"]
 
@@ -57,6 +61,7 @@ __all__ = ["reproduce"]
     "[default: the picture's class folder, or the predicted class]",
 )
 @model_options
+@engine_options
 @out_option("afmi-reproduced", "Folder for figures, tables and records.")
 @json_option()
 @quiet_option
@@ -70,6 +75,7 @@ def reproduce(
     methods: str | None,
     targets: tuple[str, ...],
     network: dict[str, Any],
+    engine: Engine,
     out: Path,
     json_wanted: bool,
     quiet: bool,
@@ -121,6 +127,7 @@ def reproduce(
                 network=network,
                 methods=methods,
                 targets=targets,
+                engine=engine,
                 report=progress.line if talks else _silent,
             )
         )

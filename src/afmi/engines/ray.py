@@ -98,7 +98,10 @@ class _RayPool(WorkerPool[Any, Any]):
         by_reference = {w.reference: w for w in busy if isinstance(w, _Actor)}
         if not by_reference:
             return []
-        answered, _ = self._ray.wait(list(by_reference), timeout=seconds)
+        answered, others = self._ray.wait(list(by_reference), timeout=seconds)
+        if answered and others:  # all that have answered, since each call looks at all workers
+            more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)
+            answered += more
         return [(by_reference[one], by_reference[one].answer()) for one in answered]
 
     def share(self, value: object) -> Shared:

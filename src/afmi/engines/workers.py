@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic
 
@@ -64,7 +64,7 @@ class Worker(ABC):
         """End it at once, whatever it does."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)  # of which there may be millions
 class _Ticket(Generic[Task]):
     """A task on its way.
 
@@ -73,7 +73,8 @@ class _Ticket(Generic[Task]):
         deaths: how many workers died of it.
         whole: the ticket that it is a part of.
         place: among the parts.
-        results: of its own parts.
+        results: of its own parts, in their order.
+        missing: how many of them are not there yet.
         cancelled: whether nobody wants its result.
     """
 
@@ -81,7 +82,8 @@ class _Ticket(Generic[Task]):
     deaths: int = 0
     whole: _Ticket[Task] | None = None
     place: int = 0
-    results: list[Any] = field(default_factory=list)
+    results: list[Any] | None = None
+    missing: int = 0
     cancelled: bool = False
 
     @property
@@ -90,7 +92,6 @@ class _Ticket(Generic[Task]):
         return self if self.whole is None else self.whole.outermost
 
 
-_MISSING = object()
 _MOST_STARTS = 3
 """How often in a row workers may die before they are ready."""
 
@@ -114,8 +115,10 @@ class WorkerPool(ABC, Generic[Task, Result]):
         self._retries = retries
         self._failed_starts = 0
         self._waiting: deque[_Ticket[Task]] = deque()
-        self._starting: list[Worker] = []
-        self._ready: list[Worker] = []
+        # So kept that a task costs as much with ten thousand workers as with one.
+        self._idle = deque(workers)
+        self._starting: dict[Worker, None] = {}
+        self._ready: deque[Worker] = deque()
         self._running: dict[Worker, _Ticket[Task]] = {}
         self._finished: deque[tuple[Task, Any]] = deque()
 
@@ -202,15 +205,14 @@ class WorkerPool(ABC, Generic[Task, Result]):
     def _send(self, begin: Callable[[Task], object]) -> None:
         """Give tasks to workers that are ready, and start as many others as are needed."""
         while self._ready and self._waiting:
-            worker, ticket = self._ready.pop(0), self._waiting.popleft()
+            worker, ticket = self._ready.popleft(), self._waiting.popleft()
             self._running[worker] = ticket
             if ticket.whole is None and not ticket.deaths:
                 begin(ticket.task)
             worker.send(ticket.task)
-        busy = {*self._starting, *self._running, *self._ready}
-        idle = [worker for worker in self._workers if worker not in busy]
-        for worker in idle[: max(len(self._waiting) - len(self._starting), 0)]:
-            self._starting.append(worker)
+        while self._idle and len(self._starting) < len(self._waiting):
+            worker = self._idle.popleft()
+            self._starting[worker] = None
             worker.start()
 
     def _receive(self, answers: list[tuple[Worker, Any]]) -> None:
@@ -221,10 +223,11 @@ class WorkerPool(ABC, Generic[Task, Result]):
     def _take(self, worker: Worker, answer: Any) -> BaseException | None:
         """Enter a worker's answer; return the error that ends the work, if it is one."""
         if worker in self._starting:
-            self._starting.remove(worker)
+            del self._starting[worker]
             return self._started(worker, answer)
         ticket = self._running.pop(worker)
         if isinstance(answer, Died):
+            self._idle.append(worker)
             ticket.deaths += 1
             warnings.warn(f"a worker died: {answer.reason}", WorkerWarning, stacklevel=2)
             if ticket.deaths <= self._retries:
@@ -244,12 +247,13 @@ class WorkerPool(ABC, Generic[Task, Result]):
         return None
 
     def _started(self, worker: Worker, answer: Any) -> BaseException | None:
-        if isinstance(answer, Failed):
-            return answer.error
-        if not isinstance(answer, Died):
+        if not isinstance(answer, (Failed, Died)):
             self._failed_starts = 0
             self._ready.append(worker)
             return None
+        self._idle.append(worker)
+        if isinstance(answer, Failed):
+            return answer.error
         self._failed_starts += 1
         if self._failed_starts < _MOST_STARTS:
             return None
@@ -267,7 +271,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
         if not parts:
             self._done(ticket, self._job.lost(ticket.task, reason))
             return
-        ticket.results = [_MISSING] * len(parts)
+        ticket.results, ticket.missing = [None] * len(parts), len(parts)
         tickets = [_Ticket(part, whole=ticket, place=n) for n, part in enumerate(parts)]
         self._waiting.extendleft(reversed(tickets))
 
@@ -278,8 +282,10 @@ class WorkerPool(ABC, Generic[Task, Result]):
             if not ticket.cancelled:
                 self._finished.append((ticket.task, result))
             return
+        assert whole.results is not None
         whole.results[ticket.place] = result
-        if _MISSING not in [part if part is _MISSING else None for part in whole.results]:
+        whole.missing -= 1
+        if not whole.missing:
             self._done(whole, self._job.joined(whole.task, whole.results))
 
 

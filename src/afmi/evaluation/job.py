@@ -19,7 +19,7 @@ from afmi.methods import Method
 from afmi.metrics import Metric
 from afmi.network.fingerprint import fingerprint_of
 
-__all__ = ["EvaluationJob", "PieceTask", "Refusal", "without_model"]
+__all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_network", "without_model"]
 
 
 @dataclass(frozen=True)
@@ -75,18 +75,7 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
     fingerprint: str
 
     def begin(self) -> None:
-        """See that the network is the one that was sent.
-
-        Raises:
-            AfmiError: when it is not.
-        """
-        here = fingerprint_of(self.model)
-        if here != self.fingerprint:
-            raise AfmiError(
-                f"a worker built another network ({here[:8]}) than it was sent "
-                f"({self.fingerprint[:8]}); a network that draws its weights when it is unpickled "
-                "cannot be sent: evaluate in one process"
-            )
+        check_network(self.model, self.fingerprint)
 
     def run(self, task: PieceTask) -> ShardResult | Refusal:
         images = self.images
@@ -130,6 +119,21 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
     def lost(self, task: PieceTask, reason: str) -> ShardResult:
         return ShardResult(
             rows=[(task.start, ERROR, float("nan"), reason)], failures={task.start: reason}
+        )
+
+
+def check_network(model: nn.Module, fingerprint: str) -> None:
+    """See that a worker's network is the one that was sent.
+
+    Raises:
+        AfmiError: when it is not.
+    """
+    here = fingerprint_of(model)
+    if here != fingerprint:
+        raise AfmiError(
+            f"a worker built another network ({here[:8]}) than it was sent ({fingerprint[:8]}); a "
+            "network that draws its weights when it is unpickled cannot be sent: evaluate in one "
+            "process"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,7 +63,8 @@ class MethodPlan:
         entry: of the method in the manifest.
         passes: through the network that a picture takes, metrics included, about.
         missing: pieces of the present window that are not done, by their starts.
-        begun: those of them that are submitted.
+        pictures: in them.
+        unbegun: those of them that are not submitted yet, in order.
         resumed: whether pieces of it were finished before.
         explained: pictures that it explained.
         failed: pictures that it failed on.
@@ -75,7 +77,8 @@ class MethodPlan:
     entry: dict[str, Any]
     passes: float
     missing: dict[int, Piece] = field(default_factory=dict)
-    begun: set[int] = field(default_factory=set)
+    pictures: int = 0
+    unbegun: deque[Piece] = field(default_factory=deque)
     resumed: bool = False
     explained: int = 0
     failed: int = 0
@@ -111,7 +114,7 @@ class MethodPlan:
     @property
     def waiting(self) -> float:
         """Passes that the missing pieces take."""
-        return sum(piece.passes for piece in self.missing.values())
+        return self.pictures * self.passes
 
     @property
     def ended(self) -> bool:
@@ -120,7 +123,8 @@ class MethodPlan:
 
     def begin(self, window: Window, folder: ResultsFolder) -> None:
         """Find the pieces of a window that are missing."""
-        self.missing, self.begun, self.told = {}, set(), False
+        self.told = False
+        self._enter([])
         if self.refusal is not None:
             return
         size, end = self.entry["images_per_piece"], window.start + len(window.images)
@@ -129,7 +133,7 @@ class MethodPlan:
             for start in range(window.start, end, size)
         ]
         missing = [p for p in pieces if not folder.has_piece(self.label, self.entry, p.start)]
-        self.missing = {piece.start: piece for piece in missing}
+        self._enter(missing)
         self.resumed |= len(missing) < len(pieces)
 
     def next(self) -> list[Piece]:
@@ -137,14 +141,17 @@ class MethodPlan:
 
         So a method is refused for the same pictures however many workers there are.
         """
-        if not self.supported:
-            return self._submitted(list(self.missing.values())[:1])
-        return self._submitted(list(self.missing.values()))
+        if self.supported:
+            pieces, self.unbegun = [*self.unbegun], deque()
+            return pieces
+        one_runs = len(self.unbegun) < len(self.missing)
+        return [self.unbegun.popleft()] if self.unbegun and not one_runs else []
 
-    def _submitted(self, pieces: list[Piece]) -> list[Piece]:
-        new = [piece for piece in pieces if piece.start not in self.begun]
-        self.begun.update(piece.start for piece in new)
-        return new
+    def _enter(self, missing: list[Piece]) -> None:
+        # Kept apart, since to look at a million pieces for each of them would take days.
+        self.missing = {piece.start: piece for piece in missing}
+        self.pictures = sum(piece.stop - piece.start for piece in missing)
+        self.unbegun = deque(missing)
 
     def refuses(self, result: ShardResult | Refusal) -> bool:
         """Tell whether the method is given up for a piece's result; ``refusal`` says why."""
@@ -156,7 +163,7 @@ class MethodPlan:
                 reason = next(iter(result.failures.values()), "")
                 self.refusal = f"it fails on each of the first {failed} pictures: {reason}"
         if self.refusal is not None:
-            self.missing = {}
+            self._enter([])
         return self.refusal is not None
 
     def committed(self, start: int, result: ShardResult) -> float:
@@ -164,6 +171,7 @@ class MethodPlan:
         piece = self.missing.pop(start, None)
         if piece is None:  # Ctrl-C came between
             return 0.0
+        self.pictures -= piece.stop - piece.start
         self.explained += result.explained
         self.failed += len(result.failures)
         return piece.passes

@@ -21,6 +21,7 @@ class Figure6(Experiment):
     models = ("vgg19", "resnet50")
     methods = INSERTED
     data = "ImageNet"
+    on_engines = True
 
     def _run(self, request: Request) -> Result:
         networks = measured(self, request)

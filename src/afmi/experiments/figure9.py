@@ -21,6 +21,7 @@ class Figure9(Experiment):
     models = ("vgg19", "vgg16")
     methods = INSERTED
     data = "ImageNet"
+    on_engines = True
 
     def _run(self, request: Request) -> Result:
         networks = measured(self, request)

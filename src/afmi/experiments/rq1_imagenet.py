@@ -26,6 +26,7 @@ class RQ1ImageNet(Experiment):
     models = ("vgg19",)
     methods = ("A-FMI",)
     data = "ImageNet"
+    on_engines = True
 
     def _run(self, request: Request) -> Result:
         folder = request.imagenet
@@ -44,6 +45,7 @@ class RQ1ImageNet(Experiment):
                 open_images(folder / "val", model, limit=request.limit),
                 request.out / f"fmi-{key_of(model.name)}",
                 batch=16,
+                engine=request.engine,
             )
             paper = AGREEMENT["imagenet"] if model.name == "vgg19" else None
             rows.append(agreement | {"paper": paper})

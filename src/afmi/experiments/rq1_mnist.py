@@ -30,6 +30,7 @@ class RQ1MNIST(Experiment):
     models = ("mnist-cnn",)
     methods = ("A-FMI",)
     data = "MNIST"
+    on_engines = True
 
     def _run(self, request: Request) -> Result:
         if request.models:
@@ -59,6 +60,7 @@ class RQ1MNIST(Experiment):
                 open_images(f"mnist:{mnist}", model, limit=request.limit),
                 request.out / f"fmi-{part}",
                 batch=64,
+                engine=request.engine,
             )
             rows.append(
                 agreement

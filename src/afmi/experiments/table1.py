@@ -26,6 +26,7 @@ class Table1(Experiment):
     models = ("vgg19", "resnet50")
     methods = INSERTED
     data = "ImageNet"
+    on_engines = True
 
     def _run(self, request: Request) -> Result:
         networks = measured(self, request)

@@ -7,6 +7,7 @@ from afmi.metrics.class_discriminability import ClassDiscriminability as ClassDi
 from afmi.metrics.completeness import Completeness as Completeness
 from afmi.metrics.cost import Cost as Cost
 from afmi.metrics.deletion import Deletion as Deletion
+from afmi.metrics.fmi_agreement import FMIAgreement as FMIAgreement
 from afmi.metrics.fmi_prototypes import FMIPrototypes as FMIPrototypes
 from afmi.metrics.fragility import Fragility as Fragility
 from afmi.metrics.grid_pointing import GridPointing as GridPointing
@@ -25,6 +26,7 @@ __all__ = [
     "Completeness",
     "Cost",
     "Deletion",
+    "FMIAgreement",
     "FMIPrototypes",
     "Fragility",
     "GridPointing",

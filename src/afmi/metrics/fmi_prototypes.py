@@ -2,15 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from afmi.errors import ShapeError, TargetError, UsageError
+from afmi import specs
+from afmi.errors import ShapeError, TargetError, UsageError, first_line
+from afmi.files import as_json, parse_json, write_files
+from afmi.methods.feature_maps.afmi import AFMI
+from afmi.network.fingerprint import fingerprint_of
 from afmi.network.randomness import image_generator
 
-__all__ = ["FMIPrototypes", "shuffled"]
+__all__ = ["FMIPrototypes", "PrototypesOrigin", "shuffled"]
+
+_KEY = "afmi prototypes"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PrototypesOrigin:
+    """What prototypes were made of: only the FMI of the same network and layer compares with them.
+
+    Attributes:
+        fingerprint: of the network; see `afmi.network.fingerprint.fingerprint_of`.
+        layer: whose feature maps have the FMI.
+        reference: what the images were compared with, as text.
+        labels: of the classes; none where the network has none.
+        data: the fingerprint of the list of training images; of several lists joined by +.
+        unread: how many images are missing, since they could not be read or explained.
+        versions: of the packages that decide the numbers.
+    """
+
+    fingerprint: str
+    layer: str
+    reference: str
+    labels: tuple[str, ...]
+    data: str
+    unread: int
+    versions: Mapping[str, str]
+
+    def joined(self, other: PrototypesOrigin) -> PrototypesOrigin:
+        """Return the origin of the sum of both.
+
+        Raises:
+            UsageError: when they are of different networks, layers, references or versions.
+        """
+        mine, others = ({**asdict(one), "data": "", "unread": 0} for one in (self, other))
+        wrong = next((part for part in mine if mine[part] != others[part]), None)
+        if wrong is not None:
+            raise UsageError(
+                f"expected parts whose {wrong} is the same, got {mine[wrong]} and {others[wrong]}; "
+                "their FMI does not compare"
+            )
+        together = f"{self.data}+{other.data}"
+        return replace(self, data=together, unread=self.unread + other.unread)
+
+    def check(self, method: AFMI, inputs: Tensor) -> None:
+        """Raise unless a method's FMI compares with the prototypes.
+
+        Cost: all weights are read.
+
+        Args:
+            method: gives the FMI.
+            inputs: images (N, C, *spatial) that it is computed for.
+
+        Raises:
+            UsageError: when its network, layer or reference is another.
+        """
+        here = {
+            "network": fingerprint_of(method.model),
+            "layer": str(method.resolved_layer(inputs)[1]),
+            "reference": specs.text(method.reference),
+        }
+        there = {"network": self.fingerprint, "layer": self.layer, "reference": self.reference}
+        for part, value in here.items():
+            if value != there[part]:
+                raise UsageError(
+                    f"expected FMI of the {part} that the prototypes were made with, "
+                    f"{there[part]}, got {value}; make prototypes for this {part} with "
+                    "afmi.fmi_prototypes"
+                )
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +106,7 @@ class FMIPrototypes:
     Args:
         sums: sum of the FMI vectors of each class's images, float64 (C, K) on the CPU.
         counts: how many images each class had, int64 (C,).
+        origin: what they were made of, for a file; None: who holds them knows.
 
     Example:
         >>> importance = torch.tensor([[1.0, 0.0], [3.0, 0.2], [0.0, 2.0]])
@@ -43,6 +121,7 @@ class FMIPrototypes:
 
     sums: Tensor
     counts: Tensor
+    origin: PrototypesOrigin | None = None
 
     @classmethod
     def of(cls, importance: Tensor, classes: Tensor, n_classes: int) -> FMIPrototypes:
@@ -67,7 +146,12 @@ class FMIPrototypes:
         return cls(sums.index_add(0, labels, vectors), labels.bincount(minlength=n_classes))
 
     def __add__(self, other: FMIPrototypes) -> FMIPrototypes:
-        """Return the prototypes of both parts' images."""
+        """Return the prototypes of both parts' images.
+
+        Raises:
+            ShapeError: when they are not of as many classes and feature maps.
+            UsageError: when their origins do not compare.
+        """
         if not isinstance(other, FMIPrototypes):
             return NotImplemented
         if self.sums.shape != other.sums.shape:
@@ -75,12 +159,35 @@ class FMIPrototypes:
                 "expected parts of the same classes and feature maps, got (C, K) = "
                 f"{tuple(self.sums.shape)} and {tuple(other.sums.shape)}"
             )
-        return FMIPrototypes(self.sums + other.sums, self.counts + other.counts)
+        origin = None
+        if self.origin is not None and other.origin is not None:
+            origin = self.origin.joined(other.origin)
+        return FMIPrototypes(self.sums + other.sums, self.counts + other.counts, origin)
 
     @property
     def prototypes(self) -> Tensor:
         """Mean FMI vector of each class, float64 (C, K); NaN for classes without images."""
         return self.sums / self.counts[:, None]
+
+    def cosines(self, importance: Tensor) -> Tensor:
+        """Return the cosine of the angle between each FMI vector and each class's prototype.
+
+        Args:
+            importance: FMI vectors, (N, K).
+
+        Returns:
+            float64 (N, C), to twelve decimals; −∞ for a class without images, or whose prototype is
+            zero; 0 where the vector is zero.
+        """
+        vectors = _vectors(importance)
+        if vectors.shape[1] != self.sums.shape[1]:
+            raise ShapeError(
+                f"expected FMI vectors of {self.sums.shape[1]} feature maps, as the prototypes "
+                f"have, got {vectors.shape[1]}"
+            )
+        # A class's sum points where its mean does, and is 0 where it has no images.
+        cosine = _directions(vectors) @ _directions(self.sums).T
+        return torch.round(cosine, decimals=12).where((self.sums != 0).any(1), -torch.inf)
 
     def classify(self, importance: Tensor) -> Tensor:
         """Return the class whose prototype is the nearest by the cosine of the angle.
@@ -94,22 +201,52 @@ class FMIPrototypes:
         Returns:
             int64 (N,); −1 where the vector is zero, or no class has a prototype.
         """
-        vectors = _vectors(importance)
-        if vectors.shape[1] != self.sums.shape[1]:
-            raise ShapeError(
-                f"expected FMI vectors of {self.sums.shape[1]} feature maps, as the prototypes "
-                f"have, got {vectors.shape[1]}"
-            )
-        # A class's sum points where its mean does, and is 0 where it has no images.
-        cosine = _directions(vectors) @ _directions(self.sums).T
-        possible = (self.sums != 0).any(1)
-        cosine = torch.round(cosine, decimals=12).where(possible, -torch.inf)
-        decided = (vectors != 0).any(1) & possible.any()
-        return cosine.argmax(1).where(decided, -1)
+        cosines = self.cosines(importance)
+        decided = (importance.detach().cpu() != 0).any(1) & (cosines > -torch.inf).any(1)
+        return cosines.argmax(1).where(decided, -1)
 
     def agreement(self, importance: Tensor, classes: Tensor) -> Tensor:
         """Return whether `classify` finds each image's class, bool (N,)."""
         return self.classify(importance) == _labels(classes, importance)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write them to a .safetensors file: the same bytes for the same prototypes.
+
+        Raises:
+            UsageError: when they do not tell their origin.
+            AfmiError: when the file cannot be written.
+        """
+        if self.origin is None:
+            raise UsageError(
+                "expected prototypes with an origin, which says what FMI compares with them, got "
+                "none; afmi.fmi_prototypes gives it"
+            )
+        # One entry: the order of several is not the same in each process.
+        record = {_KEY: as_json({"format": _FORMAT, **asdict(self.origin)})}
+        tensors = {"sums": self.sums.contiguous(), "counts": self.counts.contiguous()}
+        write_files({Path(path): safetensors.torch.save(tensors, record)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> FMIPrototypes:
+        """Read what `save` wrote.
+
+        Raises:
+            UsageError: when the file cannot be read, or holds something else.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                record = parse_json((file.metadata() or {})[_KEY])
+                sums, counts = file.get_tensor("sums"), file.get_tensor("counts")
+            if record["format"] != _FORMAT:
+                raise ValueError(f"its format is {record['format']}, not {_FORMAT}")
+            told = {field.name: record[field.name] for field in fields(PrototypesOrigin)}
+            told["labels"] = tuple(told["labels"])
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+            raise UsageError(
+                f"expected FMI prototypes in {os.fspath(path)!r}, as afmi.fmi_prototypes writes "
+                f"them, got none: {first_line(error)}"
+            ) from error
+        return cls(sums, counts, PrototypesOrigin(**told))
 
 
 def shuffled(importance: Tensor, seed: int = 0, keys: Tensor | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from afmi.engines import Engine, Local
 from afmi.errors import ModelError, UsageError
 from afmi.experiments.shared.published import WEIGHTS
 from afmi.files import write_files
@@ -34,6 +35,7 @@ class Request:
         network: further arguments of `afmi.load_model`, ``weights`` and ``device`` among them.
         methods: names joined by commas; None: the paper's.
         targets: classes to explain, as index or label.
+        engine: where the work is done of an experiment with `Experiment.on_engines`.
         report: called with each line that the user is to see.
     """
 
@@ -46,6 +48,7 @@ class Request:
     network: Mapping[str, Any] = field(default_factory=dict)
     methods: str | None = None
     targets: tuple[str, ...] = ()
+    engine: Engine = field(default_factory=Local)
     report: Callable[[str], object] = print
 
     def __post_init__(self) -> None:
@@ -87,6 +90,8 @@ class Experiment(ABC):
     """The paper's methods, by their names in `afmi.methods`."""
     data: ClassVar[Literal["pictures", "ImageNet", "MNIST"]]
     """What it needs."""
+    on_engines: ClassVar[bool] = False
+    """Whether others than this process can do its work."""
 
     def run(self, request: Request) -> Result:
         """Reproduce it.
@@ -108,6 +113,11 @@ class Experiment(ABC):
         if self.data == "MNIST" and request.mnist is None:
             raise UsageError(
                 f"{self.name} needs MNIST: give --mnist DIR, where torchvision has put MNIST/raw"
+            )
+        if request.engine != Local() and not self.on_engines:
+            raise UsageError(
+                f"{self.name} is made in this process, got the engine {request.engine}; leave out "
+                "--engine and --workers"
             )
         for path in (request.imagenet, request.mnist):
             if path is not None and not path.exists():

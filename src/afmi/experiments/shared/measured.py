@@ -87,6 +87,7 @@ def measured(experiment: Experiment, request: Request) -> list[Measured]:
             folder,
             methods=request.methods or list(experiment.methods),
             limit=request.limit or IMAGES,
+            engine=request.engine,
             on_begin=progress,
             on_method=lambda label, _, name=model.name: request.report(f"{name}: {label} done"),
             on_refusal=refusal,

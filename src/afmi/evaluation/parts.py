@@ -1,0 +1,215 @@
+"""Compute something of every picture in parts, each a file as soon as it is done, on any engine."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from afmi.data.labelled import LabelledImages
+from afmi.engines import Engine
+from afmi.engines.job import Job
+from afmi.errors import AfmiError, LayerError, OperationError, SourceError, first_line
+from afmi.evaluation.job import check_network
+from afmi.files import as_json, parse_json, write_files
+from afmi.methods import Method
+from afmi.network.memory import is_out_of_memory
+from afmi.pictures.batches import neighbours
+from afmi.progress import report
+
+__all__ = ["PART", "Part", "PartsJob", "Span", "all_parts"]
+
+PART = 512
+"""Pictures of a part."""
+
+Span = tuple[int, int]
+"""The first picture, and the one after the last."""
+
+_KEY = "afmi part"
+_ABOUT_ALL = (SourceError, LayerError, OperationError)
+"""Errors that are no picture's fault."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was computed of the pictures from one number to another.
+
+    Attributes:
+        tensors: on the CPU.
+        failures: why a picture is not in it, by its number.
+    """
+
+    tensors: Mapping[str, Tensor]
+    failures: Mapping[int, str] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return it as a .safetensors file: the same bytes for the same part."""
+        failures = {str(number): self.failures[number] for number in sorted(self.failures)}
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
+        return safetensors.torch.save(tensors, {_KEY: as_json(failures)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Part:
+        """Return what `to_bytes` gave."""
+        length = int.from_bytes(data[:8], "little")
+        about = parse_json(data[8 : 8 + length])["__metadata__"]
+        failures = {int(number): why for number, why in parse_json(about[_KEY]).items()}
+        return cls(safetensors.torch.load(data), failures)
+
+
+@dataclass(frozen=True)
+class PartsJob(Job[Span, bytes]):
+    """Computes a part of the pictures at a time: a subclass says what.
+
+    A picture that cannot be read, or that the method fails on, is left out, and the part says why.
+
+    Attributes:
+        method: its model is the network.
+        images: all pictures.
+        batch_size: pictures that go through the network at once.
+        fingerprint: of the network.
+    """
+
+    method: Method
+    images: LabelledImages
+    batch_size: int
+    fingerprint: str
+
+    @abstractmethod
+    def measure(self, numbers: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return what is computed of a batch, a row for each picture, on the CPU.
+
+        Args:
+            numbers: of the pictures in the data, int64 (N,) on the CPU.
+            inputs: the pictures (N, C, *spatial).
+            labels: their classes, int64 (N,), on the device of the pictures.
+        """
+
+    @abstractmethod
+    def reduce(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what is kept of these rows of pictures; without pictures there are no names."""
+
+    @abstractmethod
+    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what `reduce` would give of all pictures of neighbouring parts."""
+
+    def begin(self) -> None:
+        check_network(self.method.model, self.fingerprint)
+
+    def run(self, task: Span) -> bytes:
+        failures: dict[int, str] = {}
+        batches = neighbours(
+            self._readable(task, failures), self.batch_size, lambda picture: picture[1].shape
+        )
+        rows = [row for batch in batches for row in self._measured(batch, failures)]
+        names = rows[0] if rows else ()
+        together = {name: torch.cat([row[name] for row in rows]) for name in names}
+        return Part(self.reduce(together), failures).to_bytes()
+
+    def parts(self, task: Span) -> Sequence[Span]:
+        # Whole batches stay together, so that their numbers are those of an undisturbed run.
+        start, stop = task
+        size = self.batch_size if stop - start > self.batch_size else 1
+        if stop - start < 2:
+            return ()
+        return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+    def joined(self, task: Span, results: Sequence[bytes]) -> bytes:
+        parts = [Part.from_bytes(result) for result in results]
+        failures = {number: why for part in parts for number, why in part.failures.items()}
+        return Part(self.join([part.tensors for part in parts]), failures).to_bytes()
+
+    def lost(self, task: Span, reason: str) -> bytes:
+        return Part(self.reduce({}), {task[0]: reason}).to_bytes()
+
+    def _readable(self, task: Span, failures: dict[int, str]) -> Iterator[tuple[int, Tensor]]:
+        for number in range(*task):
+            try:
+                yield number, self.images.read(number)
+            except SourceError:
+                raise
+            except Exception as error:
+                failures[number] = _reason(error)
+
+    def _measured(
+        self, batch: Sequence[tuple[int, Tensor]], failures: dict[int, str]
+    ) -> list[dict[str, Tensor]]:
+        """Measure a batch; if that fails, each picture by itself, so that none costs another."""
+        inputs = torch.cat([picture for _, picture in batch])
+        labels = [int(self.images.labels[number]) for number, _ in batch]
+        try:
+            rows = self.measure(
+                torch.tensor([number for number, _ in batch], dtype=torch.int64, device="cpu"),
+                inputs,
+                torch.tensor(labels, dtype=torch.int64, device=inputs.device),
+            )
+            return [rows]
+        except Exception as error:
+            if isinstance(error, _ABOUT_ALL):
+                raise
+            if is_out_of_memory(error):  # a smaller task may have enough; the engine makes some
+                raise MemoryError(first_line(error)) from None
+            if len(batch) == 1:
+                failures[batch[0][0]] = _reason(error)
+                return []
+        return [row for picture in batch for row in self._measured([picture], failures)]
+
+
+def all_parts(
+    job: PartsJob, folder: Path, engine: Engine, device: str, description: str
+) -> Iterator[Part]:
+    """Compute the parts that a folder lacks, then yield all of them in order, read from it.
+
+    What is made of them in that order is the same with each engine, and one part at a time is in
+    memory, whatever the order in which workers finish.
+
+    Args:
+        job: computes a part.
+        folder: where they are kept, each under the number of its first picture.
+        engine: where the work is done.
+        device: type of the device that it is done on.
+        description: of the progress.
+    """
+    count = len(job.images)
+    paths = {
+        (start, min(start + PART, count)): folder / f"{start:08d}.safetensors"
+        for start in range(0, count, PART)
+    }
+    missing = [span for span, path in paths.items() if not _is_whole(path)]
+    done = len(paths) - len(missing)
+    report(description, done, len(paths))
+
+    def keep(span: Span, result: bytes) -> None:
+        nonlocal done
+        write_files({paths[span]: result})
+        done += 1
+        report(description, done, len(paths))
+
+    if missing:
+        with engine.pool(job, device) as pool:
+            for span in missing:
+                pool.submit(span)
+            pool.work(keep)
+    for path in paths.values():
+        yield Part.from_bytes(path.read_bytes())
+
+
+def _reason(error: Exception) -> str:
+    """Return an error's text in one line; the class's name before it unless it is our own."""
+    name = "" if isinstance(error, AfmiError) else f"{type(error).__name__}: "
+    return f"{name}{first_line(error)}"
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a part is there; a crash of the machine may have left it empty or cut off."""
+    try:
+        with safe_open(path, "pt") as file:
+            return _KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False

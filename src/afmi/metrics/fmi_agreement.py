@@ -1,0 +1,129 @@
+"""FMI agreement: is an image's feature map importance that of its class?"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from afmi.errors import UsageError
+from afmi.methods.base import Method
+from afmi.methods.feature_maps.afmi import AFMI
+from afmi.methods.work import Work
+from afmi.metrics.base import Case, Metric
+from afmi.metrics.columns import Column
+from afmi.metrics.fmi_prototypes import FMIPrototypes
+
+__all__ = ["FMIAgreement"]
+
+
+@dataclass(frozen=True)
+class FMIAgreement(Metric):
+    """Tell whether an image's FMI lies nearest to its class's prototype.
+
+    agreement = [argmax_c cos(FMI^y(x), P_c) = y], with y the class explained and P_c the mean FMI
+    of class c's training images, and cosine = cos(FMI^y(x), P_y). A low cosine marks an image whose
+    score rests on other feature maps than is usual for its class. Where the head is linear, FMI^y
+    is the same for every image and the agreement 1 by construction. Methods other than A-FMI have
+    no value.
+
+    Paper: *A-FMI*, ICLR 2021 submission, Section 4.1 (RQ1). Differs: the paper counts the images
+    that the network predicts correctly; an evaluation all of them.
+    Cost: FMI once more, and all weights are read once a batch, to know the network again.
+
+    Args:
+        prototypes: a file that `afmi.fmi_prototypes` wrote, of the same network, layer and
+            reference. None: nothing is measured, so that ``all`` metrics need no file.
+        digest: of the file's contents, by which a run knows it again; filled in from the file.
+
+    Raises:
+        UsageError: when the file cannot be read, has another digest, or its prototypes are those
+            of another network, layer or reference.
+
+    Example:
+        >>> import tempfile
+        >>> from afmi import fmi_prototypes
+        >>> model = torch.nn.Sequential(
+        ...     torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        ...     torch.nn.Flatten(), torch.nn.Linear(4, 2),
+        ... )
+        >>> pairs = [(torch.rand(3, 8, 8), number % 2) for number in range(10)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     prototypes = fmi_prototypes(model, pairs, folder)
+        ...     metric = FMIAgreement(f"{folder}/prototypes.safetensors")
+        >>> method, images = AFMI(model), torch.rand(2, 3, 8, 8)
+        >>> attribution = method.attribution(images)
+        >>> case = Case(method, images, attribution.target, attribution, attribution.logits)
+        >>> metric.measure(case)["agreement"].tolist()
+        [1.0, 1.0]
+    """
+
+    name = "FMI agreement"
+    columns = (
+        Column(
+            "agreement",
+            "Agreement",
+            "share of pictures whose FMI is nearest to their class's mean FMI",
+            higher_is_better=None,
+        ),
+        Column(
+            "cosine",
+            "Cosine",
+            "cosine between a picture's FMI and its class's mean FMI",
+            higher_is_better=None,
+        ),
+    )
+    paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
+    needs_class = True
+
+    prototypes: str | None = None
+    digest: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prototypes is None:
+            return
+        try:
+            content = Path(self.prototypes).read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"expected FMI prototypes in {self.prototypes!r}, got no file that can be read "
+                f"({error.strerror}); afmi.fmi_prototypes writes one"
+            ) from error
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        if self.digest not in (None, digest):
+            raise UsageError(
+                f"expected the prototypes {self.digest} in {self.prototypes!r}, got {digest}; give "
+                "the file that was used before, or leave the digest out"
+            )
+        object.__setattr__(self, "digest", digest)
+        self._loaded  # noqa: B018  # the file may be gone, or on no other machine, when it is used
+
+    @functools.cached_property
+    def _loaded(self) -> FMIPrototypes:
+        assert self.prototypes is not None
+        return FMIPrototypes.load(self.prototypes)
+
+    def measure(self, case: Case) -> dict[str, Tensor]:
+        """Return ``agreement``, 1 or 0, and ``cosine``; NaN where the class has no prototype."""
+        if self.prototypes is None or not isinstance(case.method, AFMI):
+            return {}
+        classes = case.classes.to("cpu")
+        assert self._loaded.origin is not None
+        self._loaded.origin.check(case.method, case.inputs)
+        importance = case.method.feature_map_importance(case.inputs, case.classes)
+        agreement = self._loaded.agreement(importance, classes).to("cpu", torch.float64)
+        cosine = self._loaded.cosines(importance).gather(1, classes[:, None])[:, 0]
+        known = cosine.isfinite()
+        return {
+            "agreement": agreement.where(known, torch.nan),
+            "cosine": cosine.where(known, torch.nan),
+        }
+
+    def work(self, method: Method, inputs: Tensor) -> Work:
+        """See `Metric.work`."""
+        measured = self.prototypes is not None and isinstance(method, AFMI)
+        return method.work(inputs) if measured else Work()
