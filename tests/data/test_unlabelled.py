@@ -154,5 +154,5 @@ def test_a_stream_names_what_is_damaged_and_refuses_what_never_fits(model: Class
     assert window.images.read(2).mean() == pytest.approx(30 / 255)
     with pytest.raises(ShapeError):
         open_data(iter([torch.zeros(5, 4, 4)]), model, limit=None, window=8, labelled=False)
-    with pytest.raises(AfmiError, match="has no items; expected pictures$"):
+    with pytest.raises(AfmiError, match=r"has no items; expected pictures$"):
         open_data(iter([]), model, limit=None, window=8, labelled=False)
