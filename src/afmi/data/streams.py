@@ -156,6 +156,18 @@ class ImageStream:
         self.fingerprint = hashlib.blake2b(first.encode(), digest_size=16).hexdigest()
 
     @property
+    def begin(self) -> LabelledImages:
+        """The pictures of the first window."""
+        return self._first
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether a picture of the first window came as a tensor, which keeps its size."""
+        source = self._first.source
+        assert isinstance(source, _Held)
+        return any(isinstance(picture, Tensor) for picture in source.pictures.values())
+
+    @property
     def labels(self) -> tuple[int, ...]:
         """Classes of the pictures of the first window."""
         return self._first.labels
@@ -370,13 +382,11 @@ def _result(get: Callable[[], _Value]) -> _Value | Exception:
 
 
 def _held(picture: Any) -> Any:
-    """Return a picture that stays as it is when the data are read on: a PIL image with its pixels.
+    """Return a picture that stays as it is when the data are read on: of a PIL image its pixels.
 
     It may also be sent to another process, which could not open the file that it comes from.
     """
-    if isinstance(picture, Image.Image):
-        picture.load()
-    return picture
+    return picture.copy() if isinstance(picture, Image.Image) else picture
 
 
 def _prepared(model: nn.Module, picture: Any) -> Tensor:
