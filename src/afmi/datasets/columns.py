@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from afmi import specs
 from afmi.evaluation.directory import storable
@@ -162,7 +163,7 @@ class Row:
         if layout.vector is not None:
             vector = attribution.vectors[layout.vector][n]
             columns[layout.vector] = vector.detach().to("cpu").numpy().astype(np.float32)
-        coarse = attribution.coarse[n, 0].detach().to("cpu").double().numpy()
+        coarse = attribution.coarse[n, 0].detach().to("cpu", torch.float64).numpy()
         if layout.maps:
             columns["scale"], columns["map"] = _halved(coarse)
         columns |= {"map_size": list(coarse.shape), "size": list(one.map.shape)}
