@@ -21,6 +21,7 @@ from shards import tar_bytes
 from torch import Tensor, nn
 
 import afmi
+import afmi.datasets.job as job_module
 import afmi.datasets.run as run_module
 from afmi import Classifier, Explanation, Unexplained
 from afmi.datasets import Explanations, explain_dataset, open_explanations
@@ -29,6 +30,7 @@ from afmi.datasets.reading import RecordedTarget
 from afmi.engines import Local, Ray
 from afmi.engines.workers import WorkerWarning
 from afmi.errors import AfmiError, LayerError, SourceError, UsageError
+from afmi.evaluation import MemoryWarning
 from afmi.targets import Difference
 
 LABELS = ["cat", "dog", "newt", "owl"]
@@ -273,6 +275,28 @@ def test_a_network_that_can_never_be_explained_is_refused_at_once(
         with pytest.raises(UsageError, match="expected"):
             explain_dataset(network(), white, tmp_path / "c", **wrong)
     assert not (tmp_path / "c").exists()
+
+
+def test_a_batch_that_needs_too_much_memory_is_halved(
+    model: Classifier,
+    photos: Path,
+    expected: Explanations,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, sizes = job_module.attributed_batch, []
+
+    def small(method: Any, items: Any) -> Any:
+        sizes.append(len(items))
+        if len(items) > 2:
+            raise MemoryError
+        return whole(method, items)
+
+    monkeypatch.setattr(job_module, "attributed_batch", small)
+    with pytest.warns(MemoryWarning, match=r"ran out of memory with [34] images at once"):
+        explained = explain_dataset(model, photos, tmp_path, batch_size=4, maps=False)
+    assert sizes == [1, 3, 1, 1, 1, 4, 2, 2, 2]
+    assert [*explained.errors] == ["3.png"]
 
 
 @pytest.mark.parametrize("method", ["gradient", "grad-cam"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from afmi.datasets.columns import Layout, Row, table_of
 from afmi.engines.job import Job
 from afmi.engines.workers import Shared
 from afmi.errors import AfmiError, SourceError
+from afmi.evaluation.shard import MemoryWarning
 from afmi.explanation import Explanation
 from afmi.methods import Attribution, Method
 from afmi.metrics.base import blank_maps_allowed
@@ -208,9 +210,13 @@ def _item(
 
 
 def _explained(method: Method, items: Sequence[Item]) -> list[Explained | Exception]:
-    """Explain images of one shape at once, or, where that fails, one by one."""
+    """Explain images of one shape at once, or, where that fails, one by one.
+
+    Where memory runs out, half of them at a time.
+    """
     if not items:
         return []
+    size = 1
     try:
         with blank_maps_allowed():
             (attribution,), explanations = attributed_batch(method, items)
@@ -222,7 +228,17 @@ def _explained(method: Method, items: Sequence[Item]) -> list[Explained | Except
         _check_device(items[0], error)
         if len(items) == 1:
             return [error]
-    return [result for item in items for result in _explained(method, [item])]
+        if is_out_of_memory(error):
+            size = len(items) // 2
+            warnings.warn(
+                f"{method.name} ran out of memory with {len(items)} images at once, which are "
+                "explained in smaller batches; a smaller batch_size (--batch-size) from the "
+                "beginning keeps the last digits the same",
+                MemoryWarning,
+                stacklevel=2,
+            )
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    return [result for part in parts for result in _explained(method, part)]
 
 
 def _check_device(item: Item, error: Exception) -> None:
