@@ -21,6 +21,7 @@ __all__ = [
     "TargetError",
     "UsageError",
     "near_matches",
+    "one_line",
 ]
 
 
@@ -103,3 +104,9 @@ def first_line(error: BaseException | None) -> str:
     """Return the first line of an error's text, cut where it is long."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else "(no message)"
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says in one line, with its type where it is not one of ours."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, AfmiError) and text else f"{type(error).__name__}: {text}"

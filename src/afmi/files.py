@@ -1,8 +1,9 @@
-"""Write files atomically under names of their own, and records as strict JSON."""
+"""Write files and objects of stores atomically, and records as strict JSON."""
 
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -18,11 +19,14 @@ from types import TracebackType
 from typing import IO, Any
 
 from afmi.errors import AfmiError
+from afmi.stores import RemotePath, is_remote
 
 __all__ = [
     "LONGEST_NAME",
+    "Location",
     "as_json",
     "check_length",
+    "location",
     "parse_json",
     "read_text_file",
     "regular_file_size",
@@ -34,11 +38,35 @@ __all__ = [
 Content = bytes | Callable[[IO[bytes]], object]
 """The bytes of a file, or what writes them to an open binary file."""
 
+Location = Path | RemotePath
+"""A path on this machine, or in a store."""
+
 LONGEST_NAME = 200
 """Bytes: no name that `save_record` gives to names of `slug` is longer."""
 
 
 _TEXT_BYTES = 2**24
+
+
+def location(place: str | os.PathLike[str] | RemotePath) -> Location:
+    """Return where a user wants something to be: a path, or what a URL of fsspec names.
+
+    Args:
+        place: ``"results"``, ``"s3://bucket/results"``, or what this function returned.
+
+    Raises:
+        UsageError: fsspec does not know the URL, or needs a package that is not installed.
+
+    Example:
+        >>> print(location("memory://results") / "manifest.json")
+        memory://results/manifest.json
+    """
+    if isinstance(place, str) and is_remote(place):
+        remote = RemotePath.of(place)
+        # file:// is a folder of this machine, where files are locked and renamed.
+        local = "file" in (remote.files.protocol, *remote.files.protocol)
+        return Path(remote.path) if local else remote
+    return place if isinstance(place, RemotePath) else Path(place)
 
 
 def regular_file_size(path: Path) -> int:
@@ -89,11 +117,12 @@ def parse_json(text: str | bytes, *, constants: bool = True) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def write_files(contents: Mapping[Path, Content]) -> None:
+def write_files(contents: Mapping[Location, Content]) -> None:
     """Write several files, all or (until the last moment) none.
 
     Each is written whole to a hidden file in its own folder; only when all are there do they take
-    their names, in the order given. Folders are created where missing.
+    their names, in the order given. Folders are created where missing. An object of a store is made
+    in memory and put whole, in the same order: a store needs no other name for it.
 
     Args:
         contents: for each path its content.
@@ -101,11 +130,30 @@ def write_files(contents: Mapping[Path, Content]) -> None:
     Raises:
         AfmiError: when a folder or file cannot be written, or the disk is full; then no file has
             changed, unless taking the names itself failed part of the way.
+        SourceError: when an object cannot be put; those before it were.
     """
     with _Staging() as staging:
-        partials = {path: staging.write(path, content) for path, content in contents.items()}
+        partials = {
+            path: staging.write(path, content)
+            for path, content in contents.items()
+            if isinstance(path, Path)
+        }
+        objects = {
+            path: _in_memory(content)
+            for path, content in contents.items()
+            if isinstance(path, RemotePath)
+        }
         for path, partial in partials.items():
             staging.move(partial, path)
+        for path, content in objects.items():
+            path.write_bytes(content)
+
+
+def _in_memory(content: Content) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    content(buffer := io.BytesIO())
+    return buffer.getvalue()
 
 
 def save_record(
@@ -165,12 +213,14 @@ def slug(text: str, limit: int) -> str:
     return text.encode()[:limit].decode(errors="ignore").strip("-.")
 
 
-def check_length(path: Path) -> None:
-    """Raise unless the file system takes a name, or a path, of this length.
+def check_length(path: Location) -> None:
+    """Raise unless the file system takes a name, or a path, of this length; a store says later.
 
     Raises:
         AfmiError: when it is too long.
     """
+    if not isinstance(path, Path):
+        return
     try:
         path.lstat()
     except OSError as error:
@@ -210,7 +260,7 @@ class _Staging:
             with suppress(OSError):
                 if self._reserved.stat().st_size == 0:  # nothing took the name
                     self._reserved.unlink()
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not isinstance(error, AfmiError):
             why = error.strerror or " ".join(str(error).split())
             raise AfmiError(
                 f"'{self._path}' cannot be written: {why}; choose another folder, or make room in "

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from afmi.data.classes import Classes
 from afmi.data.fields import Fields
 from afmi.data.labelled import open_images
-from afmi.data.remote import shown
 from afmi.data.tars import samples
 from afmi.errors import AfmiError, ImageError, TargetError, UsageError
 from afmi.network.classifier import Classifier
+from afmi.stores import shown
 
 ANIMALS = ("tench", "collie", "owl")
 

@@ -275,6 +275,8 @@ def test_a_network_that_can_never_be_explained_is_refused_at_once(
         with pytest.raises(UsageError, match="expected"):
             explain_dataset(network(), white, tmp_path / "c", **wrong)
     assert not (tmp_path / "c").exists()
+    with pytest.raises(UsageError, match="expected a folder of this machine"):
+        explain_dataset(network(), white, "s3://bucket/explained")
 
 
 def test_a_batch_that_needs_too_much_memory_is_halved(

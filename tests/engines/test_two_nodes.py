@@ -42,7 +42,7 @@ evaluate(network(), pairs, {out!r} + "/two", **options, engine=engine)
 with engine.pool(Where()) as pool:
     for number in range(40):
         pool.submit(number)
-    pool.work(lambda task, place: print(task, place, flush=True))
+    pool.work(lambda task, place: print("task", task, place, flush=True))
 """
 
 

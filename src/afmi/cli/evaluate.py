@@ -7,7 +7,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +29,7 @@ from afmi.progress import duration
 if TYPE_CHECKING:
     from afmi.engines import Engine
     from afmi.evaluation import Piece, Results
+    from afmi.files import Location
 
 __all__ = ["evaluate"]
 
@@ -78,7 +78,12 @@ _EVERY = 30
     "insertion:canvas=mean.  [default: insertion (value-insertion where no class is explained), "
     "completeness, cost]",
 )
-@out_option("afmi-results", "Folder for the results; the same command resumes a stopped run.")
+@out_option(
+    "afmi-results",
+    "Folder for the results, or its URL (s3://bucket/results); the same command resumes a stopped "
+    "run.",
+    remote=True,
+)
 @click.option(
     "--limit",
     type=click.IntRange(min=1),
@@ -109,7 +114,7 @@ def evaluate(
     versus: str | None,
     methods: str,
     metrics: str | None,
-    out: Path,
+    out: Location,
     limit: int | None,
     layer: str | None,
     batch_size: int,

@@ -6,12 +6,12 @@ import functools
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from afmi.errors import UsageError
-from afmi.files import LONGEST_NAME, check_length
+from afmi.files import LONGEST_NAME, Location, check_length, location
 
 if TYPE_CHECKING:
     from afmi.engines import Engine
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from afmi.targets import OneTarget
 
 __all__ = [
+    "LOCATION",
     "TARGET",
     "asked_targets",
     "batch_size_option",
@@ -31,6 +32,9 @@ __all__ = [
     "versus_option",
     "writable_folder",
 ]
+
+
+_Place = TypeVar("_Place", Path, Location)
 
 
 class _Numbers(click.ParamType):
@@ -75,6 +79,32 @@ class _Key(click.ParamType):
         return int(text) if text.isdecimal() else text
 
 
+class _Location(click.ParamType):
+    """A folder, or a URL of fsspec: ``results`` or ``s3://bucket/results``."""
+
+    name = "location"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Location:
+        return value if isinstance(value, Path) else location(str(value))
+
+
+class _Folder(_Location):
+    """A folder of this machine."""
+
+    name = "folder"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        folder = super().convert(value, param, ctx)
+        if not isinstance(folder, Path):
+            self.fail(f"expected a folder of this machine, got the URL '{folder}'", param, ctx)
+        return folder
+
+
+LOCATION = _Location()
 NUMBERS = _Numbers()
 SIZE = _Size()
 KEY = _Key()
@@ -136,24 +166,34 @@ def asked_targets(
     return [Difference(index, other) for index in dict.fromkeys(indices or [None])]
 
 
-def out_option(default: str, help: str) -> Callable[..., Any]:
-    """Return the option ``--out``, a folder; see `writable_folder`."""
+def out_option(default: str, help: str, *, remote: bool = False) -> Callable[..., Any]:
+    """Return the option ``--out``, a folder; see `writable_folder`.
+
+    Args:
+        default: its name.
+        help: what it is for.
+        remote: whether it may be in a store: then it is an `afmi.files.Location`, else a path.
+    """
     return click.option(
         "--out",
-        type=click.Path(path_type=Path),
+        type=LOCATION if remote else _Folder(),
         default=Path(default),
-        metavar="FOLDER",
+        metavar="FOLDER|URL" if remote else "FOLDER",
         help=help,
     )
 
 
-def writable_folder(folder: Path) -> Path:
+def writable_folder(folder: _Place) -> _Place:
     """Make a folder unless it exists, and see that files can be written into it.
+
+    A store says so with the first object that is put there.
 
     Raises:
         UsageError: when that fails.
         AfmiError: when names of the length that we give are too long for it.
     """
+    if not isinstance(folder, Path):
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from afmi.cli.group import debug_option
-from afmi.cli.options import writable_folder
+from afmi.cli.options import LOCATION, writable_folder
 from afmi.cli.terminal import echo, echo_json, print_table
 
 if TYPE_CHECKING:
+    from afmi.files import Location
     from afmi.report.summary import Summary
 
 __all__ = ["report"]
 
 
 @click.command(short_help="Sum up an evaluation: a page, and tables.")
-@click.argument("results", metavar="RESULTS", type=click.Path(path_type=Path))
+@click.argument("results", metavar="RESULTS", type=LOCATION)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=LOCATION,
+    metavar="FOLDER|URL",
     help="Folder for the report.  [default: RESULTS]",
 )
 @click.option(
@@ -29,8 +30,8 @@ __all__ = ["report"]
 )
 @click.option("--json", "json_wanted", is_flag=True, help="Print the numbers as JSON.")
 @debug_option
-def report(results: Path, out: Path | None, methods: str | None, json_wanted: bool) -> None:
-    """Sum up what `afmi evaluate` wrote into the folder RESULTS, finished or not.
+def report(results: Location, out: Location | None, methods: str | None, json_wanted: bool) -> None:
+    """Sum up what `afmi evaluate` wrote into the folder, or URL, RESULTS, finished or not.
 
     Prints one line a method, the best first, each average with its 95 % interval, and writes
     report.html, a page that needs no other file, with curves, comparisons, example pictures and
@@ -40,6 +41,7 @@ def report(results: Path, out: Path | None, methods: str | None, json_wanted: bo
     Examples:
       afmi report results/
       afmi report results/ --methods a-fmi,grad-cam --out paper/
+      afmi report s3://bucket/results --out report/
       afmi report results/ --json | jq '.methods[0]'
 
     \b
@@ -98,7 +100,7 @@ def _table(summary: Summary) -> list[list[str]]:
     return [[*headings, "done"], *rows]
 
 
-def _record(summary: Summary, files: dict[str, Path]) -> dict[str, Any]:
+def _record(summary: Summary, files: dict[str, Location]) -> dict[str, Any]:
     from dataclasses import asdict
 
     from afmi.report.words import finding

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from afmi.errors import AfmiError, ImageError, TargetError, UsageError
+from afmi.errors import ImageError, TargetError, UsageError
 from afmi.files import parse_json
 from afmi.pictures import images
 
-__all__ = ["ENCODED", "IMAGE_FIELDS", "LABEL_FIELDS", "Fields", "label_of", "one_line"]
+__all__ = ["ENCODED", "IMAGE_FIELDS", "LABEL_FIELDS", "Fields", "label_of"]
 
 ENCODED = ("jpg", "jpeg", "png", "webp")
 """Suffixes of the pictures in WebDataset's samples."""
@@ -165,9 +165,3 @@ def label_of(label: Any, where: str) -> str | int:
             f"expected class indices or names as labels in {where}, got {type(label).__name__} "
             f"{' '.join(str(label).split())[:80]!r}; turn them into whole numbers from 0"
         ) from None
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says in one line, with its type where it is not one of ours."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, AfmiError) and text else f"{type(error).__name__}: {text}"

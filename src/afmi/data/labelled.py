@@ -20,12 +20,13 @@ from afmi.data.folders import open_folder, open_imagenet, open_list
 from afmi.data.items import open_items, open_mnist
 from afmi.data.listing import Items, Listing, Source, listed
 from afmi.data.preparing import prepared, prepared_or_named
-from afmi.data.remote import is_remote, open_remote
+from afmi.data.remote import open_remote
 from afmi.data.tars import is_tar, local_tars, open_tars
 from afmi.data.unlabelled import UNLABELLED, open_unlabelled
 from afmi.errors import AfmiError, ImageError, ModelError, SourceError, TargetError, UsageError
 from afmi.network.classifier import classify, labels_of
 from afmi.network.wrappers import runnable
+from afmi.stores import is_remote
 
 __all__ = [
     "NO_CLASS",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from afmi.data.fields import Fields, label_of, one_line
-from afmi.errors import AfmiError, ImageError
+from afmi.data.fields import Fields, label_of
+from afmi.errors import AfmiError, ImageError, one_line
 
 __all__ = ["Files", "Items", "Listing", "Source", "listed"]
 

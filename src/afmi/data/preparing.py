@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi.batching import prepare
-from afmi.data.fields import one_line
-from afmi.errors import AfmiError, ImageError, ShapeError
+from afmi.errors import AfmiError, ImageError, ShapeError, one_line
 from afmi.network.checking import first_convolution
 from afmi.network.classifier import input_channels
 from afmi.pictures.pixels import LUMA

@@ -4,22 +4,22 @@ zip file.
 
 from __future__ import annotations
 
-import importlib
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from afmi.data.fields import Fields, one_line
+from afmi.data.fields import Fields
 from afmi.data.folders import SPLITS, path_labels
 from afmi.data.listing import Listing
 from afmi.data.tars import Sample, braces, is_tar, samples, shard_names
-from afmi.errors import ImageError, SourceError, UsageError
+from afmi.errors import ImageError, SourceError, one_line
 from afmi.pictures import images
 from afmi.pictures.finding import IMAGE_SUFFIXES
+from afmi.stores import file_system, shown
 
-__all__ = ["RemoteFiles", "RemoteTars", "is_remote", "open_remote", "shown"]
+__all__ = ["RemoteFiles", "RemoteTars", "open_remote"]
 
 _WAITS = (0.5, 2.0)
 """Seconds before a picture is asked for again, when the store cannot be reached."""
@@ -27,27 +27,6 @@ _OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirec
 """What is wrong with one file, and not with the connection."""
 
 _Value = TypeVar("_Value")
-
-
-def is_remote(text: str) -> bool:
-    """Tell whether a text is a URL of fsspec, or a chain of them.
-
-    Example:
-        >>> is_remote("s3://bucket/val"), is_remote("zip://val::a.zip"), is_remote("mnist:data")
-        (True, True, False)
-    """
-    return "://" in text or "::" in text
-
-
-def shown(url: str) -> str:
-    """Return a URL without what may be secret in it: passwords, and the query of the web.
-
-    Example:
-        >>> shown("https://me:secret@host/x.tar?signature=1")
-        'https://host/x.tar'
-    """
-    url = re.sub(r"://[^/@:]*(:[^/@]*)?@", "://", url)
-    return re.sub(r"(https?://[^?:]*(?::\d+[^?:]*)?)\?[^:]*", r"\1", url)
 
 
 @dataclass(frozen=True)
@@ -158,53 +137,18 @@ def open_remote(url: str, fields: Fields, *, labelled: bool = True) -> Listing |
         places = [place for one in braces(url) for place in _tars(one)]
         return RemoteTars(tuple(places), shown(url), fields)
     fields.refuse(repr(shown(url)))
-    files, root = _file_system(url)
+    files, root = file_system(url)
     return _folder(files, root, shown(url), labelled=labelled)
 
 
 def _tars(url: str) -> list[tuple[Any, str]]:
-    files, path = _file_system(url)
+    files, path = file_system(url)
     if "*" not in path:
         return [(files, path)]
     found = _asked(lambda: sorted(files.glob(path)), shown(url))
     if not found:
         raise ImageError(f"there is no tar file {shown(url)!r}; check the address")
     return [(files, one) for one in found]
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    try:
-        fsspec = importlib.import_module("fsspec")
-    except ImportError as error:
-        raise UsageError(
-            f"{shown(url)!r} is read through fsspec, which is not installed; pip install fsspec"
-        ) from error
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise UsageError(
-            f"{shown(url)!r} needs a package that is not installed ({one_line(error)}); "
-            f"{_install(url)}"
-        ) from error
-    except Exception as error:
-        raise UsageError(
-            f"{shown(url)!r} cannot be opened ({one_line(error)}); expected a URL that fsspec "
-            "knows, such as s3://bucket/folder or https://host/shard-{000..010}.tar"
-        ) from error
-
-
-def _install(url: str) -> str:
-    """Return what to install for the first scheme of a URL whose package is not there."""
-    known = importlib.import_module("fsspec.registry").known_implementations
-    for scheme in re.findall(r"(\w+)://", url):
-        package = known.get(scheme, {}).get("class", "").partition(".")[0]
-        packages = ["aiohttp", "requests"] if scheme in ("http", "https") else [package]
-        try:
-            for package in packages:
-                importlib.import_module(package)
-        except ImportError:
-            return f"pip install {' '.join(packages)}"
-    return "install it"
 
 
 def _asked(ask: Callable[[], _Value], name: str) -> _Value:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afmi.data.classes import Classes
-from afmi.data.fields import Fields, one_line
+from afmi.data.fields import Fields
 from afmi.data.items import feature_names
 from afmi.data.labelled import (
     NO_CLASS,
@@ -28,11 +28,12 @@ from afmi.data.labelled import (
 )
 from afmi.data.listing import Listing
 from afmi.data.preparing import named_error, prepared
-from afmi.data.remote import RemoteTars, is_remote, open_remote
+from afmi.data.remote import RemoteTars, open_remote
 from afmi.data.tars import Sample
 from afmi.data.unlabelled import UNLABELLED, picture_of
-from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageError
+from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageError, one_line
 from afmi.network.classifier import classify, labels_of
+from afmi.stores import is_remote
 
 __all__ = ["ImageStream", "Window", "open_data"]
 

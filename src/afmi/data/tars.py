@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from afmi.data.fields import ENCODED, Fields, one_line
+from afmi.data.fields import ENCODED, Fields
 from afmi.data.listing import Listing, listed
-from afmi.errors import ImageError, SourceError, UsageError
+from afmi.errors import ImageError, SourceError, UsageError, one_line
 from afmi.files import regular_file_size
 from afmi.pictures import images
 

@@ -12,11 +12,12 @@ from typing import Any
 from afmi.data.fields import Fields
 from afmi.data.listing import Files, Items, Listing
 from afmi.data.parquet import PARQUET, parquet_columns
-from afmi.data.remote import is_remote, open_remote
+from afmi.data.remote import open_remote
 from afmi.data.tars import is_tar, local_tars, open_tars
 from afmi.errors import ImageError, UsageError, first_line
 from afmi.files import regular_file_size
 from afmi.pictures.finding import find_images
+from afmi.stores import is_remote
 
 __all__ = ["UNLABELLED", "Unlabelled", "may_lack_labels", "open_unlabelled", "picture_of"]
 

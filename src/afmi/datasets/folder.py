@@ -24,7 +24,7 @@ from afmi.evaluation.directory import (
 )
 from afmi.evaluation.manifest import run_digest
 from afmi.evaluation.tables import DamagedTableError, is_whole, read_about, read_table, table_bytes
-from afmi.files import parse_json, write_files
+from afmi.files import Location, parse_json, write_files
 
 __all__ = ["DatasetFolder"]
 
@@ -193,7 +193,7 @@ class DatasetFolder:
         """
         failed = len(table) - table["error"].null_count
         about = {**self._about_piece(start, table["key"].to_pylist()), "failed": failed}
-        files: dict[Path, Any] = {self.picture_path(n): png for n, png in pictures.items()}
+        files: dict[Location, Any] = {self.picture_path(n): png for n, png in pictures.items()}
         # Last, so that a piece that is there has its pictures.
         files[self.piece_path(start)] = table_bytes(
             table.columns, table.schema, about, dictionaries=False

@@ -13,13 +13,12 @@ import pyarrow as pa
 import torch
 
 from afmi.batching import Item, attributed_batch
-from afmi.data.fields import one_line
 from afmi.data.labelled import LabelledImages
 from afmi.data.listing import Files
 from afmi.datasets.columns import Layout, Row, table_of
 from afmi.engines.job import Job
 from afmi.engines.workers import Shared
-from afmi.errors import AfmiError, SourceError
+from afmi.errors import AfmiError, SourceError, one_line
 from afmi.evaluation.shard import MemoryWarning
 from afmi.explanation import Explanation
 from afmi.methods import Attribution, Method

@@ -31,6 +31,7 @@ from afmi.network.classifier import classifier_of, input_channels, shown_bands_o
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import ReferenceLike
 from afmi.progress import report
+from afmi.stores import is_remote
 from afmi.targets import OneTarget, Target
 
 __all__ = ["Progress", "explain_dataset"]
@@ -144,6 +145,11 @@ def explain_dataset(
         (5, 4)
     """
     _check_counts(batch_size, images_per_piece)
+    if is_remote(os.fspath(out)):
+        raise UsageError(
+            f"expected a folder of this machine for the tables, got the URL {os.fspath(out)!r}; "
+            "write them into a folder, and copy it"
+        )
     chosen = method_of(model, method, layer=layer, reference=reference, **parameters)
     wanted = None if target is None else checked_target(chosen.model, target)
     placed = as_engine(engine)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from filelock import FileLock
 
 from afmi.errors import UsageError
 from afmi.evaluation.manifest import differences
+from afmi.files import Location
 
 __all__ = ["check_same_run", "check_usable", "locked", "manifest_bytes", "storable", "sweep"]
 
@@ -25,7 +27,7 @@ _STALE = 3600
 """Seconds after which an unfinished file is one that a killed run left behind."""
 
 
-def check_usable(path: Path, manifest: Path) -> None:
+def check_usable(path: Location, manifest: Location) -> None:
     """Raise unless a folder holds a run, or nothing but what a run killed at once left.
 
     Args:
@@ -36,7 +38,7 @@ def check_usable(path: Path, manifest: Path) -> None:
         return
     problem = "it is a file"
     if path.is_dir():
-        names = {entry.name for entry in path.iterdir() if not entry.match(_PARTIAL)}
+        names = {p.name for p in path.iterdir() if not fnmatch(p.name, _PARTIAL)}
         if manifest.name in names or names <= {_LOCK}:
             return
         problem = "it holds other files"
@@ -47,8 +49,11 @@ def check_usable(path: Path, manifest: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Location) -> Iterator[None]:
     """Keep other processes out of this block while one is in it, where the system can lock."""
+    if not isinstance(path, Path):
+        yield
+        return
     lock = FileLock(path / _LOCK, timeout=_PATIENCE)
     # A problem with the folder is better reported when something is written into it.
     with suppress(OSError, NotImplementedError):  # a timeout is an OSError
@@ -60,8 +65,10 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def sweep(path: Path) -> None:
+def sweep(path: Location) -> None:
     """Remove what a killed run was writing, and leave what another run may be writing now."""
+    if not isinstance(path, Path):
+        return
     now = time.time()
     for partial in path.rglob(_PARTIAL):
         with suppress(OSError):
@@ -69,7 +76,7 @@ def sweep(path: Path) -> None:
                 partial.unlink()
 
 
-def check_same_run(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_same_run(path: Location, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise unless two runs are the same; only the data's name, a path often, may differ."""
     different = differences(before, now)
     if different:

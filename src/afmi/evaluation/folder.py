@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from afmi.errors import AfmiError, UsageError
+from afmi.errors import AfmiError, SourceError, UsageError
 from afmi.evaluation.directory import (
     check_same_run,
     check_usable,
@@ -26,8 +26,15 @@ from afmi.evaluation.directory import (
     sweep,
 )
 from afmi.evaluation.manifest import differences, parse_manifest, run_digest
-from afmi.evaluation.tables import DamagedTableError, is_whole, read_about, read_table, table_bytes
-from afmi.files import check_length, write_files
+from afmi.evaluation.tables import (
+    DamagedTableError,
+    Source,
+    is_whole,
+    read_about,
+    read_table,
+    table_bytes,
+)
+from afmi.files import Location, check_length, write_files
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -69,31 +76,36 @@ class ResultsFolder:
     another process entered in the same few milliseconds may go missing from it, and `evaluate`
     enters it again as soon as the method is done.
 
+    In a store (`afmi.files.location`) one process writes at a time: nothing is locked there. An
+    object is put whole, and so is never seen half. Which pieces are there is asked once a method.
+
     Args:
         path: where the results are.
     """
 
-    path: Path
+    path: Location
+    _listed: dict[str, set[str]] = field(default_factory=dict, compare=False, repr=False)
+    """In a store, for each method's key the names of its pieces."""
 
     @property
-    def manifest_path(self) -> Path:
+    def manifest_path(self) -> Location:
         """The file that says what was run."""
         return self.path / "manifest.json"
 
     @property
-    def images_path(self) -> Path:
+    def images_path(self) -> Location:
         """The table of the pictures."""
         return self.path / "images.parquet"
 
-    def piece_path(self, key: str, start: int) -> Path:
+    def piece_path(self, key: str, start: int) -> Location:
         """The table of a method's piece that begins with image ``start``."""
         return self.path / "pieces" / key / f"{start:08d}.parquet"
 
-    def piece_paths(self, key: str = "*") -> Iterator[Path]:
+    def piece_paths(self, key: str = "*") -> Iterator[Location]:
         """The finished pieces of a method, in order; by default those of all methods."""
         return iter(sorted(self.path.glob(f"pieces/{key}/*.parquet")))
 
-    def example_path(self, image: int, key: str, kind: str) -> Path:
+    def example_path(self, image: int, key: str, kind: str) -> Location:
         """Where a drawing of an example lies, if it was drawn.
 
         Args:
@@ -113,7 +125,7 @@ class ResultsFolder:
     @classmethod
     def begin(
         cls,
-        path: Path,
+        path: Location,
         run: Mapping[str, Any],
         images: tuple[Sequence[str], Sequence[int]] | None,
         about: Mapping[str, Any],
@@ -168,11 +180,11 @@ class ResultsFolder:
                 self._check_same_images(known, keys, labels, ended=ended)
             if known is None or len(known) < len(keys) or (ended and not self.ended()):
                 self._write_images(keys, labels, ended=ended)
-        return ResultsFolder(self.path)
+        return replace(self)  # which reads the pictures anew
 
     def ended(self) -> bool:
         """Tell whether the pictures are all: False while those of a stream are still to come."""
-        return (read_about(self.images_path) or {}).get("ended", False)
+        return (read_about(_source(self.images_path)) or {}).get("ended", False)
 
     def _known_images(self) -> list[tuple[str, int]] | None:
         """Return key and label of the pictures that were entered before, if that can be read."""
@@ -224,6 +236,8 @@ class ResultsFolder:
             if not self.manifest_path.is_file():
                 raise ValueError("it is no file")
             return parse_manifest(self.manifest_path.read_bytes())
+        except SourceError:
+            raise
         except (OSError, ValueError) as error:
             why = " ".join(str(error).split())[:160]
             raise AfmiError(
@@ -272,10 +286,16 @@ class ResultsFolder:
         Raises:
             AfmiError: when it is one of another method, run or list of pictures.
         """
-        path = self.piece_path(entry["key"], start)
-        if not is_whole(path):
+        path = self.piece_path(key := entry["key"], start)
+        if not isinstance(path, Path):
+            if key not in self._listed:
+                self._listed[key] = {piece.name for piece in self.piece_paths(key)}
+            if path.name not in self._listed[key]:
+                return False
+        source = _source(path)
+        if not is_whole(source):
             return False
-        about = read_about(path)
+        about = read_about(source)
         if about is not None:
             self._check_belongs(path, about, self._about_piece(label, entry, start))
         return True
@@ -284,6 +304,7 @@ class ResultsFolder:
         """Remove the pieces of a method that was refused: errors, and nothing else."""
         for path in self.piece_paths(key):
             path.unlink(missing_ok=True)
+        self._listed.pop(key, None)
 
     def write_piece(
         self,
@@ -307,7 +328,7 @@ class ResultsFolder:
         """
         key = entry["key"]
         images, metrics, values, notes = list(zip(*rows, strict=True)) or [(), (), (), ()]
-        files: dict[Path, Any] = {
+        files: dict[Location, Any] = {
             self.example_path(image, key, kind): _png(picture)
             for image, kinds in drawings.items()
             for kind, picture in kinds.items()
@@ -315,10 +336,13 @@ class ResultsFolder:
         # Last, so that a piece that is there has its examples.
         columns = (images, [label] * len(rows), metrics, values, notes)
         about = self._about_piece(label, entry, start)
-        files[self.piece_path(key, start)] = table_bytes(columns, _PIECE, about)
+        path = self.piece_path(key, start)
+        files[path] = table_bytes(columns, _PIECE, about)
         write_files(files)
+        if key in self._listed:
+            self._listed[key].add(path.name)
 
-    def read_piece(self, path: Path, label: str, entry: Mapping[str, Any]) -> pa.Table:
+    def read_piece(self, path: Location, label: str, entry: Mapping[str, Any]) -> pa.Table:
         """Read a piece's table, dictionaries decoded.
 
         Args:
@@ -373,7 +397,7 @@ class ResultsFolder:
         return json.loads(json.dumps(about))
 
     @staticmethod
-    def _check_belongs(path: Path, about: Mapping[str, Any], wanted: Any) -> None:
+    def _check_belongs(path: Location, about: Mapping[str, Any], wanted: Any) -> None:
         """Raise unless a table is what it must be in its place."""
         wrong = next((part for part in wanted if about.get(part) != wanted[part]), None)
         if wrong is None:
@@ -390,11 +414,21 @@ class ResultsFolder:
         )
 
 
-def _read(path: Path, schema: pa.Schema, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
+def _read(path: Location, schema: pa.Schema, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
-        return read_table(path, schema)
+        return read_table(_source(path), schema)
     except DamagedTableError as error:
         raise AfmiError(f"'{path}' is damaged ({error}); delete it, so that {remedy}") from error
+
+
+def _source(path: Location) -> Source:
+    """Return what a table can be read from; of an object that is not there nothing, b""."""
+    if isinstance(path, Path):
+        return path
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _png(picture: PIL.Image.Image) -> Callable[[IO[bytes]], object]:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,10 @@ import pyarrow as pa
 
 from afmi.errors import AfmiError, UsageError, near_matches
 from afmi.evaluation.folder import ERROR, ResultsFolder
+from afmi.files import Location, location
 from afmi.metrics.columns import MetricFacts
 from afmi.specs import fold
+from afmi.stores import RemotePath
 
 __all__ = ["Images", "Measurements", "Results"]
 
@@ -71,14 +72,14 @@ class Results:
     images: Images
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Results:
-        """Open a folder that `afmi evaluate` wrote, finished or not.
+    def open(cls, folder: str | os.PathLike[str] | RemotePath) -> Results:
+        """Open a folder that `afmi evaluate` wrote, finished or not; a URL names one in a store.
 
         Raises:
             UsageError: when there is no such folder, or no evaluation in it.
             AfmiError: when one of its files is damaged.
         """
-        folder = Path(folder)
+        folder = location(folder)
         if not folder.is_dir():
             raise UsageError(f"no folder is called '{folder}'; give one that afmi evaluate wrote")
         files = ResultsFolder(folder)
@@ -99,7 +100,7 @@ class Results:
         return results
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """Where it lies."""
         return self.files.path
 
@@ -216,7 +217,7 @@ class Results:
             return key
         return self.metrics[key].name + (f" ({parameters}" if bracket else "")
 
-    def example(self, number: int, method: str, kind: str) -> Path:
+    def example(self, number: int, method: str, kind: str) -> Location:
         """Return where an example's ``map`` or ``insertion`` lies, if it was drawn."""
         return self.files.example_path(number, self._key(method), kind)
 
@@ -225,7 +226,7 @@ class Results:
         """The pictures that examples were drawn of, by number, in order."""
         return self.files.examples()
 
-    def photograph(self, number: int) -> Path:
+    def photograph(self, number: int) -> Location:
         """Return where the picture itself lies that examples were drawn of."""
         return self.files.example_path(number, "", "picture")
 
@@ -237,7 +238,7 @@ class Results:
     def _key(self, method: str) -> str:
         return str(self.facts(method)["key"])
 
-    def _places(self, numbers: np.ndarray, path: Path) -> np.ndarray:
+    def _places(self, numbers: np.ndarray, path: Location) -> np.ndarray:
         try:
             return np.array([self.positions[int(number)] for number in numbers], np.int64)
         except KeyError as error:

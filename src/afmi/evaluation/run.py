@@ -7,7 +7,6 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +26,13 @@ from afmi.evaluation.meter import processor
 from afmi.evaluation.plan import MethodPlan, Piece, smallest_window
 from afmi.evaluation.results import Results
 from afmi.evaluation.shard import ShardResult
+from afmi.files import location
 from afmi.methods import MethodsLike, chosen_methods
 from afmi.metrics import Metric, MetricsLike
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.wrappers import runnable
 from afmi.specs import key_of
+from afmi.stores import RemotePath
 
 __all__ = ["evaluate"]
 
@@ -43,7 +44,7 @@ def _ignore(*_: object) -> None:
 def evaluate(
     model: nn.Module,
     data: Any,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | RemotePath,
     *,
     target: AskedLike = None,
     methods: MethodsLike = "all",
@@ -82,7 +83,8 @@ def evaluate(
         data: what `afmi.evaluation.open_images` takes, or a stream: tar files of WebDataset behind
             a URL of fsspec (``"https://host/shard-{000..010}.tar"``), an ``IterableDataset`` of
             PyTorch or of Hugging Face's ``datasets``, or any other iterable of such items.
-        out: folder of the results; new, empty, or of the same run. Methods may be added to it.
+        out: folder of the results, or its URL in a store (``"s3://bucket/results"``), where one
+            call writes at a time; new, empty, or of the same run. Methods may be added to it.
         target: what is explained of every picture: a target as in `afmi.explain`, where a
             `Difference` without its first class sets the labelled class against the other; or a
             function from a picture's label to its target. None: the labelled class. Where the
@@ -136,7 +138,7 @@ def evaluate(
     wanted = asked.metrics(metrics)
     _check_classes(wanted, images)
     begun = ResultsFolder.begin(
-        Path(out),
+        location(out),
         run={**identity_of(model, images, wanted, batch_size, device), "target": asked.identity()},
         images=(images.keys, images.labels) if isinstance(images, LabelledImages) else None,
         about={

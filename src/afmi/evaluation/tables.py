@@ -17,7 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["DamagedTableError", "is_whole", "read_about", "read_table", "table_bytes"]
+__all__ = ["DamagedTableError", "Source", "is_whole", "read_about", "read_table", "table_bytes"]
+
+Source = Path | bytes
+"""Where a Parquet file is, or what it holds."""
 
 _MARK = b"PAR1"  # at both ends of every Parquet file
 _METADATA = b"afmi"
@@ -66,16 +69,16 @@ def table_bytes(
     return buffer.getvalue()
 
 
-def read_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
+def read_table(source: Source, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]:
     """Return a table, dictionaries decoded, and what it says that it is.
 
     Raises:
         DamagedTableError: when it cannot be read, or any of its values is not as it was written.
     """
     try:
-        if not path.is_file():  # a pipe would keep the reader waiting
+        if isinstance(source, Path) and not source.is_file():  # a pipe would keep us waiting
             raise ValueError("it is no file")
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(_readable(source), page_checksum_verification=True) as file:
             note = _note(file.metadata)
             table = file.read()
         missing = [name for name in schema.names if name not in table.column_names]
@@ -93,26 +96,30 @@ def read_table(path: Path, schema: pa.Schema) -> tuple[pa.Table, dict[str, Any]]
     return decoded, note["about"]
 
 
-def read_about(path: Path) -> dict[str, Any] | None:
+def read_about(source: Source) -> dict[str, Any] | None:
     """Return what a table says that it is, without reading its rows; None where it is damaged."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(_readable(source)) as file:
             return _note(file.metadata)["about"]
     except Exception:
         return None
 
 
-def is_whole(path: Path) -> bool:
+def is_whole(source: Source) -> bool:
     """Tell whether a file begins and ends as a Parquet file does."""
-    if not path.is_file():
+    if isinstance(source, Path) and not source.is_file():
         return False
     try:
-        with path.open("rb") as file:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             begin = file.read(len(_MARK))
             end = file.seek(-len(_MARK), os.SEEK_END)
             return begin == file.read() == _MARK and end > len(_MARK)
-    except OSError:  # it is too short, or may not be read
+    except (OSError, ValueError):  # it is too short, or may not be read
         return False
+
+
+def _readable(source: Source) -> Any:
+    return source if isinstance(source, Path) else pa.BufferReader(source)
 
 
 def _note(metadata: pq.FileMetaData) -> dict[str, Any]:

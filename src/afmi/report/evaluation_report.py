@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from afmi.evaluation.results import Results
-from afmi.files import write_files
+from afmi.files import Location, location, write_files
 from afmi.report.column_sections import (
     curve_sections,
     other_section,
@@ -24,6 +24,7 @@ from afmi.report.statistics import CONFIDENCE, Paired
 from afmi.report.summary import Summary, summarise
 from afmi.report.tables import csv_text, curve_rows, pair_rows, table_rows
 from afmi.report.words import UNKNOWN, counted, finding, interval, joined, number, unfinished
+from afmi.stores import RemotePath
 
 __all__ = ["write_report", "write_summary"]
 
@@ -35,18 +36,18 @@ _MOST_SHARES = 12
 
 
 def write_report(
-    folder: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] | RemotePath,
+    out: str | os.PathLike[str] | RemotePath | None = None,
     *,
     methods: Sequence[str] | None = None,
     beside: Mapping[str, float] | None = None,
     beside_title: str = "Paper",
-) -> dict[str, Path]:
+) -> dict[str, Location]:
     """Write the report of an evaluation, finished or not.
 
     Args:
-        folder: that `afmi evaluate` wrote.
-        out: where to; None: next to the results. Made where missing.
+        folder: that `afmi evaluate` wrote; or its URL, in a store.
+        out: where to; None: next to the results, in a store too. Made where missing.
         methods: labels or keys of those to report; None: all.
         beside: published values of the leading column by method, shown in a separate column.
         beside_title: heading of the published values.
@@ -64,13 +65,13 @@ def write_report(
 
 def write_summary(
     summary: Summary,
-    out: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | RemotePath | None = None,
     *,
     beside: Mapping[str, float] | None = None,
     beside_title: str = "Paper",
-) -> dict[str, Path]:
+) -> dict[str, Location]:
     """Write the report of a summary; see `write_report`."""
-    folder = summary.results.folder if out is None else Path(out)
+    folder = summary.results.folder if out is None else location(out)
     texts = {
         "page": render_page(_page(summary, beside or {}, beside_title)),
         "table1": csv_text(table_rows(summary, beside or {})),
@@ -253,9 +254,9 @@ def _answer(summary: Summary, known: Mapping[int, float], image: int) -> str:
     return "under 0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
 
 
-def _opened(path: Path) -> Image.Image | None:
+def _opened(path: Location) -> Image.Image | None:
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(path.read_bytes())) as picture:
             return picture.convert("RGB")
     except OSError:  # an example that was not drawn, or is damaged: the rest tells enough
         return None

@@ -93,7 +93,7 @@ def measured(experiment: Experiment, request: Request) -> list[Measured]:
         )
         summary = summarise(Results.open(folder))
         files = write_summary(summary, beside=ACCURACY_AUC.get(model.name))
-        measurements.append(Measured(model, summary, files["page"]))
+        measurements.append(Measured(model, summary, folder / files["page"].name))
     return measurements
 
 

@@ -57,7 +57,7 @@ def measure_agreement(
     """
     model = method.model
     classes = len(labels_of(model))
-    store = ResultsFolder.begin(
+    ResultsFolder.begin(
         folder,
         run=identity_of(model, validation, {}, batch)
         | {"training": training.fingerprint, "method": repr(method), "layer": str(method.layer)},
@@ -66,7 +66,7 @@ def measure_agreement(
     )
     total: FMIPrototypes | None = None
     unreadable = 0
-    for part in _parts(method, training, store.path / "training", batch):
+    for part in _parts(method, training, folder / "training", batch):
         unreadable += int(part["unreadable"])
         if part["importance"].shape[1]:
             some = FMIPrototypes.of(part["importance"], part["labels"], classes)
@@ -74,7 +74,7 @@ def measure_agreement(
     validated = control = 0
     predicted_classes: list[Tensor] = []
     true_classes: list[Tensor] = []
-    for number, part in enumerate(_parts(method, validation, store.path / "validation", batch)):
+    for number, part in enumerate(_parts(method, validation, folder / "validation", batch)):
         unreadable += int(part["unreadable"])
         right = part["predicted"] == part["labels"]
         validated += len(right)
