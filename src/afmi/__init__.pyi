@@ -1,4 +1,5 @@
 # Written by `make format` from __init__.py and the modules that it names.
+from afmi import datasets as datasets
 from afmi import engines as engines
 from afmi import errors as errors
 from afmi import evaluation as evaluation
@@ -15,6 +16,8 @@ from afmi.api import explain_many as explain_many
 from afmi.batching import Unexplained as Unexplained
 from afmi.comparison import Comparison as Comparison
 from afmi.comparison import compare as compare
+from afmi.datasets.reading import open_explanations as open_explanations
+from afmi.datasets.run import explain_dataset as explain_dataset
 from afmi.evaluation.prototypes import fmi_prototypes as fmi_prototypes
 from afmi.evaluation.run import evaluate as evaluate
 from afmi.explanation import Explanation as Explanation
@@ -41,12 +44,14 @@ __all__ = [
     "Explanation",
     "Unexplained",
     "compare",
+    "datasets",
     "engines",
     "errors",
     "evaluate",
     "evaluation",
     "explain",
     "explain_classes",
+    "explain_dataset",
     "explain_many",
     "figures",
     "find_class",
@@ -59,6 +64,7 @@ __all__ = [
     "maps",
     "methods",
     "metrics",
+    "open_explanations",
     "plots",
     "references",
     "report",

@@ -29,11 +29,14 @@ from afmi.targets import Class, OneTarget, Target, target_in_text
 __all__ = [
     "AnyImage",
     "Explanation",
+    "MethodLike",
     "Unexplained",
+    "checked_target",
     "explain",
     "explain_classes",
     "explain_files",
     "explain_many",
+    "method_of",
 ]
 
 MethodLike: TypeAlias = str | type[Method] | Method
@@ -92,7 +95,7 @@ def explain(
     """
     network, image = _model_and_image(model, image)
     parameters |= {"layer": layer, "reference": reference}
-    chosen = _method(network, method, forward_arguments, **parameters)
+    chosen = method_of(network, method, forward_arguments, **parameters)
     item = Item.of(chosen.model, image, _target(chosen.model, target))
     return explain_batch(chosen, [item])[0][0]
 
@@ -131,7 +134,7 @@ def explain_classes(
         >>> [one.label for one in explain_classes(model, image, ["dog", "cat"], method="gradient")]
         ['dog', 'cat']
     """
-    chosen = _method(model, method, **parameters)
+    chosen = method_of(model, method, **parameters)
     if classes is None and top_k is None:
         raise UsageError(
             "expected classes or top_k, got neither; explain takes the predicted class"
@@ -185,7 +188,7 @@ def explain_many(
     count = len(images) if isinstance(images, Sized) else None
     rows = None if forward_arguments is None else rows_of(forward_arguments, count)
     shared = forward_arguments if rows is None else None
-    chosen = _method(model, method, shared, **parameters)
+    chosen = method_of(model, method, shared, **parameters)
     _check_count("batch_size", batch_size)
     pairs: Iterator[tuple[AnyImage, tuple[OneTarget, ...] | None]]
     if isinstance(targets, Sequence) and not isinstance(targets, str):
@@ -238,7 +241,7 @@ def explain_files(
     Raises:
         AfmiError: as for `explain_many`.
     """
-    chosen = _method(model, method, **parameters)
+    chosen = method_of(model, method, **parameters)
     _check_count("batch_size", batch_size)
     indices = _targets(chosen.model, classes, top_k)
     items = items_of(chosen.model, ((Path(path), indices) for path in paths))
@@ -265,7 +268,7 @@ def _check_count(name: str, value: int | None) -> None:
 
 
 def _target(model: nn.Module, target: OneTarget | None) -> tuple[OneTarget, ...] | None:
-    return None if target is None else (_checked(model, target),)
+    return None if target is None else (checked_target(model, target),)
 
 
 def _targets(
@@ -278,10 +281,10 @@ def _targets(
         raise UsageError("expected classes or top_k, got both; leave one out")
     if isinstance(classes, str) or not len(classes):
         raise UsageError(f"expected a list of classes, got {classes!r}")
-    return tuple(_checked(model, one) for one in classes)
+    return tuple(checked_target(model, one) for one in classes)
 
 
-def _method(
+def method_of(
     model: nn.Module | None,
     method: MethodLike,
     forward_arguments: ForwardArguments | None = None,
@@ -338,7 +341,7 @@ def _plain_method(model: nn.Module | None, method: MethodLike, **parameters: Any
     return cls(model, **given)  # type: ignore[arg-type]
 
 
-def _checked(model: nn.Module, wanted: Any) -> OneTarget:
+def checked_target(model: nn.Module, wanted: Any) -> OneTarget:
     """Return a target, a class by its index."""
     if isinstance(wanted, str):
         wanted = target_in_text(model, wanted)

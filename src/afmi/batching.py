@@ -52,6 +52,7 @@ __all__ = [
     "AnyImage",
     "Item",
     "Unexplained",
+    "attributed_batch",
     "explain_batch",
     "explain_items",
     "items_of",
@@ -298,8 +299,18 @@ def explain_batch(
     method: Method, items: Sequence[Item], top_k: int | None = None
 ) -> list[list[Explanation]]:
     """Explain images of one shape, each for as many targets, with as few passes as possible."""
-    if not items:
-        return []
+    return attributed_batch(method, items, top_k)[1] if items else []
+
+
+def attributed_batch(
+    method: Method, items: Sequence[Item], top_k: int | None = None
+) -> tuple[list[Attribution], list[list[Explanation]]]:
+    """Do as `explain_batch` for at least one image, and return the attributions as well.
+
+    Returns:
+        An attribution for each target, with a row for each image; and for each image its
+        explanations.
+    """
     if items[0].arguments is not None:
         method = method.on(with_arguments(method.model, items[0].arguments))
     inputs = torch.cat([item.inputs for item in items])
@@ -315,7 +326,7 @@ def explain_batch(
                 for attribution in attributions
             ]
         )
-    return explained
+    return attributions, explained
 
 
 def _attributions(

@@ -13,6 +13,7 @@ from afmi.errors import UsageError
 
 COMMANDS = (
     "explain",
+    "explain-dataset",
     "compare",
     "evaluate",
     "report",
@@ -71,7 +72,7 @@ def test_version_names_torch_too(afmi):
     ("args", "message"),
     [
         (["explan", "a.png"], "no command is called 'explan'; did you mean 'explain'?"),
-        (["xyz"], "no command is called 'xyz'; there are explain, compare, evaluate"),
+        (["xyz"], "no command is called 'xyz'; there are explain, explain-dataset, compare"),
         (["dog.jpg"], "did you mean `afmi explain dog.jpg`?"),
         (["explain", "a.png", "--metod", "x"], "no option is called '--metod'; did you mean '--me"),
         (["explain"], "missing argument 'IMAGE…'"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -248,3 +250,19 @@ def test_agreement_of_the_averaged_and_the_exact_map() -> None:
     assert text in str(hidden)
     assert hidden.to_dict()["agreement"] == pytest.approx(-1)
     assert "averaging" not in str(shown)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_attributions_hold_vectors_and_maps_at_the_layers_size(averaged: bool) -> None:
+    model, x = build("vgg", torch.float64), images().double()
+    method = AFMI(model, layer=LAYERS["vgg"], reference=Several((Black(), White())))
+    attribution = replace(method, averaged=averaged).attribution(x, 2)
+    importance, contribution = (attribution.vectors[name] for name in AFMI.vectors)
+    torch.testing.assert_close(importance, method.feature_map_importance(x, 2))
+    references = [torch.zeros_like(x), torch.ones_like(x)]
+    with torch.no_grad():
+        change = model(x) - torch.stack([model(one) for one in references]).mean(0)
+    torch.testing.assert_close(contribution.sum(1), change[:, 2])
+    assert attribution.coarse is not None
+    assert attribution.coarse.shape[2:] == (10, 10)
+    torch.testing.assert_close(upsample(attribution.coarse, (20, 20)), attribution.maps)

@@ -1,5 +1,5 @@
-"""The command line, ``afmi``: explain, compare, evaluate, report, reproduce, train, demo, models,
-methods, metrics.
+"""The command line, ``afmi``: explain, explain-dataset, compare, evaluate, report, reproduce,
+train, demo, models, methods, metrics.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -18,6 +18,7 @@ from afmi.cli.compare import compare
 from afmi.cli.demo import demo
 from afmi.cli.evaluate import evaluate
 from afmi.cli.explain import explain
+from afmi.cli.explain_dataset import explain_dataset
 from afmi.cli.group import DEBUG, AfmiGroup
 from afmi.cli.methods import methods
 from afmi.cli.metrics import metrics
@@ -65,6 +66,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
       afmi explain dog.jpg                        why the network says "malamute"
       afmi explain dog.jpg --model resnet50 --target collie
       afmi explain photos/ --json > records.jsonl
+      afmi explain-dataset photos/ --out tables   all of them, into tables that resume
       afmi compare dog.jpg                        several methods side by side
       afmi evaluate --data photographs/           which method deserves belief on your data
       afmi report afmi-results                    the tables and curves of an evaluation
@@ -78,6 +80,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 for _command in (
     explain,
+    explain_dataset,
     compare,
     evaluate,
     report,

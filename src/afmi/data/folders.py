@@ -1,4 +1,4 @@
-"""Labelled pictures in files: a folder per class, ImageNet ids in names, a CSV file, ImageNet."""
+"""Labelled pictures in files: a folder per class, ImageNet ids in names, a list, ImageNet."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from afmi.data.classes import WNID
-from afmi.data.fields import Fields
+from afmi.data.fields import Fields, label_of
 from afmi.data.listing import Files, Listing, listed
+from afmi.data.parquet import PARQUET, parquet_columns
 from afmi.errors import ImageError, UsageError
 from afmi.files import regular_file_size
 from afmi.pictures.finding import IMAGE_SUFFIXES, find_images
 
-__all__ = ["SPLITS", "open_csv", "open_folder", "open_imagenet", "path_labels"]
+__all__ = ["SPLITS", "open_folder", "open_imagenet", "open_list", "path_labels"]
 
 SPLITS = ("val", "validation", "test", "train")  # the first that is there is taken
 
@@ -84,7 +85,9 @@ def _is_picture(path: Path) -> bool:
     return path.name.lower().endswith(IMAGE_SUFFIXES) and path.is_file()
 
 
-def _files(name: str, root: Path, keys: Iterable[str], labels: Sequence[str], noun: str) -> Listing:
+def _files(
+    name: str, root: Path, keys: Iterable[str], labels: Sequence[str | int], noun: str
+) -> Listing:
     keys = tuple(keys)
     sizes = tuple(_size(root / key) for key in keys)
     return Listing(name, Files(root), keys, tuple(labels), noun, sizes)
@@ -97,22 +100,14 @@ def _size(path: Path) -> int:
         return -1
 
 
-def open_csv(path: Path, name: str, fields: Fields) -> Listing:
+def open_list(path: Path, name: str, fields: Fields) -> Listing:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise UsageError(
             f"{name!r} is a picture; expected a folder of pictures, or a CSV file that lists them "
             "with their labels"
         )
-    try:
-        regular_file_size(path)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = _csv_rows(file, name, fields)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(
-            f"{name!r} cannot be read as a CSV file ({reason}); expected text in UTF-8 with the "
-            "columns image and label"
-        ) from error
+    rows = _parquet_rows if path.suffix.lower() in PARQUET else _csv_rows
+    rows = rows(path, name, fields)
     if not rows:
         raise UsageError(f"{name!r} lists no pictures; add a line with image and label for each")
     keys = [PurePath(image).as_posix() for image, _ in rows]
@@ -120,12 +115,32 @@ def open_csv(path: Path, name: str, fields: Fields) -> Listing:
     if max(opened.sizes) < 0:
         raise ImageError(
             f"none of the {len(keys)} files listed in {name!r} exists, such as "
-            f"{opened.source.where(keys[0])}; expected paths relative to the CSV file's folder"
+            f"{opened.source.where(keys[0])}; expected paths relative to that file's folder"
         )
     return opened
 
 
-def _csv_rows(file: Any, name: str, fields: Fields) -> list[tuple[str, str]]:
+def _parquet_rows(path: Path, name: str, fields: Fields) -> list[tuple[str, str | int]]:
+    """Return image and label of each row of a Parquet file."""
+    images, labels = parquet_columns(path, name, [fields.image or "image", fields.label or "label"])
+    return [(i, label_of(label, repr(name))) for i, label in zip(images, labels, strict=True)]
+
+
+def _csv_rows(path: Path, name: str, fields: Fields) -> list[tuple[str, str | int]]:
+    """Return image and label of each line of a CSV file."""
+    try:
+        regular_file_size(path)
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return _lines(file, name, fields)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(
+            f"{name!r} cannot be read as a CSV file ({reason}); expected text in UTF-8 with the "
+            "columns image and label"
+        ) from error
+
+
+def _lines(file: Any, name: str, fields: Fields) -> list[tuple[str, str | int]]:
     """Return image and label of each line of an open CSV file."""
     first = file.readline()
     file.seek(0)
@@ -141,7 +156,7 @@ def _csv_rows(file: Any, name: str, fields: Fields) -> list[tuple[str, str]]:
             "label_key="
         )
     image, label = map(header.index, wanted)
-    rows = []
+    rows: list[tuple[str, str | int]] = []
     for cells in reader:
         if not any(cell.strip() for cell in cells):
             continue

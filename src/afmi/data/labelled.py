@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from afmi.data.classes import Classes
 from afmi.data.fields import Fields
-from afmi.data.folders import open_csv, open_folder, open_imagenet
+from afmi.data.folders import open_folder, open_imagenet, open_list
 from afmi.data.items import open_items, open_mnist
 from afmi.data.listing import Items, Listing, Source, listed
 from afmi.data.preparing import prepared, prepared_or_named
@@ -35,6 +35,7 @@ __all__ = [
     "check_model",
     "labelled_images",
     "open_images",
+    "unlabelled_images",
 ]
 
 
@@ -187,7 +188,8 @@ def open_images(
               taken. Pictures beside the class folders are left out, as by torchvision;
             - a folder of pictures with wnids in their names, such as ``n01440764_10026.JPEG``;
             - a CSV file, UTF-8, with the columns ``image`` (a path, relative to the CSV file) and
-              ``label``, separated by commas, semicolons or tabs;
+              ``label``, separated by commas, semicolons or tabs; or a Parquet file with these
+              columns;
             - ``"mnist:DIR"`` or ``"mnist-train:DIR"``: MNIST's test or training pictures, where
               torchvision keeps them (``DIR/MNIST/raw``); nothing is downloaded;
             - ``"imagenet:DIR"``: ImageNet's validation pictures in ``DIR/val/<wnid>``;
@@ -213,7 +215,8 @@ def open_images(
             ``pixel_values``, ``inputs``, a suffix), of which there must be one only.
         label_key: likewise the label (``label``, ``labels``, ``target``, ``cls``).
         labelled: False: labels are not needed and not read; pictures may lie in a folder as they
-            like, be those of a glob, or a data set's items by themselves.
+            like, be those of a glob, or a data set's items by themselves. A limit then takes
+            pictures that are evenly spread.
 
     Returns:
         The pictures. CSV files may name files that do not exist: reading these raises.
@@ -238,9 +241,7 @@ def open_images(
     model = runnable(model)
     check_model(model)
     if not labelled:
-        name, source, keys, sizes = open_unlabelled(data, limit, image_key)
-        labels = (UNLABELLED,) * len(keys)
-        return LabelledImages(name, tuple(keys), labels, tuple(sizes), model, source)
+        return unlabelled_images(_open_unlabelled(data, image_key), model, limit)
     return labelled_images(_open(data, Fields(image_key, label_key)), model, limit)
 
 
@@ -269,6 +270,24 @@ def labelled_images(opened: Listing, model: nn.Module, limit: int | None) -> Lab
     return images if limit is None else images.limited(limit)
 
 
+def unlabelled_images(opened: Listing, model: nn.Module, limit: int | None) -> LabelledImages:
+    """Return the pictures of a listing without their classes.
+
+    Args:
+        opened: the listing.
+        model: what the pictures are prepared for.
+        limit: take this many, evenly spread; None: all.
+    """
+    count = len(opened.keys)
+    labels = (UNLABELLED,) * count
+    images = LabelledImages(
+        opened.name, opened.keys, labels, opened.sizes, runnable(model), opened.source
+    )
+    if limit is None or limit >= count:
+        return images
+    return images.only([i * count // limit for i in range(limit)])
+
+
 _PREFIXES: dict[str, Callable[[Path, str], Listing]] = {
     "mnist": open_mnist,
     "mnist-train": partial(open_mnist, train=True),
@@ -288,6 +307,14 @@ def _open(data: Any, fields: Fields) -> Listing:
             "of picture and label, or mappings that hold both"
         )
     return open_items(data, fields)
+
+
+def _open_unlabelled(data: Any, image_key: str | None) -> Listing:
+    if isinstance(data, (str, os.PathLike)):
+        text = os.fspath(data)
+        if text.partition(":")[0].lower() in _PREFIXES and not is_remote(text):
+            return _open_local(text, Fields(image_key))
+    return open_unlabelled(data, image_key)
 
 
 def _open_text(text: str, fields: Fields) -> Listing:
@@ -314,7 +341,7 @@ def _open_local(text: str, fields: Fields) -> Listing:
     if is_tar(text):
         return open_tars(local_tars(str(path)), text, fields)
     if path.is_file():
-        return open_csv(path, text, fields)
+        return open_list(path, text, fields)
     known = ", ".join(f"{name}:DIR" for name in _PREFIXES)
     raise ImageError(
         f"there is no {text!r}; expected a folder, a CSV file, tar files, a URL, or one of "

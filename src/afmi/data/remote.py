@@ -116,8 +116,13 @@ def _opened(files: Any, path: str, name: str) -> Any:
         raise SourceError(f"{shown(name)!r} cannot be opened: {one_line(error)}") from error
 
 
-def open_remote(url: str, fields: Fields) -> Listing | RemoteTars:
+def open_remote(url: str, fields: Fields, *, labelled: bool = True) -> Listing | RemoteTars:
     """List the pictures in a folder, or find the tar files, that a URL names.
+
+    Args:
+        url: of fsspec.
+        fields: suffixes of picture and label in tar files.
+        labelled: False: pictures may lie in the folder as they like.
 
     Raises:
         UsageError: fsspec, or a package that it needs for the URL, is not installed.
@@ -133,7 +138,7 @@ def open_remote(url: str, fields: Fields) -> Listing | RemoteTars:
         return RemoteTars(tuple(places), shown(url), fields)
     fields.refuse(repr(shown(url)))
     files, root = file_system(url)
-    return _folder(files, root, shown(url))
+    return _folder(files, root, shown(url), labelled=labelled)
 
 
 def _tars(url: str) -> list[tuple[Any, str]]:
@@ -154,7 +159,7 @@ def _asked(ask: Callable[[], _Value], name: str) -> _Value:
         raise SourceError(f"{name!r} cannot be listed: {one_line(error)}") from error
 
 
-def _folder(files: Any, root: str, name: str) -> Listing:
+def _folder(files: Any, root: str, name: str, *, labelled: bool) -> Listing:
     """List the pictures of a folder in a store by the rules of `open_folder`."""
     found = _asked(lambda: files.find(root, detail=True), name)
     prefix = root.rstrip("/") + "/" if root else ""
@@ -173,6 +178,10 @@ def _folder(files: Any, root: str, name: str) -> Listing:
             f"no image in {name!r}: none of its {len(found)} files has a suffix among "
             f"{' '.join(IMAGE_SUFFIXES)}; expected a folder of pictures, or a tar file"
         )
+    if not labelled:
+        keys, sizes_of = tuple(pictures), tuple(sizes[key] for key in pictures)
+        source = RemoteFiles(files, root, name)
+        return Listing(name, source, keys, (None,) * len(keys), "label", sizes_of)
     inside, other = _split(pictures)
     half = f" ({inside.rstrip('/')}{f', not {other}' if other else ''})" if inside else ""
     below = [path.removeprefix(inside) for path in pictures if path.startswith(inside)]

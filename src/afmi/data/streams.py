@@ -1,4 +1,4 @@
-"""Labelled pictures that come one after the other, and are neither counted nor held before."""
+"""Pictures that come one after the other, and are neither counted nor held before."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from afmi.data.labelled import (
     check_model,
     labelled_images,
     open_images,
+    unlabelled_images,
 )
 from afmi.data.listing import Listing
 from afmi.data.preparing import named_error, prepared
 from afmi.data.remote import RemoteTars, open_remote
 from afmi.data.tars import Sample
+from afmi.data.unlabelled import UNLABELLED, picture_of
 from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageError, one_line
 from afmi.network.classifier import classify, labels_of
 from afmi.stores import is_remote
@@ -64,31 +66,38 @@ class _Item:
 
     key: str
     where: str
-    picture: Tensor | Exception
+    picture: Any
     label: str | int | Exception
 
 
 @dataclass(frozen=True)
 class _Held:
-    """Prepared pictures by their keys; errors stand for those that cannot be used."""
+    """Pictures by their keys; errors stand for those that cannot be used.
 
-    pictures: Mapping[str, Tensor | Exception]
+    Attributes:
+        pictures: by key.
+        prepared: whether they are so already, (1, C, H, W).
+    """
+
+    pictures: Mapping[str, Any]
+    prepared: bool
 
     def where(self, key: str) -> str:
         return key
 
-    def picture(self, key: str) -> Tensor:
+    def picture(self, key: str) -> Any:
         picture = self.pictures[key]
         if isinstance(picture, Exception):
             raise picture
-        return picture[0]
+        return picture[0] if self.prepared else picture
 
 
 class ImageStream:
-    """Labelled pictures that are read once, from first to last, a window at a time.
+    """Pictures that are read once, from first to last, a window at a time.
 
     A key ends in a digest of the picture, so data that come in another order, or hold other
-    pictures, have other keys. A window of prepared pictures is in memory at a time.
+    pictures, have other keys. A window of prepared pictures is in memory at a time; without labels
+    they are as they came, and are prepared when they are read.
 
     Args:
         name: what was opened, for reports.
@@ -97,6 +106,7 @@ class ImageStream:
         fields: which parts of an item are picture and label.
         limit: how many of the items, the first ones, are taken; None: all.
         window: pictures that are ready at once.
+        labelled: False: labels are not needed and not read, and pictures may come by themselves.
 
     Attributes:
         fingerprint: hex digest of the first picture's key and label: what is known of the data
@@ -118,28 +128,45 @@ class ImageStream:
         fields: Fields,
         limit: int | None,
         window: int,
+        labelled: bool = True,
     ) -> None:
         self.name = name
+        self._labelled = labelled
         self.limit = limit
         self._model = model
         self._fields = fields
         self._window = window
         self._keys: set[str] = set()
-        names = feature_names(data, _label_column(data, fields))
+        names = feature_names(data, _label_column(data, fields)) if labelled else ()
         self._items = itertools.starmap(
             self._item, enumerate(itertools.islice(_raw(data, name), limit))
         )
         taken = list(itertools.islice(self._items, window))
         if not taken:
-            raise ImageError(f"{name} has no items; expected pictures with labels")
-        labels = labels_of(model)
-        self._classes = Classes(labels, len(labels) or self._count_classes(taken))
-        self._of_names = self._classes.of_names(names)
+            raise ImageError(
+                f"{name} has no items; expected pictures{' with labels' if labelled else ''}"
+            )
+        if labelled:
+            labels = labels_of(model)
+            self._classes = Classes(labels, len(labels) or self._count_classes(taken))
+            self._of_names = self._classes.of_names(names)
         self._first = self._images(taken)
         if set(self._first.labels) == {NO_CLASS}:
             self._first.read(0)  # which raises
         first = repr((self._first.keys[0], self._first.labels[0]))
         self.fingerprint = hashlib.blake2b(first.encode(), digest_size=16).hexdigest()
+
+    @property
+    def begin(self) -> LabelledImages:
+        """The pictures of the first window."""
+        return self._first
+
+    @property
+    def has_tensors(self) -> bool:
+        """Whether a picture of the first window came as a tensor, which keeps its size."""
+        source = self._first.source
+        assert isinstance(source, _Held)
+        return any(isinstance(picture, Tensor) for picture in source.pictures.values())
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -173,6 +200,8 @@ class ImageStream:
             key, parts = item.key, item.parts
             self._enter(key)
         where = f"{key} of {self.name}"
+        if not self._labelled:
+            return self._unlabelled(position, key, parts, where)
         label = _result(lambda: self._fields.label_value(_unless_failed(parts), where))
         raw = _result(lambda: self._fields.picture(_unless_failed(parts), where))
         picture = raw if _failed(raw) else _result(lambda: prepared(self._model, raw))
@@ -184,6 +213,14 @@ class ImageStream:
             label = TargetError(f"{where} has no label that can be used: {one_line(label)}")
         return _Item(f"{key}@{_digest(raw)}", where, picture, label)
 
+    def _unlabelled(self, position: int, key: str, parts: Any, where: str) -> _Item:
+        picture = _result(lambda: _held(picture_of(_unless_failed(parts), self._fields, where)))
+        if position == 0:
+            _check_first(picture, _result(lambda: _prepared(self._model, picture)))
+        if isinstance(picture, Exception):
+            picture = named_error(picture, where)
+        return _Item(f"{key}@{_digest(picture)}", where, picture, UNLABELLED)
+
     def _enter(self, key: str) -> None:
         if key in self._keys:
             raise UsageError(
@@ -193,7 +230,7 @@ class ImageStream:
         self._keys.add(key)
 
     def _images(self, items: list[_Item]) -> LabelledImages:
-        pictures: dict[str, Tensor | Exception] = {}
+        pictures: dict[str, Any] = {}
         labels: list[int] = []
         for item in items:
             label = self._class_of(item)
@@ -204,13 +241,13 @@ class ImageStream:
         return LabelledImages(
             *(self.name, tuple(pictures), tuple(labels), (0,) * len(labels)),
             model=self._model,
-            source=_Held(pictures),
+            source=_Held(pictures, prepared=self._labelled),
         )
 
     def _class_of(self, item: _Item) -> int | Exception:
         label = item.label
-        if isinstance(label, Exception):
-            return label
+        if isinstance(label, Exception) or not self._labelled:
+            return label  # type: ignore[return-value]
         wanted = label
         if isinstance(label, int) and 0 <= label < len(self._of_names):
             wanted = self._of_names[label]
@@ -240,8 +277,9 @@ def open_data(
     image_key: str | None = None,
     label_key: str | None = None,
     window: int,
+    labelled: bool = True,
 ) -> LabelledImages | ImageStream:
-    """Find labelled pictures of any kind: those that can be listed, and those that only come.
+    """Find pictures of any kind: those that can be listed, and those that only come.
 
     Args:
         data: see `afmi.evaluate`.
@@ -250,6 +288,7 @@ def open_data(
         image_key: see `open_images`.
         label_key: see `open_images`.
         window: pictures of a stream that are ready at once.
+        labelled: see `open_images`.
 
     Raises:
         AfmiError: see `open_images` and `ImageStream`.
@@ -257,15 +296,17 @@ def open_data(
     fields = Fields(image_key, label_key)
     opened = data
     if isinstance(data, (str, os.PathLike)) and is_remote(os.fspath(data)):
-        opened = open_remote(os.fspath(data), fields)
+        opened = open_remote(os.fspath(data), fields, labelled=labelled)
     elif not _is_iterable_only(data):
-        return open_images(data, model, limit=limit, image_key=image_key, label_key=label_key)
+        keys = {"image_key": image_key, "label_key": label_key}
+        return open_images(data, model, limit=limit, labelled=labelled, **keys)
     check_limit(limit)
     check_model(model)
     if isinstance(opened, Listing):
-        return labelled_images(opened, model, limit)
+        return (labelled_images if labelled else unlabelled_images)(opened, model, limit)
     name = opened.name if isinstance(opened, RemoteTars) else type(data).__name__
-    return ImageStream(name, opened, model, fields=fields, limit=limit, window=window)
+    settings: dict[str, Any] = {"limit": limit, "window": window, "labelled": labelled}
+    return ImageStream(name, opened, model, fields=fields, **settings)
 
 
 def _is_iterable_only(data: Any) -> bool:
@@ -339,6 +380,20 @@ def _result(get: Callable[[], _Value]) -> _Value | Exception:
         # They would keep the pictures of their tracebacks.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
+
+
+def _held(picture: Any) -> Any:
+    """Return a picture that stays as it is when the data are read on: of a PIL image its pixels.
+
+    It may also be sent to another process, which could not open the file that it comes from.
+    """
+    return picture.copy() if isinstance(picture, Image.Image) else picture
+
+
+def _prepared(model: nn.Module, picture: Any) -> Tensor:
+    if isinstance(picture, Exception):
+        raise picture
+    return prepared(model, picture)
 
 
 def _failed(outcome: object) -> bool:

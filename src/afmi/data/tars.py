@@ -286,23 +286,28 @@ class TarMembers:
         return content
 
 
-def open_tars(paths: Sequence[Path], name: str, fields: Fields) -> Listing:
+def open_tars(
+    paths: Sequence[Path], name: str, fields: Fields, *, labelled: bool = True
+) -> Listing:
     """List the samples of tar files on a disk, without reading their pictures."""
     places: dict[str, tuple[Path, int, int] | None] = {}
     keys: list[str] = []
-    labels: list[str | int] = []
+    labels: list[str | int | None] = []
     unlabelled: list[str] = []
     for path, shown in zip(paths, shard_names([str(path) for path in paths]), strict=True):
         for sample in _local_samples(path, shown, fields):
             place = _image_part(sample, fields)
             places[sample.key] = None if place is None else (path, *place)
             keys.append(sample.key)
-            if any(suffix in sample.parts for suffix in (*_LABEL_SUFFIXES, fields.label)):
+            if not labelled:
+                labels.append(None)
+            elif any(suffix in sample.parts for suffix in (*_LABEL_SUFFIXES, fields.label)):
                 labels.append(fields.label_value(sample.parts, repr(sample.key)))
             else:
                 unlabelled.append(sample.key)
     if not keys:
-        raise ImageError(f"no samples in {name!r}; expected pictures with labels: 0.jpg and 0.cls")
+        with_labels = " with labels: 0.jpg and 0.cls" if labelled else ", such as 0.jpg"
+        raise ImageError(f"no samples in {name!r}; expected pictures{with_labels}")
     if unlabelled:
         raise ImageError(
             f"{len(unlabelled)} of {len(keys)} samples in {name!r} have no label "

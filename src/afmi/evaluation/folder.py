@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
-from filelock import FileLock
 
 from afmi.errors import AfmiError, SourceError, UsageError
+from afmi.evaluation.directory import (
+    check_same_run,
+    check_usable,
+    locked,
+    manifest_bytes,
+    storable,
+    sweep,
+)
 from afmi.evaluation.manifest import differences, parse_manifest, run_digest
 from afmi.evaluation.tables import (
     DamagedTableError,
@@ -59,14 +63,6 @@ _IMAGES = pa.schema([("image", pa.int32()), ("key", pa.string()), ("label", pa.i
 _FIXED = ("class", "code", "parameters", "images_per_piece")
 """What must stay the same of a method, for its pieces to be of one kind."""
 _PICTURE = "picture"  # the kind of drawing that is the same for every method
-
-_LOCK = ".afmi.lock"
-_PATIENCE = 60
-"""Seconds to wait for the lock: a manifest is changed in milliseconds, so its holder hangs."""
-
-_PARTIAL = ".afmi-*.part"
-_STALE = 3600
-"""Seconds after which an unfinished file is one that a killed run left behind."""
 
 
 @dataclass(frozen=True)
@@ -149,16 +145,16 @@ class ResultsFolder:
         """
         folder = cls(path)
         identity = json.loads(json.dumps(run))
-        folder._check_usable()
-        with folder._locked():
+        check_usable(path, folder.manifest_path)
+        with locked(path):
             if folder.manifest_path.exists():
-                _check_same_run(path, folder.manifest()["run"], identity)
+                check_same_run(path, folder.manifest()["run"], identity)
             else:
                 manifest = {"run": identity, "methods": {}, **about}
-                write_files({folder.manifest_path: _json(manifest)})
+                write_files({folder.manifest_path: manifest_bytes(manifest)})
             if images is not None:
                 folder._write_images(*images, ended=True)
-        folder._sweep()
+        sweep(path)
         return folder
 
     def with_images(
@@ -178,7 +174,7 @@ class ResultsFolder:
             UsageError: another run into this folder had other pictures, or another number.
             AfmiError: when the table cannot be written.
         """
-        with self._locked():
+        with locked(self.path):
             known = self._known_images()
             if known is not None:
                 self._check_same_images(known, keys, labels, ended=ended)
@@ -207,7 +203,7 @@ class ResultsFolder:
         ended: bool,
     ) -> None:
         advice = "give the same data in the same order, or choose another --out"
-        given = zip(map(_storable, keys), labels, strict=True)
+        given = zip(map(storable, keys), labels, strict=True)
         for number, (before, now) in enumerate(zip(known, given, strict=False)):
             if before != now:
                 raise UsageError(
@@ -225,7 +221,7 @@ class ResultsFolder:
 
     def _write_images(self, keys: Sequence[str], labels: Sequence[int], *, ended: bool) -> None:
         """Write the table of the pictures, unless it is there already."""
-        columns = (range(len(keys)), map(_storable, keys), map(int, labels))
+        columns = (range(len(keys)), map(storable, keys), map(int, labels))
         table = table_bytes(columns, _IMAGES, {**self._about_images, "ended": ended})
         if not self.images_path.is_file() or self.images_path.read_bytes() != table:
             write_files({self.images_path: table})
@@ -261,7 +257,7 @@ class ResultsFolder:
             self.example_path(0, key, "insertion"),
         ):
             check_length(path)
-        with self._locked():
+        with locked(self.path):
             manifest = self.manifest()
             known = manifest["methods"].get(label)
             if known == added:
@@ -274,7 +270,7 @@ class ResultsFolder:
                     f"({different}); choose another --out"
                 )
             manifest["methods"][label] = added
-            write_files({self.manifest_path: _json(manifest)})
+            write_files({self.manifest_path: manifest_bytes(manifest)})
 
     def has_piece(self, label: str, entry: Mapping[str, Any], start: int) -> bool:
         """Tell whether a method's piece that begins with image ``start`` is finished.
@@ -417,62 +413,6 @@ class ResultsFolder:
             "into this folder again"
         )
 
-    def _check_usable(self) -> None:
-        """Raise unless the folder holds a run, or nothing but what a run killed at once left."""
-        if self.manifest_path.exists() or not self.path.exists():
-            return
-        problem = "it is a file"
-        if self.path.is_dir():
-            names = {p.name for p in self.path.iterdir() if not fnmatch(p.name, _PARTIAL)}
-            if self.manifest_path.name in names or names <= {_LOCK}:
-                return
-            problem = "it holds other files"
-        raise UsageError(
-            f"expected {str(self.path)!r} to be a new or empty folder, or results of this run; "
-            f"{problem}; choose another"
-        )
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes out of this block while one is in it, where the system can lock."""
-        if not isinstance(self.path, Path):
-            yield
-            return
-        lock = FileLock(self.path / _LOCK, timeout=_PATIENCE)
-        # A problem with the folder is better reported when something is written into it.
-        with suppress(OSError, NotImplementedError):  # a timeout is an OSError
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()  # the system releases it when the process ends, however it ends
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _sweep(self) -> None:
-        """Remove what a killed run was writing, and leave what another run may be writing now."""
-        if not isinstance(self.path, Path):
-            return
-        now = time.time()
-        for partial in self.path.rglob(_PARTIAL):
-            with suppress(OSError):
-                if now - partial.stat().st_mtime > _STALE:
-                    partial.unlink()
-
-
-def _check_same_run(path: Location, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise unless two runs are the same; only the data's name, a path often, may differ."""
-    different = differences(before, now)
-    if different:
-        raise UsageError(
-            f"{str(path)!r} holds results of another run ({different}); choose another --out, or "
-            "delete the folder to begin anew"
-        )
-
-
-def _storable(key: str) -> str:
-    """Return a key without the lone surrogates that stand for bytes that are no UTF-8."""
-    return key.encode(errors="backslashreplace").decode()
-
 
 def _read(path: Location, schema: pa.Schema, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
@@ -489,11 +429,6 @@ def _source(path: Location) -> Source:
         return path.read_bytes()
     except FileNotFoundError:
         return b""
-
-
-def _json(value: Any) -> bytes:
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return text.encode(errors="backslashreplace")
 
 
 def _png(picture: PIL.Image.Image) -> Callable[[IO[bytes]], object]:

@@ -30,16 +30,29 @@ class DamagedTableError(Exception):
     """A table cannot be read, or holds something else than what was written; says why."""
 
 
-def table_bytes(columns: Sequence[Any], schema: pa.Schema, about: Mapping[str, Any]) -> bytes:
+def table_bytes(
+    columns: Sequence[Any],
+    schema: pa.Schema,
+    about: Mapping[str, Any],
+    *,
+    dictionaries: bool = True,
+) -> bytes:
     """Return a Parquet file of these columns.
 
     Args:
-        columns: the values of each.
-        schema: their names and types: numbers, or text, which may be null.
+        columns: the values of each, or Arrow's arrays of them.
+        schema: their names and types: numbers, text, or lists of numbers, which may be null.
         about: what the table is, as JSON holds it; `read_table` returns it.
+        dictionaries: whether values that come often are stored once. Where few do, the file is
+            smaller without.
     """
-    arrays = [pa.array(list(c), field.type) for c, field in zip(columns, schema, strict=True)]
+    arrays = [
+        c if isinstance(c, (pa.Array, pa.ChunkedArray)) else pa.array(list(c), field.type)
+        for c, field in zip(columns, schema, strict=True)
+    ]
     table = pa.Table.from_arrays(arrays, schema=schema)
+    # Numbers that are all different are smaller with their bytes sorted by place.
+    split = [f"{f.name}.list.element" for f in schema if _is_list(f.type, pa.float32())]
     note = {"about": about, "digest": _digest(_decoded(table, schema), about)}
     # In memory: a full disk then raises an OSError, not one of Arrow's own.
     buffer = io.BytesIO()
@@ -50,6 +63,8 @@ def table_bytes(columns: Sequence[Any], schema: pa.Schema, about: Mapping[str, A
         write_page_checksum=True,
         # Readers skip rows by them, and nothing would notice a wrong one.
         write_statistics=False,
+        use_dictionary=dictionaries,
+        use_byte_stream_split=False if dictionaries else split,  # type: ignore[arg-type]
     )
     return buffer.getvalue()
 
@@ -115,8 +130,14 @@ def _note(metadata: pq.FileMetaData) -> dict[str, Any]:
 
 
 def _decoded(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    types = [getattr(field.type, "value_type", field.type) for field in schema]
+    types = [f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema]
     return table.cast(pa.schema(zip(schema.names, types, strict=True)))
+
+
+def _is_list(kind: pa.DataType, of: pa.DataType | None = None) -> bool:
+    """Tell whether a type is one of lists, of this type where one is given."""
+    lists = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return lists and of in (None, kind.value_type)
 
 
 def _digest(table: pa.Table, about: Mapping[str, Any]) -> str:
@@ -128,6 +149,13 @@ def _digest(table: pa.Table, about: Mapping[str, Any]) -> str:
             encoded = column.combine_chunks().dictionary_encode()
             digest.update(json.dumps(encoded.dictionary.to_pylist()).encode())
             digest.update(encoded.indices.fill_null(-1).to_numpy().tobytes())
+        elif _is_list(column.type):
+            lists = column.combine_chunks()
+            lengths = lists.is_valid()
+            if pa.types.is_list(column.type):
+                lengths = lists.value_lengths().fill_null(-1)
+            digest.update(lengths.to_numpy(zero_copy_only=False).tobytes())
+            digest.update(lists.flatten().to_numpy(zero_copy_only=False).tobytes())
         else:
             digest.update(column.to_numpy().tobytes())
     return digest.hexdigest()

@@ -64,6 +64,19 @@ class StageTerms:
         return (self.gradient * self.change).sum(2, keepdim=True)
 
     @property
+    def importance(self) -> Tensor:
+        """FMI (Eq. 6), the mean of each map's gradient over places, (T, N, K)."""
+        return self.gradient.mean(places(self.gradient, 3))
+
+    @property
+    def contribution(self) -> Tensor:
+        """What of the score's change goes through each map, Σ_ij ∂_σ y_c/∂A^k ⊙ (A^k − Ā^k).
+
+        (T, N, K); with what the extra tokens contribute it sums to the change.
+        """
+        return (self.gradient * self.change).flatten(3).sum(3)
+
+    @property
     def averaged(self) -> Tensor:
         """The maps whose gradients are averaged over places (Eq. 6–7), (T, N, 1, *spatial)."""
         weights = self.gradient.mean(places(self.gradient, 3), keepdim=True)

@@ -75,6 +75,10 @@ class Attribution:
         scores: of these, (N,).
         agreement: rank correlation of the maps with those whose modified gradients are not averaged
             over positions, float64 (N,); None: these are no averaged ones.
+        coarse: the maps at the method's own size, (N, 1, *its sides); None before
+            `Method.attribution` has brought them to the input's.
+        vectors: by their names what the method gives for each feature map, (N, K); see
+            `Method.vectors`.
     """
 
     maps: Tensor
@@ -85,6 +89,8 @@ class Attribution:
     targets: tuple[Target, ...] | None = None
     scores: Tensor | None = None
     agreement: Tensor | None = None
+    coarse: Tensor | None = None
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,9 @@ class Method(ABC):
     sides: ClassVar[tuple[int, ...]] = (1, 2, 3)
     """The numbers of spatial dimensions of images that it can explain: 1 is signals, 2 pictures, 3
     volumes."""
+    vectors: ClassVar[tuple[str, ...]] = ()
+    """What its attributions hold for each feature map: ``importance`` (FMI, Eq. 6), and
+    ``contribution``, the part of the score's change that goes through the map."""
     paper: ClassVar[str]
     """Authors, title, venue and year."""
 
@@ -303,17 +312,19 @@ class Method(ABC):
 
     def _finished(self, attribution: Attribution, inputs: Tensor) -> Attribution:
         """Bring the maps to the inputs' size and dtype, and check them."""
-        maps = upsample(attribution.maps.detach(), inputs.shape[2:]).to(inputs.dtype)
+        coarse = attribution.maps.detach()
+        maps = upsample(coarse, inputs.shape[2:]).to(inputs.dtype)
         residual = attribution.residual
         same = self._same_as_reference(inputs, maps, attribution.logits)
         # What such maps hold is rounding: image and reference ran in batches of other sizes.
         maps = maps.masked_fill(beside(same, maps), 0)
+        coarse = coarse.masked_fill(beside(same, coarse), 0)
         if residual is not None:
             if bool((residual.isnan() & ~same).any()):
                 self._check_reference(inputs)
             residual = residual.masked_fill(same, torch.nan)
         self._check_maps(maps, inputs)
-        return replace(attribution, maps=maps, residual=residual)
+        return replace(attribution, maps=maps, residual=residual, coarse=coarse)
 
     def _same_as_reference(self, inputs: Tensor, maps: Tensor, logits: Tensor | None) -> Tensor:
         """Tell of each image whether it equals its references within rounding, bool (N,)."""
@@ -444,6 +455,10 @@ def _joined(parts: Sequence[Attribution]) -> Attribution:
         targets=tuple(t for part in parts for t in part.targets or ()) or None,
         scores=together(lambda part: part.scores),
         agreement=together(lambda part: part.agreement),
+        coarse=together(lambda part: part.coarse),
+        vectors={
+            name: torch.cat([part.vectors[name] for part in parts]) for name in parts[0].vectors
+        },
     )
 
 

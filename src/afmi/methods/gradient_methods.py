@@ -88,7 +88,7 @@ def change_of_pixels(model: nn.Module, inputs: Tensor, reference: Reference | No
 
 
 def changes_from_references(
-    run: ModifiedGradient, classes: Tensor, *, averaged: bool = False
+    run: ModifiedGradient, classes: Tensor, *, averaged: bool = False, vectors: bool = False
 ) -> list[Attribution]:
     """Return Σ_k g_k (A^k − Ā^k) for each row of classes, with g the modified gradient.
 
@@ -99,8 +99,10 @@ def changes_from_references(
         run: of the images, against their references.
         classes: int64 (T, N).
         averaged: whether each map's modified gradient is averaged over its positions (Eq. 6).
+        vectors: whether the attributions also hold ``importance``, the mean of g_k over positions,
+            and ``contribution``, the sum of g_k ⊙ (A^k − Ā^k) over them.
     """
-    maps, exact, changes = [], [], []
+    maps, exact, changes, of_maps = [], [], [], []
     count = len(run.references)
     for r in range(count):
         terms = run.stage_terms(classes, r, last=r == count - 1)[0]
@@ -109,13 +111,21 @@ def changes_from_references(
         exact.append(change)
         maps.append(terms.averaged if averaged else change)
         changes.append(run.output_change(classes, r))
+        if vectors:
+            of_maps.append((terms.importance, terms.contribution))
     mean = torch.stack(maps).mean(0)
     residual = relative_residual(mean, torch.stack(changes).mean(0))
     agreement: list[Tensor | None] = [None] * len(mean)
     if averaged:
         unaveraged = torch.stack(exact).mean(0)
         agreement = [rank_correlation(m, e) for m, e in zip(mean, unaveraged, strict=True)]
+    means = [torch.stack(each).mean(0) for each in zip(*of_maps, strict=True)]
+    named = dict(zip(("importance", "contribution"), means, strict=False))
     return [
-        Attribution(m, c, run.run.logits, r, run.run.layer, agreement=a)
-        for m, c, r, a in zip(mean, classes, residual, agreement, strict=True)
+        Attribution(
+            *(mean[t], classes[t], run.run.logits, residual[t], run.run.layer),
+            agreement=agreement[t],
+            vectors={name: each[t] for name, each in named.items()},
+        )
+        for t in range(len(mean))
     ]

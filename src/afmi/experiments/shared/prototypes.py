@@ -64,9 +64,7 @@ def measure_agreement(
     tried = folder / "validation"
     parts_folder(tried, method, validation, batch, device, training=training.fingerprint)
     job = _NearestJob(method, validation, batch, fingerprint_of(model), prototypes)
-    measured = list(
-        all_parts(job, tried / "parts", engine, device, f"FMI of {validation.name}")
-    )
+    measured = list(all_parts(job, tried / "parts", engine, device, f"FMI of {validation.name}"))
     rows = job.join([part.tensors for part in measured])
     right = rows["predicted"] == rows["labels"]
     true, nearest = rows["labels"][right], rows["nearest"][right]

@@ -59,6 +59,7 @@ class AFMI(LayerMethod):
     family = "feature map"
     scores = "modified gradients"
     signed = True
+    vectors = ("importance", "contribution")
     paper = "A-FMI: Learning Attributions from Deep Networks via Feature Map Importance, 2021"
 
     _: KW_ONLY
@@ -96,13 +97,13 @@ class AFMI(LayerMethod):
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = self._run(inputs)
         classes = columns.of(run.run.logits)[None]
-        return changes_from_references(run, classes, averaged=self.averaged)[0]
+        return changes_from_references(run, classes, averaged=self.averaged, vectors=True)[0]
 
     def _attribute_classes(self, inputs: Tensor, classes: Tensor) -> list[Attribution]:
         # All classes from one forward pass and one batched backward pass.
         run = self._run(inputs)
         rows = torch.stack([Columns(row).of(run.run.logits) for row in classes])
-        return changes_from_references(run, rows, averaged=self.averaged)
+        return changes_from_references(run, rows, averaged=self.averaged, vectors=True)
 
     def _run(self, inputs: Tensor) -> ModifiedGradient:
         layer = LayerChoice(self.layer)
