@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import nn
 
 from afmi.batching import Item, attributed_batch
 from afmi.data.labelled import LabelledImages
@@ -19,11 +20,11 @@ from afmi.datasets.columns import Layout, Row, table_of
 from afmi.engines.job import Job
 from afmi.engines.workers import Shared
 from afmi.errors import AfmiError, SourceError, one_line
+from afmi.evaluation.job import check_network
 from afmi.evaluation.shard import MemoryWarning
 from afmi.explanation import Explanation
 from afmi.methods import Attribution, Method
 from afmi.metrics.base import blank_maps_allowed
-from afmi.network.fingerprint import fingerprint_of
 from afmi.network.memory import is_out_of_memory
 from afmi.pictures.batches import neighbours
 from afmi.targets import OneTarget
@@ -85,19 +86,11 @@ class DatasetJob(Job[Range, Outcome]):
     pictures: bool
     fingerprint: str
 
-    def begin(self) -> None:
-        """See that the network is the one that was sent.
+    def network(self) -> nn.Module:
+        return self.method.model
 
-        Raises:
-            AfmiError: when it is not.
-        """
-        here = fingerprint_of(self.method.model)
-        if here != self.fingerprint:
-            raise AfmiError(
-                f"a worker built another network ({here[:8]}) than it was sent "
-                f"({self.fingerprint[:8]}); a network that draws its weights when it is unpickled "
-                "cannot be sent: explain in one process"
-            )
+    def begin(self) -> None:
+        check_network(self.method.model, self.fingerprint)
 
     def run(self, task: Range) -> Outcome:
         """Return a row for each image.

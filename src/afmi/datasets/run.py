@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from afmi import specs
@@ -27,7 +26,7 @@ from afmi.errors import AfmiError, ImageError, LayerError, OperationError, Targe
 from afmi.evaluation.code import CodeReader
 from afmi.evaluation.identity import code_of, identity_of
 from afmi.methods import Method
-from afmi.network.classifier import classifier_of, input_channels, shown_bands_of
+from afmi.network.classifier import classifier_of, device_of, input_channels, shown_bands_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import ReferenceLike
 from afmi.progress import report
@@ -153,7 +152,7 @@ def explain_dataset(
     chosen = method_of(model, method, layer=layer, reference=reference, **parameters)
     wanted = None if target is None else checked_target(chosen.model, target)
     placed = as_engine(engine)
-    device = placed.device(_device(chosen.model).type)
+    device = placed.device(device_of(chosen.model).type)
     size = images_per_piece or _LARGEST_PIECE
     images = open_data(
         *(source, chosen.model),
@@ -434,10 +433,6 @@ class _Run:
         if progress.total is not None:
             report("images explained", progress.done, progress.total)
         self._on_piece(progress)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def _now() -> str:

@@ -27,7 +27,7 @@ class Engine(ABC):
 
         Args:
             job: what they do.
-            device: where they put its tensors: what `device` returns.
+            device: type of the one that they put its network on: what `device` returns.
 
         Raises:
             AfmiError: when there can be none.

@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
+from torch import nn
+
 __all__ = ["Job", "Result", "Task"]
 
 Task = TypeVar("Task")
@@ -19,6 +21,10 @@ class Job(ABC, Generic[Task, Result]):
     Whatever `run` returns for a task must not depend on where and when it runs, so that a task
     whose worker died can be run again.
     """
+
+    def network(self) -> nn.Module | None:
+        """Return the network, which a worker puts on its device; None: there is none."""
+        return None
 
     def begin(self) -> None:
         """Get ready, once in each worker; raise where this worker would give other results."""

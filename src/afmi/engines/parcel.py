@@ -42,6 +42,7 @@ class _Array:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     data: np.ndarray
+    device: str
     parameter: bool
     requires_grad: bool
 
@@ -53,15 +54,15 @@ class _Array:
         flat = dense.as_strided((dense.numel(),), (1,)).contiguous()
         return cls(
             *(tensor.dtype, tuple(dense.shape), dense.stride()),
-            flat.view(torch.uint8).numpy(),
+            *(flat.view(torch.uint8).numpy(), tensor.device.type),
             parameter=isinstance(tensor, nn.Parameter),
             requires_grad=tensor.requires_grad,
         )
 
-    def tensor(self, device: torch.device | None) -> Tensor:
+    def tensor(self) -> Tensor:
         # A copy: what comes from shared memory must not be written to.
         flat = torch.from_numpy(np.array(self.data)).view(self.dtype)
-        values = flat.as_strided(self.shape, self.stride).to(device)
+        values = flat.as_strided(self.shape, self.stride).to(self.device)
         if self.parameter:
             return nn.Parameter(values, requires_grad=self.requires_grad)
         return values.requires_grad_(self.requires_grad)
@@ -103,11 +104,8 @@ class Parcel:
                 ) from error
         return cls(zlib.compress(buffer.getvalue(), 6), tuple(pickler.parts), _versions())
 
-    def open(self, device: str | None = None) -> Any:
-        """Build the object.
-
-        Args:
-            device: where its tensors are put; None: on the CPU.
+    def open(self) -> Any:
+        """Build the object; its tensors lie on devices of the types that they lay on.
 
         Raises:
             AfmiError: when this process has other versions of the packages, or lacks a module.
@@ -125,7 +123,6 @@ class Parcel:
             )
         unpickler = _Unpickler(io.BytesIO(zlib.decompress(self.description)))
         unpickler.parts = self.parts
-        unpickler.device = None if device is None else torch.device(device)
         unpickler.built = {}
         try:
             return unpickler.load()
@@ -157,7 +154,6 @@ class _Pickler(cloudpickle.Pickler):
 
 class _Unpickler(pickle.Unpickler):
     parts: Sequence[Any]
-    device: torch.device | None
     built: dict[int, Any]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -165,7 +161,7 @@ class _Unpickler(pickle.Unpickler):
         if pid not in self.built:
             part = self.parts[pid]
             if isinstance(part, _Array):
-                part = part.tensor(self.device)
+                part = part.tensor()
             self.built[pid] = part
         return self.built[pid]
 

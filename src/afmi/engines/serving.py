@@ -33,7 +33,7 @@ class Settings:
         deterministic: whether only deterministic algorithms are used, and whether others warn only.
         tf32: whether cuDNN may round to TF32.
         benchmark: whether cuDNN chooses the fastest algorithm.
-        device: where the job's tensors are put.
+        device: type of the one that the job's network is put on.
     """
 
     threads: int
@@ -113,7 +113,10 @@ class Server:
 
         def build() -> None:
             settings.apply()
-            job = parcel.open(settings.device)
+            job: Job[Any, Any] = parcel.open()
+            network = job.network()
+            if network is not None:
+                network.to(settings.device)
             job.begin()
             self._job = job
 

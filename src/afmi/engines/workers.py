@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic
 
-import torch
-
 from afmi.engines.job import Job, Result, Task
 from afmi.errors import AfmiError, first_line
+from afmi.network.memory import is_out_of_memory
 
 __all__ = ["Died", "Failed", "Shared", "Worker", "WorkerPool", "WorkerWarning"]
 
@@ -45,7 +44,7 @@ class Died:
 class Failed:
     """A task, or getting ready for tasks, raised an error."""
 
-    error: BaseException
+    error: Exception
 
 
 class Worker(ABC):
@@ -205,10 +204,11 @@ class WorkerPool(ABC, Generic[Task, Result]):
     def _send(self, begin: Callable[[Task], object]) -> None:
         """Give tasks to workers that are ready, and start as many others as are needed."""
         while self._ready and self._waiting:
-            worker, ticket = self._ready.popleft(), self._waiting.popleft()
-            self._running[worker] = ticket
+            ticket = self._waiting[0]
             if ticket.whole is None and not ticket.deaths:
-                begin(ticket.task)
+                begin(ticket.task)  # which may raise: nothing is sent then
+            worker = self._ready.popleft()
+            self._running[worker] = self._waiting.popleft()
             worker.send(ticket.task)
         while self._idle and len(self._starting) < len(self._waiting):
             worker = self._idle.popleft()
@@ -220,7 +220,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
         if errors:
             raise errors[0]
 
-    def _take(self, worker: Worker, answer: Any) -> BaseException | None:
+    def _take(self, worker: Worker, answer: Any) -> Exception | None:
         """Enter a worker's answer; return the error that ends the work, if it is one."""
         if worker in self._starting:
             del self._starting[worker]
@@ -240,13 +240,13 @@ class WorkerPool(ABC, Generic[Task, Result]):
         self._ready.append(worker)
         if not isinstance(answer, Failed):
             self._done(ticket, answer)
-        elif _out_of_memory(answer.error):
+        elif is_out_of_memory(answer.error):
             self._split(ticket, f"out of memory: {first_line(answer.error)}")
         else:
             return answer.error
         return None
 
-    def _started(self, worker: Worker, answer: Any) -> BaseException | None:
+    def _started(self, worker: Worker, answer: Any) -> Exception | None:
         if not isinstance(answer, (Failed, Died)):
             self._failed_starts = 0
             self._ready.append(worker)
@@ -287,7 +287,3 @@ class WorkerPool(ABC, Generic[Task, Result]):
         whole.missing -= 1
         if not whole.missing:
             self._done(whole, self._job.joined(whole.task, whole.results))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError))

@@ -74,6 +74,9 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
     batch_size: int
     fingerprint: str
 
+    def network(self) -> nn.Module:
+        return self.model
+
     def begin(self) -> None:
         check_network(self.model, self.fingerprint)
 
@@ -99,10 +102,8 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
         if count < 2:
             return ()
         # Whole batches stay together, so that their numbers are those of an undisturbed run.
-        half = max(count // 2 // self.batch_size * self.batch_size, 0) or count // 2
-        if count > self.batch_size > half:
-            half = self.batch_size
-        middle = task.start + half
+        size = self.batch_size if count > self.batch_size else 1
+        middle = task.start + max(count // 2 // size, 1) * size
         # What fails on all pictures of a part may work on those of another.
         return replace(task, stop=middle, supported=True), replace(
             task, start=middle, supported=True

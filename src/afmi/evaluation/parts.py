@@ -10,7 +10,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from afmi.data.labelled import LabelledImages
 from afmi.engines import Engine
@@ -98,6 +98,9 @@ class PartsJob(Job[Span, bytes]):
     @abstractmethod
     def join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Return what `reduce` would give of all pictures of neighbouring parts."""
+
+    def network(self) -> nn.Module:
+        return self.method.model
 
     def begin(self) -> None:
         check_network(self.method.model, self.fingerprint)

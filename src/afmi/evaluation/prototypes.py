@@ -23,11 +23,11 @@ from afmi.evaluation.parts import PART, PartsJob, all_parts
 from afmi.files import location
 from afmi.methods.feature_maps.afmi import AFMI
 from afmi.metrics.fmi_prototypes import FMIPrototypes, PrototypesOrigin
-from afmi.network.classifier import classify
+from afmi.network.classifier import classify, device_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.wrappers import runnable
 
-__all__ = ["PROTOTYPES", "device_of", "fmi_prototypes", "parts_folder"]
+__all__ = ["PROTOTYPES", "fmi_prototypes", "parts_folder"]
 
 PROTOTYPES = "prototypes.safetensors"
 """The file in the folder of the results."""
@@ -90,7 +90,7 @@ def fmi_prototypes(
             data, method.model, limit=limit, image_key=image_key, label_key=label_key
         )
     placed = as_engine(engine)
-    device = placed.device(device_of(method.model))
+    device = placed.device(device_of(method.model).type)
     folder = location(out)
     if not isinstance(folder, Path):
         raise UsageError(
@@ -164,11 +164,6 @@ def parts_folder(
         images=(images.keys, [int(label) for label in images.labels]),
         about={"metrics": {}},
     )
-
-
-def device_of(model: nn.Module) -> str:
-    """Return the type of the device that a network lies on."""
-    return next((weights.device.type for weights in model.parameters()), "cpu")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from afmi.evaluation.shard import ShardResult
 from afmi.files import location
 from afmi.methods import MethodsLike, chosen_methods
 from afmi.metrics import Metric, MetricsLike
+from afmi.network.classifier import device_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.wrappers import runnable
 from afmi.specs import key_of
@@ -120,7 +121,7 @@ def evaluate(
             f"expected a batch_size from 1 and examples from 0, got {batch_size} and {examples}"
         )
     model, placed = runnable(model), as_engine(engine)
-    device = placed.device(_device(model).type)
+    device = placed.device(device_of(model).type)
     chosen = chosen_methods(model, methods)
     asked = Asked.of(model, target)
     companions = any(metric.companions for metric in asked.metrics(metrics).values())
@@ -320,7 +321,7 @@ def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages | Image
 
 
 def _machine(model: nn.Module) -> dict[str, Any]:
-    device = _device(model)
+    device = device_of(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return {
         "processor": name,
@@ -330,7 +331,3 @@ def _machine(model: nn.Module) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

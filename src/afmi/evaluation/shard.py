@@ -23,6 +23,7 @@ from afmi.methods import Method
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.network.classifier import classify, shown_bands_of
+from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import check_outputs
 from afmi.pictures.batches import neighbours
 from afmi.pictures.maps import is_blank
@@ -183,7 +184,7 @@ def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
             row = _error_row(batch[0].index, _cause(shard, batch[0], error))
             failure = (batch[0].index, str(row[3]))
             return [_Outcome([row], failure=failure, unsupported=same)]
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        if is_out_of_memory(error):
             size = len(batch) // 2
             warnings.warn(
                 f"{shard.method.name} ran out of memory with {len(batch)} pictures at once, which "

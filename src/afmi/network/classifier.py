@@ -33,6 +33,7 @@ __all__ = [
     "class_label",
     "classifier_of",
     "classify",
+    "device_of",
     "find_class",
     "input_channels",
     "labels_of",
@@ -288,6 +289,11 @@ def name_of(model: object) -> str:
     """Return what a model is called in records: the Classifier's name, or the network's class."""
     classifier = classifier_of(model)
     return type(within(model)).__name__ if classifier is None else classifier.name
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a network's parameters lie on; the CPU where it has none."""
+    return next((weights.device for weights in model.parameters()), torch.device("cpu"))
 
 
 def preparation_of(model: object) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from afmi.engines import Engine
 from afmi.errors import UsageError
 from afmi.evaluation import LabelledImages
 from afmi.evaluation.parts import PartsJob, all_parts
-from afmi.evaluation.prototypes import device_of, fmi_prototypes, parts_folder
+from afmi.evaluation.prototypes import fmi_prototypes, parts_folder
 from afmi.methods import AFMI
 from afmi.metrics import FMIPrototypes
 from afmi.metrics.fmi_prototypes import shuffled
-from afmi.network.classifier import classify
+from afmi.network.classifier import classify, device_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.randomness import generator_of
 
@@ -60,7 +60,7 @@ def measure_agreement(
     options = {"batch_size": batch, "engine": engine}
     prototypes = fmi_prototypes(method, training, folder / "training", **options)
     assert prototypes.origin is not None
-    device = engine.device(device_of(model))
+    device = engine.device(device_of(model).type)
     tried = folder / "validation"
     parts_folder(tried, method, validation, batch, device, training=training.fingerprint)
     job = _NearestJob(method, validation, batch, fingerprint_of(model), prototypes)
