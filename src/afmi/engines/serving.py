@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import signal
 import traceback
 import warnings
@@ -136,8 +137,8 @@ def serve(connection: Connection[Any, Any], parcel: str) -> None:
         connection.send(server.begin(*pickle.loads(Path(parcel).read_bytes())))
         while True:
             connection.send(server.run(connection.recv()))
-    except (EOFError, BrokenPipeError, ConnectionError):  # the process that commands is gone
-        pass
+    except (EOFError, ConnectionError):  # the process that commands was killed
+        shutil.rmtree(Path(parcel).parent, ignore_errors=True)
 
 
 def _answer(call: Callable[[], Any]) -> Answer:
