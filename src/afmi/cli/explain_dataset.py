@@ -122,8 +122,8 @@ def explain_dataset(
     \b
     Examples:
       afmi explain-dataset photographs/ --out explained
-      afmi explain-dataset "train-{000..146}.tar" --model resnet50 --batch-size 32 --workers 4
-      afmi explain-dataset s3://bucket/train --model resnet50 --engine ray --workers 16
+      afmi explain-dataset "train-{000..146}.tar" --model resnet50 --workers 4 --threads 1
+      afmi explain-dataset s3://bucket/train --model resnet50 --engine ray --address auto
       afmi explain-dataset photos.parquet --target collie --vectors contribution --no-maps
 
     \b

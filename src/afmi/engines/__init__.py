@@ -8,5 +8,6 @@ from afmi.engines.base import Engine
 from afmi.engines.choosing import EngineLike, as_engine
 from afmi.engines.local import Local
 from afmi.engines.ray import Ray
+from afmi.engines.workers import WorkerWarning
 
-__all__ = ["Engine", "EngineLike", "Local", "Ray", "as_engine"]
+__all__ = ["Engine", "EngineLike", "Local", "Ray", "WorkerWarning", "as_engine"]
