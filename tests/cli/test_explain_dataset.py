@@ -20,7 +20,7 @@ def test_lines_and_exit_codes(afmi, pictures, small, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert result.stdout == f"{count} explanations → {out}\n"
     manifest = package.open_explanations(out).manifest
-    assert manifest["command"].startswith("afmi ")
+    assert manifest["command"].startswith("afmi")
     assert manifest["run"]["method"]["class"] == "AFMI"
     assert afmi("explain-dataset", pictures, *small, "--quiet").stdout == ""
 

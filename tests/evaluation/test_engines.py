@@ -190,16 +190,20 @@ def test_a_stream_gives_the_same_bytes_with_two_workers(tmp_path: Path) -> None:
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-def test_what_decides_the_last_digits_is_part_of_a_run(photos: Path, tmp_path: Path) -> None:
+def test_what_decides_the_last_digits_is_part_of_a_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = {**OPTIONS, "methods": "random", "limit": 2}
     evaluate(network(), photos, tmp_path / "out", **options)
     threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads + 1)
         with pytest.raises(UsageError, match=f"threads was {threads}, now {threads + 1}"):
             evaluate(network(), photos, tmp_path / "out", **options)
-    finally:
-        torch.set_num_threads(threads)
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+        with pytest.raises(UsageError, match="float32 products was highest, now medium"):
+            evaluate(network(), photos, tmp_path / "out", **options)
     with pytest.raises(UsageError, match="dtype was float32, now float64"):
         evaluate(network().double(), photos, tmp_path / "out", **options)
 

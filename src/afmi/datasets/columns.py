@@ -144,7 +144,8 @@ class Row:
             ValueError: the sizes are not those of the layout.
         """
         one = explanation
-        assert attribution.coarse is not None
+        if attribution.coarse is None:
+            raise ValueError("its batch has maps of several sizes; explain images one by one")
         columns: dict[str, Any] = {
             "key": storable(key),
             "class": one.class_index,

@@ -22,7 +22,15 @@ from afmi.datasets.job import DatasetJob, Explained, Outcome, Range, explained_i
 from afmi.datasets.reading import Explanations, open_explanations
 from afmi.engines import EngineLike, as_engine
 from afmi.engines.workers import WorkerPool
-from afmi.errors import AfmiError, ImageError, LayerError, OperationError, TargetError, UsageError
+from afmi.errors import (
+    AfmiError,
+    ImageError,
+    LayerError,
+    OperationError,
+    SourceError,
+    TargetError,
+    UsageError,
+)
 from afmi.evaluation.code import CodeReader
 from afmi.evaluation.identity import code_of, identity_of
 from afmi.methods import Method
@@ -134,7 +142,7 @@ def explain_dataset(
         AfmiError: when none of the first images can be explained, or a file cannot be written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from afmi import Classifier
         >>> body = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         >>> model = Classifier(nn.Sequential(*body), labels=["cat", "dog", "newt", "owl"])
@@ -330,7 +338,14 @@ class _Plan:
             return not self.images.has_tensors
         if isinstance(self.images.source, Files):
             return True
-        return not isinstance(self.images.source.picture(self.images.keys[0]), Tensor)
+        for key in self.images.keys:
+            try:
+                return not isinstance(self.images.source.picture(key), Tensor)
+            except SourceError:
+                raise
+            except Exception:  # the next may be readable
+                continue
+        return False
 
 
 def _source(source: Any, images: LabelledImages | ImageStream, key: str | None) -> dict[str, Any]:

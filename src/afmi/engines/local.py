@@ -26,7 +26,9 @@ from afmi.errors import UsageError
 __all__ = ["Local"]
 
 _BOOT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path.remove("")  # else files of the working directory could pass for modules
 from multiprocessing.connection import Connection
 from afmi.engines.serving import serve
 serve(Connection(int(sys.argv[1])), sys.argv[2])
@@ -145,8 +147,8 @@ class _Process(Worker):
         """Return what the process has answered, or how it died."""
         assert self.connection is not None
         try:
-            return self.connection.recv().opened()
-        except (EOFError, ConnectionError):
+            return self.connection.recv()
+        except (EOFError, OSError):  # also in the middle of an answer
             return Died(self._end())
 
     def stop(self) -> None:
@@ -207,7 +209,7 @@ class _InFile(Shared):
         return _opened(self.path)
 
     def free(self) -> None:
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=1)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +13,20 @@ from afmi.engines.base import Engine, check_workers
 from afmi.engines.job import Job
 from afmi.engines.parcel import Parcel
 from afmi.engines.serving import Server, Settings
-from afmi.engines.workers import Died, Failed, Shared, Worker, WorkerPool
+from afmi.engines.workers import (
+    Died,
+    Failed,
+    Shared,
+    Worker,
+    WorkerPool,
+    WorkerWarning,
+)
 from afmi.errors import AfmiError, UsageError, first_line
 
 __all__ = ["Ray"]
+
+_PATIENCE = 30.0
+"""Seconds to wait for a first worker before a warning."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,8 @@ class Ray(Engine):
         workers: actors.
         address: of the cluster: ``"auto"`` for the one that this machine belongs to, or
             ``"HOST:6379"``. None: a cluster of this machine alone, ended with the work; where
-            ``ray.init`` was called before, that one is used and left as it is.
+            ``ray.init`` was called before, that one is used and left as it is, and otherwise the
+            one of ``RAY_ADDRESS`` where that is set.
         cpus: cores that Ray sets aside for a worker. How many it uses is a question of its threads,
             which are this process's (``torch.set_num_threads``, ``--threads``).
         gpus: GPUs for a worker, also a part of one; with any, the network runs on the GPU, wherever
@@ -62,6 +75,11 @@ class Ray(Engine):
         return "cuda" if self.gpus else model_device
 
     def pool(self, job: Job[Any, Any], device: str = "cpu") -> WorkerPool[Any, Any]:
+        if device != "cpu" and not self.gpus:
+            raise UsageError(
+                f"the network lies on {device}, and no worker was given a GPU; pass gpus=1 "
+                "(--gpus-per-worker 1), or put the network on the CPU (--device cpu)"
+            )
         return _RayPool(self, job, device)
 
 
@@ -82,23 +100,42 @@ class _RayPool(WorkerPool[Any, Any]):
         self._ray = _ray()
         parcel = Parcel.of(job)
         self._began = _connect(self._ray, engine)
-        begin = self._ray.put(parcel), Settings.here(device)
-        actor = self._ray.remote(Server).options(
-            num_cpus=engine.cpus,
-            num_gpus=engine.gpus,
-            memory=engine.memory,
-            # A worker that died is replaced by the pool, which counts the pieces that it cost.
-            max_restarts=0,
-            max_task_retries=0,
-        )
+        try:
+            begin = self._ray.put(parcel), Settings.here(device)
+            actor = self._ray.remote(Server).options(
+                num_cpus=engine.cpus,
+                num_gpus=engine.gpus,
+                memory=engine.memory,
+                # One that died is replaced by the pool, which counts the pieces that it cost.
+                max_restarts=0,
+                max_task_retries=0,
+            )
+        except BaseException:
+            self._leave()
+            raise
+        self._wanted = f"{engine.cpus} cores, {engine.gpus} GPUs"
         workers: list[Worker] = [_Actor(self._ray, actor, begin) for _ in range(engine.workers)]
         super().__init__(job, workers, retries=engine.retries)
 
     def wait(self, busy: list[Worker], seconds: float | None) -> list[tuple[Worker, Any]]:
-        by_reference = {w.reference: w for w in busy if isinstance(w, _Actor)}
+        # One without a reference was about to be sent something when Ctrl-C came.
+        by_reference = {w.reference: w for w in busy if isinstance(w, _Actor) and w.reference}
         if not by_reference:
             return []
-        answered, others = self._ray.wait(list(by_reference), timeout=seconds)
+        answered, others = self._ray.wait(
+            list(by_reference), timeout=_PATIENCE if seconds is None else seconds
+        )
+        while not answered and seconds is None:
+            if not self.any_ready:
+                there = self._ray.cluster_resources()
+                warnings.warn(
+                    f"no worker has started for {_PATIENCE:.0f} s: each wants {self._wanted}, and "
+                    f"the cluster has {there.get('CPU', 0):g} cores and {there.get('GPU', 0):g} "
+                    "GPUs in all; wait for machines that are being started, or ask for less",
+                    WorkerWarning,
+                    stacklevel=2,
+                )
+            answered, others = self._ray.wait(list(by_reference), timeout=_PATIENCE)
         if answered and others:  # all that have answered, since each call looks at all workers
             more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)
             answered += more
@@ -108,7 +145,12 @@ class _RayPool(WorkerPool[Any, Any]):
         return _Put(self._ray.put(Parcel.of(value)))
 
     def close(self) -> None:
-        super().close()
+        try:
+            super().close()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         if self._began:
             self._ray.shutdown()
 
@@ -129,6 +171,7 @@ class _Actor(Worker):
         self.reference = self._actor.begin.remote(*self._begin)
 
     def send(self, task: object) -> None:
+        self.reference = None  # the old one has been answered, and must not be taken again
         self.reference = self._actor.run.remote(task)
 
     def stop(self) -> None:
@@ -139,12 +182,11 @@ class _Actor(Worker):
     def answer(self) -> Any:
         """Return what the actor has answered, or how it died."""
         try:
-            return self._ray.get(self.reference).opened()
+            return self._ray.get(self.reference)
         except self._ray.exceptions.RayTaskError as error:
-            return Failed(AfmiError(f"a worker raised {first_line(error)}"))
+            return Failed(AfmiError(f"a worker raised {_last_line(error)}"))
         except self._ray.exceptions.RayError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            return Died(" ".join(lines)[:300])
+            return Died(f"{type(error).__name__}: {_last_line(error)}")
 
 
 @dataclass(frozen=True)
@@ -160,16 +202,27 @@ def _opened(reference: Any) -> Any:
     return _ray().get(reference).open()
 
 
+def _last_line(error: Exception) -> str:
+    """Return the line of one of Ray's errors that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "(no message)"
+
+
 def _connect(ray: Any, engine: Ray) -> bool:
     """Join the cluster, or start one; tell whether it is to be left at the end."""
     if ray.is_initialized():
+        if engine.address not in (None, "auto"):
+            raise UsageError(
+                f"expected no address where ray.init was called before, got {engine.address!r}; "
+                "leave it out, which takes that cluster, or call ray.shutdown()"
+            )
         return False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if engine.address is None and "RAY_ADDRESS" not in os.environ:
-        cores = max(1, round(engine.workers * engine.cpus))
+        cores = max(1, math.ceil(engine.workers * engine.cpus))
         options |= {"address": "local", "include_dashboard": False, "num_cpus": cores}
         if engine.gpus:
-            options["num_gpus"] = max(1, round(engine.workers * engine.gpus))
+            options["num_gpus"] = max(1, math.ceil(engine.workers * engine.gpus))
     else:
         options["address"] = engine.address or os.environ["RAY_ADDRESS"]
     try:

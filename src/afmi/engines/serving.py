@@ -17,10 +17,10 @@ import torch
 
 from afmi.engines.job import Job
 from afmi.engines.parcel import Parcel
-from afmi.engines.workers import Failed
+from afmi.engines.workers import Answer, Failed
 from afmi.errors import AfmiError
 
-__all__ = ["Answer", "Server", "Settings", "serve"]
+__all__ = ["Server", "Settings", "serve"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Settings:
         deterministic: whether only deterministic algorithms are used, and whether others warn only.
         tf32: whether cuDNN may round to TF32.
         benchmark: whether cuDNN chooses the fastest algorithm.
+        autocast: the dtype that operations are cast to; None: none.
         device: type of the one that the job's network is put on.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     deterministic: tuple[bool, bool]
     tf32: bool
     benchmark: bool
+    autocast: torch.dtype | None
     device: str
 
     @classmethod
@@ -58,6 +60,9 @@ class Settings:
             ),
             tf32=torch.backends.cudnn.allow_tf32,
             benchmark=torch.backends.cudnn.benchmark,
+            autocast=torch.get_autocast_dtype(device)
+            if torch.is_autocast_enabled(device)
+            else None,
             device=device,
         )
 
@@ -69,29 +74,9 @@ class Settings:
         torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.backends.cudnn.benchmark = self.benchmark
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a call gave, on its way back.
-
-    Attributes:
-        value: the result; `Failed` where it raised.
-        trace: of the error, as text.
-        warned: warnings, each once.
-    """
-
-    value: Any
-    trace: str = ""
-    warned: tuple[Warning, ...] = ()
-
-    def opened(self) -> Any:
-        """Return the value, and warn as the worker did."""
-        for warning in self.warned:
-            warnings.warn(warning, stacklevel=2)
-        if isinstance(self.value, Failed) and self.trace:
-            self.value.error.__cause__ = _WorkerError(self.trace)
-        return self.value
+        torch.set_autocast_enabled(self.device, self.autocast is not None)
+        if self.autocast is not None:
+            torch.set_autocast_dtype(self.device, self.autocast)
 
 
 class _WorkerError(Exception):
@@ -142,16 +127,26 @@ def serve(connection: Connection[Any, Any], parcel: str) -> None:
 
 
 def _answer(call: Callable[[], Any]) -> Answer:
-    trace = ""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
             value = call()
         except Exception as error:
             trace = "".join(traceback.format_exception(error))
-            value = Failed(_portable(error))
-    warned = {str(w.message): w.message for w in caught if _is_portable(w.message)}
-    return Answer(value, trace, tuple(w for w in warned.values() if isinstance(w, Warning)))
+            value = _Traced(_portable(error), trace)
+    warned = {str(w.message): _portable_warning(w.message) for w in caught}
+    return Answer(value, tuple(warned.values()))
+
+
+@dataclass(frozen=True)
+class _Traced(Failed):
+    """An error and, since a pickle drops its cause, where it arose."""
+
+    trace: str
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.error.__cause__ = _WorkerError(self.trace)
 
 
 def _portable(error: Exception) -> Exception:
@@ -160,6 +155,12 @@ def _portable(error: Exception) -> Exception:
     if _is_portable(error):
         return error
     return AfmiError(f"{type(error).__name__}: {error}")
+
+
+def _portable_warning(warning: Warning | str) -> Warning:
+    if isinstance(warning, Warning) and _is_portable(warning):
+        return warning
+    return UserWarning(f"{type(warning).__name__}: {warning}")
 
 
 def _is_portable(value: object) -> bool:

@@ -15,7 +15,7 @@ from afmi.engines.job import Job, Result, Task
 from afmi.errors import AfmiError, first_line
 from afmi.network.memory import is_out_of_memory
 
-__all__ = ["Died", "Failed", "Shared", "Worker", "WorkerPool", "WorkerWarning"]
+__all__ = ["Answer", "Died", "Failed", "Shared", "Worker", "WorkerPool", "WorkerWarning"]
 
 
 class WorkerWarning(UserWarning):
@@ -45,6 +45,19 @@ class Failed:
     """A task, or getting ready for tasks, raised an error."""
 
     error: Exception
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call in another process gave, on its way back.
+
+    Attributes:
+        value: the result; `Failed` where it raised.
+        warned: warnings, each once.
+    """
+
+    value: Any
+    warned: tuple[Warning, ...] = ()
 
 
 class Worker(ABC):
@@ -120,6 +133,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
         self._ready: deque[Worker] = deque()
         self._running: dict[Worker, _Ticket[Task]] = {}
         self._finished: deque[tuple[Task, Any]] = deque()
+        self._warned: list[Warning] = []
 
     def __enter__(self) -> WorkerPool[Task, Result]:
         return self
@@ -137,6 +151,11 @@ class WorkerPool(ABC, Generic[Task, Result]):
             The workers that have answered: with a task's result; with None, when one is ready; or
             with `Failed` or `Died`.
         """
+
+    @property
+    def any_ready(self) -> bool:
+        """Whether any worker has got ready so far."""
+        return bool(self._ready or self._running)
 
     @abstractmethod
     def share(self, value: object) -> Shared:
@@ -188,11 +207,12 @@ class WorkerPool(ABC, Generic[Task, Result]):
             self._receive(self.wait([*self._running], 0))
             self._commit(commit)
             raise
-        except Exception as error:
+        except Exception:
             self._waiting.clear()
-            while self._running and not isinstance(error, MemoryError):
-                with suppress(Exception):  # the first error is the one to tell
-                    self._receive(self.wait([*self._running], None))
+            with suppress(Exception):  # the first error is the one to tell
+                while self._running:
+                    for worker, answer in self.wait([*self._running], None):
+                        self._take(worker, answer)
             self._commit(commit)
             raise
 
@@ -217,19 +237,28 @@ class WorkerPool(ABC, Generic[Task, Result]):
 
     def _receive(self, answers: list[tuple[Worker, Any]]) -> None:
         errors = [error for worker, answer in answers if (error := self._take(worker, answer))]
+        # Only now, when all is entered: where warnings are errors, they end the work.
+        warned, self._warned = self._warned, []
+        for warning in warned:
+            warnings.warn(warning, stacklevel=3)
         if errors:
             raise errors[0]
 
     def _take(self, worker: Worker, answer: Any) -> Exception | None:
         """Enter a worker's answer; return the error that ends the work, if it is one."""
+        if isinstance(answer, Answer):
+            self._warned += answer.warned
+            answer = answer.value
         if worker in self._starting:
             del self._starting[worker]
             return self._started(worker, answer)
         ticket = self._running.pop(worker)
         if isinstance(answer, Died):
             self._idle.append(worker)
+            if ticket.outermost.cancelled:
+                return None
             ticket.deaths += 1
-            warnings.warn(f"a worker died: {answer.reason}", WorkerWarning, stacklevel=2)
+            self._warned.append(WorkerWarning(f"a worker died: {answer.reason}"))
             if ticket.deaths <= self._retries:
                 self._waiting.appendleft(ticket)
             else:
@@ -242,7 +271,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
             self._done(ticket, answer)
         elif is_out_of_memory(answer.error):
             self._split(ticket, f"out of memory: {first_line(answer.error)}")
-        else:
+        elif not ticket.outermost.cancelled:
             return answer.error
         return None
 
@@ -259,8 +288,8 @@ class WorkerPool(ABC, Generic[Task, Result]):
             return None
         return AfmiError(
             f"{self._failed_starts} workers in a row died before they were ready: {answer.reason}; "
-            "see that the machines have memory for the network, and give the same command again, "
-            "which resumes"
+            "see that the machines have the packages, and memory for the network; the same command "
+            "resumes"
         )
 
     def _split(self, ticket: _Ticket[Task], reason: str) -> None:

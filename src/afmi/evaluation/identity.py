@@ -83,6 +83,13 @@ def identity_of(
         "threads": torch.get_num_threads(),
         "dtype": str(weights.dtype).removeprefix("torch."),
         "device": device or weights.device.type,
+        "arithmetic": {
+            "float32 products": torch.get_float32_matmul_precision(),
+            "TF32": torch.backends.cudnn.allow_tf32,
+            "benchmark": torch.backends.cudnn.benchmark,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "autocast": torch.is_autocast_enabled(device or weights.device.type),
+        },
     }
 
 

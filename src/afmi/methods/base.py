@@ -444,7 +444,13 @@ def _joined(parts: Sequence[Attribution]) -> Attribution:
 
     def together(of: Callable[[Attribution], Tensor | None]) -> Tensor | None:
         tensors = [tensor for part in parts if (tensor := of(part)) is not None]
-        return torch.cat(tensors) if tensors else None
+        # Layers that are found for each image by itself may have maps of several sizes.
+        alike = len({tensor.shape[1:] for tensor in tensors}) == 1
+        return torch.cat(tensors) if alike else None
+
+    vectors = {
+        name: together(lambda part, name=name: part.vectors[name]) for name in parts[0].vectors
+    }
 
     return replace(
         parts[0],
@@ -456,9 +462,7 @@ def _joined(parts: Sequence[Attribution]) -> Attribution:
         scores=together(lambda part: part.scores),
         agreement=together(lambda part: part.agreement),
         coarse=together(lambda part: part.coarse),
-        vectors={
-            name: torch.cat([part.vectors[name] for part in parts]) for name in parts[0].vectors
-        },
+        vectors={name: rows for name, rows in vectors.items() if rows is not None},
     )
 
 
