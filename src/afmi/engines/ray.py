@@ -25,7 +25,7 @@ from afmi.errors import AfmiError, UsageError, first_line
 
 __all__ = ["Ray"]
 
-_PATIENCE = 30.0
+_PATIENCE = 120.0
 """Seconds to wait for a first worker before a warning."""
 
 
