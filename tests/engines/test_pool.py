@@ -180,7 +180,7 @@ def test_workers_that_never_get_ready_end_the_work() -> None:
 
     pool = Pool(doubling())
     pool._idle = deque([Stillborn(pool._job)])
-    with pytest.raises(AfmiError, match="3 workers in a row died before they were ready: no mem"):
+    with pytest.raises(AfmiError, match="5 workers in a row died before they were ready: no mem"):
         work(pool, (0, 4))
 
 

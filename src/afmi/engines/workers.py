@@ -104,8 +104,8 @@ class _Ticket(Generic[Task]):
         return self if self.whole is None else self.whole.outermost
 
 
-_MOST_STARTS = 3
-"""How often in a row workers may die before they are ready."""
+_MOST_STARTS = 5
+"""How often in a row workers may die before they are ready, while no other is."""
 
 
 class WorkerPool(ABC, Generic[Task, Result]):
@@ -284,7 +284,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
         if isinstance(answer, Failed):
             return answer.error
         self._failed_starts += 1
-        if self._failed_starts < _MOST_STARTS:
+        if self._failed_starts < _MOST_STARTS or self.any_ready:
             return None
         return AfmiError(
             f"{self._failed_starts} workers in a row died before they were ready: {answer.reason}; "
