@@ -88,6 +88,7 @@ def expected(
     model: Classifier, photos: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Explanations:
     out = tmp_path_factory.mktemp("expected")
+    torch.set_num_threads(1)  # as each test does after this; threads are part of a run
     return explain_dataset(model, photos, out, **PIECE, pictures=True)
 
 

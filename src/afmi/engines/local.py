@@ -19,7 +19,7 @@ from typing import Any
 from afmi.engines.base import Engine, check_workers
 from afmi.engines.job import Job
 from afmi.engines.parcel import Parcel
-from afmi.engines.serving import Settings
+from afmi.engines.serving import Settings, fix_threads
 from afmi.engines.workers import Died, Failed, Shared, Worker, WorkerPool
 from afmi.errors import UsageError
 
@@ -92,6 +92,7 @@ class _HerePool(WorkerPool[Any, Any]):
     """Does each task when it is waited for."""
 
     def __init__(self, job: Job[Any, Any]) -> None:
+        fix_threads()
         self._here = _Here(job)
         super().__init__(job, [self._here], retries=0)
 

@@ -20,7 +20,7 @@ from afmi.engines.parcel import Parcel
 from afmi.engines.workers import Answer, Failed
 from afmi.errors import AfmiError
 
-__all__ = ["Server", "Settings", "serve"]
+__all__ = ["Server", "Settings", "fix_threads", "serve"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,14 @@ class Settings:
         torch.set_autocast_enabled(self.device, self.autocast is not None)
         if self.autocast is not None:
             torch.set_autocast_dtype(self.device, self.autocast)
+
+
+def fix_threads() -> None:
+    """Fix the number of threads at what it is.
+
+    Until it is set explicitly, MKL may take fewer for a small product, which adds in another order.
+    """
+    torch.set_num_threads(torch.get_num_threads())
 
 
 class _WorkerError(Exception):
