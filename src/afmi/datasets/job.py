@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,9 +18,9 @@ from afmi.data.listing import Files
 from afmi.datasets.columns import Layout, Row, table_of
 from afmi.engines.job import Job
 from afmi.engines.workers import Shared
-from afmi.errors import AfmiError, SourceError, one_line
-from afmi.evaluation.job import check_network
-from afmi.evaluation.shard import MemoryWarning
+from afmi.errors import SourceError, one_line
+from afmi.evaluation.job import check_network, middle_of
+from afmi.evaluation.shard import check_device, halved
 from afmi.explanation import Explanation
 from afmi.methods import Attribution, Method
 from afmi.metrics.base import blank_maps_allowed
@@ -124,12 +123,9 @@ class DatasetJob(Job[Range, Outcome]):
         return Row.failed(key, _reason(result))
 
     def parts(self, task: Range) -> Sequence[Range]:
-        count, size = task.stop - task.start, self.batch_size
-        if count < 2:
+        if task.stop - task.start < 2:
             return ()
-        # Whole batches stay together, so that their numbers are those of an undisturbed run.
-        half = -(-count // size) // 2 * size if count > size else count // 2
-        middle = task.start + half
+        middle = middle_of(task.start, task.stop, self.batch_size)
         return replace(task, stop=middle), replace(task, start=middle)
 
     def joined(self, task: Range, results: Sequence[Any]) -> Outcome:
@@ -217,34 +213,13 @@ def _explained(method: Method, items: Sequence[Item]) -> list[Explained | Except
         # Else the frames of the failed run would keep its tensors.
         traceback.clear_frames(error.__traceback__)
         error.__traceback__ = error.__cause__ = error.__context__ = None
-        _check_device(items[0], error)
+        check_device(items[0].inputs.device, f"{method.name} was given images", error)
         if len(items) == 1:
             return [error]
         if is_out_of_memory(error):
-            size = len(items) // 2
-            warnings.warn(
-                f"{method.name} ran out of memory with {len(items)} images at once, which are "
-                "explained in smaller batches; a smaller batch_size (--batch-size) from the "
-                "beginning keeps the last digits the same",
-                MemoryWarning,
-                stacklevel=2,
-            )
+            size = halved(method, len(items), "images")
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     return [result for part in parts for result in _explained(method, part)]
-
-
-def _check_device(item: Item, error: Exception) -> None:
-    """Raise unless the device works: after some errors of a GPU every later call fails, too."""
-    device = item.inputs.device
-    try:
-        torch.zeros(1, dtype=torch.float32, device=device).cpu()
-    except torch.OutOfMemoryError:
-        pass
-    except RuntimeError as dead:
-        raise AfmiError(
-            f"{device} works no longer since an image was explained ({_reason(error)}); start "
-            "again, which resumes after the last finished piece"
-        ) from dead
 
 
 def _reason(error: Exception) -> str:

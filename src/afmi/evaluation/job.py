@@ -19,7 +19,7 @@ from afmi.methods import Method
 from afmi.metrics import Metric
 from afmi.network.fingerprint import fingerprint_of
 
-__all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_network", "without_model"]
+__all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_network", "middle_of", "without_model"]
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,9 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
             return Refusal(str(error))
 
     def parts(self, task: PieceTask) -> Sequence[PieceTask]:
-        count = task.stop - task.start
-        if count < 2:
+        if task.stop - task.start < 2:
             return ()
-        # Whole batches stay together, so that their numbers are those of an undisturbed run.
-        size = self.batch_size if count > self.batch_size else 1
-        middle = task.start + max(count // 2 // size, 1) * size
+        middle = middle_of(task.start, task.stop, self.batch_size)
         # What fails on all pictures of a part may work on those of another.
         return replace(task, stop=middle, supported=True), replace(
             task, start=middle, supported=True
@@ -136,6 +133,15 @@ def check_network(model: nn.Module, fingerprint: str) -> None:
             "network that draws its weights when it is unpickled cannot be sent: evaluate in one "
             "process"
         )
+
+
+def middle_of(start: int, stop: int, batch_size: int) -> int:
+    """Return where pictures from ``start`` to ``stop``, two at least, are parted in two.
+
+    Whole batches stay together, so that their numbers are those of an undisturbed run.
+    """
+    size = batch_size if stop - start > batch_size else 1
+    return start + -(-(stop - start) // size) // 2 * size
 
 
 def without_model(images: LabelledImages) -> LabelledImages:

@@ -17,6 +17,7 @@ from afmi.engines import Engine
 from afmi.engines.job import Job
 from afmi.errors import AfmiError, LayerError, OperationError, SourceError, first_line
 from afmi.evaluation.job import check_network
+from afmi.evaluation.shard import check_device
 from afmi.files import as_json, parse_json, write_files
 from afmi.methods import Method
 from afmi.network.memory import is_out_of_memory
@@ -156,6 +157,7 @@ class PartsJob(Job[Span, bytes]):
         except Exception as error:
             if isinstance(error, _ABOUT_ALL):
                 raise
+            check_device(inputs.device, f"{self.method.name} was given pictures", error)
             if is_out_of_memory(error):  # a smaller task may have enough; the engine makes some
                 raise MemoryError(first_line(error)) from None
             if len(batch) == 1:

@@ -30,7 +30,15 @@ from afmi.pictures.maps import is_blank
 from afmi.pictures.views import INSERTED, view_of
 from afmi.targets import TargetLike
 
-__all__ = ["MemoryWarning", "MetricWarning", "Shard", "ShardResult", "evaluate_shard"]
+__all__ = [
+    "MemoryWarning",
+    "MetricWarning",
+    "Shard",
+    "ShardResult",
+    "check_device",
+    "evaluate_shard",
+    "halved",
+]
 
 _PICTURE_SIDE = 240
 _LONGEST_REASON = 1000
@@ -177,7 +185,9 @@ def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
     try:
         return _explained(shard, batch)
     except Exception as error:
-        _check_device(shard, batch, error)
+        keys = ", ".join(shard.images.keys[picture.index] for picture in batch)
+        doing = f"{shard.method.name} was given {keys}"
+        check_device(batch[0].inputs.device, doing, error)
         if len(batch) == 1:
             # The error itself would keep the tensors of its traceback.
             same = type(error)(str(error)) if isinstance(error, _UNSUPPORTED) else None
@@ -185,14 +195,7 @@ def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
             failure = (batch[0].index, str(row[3]))
             return [_Outcome([row], failure=failure, unsupported=same)]
         if is_out_of_memory(error):
-            size = len(batch) // 2
-            warnings.warn(
-                f"{shard.method.name} ran out of memory with {len(batch)} pictures at once, which "
-                "are done in smaller batches; a smaller --batch-size from the beginning keeps the "
-                "last digits the same",
-                MemoryWarning,
-                stacklevel=2,
-            )
+            size = halved(shard.method, len(batch), "pictures")
     parts = [batch[start : start + size] for start in range(0, len(batch), size)]
     return [outcome for part in parts for outcome in _outcomes(shard, part)]
 
@@ -208,20 +211,38 @@ def _cause(shard: Shard, picture: _Picture, error: Exception) -> Exception:
     return error
 
 
-def _check_device(shard: Shard, batch: list[_Picture], error: Exception) -> None:
-    """Raise unless the device works: after some errors of a GPU every later call fails, too."""
-    device = batch[0].inputs.device
+def check_device(device: torch.device, doing: str, error: Exception) -> None:
+    """Raise unless a device works: after some errors of a GPU every later call fails, too.
+
+    Args:
+        device: where an error arose.
+        doing: what it arose at, such as the method and the pictures, in words.
+        error: what it was.
+
+    Raises:
+        AfmiError: it works no longer.
+    """
     try:
         torch.zeros(1, dtype=torch.float32, device=device).cpu()
     except torch.OutOfMemoryError:
         pass
     except RuntimeError as dead:
-        keys = ", ".join(shard.images.keys[picture.index] for picture in batch)
         raise AfmiError(
-            f"{device} works no longer since {shard.method.name} was given {keys} "
-            f"({_reason(error)}); start the evaluation again, which resumes after the last "
-            "finished piece"
+            f"{device} works no longer since {doing} ({_reason(error)}); start the command again, "
+            "which resumes after the last finished piece"
         ) from dead
+
+
+def halved(method: Method, count: int, noun: str) -> int:
+    """Return how many of so many pictures are tried at once after memory ran out, and warn."""
+    warnings.warn(
+        f"{method.name} ran out of memory with {count} {noun} at once, which are done in smaller "
+        "batches; a smaller batch_size (--batch-size) from the beginning keeps the last digits the "
+        "same",
+        MemoryWarning,
+        stacklevel=3,
+    )
+    return count // 2
 
 
 def _reason(error: Exception) -> str:
