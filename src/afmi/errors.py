@@ -106,7 +106,20 @@ def first_line(error: BaseException | None) -> str:
     return lines[0][:200] if lines else "(no message)"
 
 
+_LONGEST_LINE = 1000
+"""Characters: an error of another package may hold a whole tensor."""
+
+
 def one_line(error: BaseException) -> str:
-    """Return what an error says in one line, with its type where it is not one of ours."""
+    """Return what an error says in one line, with its type where it is not one of ours.
+
+    A row of results that stands for an image says this.
+
+    Example:
+        >>> one_line(KeyError("maps")), one_line(ValueError())
+        ("KeyError: 'maps'", 'ValueError: no message')
+    """
     text = " ".join(str(error).split())
-    return text if isinstance(error, AfmiError) and text else f"{type(error).__name__}: {text}"
+    if not (isinstance(error, AfmiError) and text):
+        text = f"{type(error).__name__}: {text or 'no message'}"
+    return text[:_LONGEST_LINE]

@@ -30,8 +30,6 @@ from afmi.targets import OneTarget
 
 __all__ = ["DatasetJob", "Outcome", "Range", "explained_images"]
 
-_LONGEST_REASON = 300
-
 
 @dataclass(frozen=True)
 class Range:
@@ -225,7 +223,7 @@ def _explained(method: Method, items: Sequence[Item]) -> list[Explained | Except
 def _reason(error: Exception) -> str:
     if is_out_of_memory(error):
         return "there is too little memory for it; scale it down, or choose a cheaper method"
-    return one_line(error)[:_LONGEST_REASON]
+    return one_line(error)
 
 
 def _png(explanation: Explanation) -> bytes:

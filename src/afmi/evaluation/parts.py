@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from afmi.data.labelled import LabelledImages
 from afmi.engines import Engine
 from afmi.engines.job import Job
-from afmi.errors import AfmiError, LayerError, OperationError, SourceError, first_line
+from afmi.errors import LayerError, OperationError, SourceError, first_line, one_line
 from afmi.evaluation.job import check_network
 from afmi.evaluation.shard import check_device
 from afmi.files import as_json, parse_json, write_files
@@ -139,7 +139,7 @@ class PartsJob(Job[Span, bytes]):
             except SourceError:
                 raise
             except Exception as error:
-                failures[number] = _reason(error)
+                failures[number] = one_line(error)
 
     def _measured(
         self, batch: Sequence[tuple[int, Tensor]], failures: dict[int, str]
@@ -161,7 +161,7 @@ class PartsJob(Job[Span, bytes]):
             if is_out_of_memory(error):  # a smaller task may have enough; the engine makes some
                 raise MemoryError(first_line(error)) from None
             if len(batch) == 1:
-                failures[batch[0][0]] = _reason(error)
+                failures[batch[0][0]] = one_line(error)
                 return []
         return [row for picture in batch for row in self._measured([picture], failures)]
 
@@ -203,12 +203,6 @@ def all_parts(
             pool.work(keep)
     for path in paths.values():
         yield Part.from_bytes(path.read_bytes())
-
-
-def _reason(error: Exception) -> str:
-    """Return an error's text in one line; the class's name before it unless it is our own."""
-    name = "" if isinstance(error, AfmiError) else f"{type(error).__name__}: "
-    return f"{name}{first_line(error)}"
 
 
 def _is_whole(path: Path) -> bool:

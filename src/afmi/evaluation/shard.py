@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
-from afmi.errors import AfmiError, LayerError, ModelError, OperationError, SourceError
+from afmi.errors import AfmiError, LayerError, ModelError, OperationError, SourceError, one_line
 from afmi.evaluation.asked import Asked
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
@@ -41,7 +41,6 @@ __all__ = [
 ]
 
 _PICTURE_SIDE = 240
-_LONGEST_REASON = 1000
 
 _UNSUPPORTED = (LayerError, OperationError)
 """What a method raises that cannot be used on the network at all."""
@@ -228,7 +227,7 @@ def check_device(device: torch.device, doing: str, error: Exception) -> None:
         pass
     except RuntimeError as dead:
         raise AfmiError(
-            f"{device} works no longer since {doing} ({_reason(error)}); start the command again, "
+            f"{device} works no longer since {doing} ({one_line(error)}); start the command again, "
             "which resumes after the last finished piece"
         ) from dead
 
@@ -245,17 +244,9 @@ def halved(method: Method, count: int, noun: str) -> int:
     return count // 2
 
 
-def _reason(error: Exception) -> str:
-    """Return an error's text in one line; the class's name before it unless it is our own."""
-    text = " ".join(str(error).split())
-    if isinstance(error, AfmiError) and text:
-        return text
-    return f"{type(error).__name__}: {text or 'no message'}"[:_LONGEST_REASON]
-
-
 def _error_row(index: int, error: Exception, metric: str = "") -> Row:
     name = f"{metric}/{ERROR}" if metric else ERROR
-    return (index, name, float("nan"), _reason(error))
+    return (index, name, float("nan"), one_line(error))
 
 
 def _readable(shard: Shard, unread: list[Row]) -> Iterator[_Picture]:
@@ -353,7 +344,7 @@ def _values(metric: Metric, case: Case) -> list[dict[str, float] | Exception]:
     except Exception as error:
         # What the network or the method can never do is tried on no picture by itself.
         if count == 1 or isinstance(error, (ModelError, *_UNSUPPORTED)):
-            warnings.warn(f"{metric.name}: {_reason(error)}", MetricWarning, stacklevel=2)
+            warnings.warn(f"{metric.name}: {one_line(error)}", MetricWarning, stacklevel=2)
             error.__traceback__ = error.__cause__ = error.__context__ = None  # they keep tensors
             return [error] * count
     return [value for n in range(count) for value in _values(metric, case.only(n))]
