@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from afmi.engines.job import Job
+from afmi.errors import DeviceError
 
 Task = tuple[int, int]
 
@@ -25,14 +26,19 @@ class Doubling(Job[Task, "list[object]"]):
     weights: Tensor
     deadly: frozenset[int] = frozenset()
     deadly_once: frozenset[int] = frozenset()
+    broken_once: frozenset[int] = frozenset()
     too_large: int = 10**9
     wrong: frozenset[int] = frozenset()
     marks: Path | None = None
+    _broken: bool = False
 
     def run(self, task: Task) -> list[object]:
         numbers = range(*task)
         if self.deadly & {*numbers} or self._first_time(self.deadly_once & {*numbers}):
             os.kill(os.getpid(), signal.SIGKILL)
+        if broken := self._broken or self._first_time(self.broken_once & {*numbers}):
+            self._broken = broken  # as a device is for good, as far as a process knows
+            raise DeviceError(f"cuda:0 works no longer since {task[0] + 1}")
         if len(numbers) > self.too_large:
             raise torch.OutOfMemoryError("out of memory")
         if self.wrong & {*numbers}:

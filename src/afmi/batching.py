@@ -38,7 +38,7 @@ from afmi.network.classifier import (
     shown_bands_of,
     with_arguments,
 )
-from afmi.network.memory import is_out_of_memory
+from afmi.network.memory import TOO_LITTLE_MEMORY, is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
 from afmi.network.wrappers import within
@@ -134,7 +134,7 @@ def _unexplained(index: int, source: str | None, what: str, error: Exception) ->
     name = f"image {index}" if source is None else repr(source)
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
-        text = "there is too little memory for it; scale it down, or choose a cheaper method"
+        text = TOO_LITTLE_MEMORY
     elif not isinstance(error, AfmiError):
         text = f"{type(error).__name__}: {first_line(error)}"
     return Unexplained(index, source, f"{name} cannot be {what}: {text}")

@@ -9,6 +9,7 @@ __all__ = [
     "AfmiError",
     "CompletenessWarning",
     "ConditioningWarning",
+    "DeviceError",
     "ImageError",
     "ImageIndependenceWarning",
     "LayerError",
@@ -59,6 +60,23 @@ class ModelError(AfmiError, ValueError):
 
 class OperationError(AfmiError, NotImplementedError):
     """The network has an operation without a rule, or one through which no gradient passes."""
+
+
+class DeviceError(AfmiError):
+    """A device works no longer, as a GPU after an assertion of its own, or one that is lost.
+
+    Args:
+        reason: which device, and since when.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"{self.reason}; start the command again, which resumes after the last finished piece"
+        )
 
 
 class CompletenessWarning(UserWarning):

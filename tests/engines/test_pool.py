@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from jobs import doubling
 
 from afmi.engines.local import Local
 from afmi.engines.workers import Died, Failed, Shared, Worker, WorkerPool, WorkerWarning
-from afmi.errors import AfmiError
+from afmi.errors import AfmiError, DeviceError
+from afmi.network.memory import TOO_LITTLE_MEMORY
 
 
 class Scripted(Worker):
@@ -20,9 +22,12 @@ class Scripted(Worker):
 
     def __init__(self, job: Any) -> None:
         self.job, self.task, self.begins = job, None, True
+        self.starts = self.tasks = 0
 
     def start(self) -> None:
         self.begins = True
+        self.starts += 1
+        self.tasks = 0
 
     def send(self, task: object) -> None:
         self.task = task
@@ -34,6 +39,7 @@ class Scripted(Worker):
         if self.begins:
             self.begins = False
             return None
+        self.tasks += 1
         if self.job.deadly & {*range(*self.task)}:
             return Died("it was killed")
         try:
@@ -104,8 +110,44 @@ def test_what_needs_too_much_memory_is_split_and_not_retried() -> None:
     with Pool(job) as pool, warnings.catch_warnings():
         warnings.simplefilter("error", WorkerWarning)
         assert work(pool, *TASKS) == EXPECTED
-    with Pool(doubling(too_large=0)) as pool:
-        assert work(pool, (0, 2)) == {(0, 2): ["out of memory: out of memory"] * 2}
+
+
+class Leaking(Scripted):
+    """Has memory for number 5 only where it has done nothing else."""
+
+    def answer(self) -> Any:
+        if not self.begins and self.tasks and 5 in range(*self.task):
+            return Failed(MemoryError())
+        return super().answer()
+
+
+@pytest.mark.filterwarnings("ignore:seven is odd")
+def test_what_needs_too_much_memory_by_itself_is_done_once_more_by_a_new_worker() -> None:
+    # Each of the two numbers by a worker of its own, which has done nothing before.
+    with Pool(doubling(too_large=0), workers=1) as pool:
+        assert work(pool, (0, 2)) == {(0, 2): [TOO_LITTLE_MEMORY] * 2}
+        assert sum(worker.starts for worker in pool._workers) == 1 + 2  # type: ignore[attr-defined]
+    with Pool(doubling(too_large=0), workers=1, retries=0) as pool:
+        assert work(pool, (0, 2)) == {(0, 2): [TOO_LITTLE_MEMORY] * 2}
+        assert sum(worker.starts for worker in pool._workers) == 1  # type: ignore[attr-defined]
+    pool = Pool(doubling())
+    pool._idle = deque(Leaking(pool._job) for _ in range(2))
+    with pool:
+        assert work(pool, *TASKS) == EXPECTED
+
+
+def test_a_worker_that_dies_at_its_start_leaves_its_task_to_another() -> None:
+    class Stillborn(Scripted):
+        def answer(self) -> Any:
+            if self.begins and self.starts == 2:
+                self.begins = False
+                return Died("no memory for the network")
+            return super().answer()
+
+    pool = Pool(doubling(too_large=0))
+    pool._idle = deque([Stillborn(pool._job)])
+    with pool:
+        assert work(pool, (0, 1)) == {(0, 1): [TOO_LITTLE_MEMORY]}
 
 
 @pytest.mark.filterwarnings("ignore:seven is odd")
@@ -184,7 +226,7 @@ def test_workers_that_never_get_ready_end_the_work() -> None:
         work(pool, (0, 4))
 
 
-def test_in_this_process_an_error_keeps_its_traceback() -> None:
+def test_in_this_process_an_error_keeps_its_traceback(tmp_path: Path) -> None:
     with (
         Local().pool(doubling(wrong=frozenset({1}))) as pool,
         pytest.raises(ValueError, match="wrong numbers") as raised,
@@ -193,5 +235,12 @@ def test_in_this_process_an_error_keeps_its_traceback() -> None:
     assert raised.traceback[-1].name == "run"
     with Local().pool(doubling(too_large=2)) as pool:
         assert work(pool, (0, 4)) == {(0, 4): EXPECTED[0, 4]}
+    with Local().pool(doubling(too_large=0)) as pool:
+        assert work(pool, (0, 1)) == {(0, 1): [TOO_LITTLE_MEMORY]}
+    with (
+        Local().pool(doubling(broken_once=frozenset({1}), marks=tmp_path)) as pool,
+        pytest.raises(DeviceError, match="works no longer since 1; start the command again"),
+    ):
+        work(pool, (0, 4))
     shared = pool.share(torch.ones(1, dtype=torch.float32, device="cpu"))
     assert float(shared.get()) == 1.0

@@ -34,14 +34,16 @@ def work(pool: Any, tasks: list[tuple[int, int]]) -> dict[Any, Any]:
 def test_a_killed_worker_loses_nothing_and_warnings_arrive(
     engine: engines.Engine, tmp_path: Path
 ) -> None:
-    job = doubling(deadly_once=frozenset({6}), wrong=frozenset({21}), marks=tmp_path)
+    harm = {"deadly_once": frozenset({6}), "broken_once": frozenset({17})}
+    job = doubling(**harm, wrong=frozenset({21}), marks=tmp_path)
     with engine.pool(job) as pool:
         with pytest.warns() as warned:
             results = work(pool, TASKS[:5])
         assert results == {task: [2.0 * n for n in range(*task)] for task in TASKS[:5]}
         kinds = {warning.category for warning in warned}
         assert kinds == {UserWarning, WorkerWarning}
-        assert "seven is odd" in {str(warning.message) for warning in warned}
+        said = {str(warning.message) for warning in warned}
+        assert {"seven is odd", "a worker died: cuda:0 works no longer since 17"} <= said
         # The same pool goes on after an error, which says where in the worker it arose.
         with pytest.raises(ValueError, match="wrong numbers") as raised:
             work(pool, TASKS[5:])

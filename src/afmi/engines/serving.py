@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import platform
 import shutil
 import signal
 import traceback
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from afmi.engines.job import Job
 from afmi.engines.parcel import Parcel
-from afmi.engines.workers import Answer, Failed
-from afmi.errors import AfmiError
+from afmi.engines.workers import Answer, Died, Failed
+from afmi.errors import AfmiError, DeviceError, one_line
 
 __all__ = ["Server", "Settings", "fix_threads", "serve"]
 
@@ -110,7 +112,7 @@ class Server:
             job: Job[Any, Any] = parcel.open()
             network = job.network()
             if network is not None:
-                network.to(settings.device)
+                _put(network, settings.device)
             job.begin()
             self._job = job
 
@@ -134,11 +136,24 @@ def serve(connection: Connection[Any, Any], parcel: str) -> None:
         shutil.rmtree(Path(parcel).parent, ignore_errors=True)
 
 
+def _put(network: nn.Module, device: str) -> None:
+    try:
+        network.to(device)
+    except (RuntimeError, AssertionError) as error:  # CUDA's, and of a build without CUDA
+        raise AfmiError(
+            f"a worker on {platform.node()} cannot put the network on {device} "
+            f"({one_line(error)}); see that the device works and has room, and that PyTorch there "
+            "is a build for it"
+        ) from error
+
+
 def _answer(call: Callable[[], Any]) -> Answer:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         try:
             value = call()
+        except DeviceError as error:  # nothing can be done in this process any more
+            value = Died(error.reason)
         except Exception as error:
             trace = "".join(traceback.format_exception(error))
             value = _Traced(_portable(error), trace)

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Any, Generic
 
 from afmi.engines.job import Job, Result, Task
-from afmi.errors import AfmiError, first_line
-from afmi.network.memory import is_out_of_memory
+from afmi.errors import AfmiError
+from afmi.network.memory import TOO_LITTLE_MEMORY, is_out_of_memory
 
 __all__ = ["Answer", "Died", "Failed", "Shared", "Worker", "WorkerPool", "WorkerWarning"]
 
@@ -35,7 +35,7 @@ class Shared(ABC):
 
 @dataclass(frozen=True)
 class Died:
-    """A worker's process ended in the middle of a task, or its machine was lost; says how."""
+    """A worker's process ended in the middle of a task, or can do no other; says why."""
 
     reason: str
 
@@ -87,6 +87,7 @@ class _Ticket(Generic[Task]):
         place: among the parts.
         results: of its own parts, in their order.
         missing: how many of them are not there yet.
+        alone: whether a new worker was started for it, since it ran out of memory.
         cancelled: whether nobody wants its result.
     """
 
@@ -96,6 +97,7 @@ class _Ticket(Generic[Task]):
     place: int = 0
     results: list[Any] | None = None
     missing: int = 0
+    alone: bool = False
     cancelled: bool = False
 
     @property
@@ -113,7 +115,8 @@ class WorkerPool(ABC, Generic[Task, Result]):
 
     A task whose worker dies is done again, by a new worker, ``retries`` times; then its parts are
     done in its place, down to those that have none, for which the job says what stands in the
-    result. One that runs out of memory is split at once.
+    result. One that runs out of memory is split at once; what has no parts is done once more, by a
+    new worker, unless there are no retries.
 
     Args:
         job: what is done.
@@ -200,7 +203,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
         try:
             while self._waiting or self._running:
                 self._send(begin)
-                self._receive(self.wait([*self._starting, *self._running], None))
+                self._receive(self.wait([*{**self._starting, **self._running}], None))
                 self._commit(commit)
         except KeyboardInterrupt:
             self._waiting.clear()
@@ -208,11 +211,11 @@ class WorkerPool(ABC, Generic[Task, Result]):
             self._commit(commit)
             raise
         except Exception:
-            self._waiting.clear()
             with suppress(Exception):  # the first error is the one to tell
                 while self._running:
                     for worker, answer in self.wait([*self._running], None):
                         self._take(worker, answer)
+            self._waiting.clear()  # also of what is to be done again
             self._commit(commit)
             raise
 
@@ -225,7 +228,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
         """Give tasks to workers that are ready, and start as many others as are needed."""
         while self._ready and self._waiting:
             ticket = self._waiting[0]
-            if ticket.whole is None and not ticket.deaths:
+            if ticket.whole is None and not (ticket.deaths or ticket.alone):
                 begin(ticket.task)  # which may raise: nothing is sent then
             worker = self._ready.popleft()
             self._running[worker] = self._waiting.popleft()
@@ -254,6 +257,7 @@ class WorkerPool(ABC, Generic[Task, Result]):
             return self._started(worker, answer)
         ticket = self._running.pop(worker)
         if isinstance(answer, Died):
+            worker.stop()  # its process may be there still, with all that it holds
             self._idle.append(worker)
             if ticket.outermost.cancelled:
                 return None
@@ -266,20 +270,40 @@ class WorkerPool(ABC, Generic[Task, Result]):
                 times = "once" if ticket.deaths == 1 else f"{ticket.deaths} times"
                 self._split(ticket, f"its worker died, {times}")
             return None
+        if isinstance(answer, Failed) and is_out_of_memory(answer.error):
+            self._relieve(worker, ticket)
+            return None
         self._ready.append(worker)
         if not isinstance(answer, Failed):
             self._done(ticket, answer)
-        elif is_out_of_memory(answer.error):
-            self._split(ticket, f"out of memory: {first_line(answer.error)}")
         elif not ticket.outermost.cancelled:
             return answer.error
         return None
 
+    def _relieve(self, worker: Worker, ticket: _Ticket[Task]) -> None:
+        """Split a task that ran out of memory, or do it once more where nothing else was done."""
+        last = not self._job.parts(ticket.task) and not ticket.outermost.cancelled
+        if last and self._retries and not ticket.alone:
+            ticket.alone = True
+            self._running[worker] = ticket  # it is sent when the worker is ready
+            self._starting[worker] = None
+            worker.start()
+            return
+        self._ready.append(worker)
+        self._split(ticket, TOO_LITTLE_MEMORY)
+
     def _started(self, worker: Worker, answer: Any) -> Exception | None:
+        ticket = self._running.pop(worker, None)
         if not isinstance(answer, (Failed, Died)):
             self._failed_starts = 0
-            self._ready.append(worker)
+            if ticket is None:
+                self._ready.append(worker)
+            else:
+                self._running[worker] = ticket
+                worker.send(ticket.task)
             return None
+        if ticket is not None:
+            self._waiting.appendleft(ticket)
         self._idle.append(worker)
         if isinstance(answer, Failed):
             return answer.error

@@ -7,17 +7,30 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["in_parts", "is_out_of_memory"]
+__all__ = ["TOO_LITTLE_MEMORY", "from_lack_of_memory", "in_parts", "is_out_of_memory"]
+
+TOO_LITTLE_MEMORY = "there is too little memory for it; scale it down, or choose a cheaper method"
+"""Why an image could not be explained. How many bytes were missing changes from run to run."""
 
 T = TypeVar("T")
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out, on a GPU or a CPU."""
     # On a CPU and on Apple's GPUs PyTorch raises a plain RuntimeError, known by its words alone.
     words = ("can't allocate memory", "MPS backend out of memory")
     kinds = (MemoryError, torch.OutOfMemoryError)
     return isinstance(error, kinds) or any(word in str(error) for word in words)
+
+
+def from_lack_of_memory(error: BaseException) -> bool:
+    """Tell whether an error, or one that it was raised from, says that memory ran out."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__
+    return any(map(is_out_of_memory, causes))
 
 
 def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[T], int]:
