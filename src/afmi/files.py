@@ -26,6 +26,7 @@ __all__ = [
     "Location",
     "as_json",
     "check_length",
+    "file_size",
     "location",
     "parse_json",
     "read_text_file",
@@ -82,6 +83,14 @@ def regular_file_size(path: Path) -> int:
         why = "it is a pipe, socket or device, and not a regular file"
         raise OSError(errno.EINVAL, why, str(path))
     return info.st_size
+
+
+def file_size(path: Path) -> int:
+    """Return how many bytes a file holds; -1: there is none that can be asked."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # ValueError: a null byte in the path
+        return -1
 
 
 def read_text_file(path: Path) -> str:

@@ -89,15 +89,8 @@ def _files(
     name: str, root: Path, keys: Iterable[str], labels: Sequence[str | int], noun: str
 ) -> Listing:
     keys = tuple(keys)
-    sizes = tuple(_size(root / key) for key in keys)
-    return Listing(name, Files(root), keys, tuple(labels), noun, sizes)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # ValueError: a null byte in the path
-        return -1
+    source = Files(root)
+    return Listing(name, source, keys, tuple(labels), noun, tuple(map(source.size, keys)))
 
 
 def open_list(path: Path, name: str, fields: Fields) -> Listing:

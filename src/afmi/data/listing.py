@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from afmi.data.fields import Fields, label_of
 from afmi.errors import AfmiError, ImageError, one_line
+from afmi.files import file_size
 
 __all__ = ["Files", "Items", "Listing", "Source", "listed"]
 
@@ -39,6 +40,10 @@ class Files:
 
     def picture(self, key: str) -> Any:
         return self.root / key  # read in the channels that the model takes
+
+    def size(self, key: str) -> int:
+        """Return the bytes of a file; -1: there is none."""
+        return file_size(self.root / key)
 
 
 @dataclass(frozen=True)

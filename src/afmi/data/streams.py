@@ -35,7 +35,7 @@ from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageEr
 from afmi.network.classifier import classify, labels_of
 from afmi.stores import is_remote
 
-__all__ = ["ImageStream", "Window", "open_data"]
+__all__ = ["ImageStream", "Window", "open_data", "picture_digest"]
 
 _UNREAD = "unread"
 """Stands for the digest of a picture that cannot be read."""
@@ -211,7 +211,7 @@ class ImageStream:
             picture = named_error(picture, where)
         if isinstance(label, Exception):
             label = TargetError(f"{where} has no label that can be used: {one_line(label)}")
-        return _Item(f"{key}@{_digest(raw)}", where, picture, label)
+        return _Item(f"{key}@{picture_digest(raw)}", where, picture, label)
 
     def _unlabelled(self, position: int, key: str, parts: Any, where: str) -> _Item:
         picture = _result(lambda: _held(picture_of(_unless_failed(parts), self._fields, where)))
@@ -219,7 +219,7 @@ class ImageStream:
             _check_first(picture, _result(lambda: _prepared(self._model, picture)))
         if isinstance(picture, Exception):
             picture = named_error(picture, where)
-        return _Item(f"{key}@{_digest(picture)}", where, picture, UNLABELLED)
+        return _Item(f"{key}@{picture_digest(picture)}", where, picture, UNLABELLED)
 
     def _enter(self, key: str) -> None:
         if key in self._keys:
@@ -407,7 +407,7 @@ def _check_first(*outcomes: object) -> None:
             raise outcome
 
 
-def _digest(picture: Any) -> str:
+def picture_digest(picture: Any) -> str:
     """Return a digest of a picture's pixels, or of its file's bytes where it comes so."""
     try:
         parts = _bytes_of(picture)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from afmi.data.fields import ENCODED, Fields
 from afmi.data.listing import Listing, listed
 from afmi.errors import ImageError, SourceError, UsageError, one_line
-from afmi.files import regular_file_size
+from afmi.files import file_size, regular_file_size
 from afmi.pictures import images
 
 __all__ = [
@@ -284,6 +284,14 @@ class TarMembers:
         if len(content) < size:
             raise ImageError(f"{key!r} is cut short: {str(path)!r} has changed; get it again")
         return content
+
+    def size(self, key: str) -> int:
+        """Return the bytes of a picture that its file still holds; -1: there is none."""
+        place = self.places[key]
+        if place is None:
+            return -1
+        path, offset, size = place
+        return max(min(file_size(path) - offset, size), -1)
 
 
 def open_tars(

@@ -89,8 +89,9 @@ def _in_files(text: str, image_key: str | None) -> Listing:
         root = path if path.is_dir() else Path(os.path.commonpath([one.parent for one in found]))
         absolute = (Path(os.path.abspath(one)) for one in found)
         keys = [one.relative_to(root).as_posix() for one in absolute]
-    sizes = tuple(_size(root / key) for key in keys)
-    return Listing(text, Files(root), tuple(keys), (None,) * len(keys), "label", sizes)
+    source = Files(root)
+    sizes = tuple(map(source.size, keys))
+    return Listing(text, source, tuple(keys), (None,) * len(keys), "label", sizes)
 
 
 def _in_parquet(path: Path, name: str, wanted: str) -> list[str]:
@@ -135,10 +136,3 @@ def _in_items(data: Any, image_key: str | None) -> Listing:
     source = Unlabelled(name, data, Fields(image_key))
     keys = tuple(f"item/{i}" for i in range(count))
     return Listing(name, source, keys, (None,) * count, "label", (0,) * count)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # ValueError: a null byte in the path
-        return -1
