@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 pytestmark = [
@@ -31,14 +33,26 @@ import torch
 torch.set_num_threads(1)
 from jobs import Where
 from test_engines import OPTIONS, network
+import afmi.evaluation.plan as plan_module
 from afmi import engines
+from afmi.errors import SourceError
 from afmi.evaluation import evaluate
+class Slow(torch.nn.Module):
+    def forward(self, images):
+        time.sleep(0.5)  # so that there is work left when the other node's worker starts
+        return images
 engine = engines.Ray(workers=2, address="{head}:6379")
 drawn = torch.Generator().manual_seed(0)
 pairs = [(torch.rand(3, 16, 16, generator=drawn), n % 2) for n in range(300)]
 options = OPTIONS | {{"methods": "a-fmi,random"}}
 evaluate(network(), pairs, {out!r} + "/one", **options)
 evaluate(network(), pairs, {out!r} + "/two", **options, engine=engine)
+plan_module._LARGEST_PIECE = 2
+options = OPTIONS | {{"methods": "random"}}
+try:
+    evaluate(network(Slow()), {out!r} + "/photos", {out!r} + "/three", **options, engine=engine)
+except SourceError as error:
+    print("refused", error, flush=True)
 with engine.pool(Where()) as pool:
     for number in range(40):
         pool.submit(number)
@@ -104,6 +118,10 @@ def test_two_nodes_give_the_same_bytes_and_the_loss_of_one_loses_nothing(
     cluster: dict[str, str], tmp_path: Path
 ) -> None:
     tests = Path(__file__).parents[1]
+    for number in range(40):  # which the other node lacks
+        path = tmp_path / "photos" / ["cat", "dog"][number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(path)
     code = _DRIVER.format(
         paths=[str(tests), str(tests / "evaluation")], head=HEAD, out=str(tmp_path)
     )
@@ -114,8 +132,10 @@ def test_two_nodes_give_the_same_bytes_and_the_loss_of_one_loses_nothing(
         stdout=subprocess.PIPE,
     )
     places: dict[int, str] = {}
+    refused = ""
     with driver:
         for line in driver.stdout or ():
+            refused += line if line.startswith("refused ") else ""
             if not line.startswith("task "):  # Ray says that a node is lost
                 continue
             _, task, place = line.rstrip().split(maxsplit=2)
@@ -125,6 +145,10 @@ def test_two_nodes_give_the_same_bytes_and_the_loss_of_one_loses_nothing(
                 cut = ["ip", "-n", "afmi-b", "link", "set", "afmi-vb", "down"]
                 subprocess.run(cut, check=True)
     assert driver.returncode == 0
+    assert "cannot read" in refused and "photos/cat/0.png" in refused
+    pieces = [*(tmp_path / "three").rglob("pieces/*/*.parquet")]
+    notes = [note for piece in pieces for note in pq.read_table(piece)["note"].to_pylist()]
+    assert not any(notes), notes
     assert sorted(places) == list(range(40))
     assert {*places.values()} == {HEAD, OTHER}
     folders = [tmp_path / name for name in ("one", "two")]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import afmi.evaluation.plan as plan_module
 from afmi import Classifier, engines
 from afmi.engines.workers import WorkerWarning
-from afmi.errors import UsageError
-from afmi.evaluation import Results, evaluate
+from afmi.errors import DeviceError, UsageError
+from afmi.evaluation import Results, evaluate, failures
 
 OPTIONS: dict[str, Any] = {
     "methods": "a-fmi,gradient,cam,random",
@@ -39,9 +39,7 @@ class Deadly(nn.Module):
         self.mark = mark
 
     def forward(self, images: Tensor) -> Tensor:
-        first = images.detach()[:, :, 0, 0]
-        colour = torch.tensor(DEADLY, dtype=first.dtype, device=first.device)
-        if bool(((first - colour).abs() < 1e-4).all(1).any()) and self._first_time():
+        if _is_deadly(images) and self._first_time():
             os.kill(os.getpid(), signal.SIGKILL)
         return images
 
@@ -51,6 +49,30 @@ class Deadly(nn.Module):
         new = not self.mark.exists()
         self.mark.touch()
         return new
+
+
+class Asserting(nn.Module):
+    """Fails at an image of that first pixel, and leaves its process's device dead, as a GPU's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = os.getpid()
+
+    def forward(self, images: Tensor) -> Tensor:
+        if os.getpid() != self.home and _is_deadly(images):
+            failures.check_device = _dead
+            raise RuntimeError("device-side assert triggered")
+        return images
+
+
+def _is_deadly(images: Tensor) -> bool:
+    first = images.detach()[:, :, 0, 0]
+    colour = torch.tensor(DEADLY, dtype=first.dtype, device=first.device)
+    return bool(((first - colour).abs() < 1e-4).all(1).any())
+
+
+def _dead(device: torch.device, doing: str, error: Exception) -> None:
+    raise DeviceError(f"{device} works no longer since {doing}")
 
 
 def network(before: nn.Module | None = None) -> Classifier:
@@ -159,25 +181,38 @@ def test_a_worker_killed_in_a_piece_costs_nothing(photos: Path, tmp_path: Path) 
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-def test_an_image_that_kills_its_workers_is_a_row_that_says_so(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("before", "cause"),
+    [
+        (Deadly(None), "SIGKILL"),
+        (Asserting(), "cpu works no longer since Gradient was given"),
+    ],
+    ids=["killed", "device"],
+)
+def test_an_image_that_costs_its_workers_is_a_row_that_says_so(
+    before: nn.Module,
+    cause: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(plan_module, "_LARGEST_PIECE", 2)
     options = {**OPTIONS, "methods": "gradient"}
     evaluate(network(), photos, tmp_path / "one", **options)
     poison(photos)
-    with pytest.warns(WorkerWarning):
+    with pytest.warns(WorkerWarning, match=cause):
         results = evaluate(
-            *(network(Deadly(None)), photos, tmp_path / "two"),
+            *(network(before), photos, tmp_path / "two"),
             **options,
             engine=engines.Local(workers=2, retries=0),
         )
     errors = results.errors("Gradient")
     assert list(errors) == [4, 8] and errors[4] == "its worker died, once"
-    before, after = (Results.open(tmp_path / name).values("Gradient") for name in ("one", "two"))
-    others = [n for n in range(14) if n != 4]
-    for name, values in before.items():
-        np.testing.assert_allclose(after[name][others], values[others], rtol=1e-5)
+    whole, split = (Results.open(tmp_path / name).values("Gradient") for name in ("one", "two"))
+    others = [n for n in range(14) if n not in (4, 5)]
+    for name, values in whole.items():
+        np.testing.assert_array_equal(split[name][others], values[others])
+        np.testing.assert_allclose(split[name][5], values[5], rtol=1e-5)  # was in its batch
 
 
 def test_a_stream_gives_the_same_bytes_with_two_workers(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from afmi import fmi_prototypes
 from afmi.engines import Engine, Local, Ray
 from afmi.engines.workers import WorkerWarning
 from afmi.errors import UsageError
-from afmi.evaluation import open_images
+from afmi.evaluation import MemoryWarning, open_images
 from afmi.evaluation.parts import Part
 from afmi.methods import AFMI
 from afmi.metrics import FMIAgreement, FMIPrototypes
@@ -150,7 +150,8 @@ def test_too_little_memory_halves_the_batch(
         return importance(self, inputs, target)
 
     monkeypatch.setattr(AFMI, "feature_map_importance", limited)
-    made(tmp_path)
+    with pytest.warns(MemoryWarning, match="memory with [42] images at once"):
+        made(tmp_path)
     prototypes = FMIPrototypes.load(tmp_path / "prototypes.safetensors")
     expected = FMIPrototypes.of(vectors(), torch.tensor(Pictures().targets), CLASSES)
     torch.testing.assert_close(prototypes.sums, expected.sums, rtol=1e-12, atol=1e-12)

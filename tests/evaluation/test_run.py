@@ -319,7 +319,7 @@ def test_a_batch_that_needs_too_much_memory_is_halved(
         return attributions(self, inputs, *args, **options)
 
     monkeypatch.setattr(Gradient, "attribution", hungry)
-    with pytest.warns(MemoryWarning, match="memory with [84] pictures at once"):
+    with pytest.warns(MemoryWarning, match="memory with [84] images at once"):
         results = evaluate(model, photos, tmp_path / "out", methods="gradient", limit=8)
     assert sizes == [8, 4, 2, 2, 4, 2, 2] and not results.errors("Gradient")
     assert np.isfinite(results.values("Gradient")["insertion/accuracy_auc"]).all()

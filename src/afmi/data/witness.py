@@ -81,7 +81,7 @@ class Witness:
         if self.digest not in (None, digest):
             raise SourceError(
                 f"{platform.node()} reads another image as {where} than the machine that listed "
-                f"the data; {_ADVICE}"
+                f"the data, or decodes it by other packages; {_ADVICE}"
             )
 
     def check_unread(self, images: LabelledImages, number: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,16 +14,16 @@ from torch import nn
 from afmi.batching import Item, attributed_batch
 from afmi.data.labelled import LabelledImages
 from afmi.data.listing import Files
+from afmi.data.witness import Witness
 from afmi.datasets.columns import Layout, Row, table_of
 from afmi.engines.job import Job
 from afmi.engines.workers import Shared
-from afmi.errors import SourceError, one_line
-from afmi.evaluation.job import check_network, middle_of
-from afmi.evaluation.shard import check_device, halved
+from afmi.errors import one_line
+from afmi.evaluation.failures import read_image, taken_apart
+from afmi.evaluation.job import check_worker, middle_of
 from afmi.explanation import Explanation
 from afmi.methods import Attribution, Method
 from afmi.metrics.base import blank_maps_allowed
-from afmi.network.memory import is_out_of_memory
 from afmi.pictures.batches import neighbours
 from afmi.targets import OneTarget
 
@@ -73,6 +72,7 @@ class DatasetJob(Job[Range, Outcome]):
         batch_size: images that go through the network at once.
         pictures: whether overlays are drawn.
         fingerprint: of the network.
+        witness: knows the images; None where they come with the tasks.
     """
 
     method: Method
@@ -82,19 +82,21 @@ class DatasetJob(Job[Range, Outcome]):
     batch_size: int
     pictures: bool
     fingerprint: str
+    witness: Witness | None
 
     def network(self) -> nn.Module:
         return self.method.model
 
     def begin(self) -> None:
-        check_network(self.method.model, self.fingerprint)
+        check_worker(self.method.model, self.fingerprint, self.images, self.witness)
 
     def run(self, task: Range) -> Outcome:
         """Return a row for each image.
 
         Raises:
             SourceError: when the place that the images come from cannot be reached.
-            AfmiError: when the device works no longer.
+            MemoryError: when there is too little memory for one of them.
+            DeviceError: when the device works no longer.
         """
         images = self.images
         if task.window is not None:
@@ -104,7 +106,7 @@ class DatasetJob(Job[Range, Outcome]):
         pictures: dict[int, bytes] = {}
         positions = range(task.start - task.first, task.stop - task.first)
         for number, result in explained_images(
-            self.method, images, positions, self.target, self.batch_size
+            self.method, images, positions, self.target, self.batch_size, self.witness
         ):
             rows.append(self._row(images.keys[number], result))
             if self.pictures and isinstance(result, Explained):
@@ -118,7 +120,7 @@ class DatasetJob(Job[Range, Outcome]):
                 return Row.of(key, *one, self.layout)
             except ValueError as error:
                 return Row.failed(key, str(error))
-        return Row.failed(key, _reason(result))
+        return Row.failed(key, one_line(result))
 
     def parts(self, task: Range) -> Sequence[Range]:
         if task.stop - task.start < 2:
@@ -160,70 +162,56 @@ def explained_images(
     positions: Sequence[int],
     target: OneTarget | None,
     batch_size: int,
+    witness: Witness | None = None,
 ) -> Iterator[tuple[int, Explained | Exception]]:
     """Yield for each position in order its explanation, or the error that came of its image.
 
     Raises:
         SourceError: when the place that the images come from cannot be reached.
-        AfmiError: when the device works no longer.
+        MemoryError: when there is too little memory for one of them.
+        DeviceError: when the device works no longer.
     """
     targets = None if target is None else (target,)
-    items = ((n, _item(images, n, targets)) for n in positions)
+    items = ((n, _item(images, n, targets, witness)) for n in positions)
 
     def shape(item: tuple[int, Item | Exception]) -> torch.Size | None:
         return item[1].inputs.shape if isinstance(item[1], Item) else None
 
     for batch in neighbours(items, batch_size, shape):
         readable = [item for _, item in batch if isinstance(item, Item)]
-        results = iter(_explained(method, readable))
+        results = iter(_explained(method, images, readable))
         for number, item in batch:
             yield number, item if isinstance(item, Exception) else next(results)
 
 
 def _item(
-    images: LabelledImages, number: int, targets: tuple[OneTarget, ...] | None
+    images: LabelledImages,
+    number: int,
+    targets: tuple[OneTarget, ...] | None,
+    witness: Witness | None,
 ) -> Item | Exception:
-    try:
-        inputs = images.read(number)
-    except SourceError:  # no image's fault: later ones could not be read, either
-        raise
-    except Exception as error:
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        return error
+    inputs = read_image(images, number, witness)
+    if isinstance(inputs, Exception):
+        return inputs
     files = images.source
     source = str(files.root / images.keys[number]) if isinstance(files, Files) else None
     return Item(inputs, source, targets, number)
 
 
-def _explained(method: Method, items: Sequence[Item]) -> list[Explained | Exception]:
-    """Explain images of one shape at once, or, where that fails, one by one.
-
-    Where memory runs out, half of them at a time.
-    """
+def _explained(
+    method: Method, images: LabelledImages, items: Sequence[Item]
+) -> list[Explained | Exception]:
+    """Explain images of one shape."""
     if not items:
         return []
-    size = 1
-    try:
+
+    def explain(some: Sequence[Item]) -> list[Explained]:
         with blank_maps_allowed():
-            (attribution,), explanations = attributed_batch(method, items)
+            (attribution,), explanations = attributed_batch(method, some)
         return [Explained(one, attribution, n) for n, (one,) in enumerate(explanations)]
-    except Exception as error:
-        # Else the frames of the failed run would keep its tensors.
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = error.__cause__ = error.__context__ = None
-        check_device(items[0].inputs.device, f"{method.name} was given images", error)
-        if len(items) == 1:
-            return [error]
-        if is_out_of_memory(error):
-            size = halved(method, len(items), "images")
-    parts = [items[start : start + size] for start in range(0, len(items), size)]
-    return [result for part in parts for result in _explained(method, part)]
 
-
-def _reason(error: Exception) -> str:
-    if is_out_of_memory(error):
-        return "there is too little memory for it; scale it down, or choose a cheaper method"
-    return one_line(error)
+    device = items[0].inputs.device
+    return taken_apart(explain, items, device, method, lambda item: images.keys[item.index])
 
 
 def _png(explanation: Explanation) -> bytes:

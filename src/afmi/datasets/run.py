@@ -16,6 +16,7 @@ from afmi.api import MethodLike, checked_target, method_of
 from afmi.data.labelled import LabelledImages
 from afmi.data.listing import Files
 from afmi.data.streams import ImageStream, open_data
+from afmi.data.witness import Witness
 from afmi.datasets.columns import Layout
 from afmi.datasets.folder import DatasetFolder
 from afmi.datasets.job import DatasetJob, Explained, Outcome, Range, explained_images
@@ -188,9 +189,11 @@ def explain_dataset(
     if folder.known(run) is None:
         manifest = {"run": run, **plan.facts(first), "source": _source(source, images, image_key)}
         folder = folder.begin({**manifest, "command": command, "created": _now()})
+    listed = images if isinstance(images, LabelledImages) else None
     job = DatasetJob(
-        *(chosen, wanted, images if isinstance(images, LabelledImages) else None),
+        *(chosen, wanted, listed),
         *(folder.layout, batch_size, pictures, fingerprint_of(chosen.model)),
+        witness=None if listed is None else Witness.of(listed),
     )
     with placed.pool(job, device) as pool:
         # Enough for each worker to find the next piece ready.
@@ -320,7 +323,10 @@ class _Plan:
             images = images.begin
         reason: Exception | None = None
         for number in range(min(len(images), _TRIED)):
-            ((_, result),) = explained_images(self.method, images, [number], self.target, 1)
+            try:
+                ((_, result),) = explained_images(self.method, images, [number], self.target, 1)
+            except MemoryError as error:  # a smaller one may follow
+                result = error
             if isinstance(result, Explained):
                 return result
             # What the network or the method can never do is tried on no further image.

@@ -7,21 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from afmi.data.labelled import LabelledImages, open_images
+    from afmi.evaluation.failures import MemoryWarning
     from afmi.evaluation.plan import Piece
     from afmi.evaluation.results import Results
     from afmi.evaluation.run import evaluate
-    from afmi.evaluation.shard import (
-        MemoryWarning,
-        MetricWarning,
-        Shard,
-        ShardResult,
-        evaluate_shard,
-    )
+    from afmi.evaluation.shard import MetricWarning, Shard, ShardResult, evaluate_shard
 
 # A report needs no PyTorch, whose import takes seconds, so names are loaded when first used.
 _HOMES = {
     "LabelledImages": "afmi.data.labelled",
-    "MemoryWarning": "afmi.evaluation.shard",
+    "MemoryWarning": "afmi.evaluation.failures",
     "MetricWarning": "afmi.evaluation.shard",
     "Piece": "afmi.evaluation.plan",
     "Results": "afmi.evaluation.results",

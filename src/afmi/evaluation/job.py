@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from afmi.data.labelled import LabelledImages
+from afmi.data.witness import Witness
 from afmi.engines.job import Job
 from afmi.engines.workers import Shared
 from afmi.errors import AfmiError, LayerError, OperationError
@@ -19,7 +20,7 @@ from afmi.methods import Method
 from afmi.metrics import Metric
 from afmi.network.fingerprint import fingerprint_of
 
-__all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_network", "middle_of", "without_model"]
+__all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_worker", "middle_of", "without_model"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
         asked: what is explained of each picture.
         batch_size: pictures that are explained at once.
         fingerprint: of the network.
+        witness: knows the data; None where they come with the tasks.
     """
 
     methods: Mapping[str, Method]
@@ -73,12 +75,13 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
     asked: Asked
     batch_size: int
     fingerprint: str
+    witness: Witness | None
 
     def network(self) -> nn.Module:
         return self.model
 
     def begin(self) -> None:
-        check_network(self.model, self.fingerprint)
+        check_worker(self.model, self.fingerprint, self.images, self.witness)
 
     def run(self, task: PieceTask) -> ShardResult | Refusal:
         images = self.images
@@ -91,6 +94,7 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
             examples=frozenset(number - task.first for number in task.examples),
             supported=task.supported,
             asked=self.asked,
+            witness=self.witness,
         )
         try:
             return evaluate_shard(shard).shifted(task.first)
@@ -120,11 +124,20 @@ class EvaluationJob(Job[PieceTask, "ShardResult | Refusal"]):
         )
 
 
-def check_network(model: nn.Module, fingerprint: str) -> None:
-    """See that a worker's network is the one that was sent.
+def check_worker(
+    model: nn.Module, fingerprint: str, images: LabelledImages | None, witness: Witness | None
+) -> None:
+    """See that a worker has the network that was sent, and reads the data that were listed.
+
+    Args:
+        model: the network that it built.
+        fingerprint: of the one that was sent.
+        images: the data; None: they come with the tasks.
+        witness: knows them.
 
     Raises:
-        AfmiError: when it is not.
+        AfmiError: when it has another network.
+        SourceError: when it reads other data, or none.
     """
     here = fingerprint_of(model)
     if here != fingerprint:
@@ -133,6 +146,8 @@ def check_network(model: nn.Module, fingerprint: str) -> None:
             "network that draws its weights when it is unpickled cannot be sent: evaluate in one "
             "process"
         )
+    if images is not None and witness is not None:
+        witness.check(images)
 
 
 def middle_of(start: int, stop: int, batch_size: int) -> int:

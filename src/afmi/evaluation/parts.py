@@ -13,14 +13,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from afmi.data.labelled import LabelledImages
+from afmi.data.witness import Witness
 from afmi.engines import Engine
 from afmi.engines.job import Job
-from afmi.errors import LayerError, OperationError, SourceError, first_line, one_line
-from afmi.evaluation.job import check_network
-from afmi.evaluation.shard import check_device
+from afmi.errors import LayerError, OperationError, one_line
+from afmi.evaluation.failures import read_image, taken_apart
+from afmi.evaluation.job import check_worker
 from afmi.files import as_json, parse_json, write_files
 from afmi.methods import Method
-from afmi.network.memory import is_out_of_memory
 from afmi.pictures.batches import neighbours
 from afmi.progress import report
 
@@ -29,12 +29,25 @@ __all__ = ["PART", "Part", "PartsJob", "Span", "all_parts"]
 PART = 512
 """Pictures of a part."""
 
-Span = tuple[int, int]
-"""The first picture, and the one after the last."""
-
 _KEY = "afmi part"
-_ABOUT_ALL = (SourceError, LayerError, OperationError)
+_ABOUT_ALL = (LayerError, OperationError)
 """Errors that are no picture's fault."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """The pictures of a part, or of a piece of one whose worker died.
+
+    Attributes:
+        start: the first picture.
+        stop: the one after the last.
+        whole: whether it is a part, whose rows are reduced; those of pieces are handed back, since
+            sums of sums would round otherwise than the sum of all rows.
+    """
+
+    start: int
+    stop: int
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,12 +88,14 @@ class PartsJob(Job[Span, bytes]):
         images: all pictures.
         batch_size: pictures that go through the network at once.
         fingerprint: of the network.
+        witness: knows the pictures.
     """
 
     method: Method
     images: LabelledImages
     batch_size: int
     fingerprint: str
+    witness: Witness
 
     @abstractmethod
     def measure(self, numbers: Tensor, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -96,74 +111,91 @@ class PartsJob(Job[Span, bytes]):
     def reduce(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what is kept of these rows of pictures; without pictures there are no names."""
 
-    @abstractmethod
-    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Return what `reduce` would give of all pictures of neighbouring parts."""
-
     def network(self) -> nn.Module:
         return self.method.model
 
     def begin(self) -> None:
-        check_network(self.method.model, self.fingerprint)
+        check_worker(self.method.model, self.fingerprint, self.images, self.witness)
 
     def run(self, task: Span) -> bytes:
         failures: dict[int, str] = {}
-        batches = neighbours(
-            self._readable(task, failures), self.batch_size, lambda picture: picture[1].shape
-        )
-        rows = [row for batch in batches for row in self._measured(batch, failures)]
-        names = rows[0] if rows else ()
-        together = {name: torch.cat([row[name] for row in rows]) for name in names}
-        return Part(self.reduce(together), failures).to_bytes()
+        rows: list[dict[str, Tensor]] = []
+        for batch in neighbours(
+            self._read(task, failures), self.batch_size, lambda p: None if p is None else p[1].shape
+        ):
+            readable = [picture for picture in batch if picture is not None]
+            rows += self._measured(readable, failures) if readable else []
+        return self._part(task, rows, failures)
 
     def parts(self, task: Span) -> Sequence[Span]:
         # Whole batches stay together, so that their numbers are those of an undisturbed run.
-        start, stop = task
+        start, stop = task.start, task.stop
         size = self.batch_size if stop - start > self.batch_size else 1
         if stop - start < 2:
             return ()
-        return [(first, min(first + size, stop)) for first in range(start, stop, size)]
+        return [
+            Span(first, min(first + size, stop), whole=False) for first in range(start, stop, size)
+        ]
 
     def joined(self, task: Span, results: Sequence[bytes]) -> bytes:
         parts = [Part.from_bytes(result) for result in results]
         failures = {number: why for part in parts for number, why in part.failures.items()}
-        return Part(self.join([part.tensors for part in parts]), failures).to_bytes()
+        return self._part(task, [part.tensors for part in parts if part.tensors], failures)
 
     def lost(self, task: Span, reason: str) -> bytes:
-        return Part(self.reduce({}), {task[0]: reason}).to_bytes()
+        return self._part(task, [], {task.start: reason})
 
-    def _readable(self, task: Span, failures: dict[int, str]) -> Iterator[tuple[int, Tensor]]:
-        for number in range(*task):
-            try:
-                yield number, self.images.read(number)
-            except SourceError:
-                raise
-            except Exception as error:
-                failures[number] = one_line(error)
+    def _part(
+        self, task: Span, rows: Sequence[Mapping[str, Tensor]], failures: Mapping[int, str]
+    ) -> bytes:
+        """Return what is kept of rows of pictures; of a piece of a part the rows themselves."""
+        names = rows[0] if rows else ()
+        together = {name: torch.cat([row[name] for row in rows]) for name in names}
+        return Part(self.reduce(together) if task.whole else together, failures).to_bytes()
+
+    def _read(self, task: Span, failures: dict[int, str]) -> Iterator[tuple[int, Tensor] | None]:
+        """Read the pictures one by one; None stands for one that cannot be read."""
+        for number in range(task.start, task.stop):
+            picture = read_image(self.images, number, self.witness)
+            if isinstance(picture, Exception):
+                failures[number] = one_line(picture)
+                yield None
+            else:
+                yield number, picture
 
     def _measured(
         self, batch: Sequence[tuple[int, Tensor]], failures: dict[int, str]
     ) -> list[dict[str, Tensor]]:
-        """Measure a batch; if that fails, each picture by itself, so that none costs another."""
+        """Return a row for each picture of a batch that the method does not fail on."""
+        rows: list[dict[str, Tensor]] = []
+        results = taken_apart(
+            self._rows,
+            batch,
+            batch[0][1].device,
+            self.method,
+            lambda picture: self.images.keys[picture[0]],
+            fatal=_ABOUT_ALL,
+        )
+        for (number, _), result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                failures[number] = one_line(result)
+            else:
+                rows.append(result)
+        return rows
+
+    def _rows(self, batch: Sequence[tuple[int, Tensor]]) -> list[dict[str, Tensor]]:
         inputs = torch.cat([picture for _, picture in batch])
-        labels = [int(self.images.labels[number]) for number, _ in batch]
-        try:
-            rows = self.measure(
-                torch.tensor([number for number, _ in batch], dtype=torch.int64, device="cpu"),
-                inputs,
-                torch.tensor(labels, dtype=torch.int64, device=inputs.device),
-            )
-            return [rows]
-        except Exception as error:
-            if isinstance(error, _ABOUT_ALL):
-                raise
-            check_device(inputs.device, f"{self.method.name} was given pictures", error)
-            if is_out_of_memory(error):  # a smaller task may have enough; the engine makes some
-                raise MemoryError(first_line(error)) from None
-            if len(batch) == 1:
-                failures[batch[0][0]] = one_line(error)
-                return []
-        return [row for picture in batch for row in self._measured([picture], failures)]
+        numbers = [number for number, _ in batch]
+        labels = [int(self.images.labels[number]) for number in numbers]
+        together = self.measure(
+            torch.tensor(numbers, dtype=torch.int64, device="cpu"),
+            inputs,
+            torch.tensor(labels, dtype=torch.int64, device=inputs.device),
+        )
+        return [
+            {name: values[n : n + 1] for name, values in together.items()}
+            for n in range(len(batch))
+        ]
 
 
 def all_parts(
@@ -183,7 +215,7 @@ def all_parts(
     """
     count = len(job.images)
     paths = {
-        (start, min(start + PART, count)): folder / f"{start:08d}.safetensors"
+        Span(start, min(start + PART, count)): folder / f"{start:08d}.safetensors"
         for start in range(0, count, PART)
     }
     missing = [span for span, path in paths.items() if not _is_whole(path)]

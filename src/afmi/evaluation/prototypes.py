@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import afmi
 from afmi import specs
 from afmi.data.labelled import LabelledImages, open_images
+from afmi.data.witness import Witness
 from afmi.engines import EngineLike, as_engine
 from afmi.errors import UsageError
 from afmi.evaluation.folder import ResultsFolder
@@ -100,7 +101,7 @@ def fmi_prototypes(
     parts_folder(folder, method, images, batch_size, device)
     first = images.first()
     fingerprint = fingerprint_of(method.model)
-    job = _SumsJob(method, images, batch_size, fingerprint)
+    job = _SumsJob(method, images, batch_size, fingerprint, Witness.of(images))
     classes = classify(method.model, first).shape[1]
     total: FMIPrototypes | None = None
     unread = 0
@@ -188,16 +189,6 @@ class _SumsJob(PartsJob):
         classes, places = rows["labels"].unique(return_inverse=True)
         sums = FMIPrototypes.of(rows["importance"], places, len(classes))
         return {"classes": classes, "counts": sums.counts, "sums": sums.sums}
-
-    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        classes = torch.cat([part["classes"] for part in parts]).unique()
-        total: FMIPrototypes | None = None
-        for part in parts:
-            places = {**part, "classes": torch.searchsorted(classes, part["classes"])}
-            total = _added(total, places, len(classes))
-        if total is None:
-            return self.reduce({})
-        return {"classes": classes, "counts": total.counts, "sums": total.sums}
 
 
 def _added(

@@ -15,6 +15,7 @@ from torch import nn
 from afmi.data.labelled import NO_CLASS, LabelledImages, open_images
 from afmi.data.streams import ImageStream, Window, open_data
 from afmi.data.unlabelled import may_lack_labels
+from afmi.data.witness import Witness
 from afmi.engines import EngineLike, as_engine
 from afmi.engines.workers import WorkerPool
 from afmi.errors import UsageError
@@ -157,13 +158,13 @@ def evaluate(
     }
     for plan in plans.values():
         begun.add_method(plan.label, plan.entry)
+    listed = images if isinstance(images, LabelledImages) else None
     job = EvaluationJob(
-        *(chosen, wanted, model, images if isinstance(images, LabelledImages) else None),
-        *(asked, batch_size, fingerprint_of(model)),
+        *(chosen, wanted, model, listed, asked, batch_size, fingerprint_of(model)),
+        witness=None if listed is None else Witness.of(listed),
     )
     with placed.pool(job, device) as pool:
-        streamed = not isinstance(images, LabelledImages)
-        run = _Run(plans, pool, streamed, on_begin, on_method, on_refusal)
+        run = _Run(plans, pool, listed is None, on_begin, on_method, on_refusal)
         drawn = _Drawn(images, examples)
         for folder, window in _windows(begun, images):
             run.evaluate(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
-from afmi.errors import AfmiError, LayerError, ModelError, OperationError, SourceError, one_line
+from afmi.data.witness import Witness
+from afmi.errors import AfmiError, LayerError, ModelError, OperationError, one_line
 from afmi.evaluation.asked import Asked
+from afmi.evaluation.failures import check_device, check_memory, read_image, taken_apart
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
 from afmi.explanation import shown_image
@@ -23,7 +26,6 @@ from afmi.methods import Method
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.network.classifier import classify, shown_bands_of
-from afmi.network.memory import is_out_of_memory
 from afmi.network.outputs import check_outputs
 from afmi.pictures.batches import neighbours
 from afmi.pictures.maps import is_blank
@@ -31,13 +33,10 @@ from afmi.pictures.views import INSERTED, view_of
 from afmi.targets import TargetLike
 
 __all__ = [
-    "MemoryWarning",
     "MetricWarning",
     "Shard",
     "ShardResult",
-    "check_device",
     "evaluate_shard",
-    "halved",
 ]
 
 _PICTURE_SIDE = 240
@@ -48,13 +47,6 @@ _UNSUPPORTED = (LayerError, OperationError)
 
 class MetricWarning(UserWarning):
     """A metric could not be measured on some pictures; their rows say why."""
-
-
-class MemoryWarning(UserWarning):
-    """Pictures went through the network in smaller batches, since memory ran out.
-
-    Their numbers may differ in the last digits from those of whole batches.
-    """
 
 
 @dataclass(frozen=True)
@@ -72,6 +64,8 @@ class Shard:
         supported: whether the method has explained another picture of the data, so that the
             network is not the reason if it fails on these.
         asked: what is explained of each picture; None: the labelled class.
+        witness: knows the data where they were listed, so that no picture is blamed where they
+            are lost; None: nobody needs to ask.
     """
 
     method: Method
@@ -83,6 +77,7 @@ class Shard:
     examples: Collection[int] = ()
     supported: bool = False
     asked: Asked | None = None
+    witness: Witness | None = None
 
     def targets(self, batch: Sequence[_Picture], device: torch.device) -> TargetLike:
         """Return what is explained of each picture."""
@@ -154,14 +149,16 @@ def evaluate_shard(shard: Shard) -> ShardResult:
         LayerError, OperationError: when the method raises it for each of the pictures and is not
             known to be supported.
         SourceError: when the place that the pictures come from cannot be reached.
-        AfmiError: when the device works no longer.
+        MemoryError: when there is too little memory for one of the pictures.
+        DeviceError: when the device works no longer.
     """
     unread: list[Row] = []
-    outcomes = [
-        outcome
-        for batch in neighbours(_readable(shard, unread), shard.batch_size, lambda p: p.shape)
-        for outcome in _outcomes(shard, batch)
-    ]
+    outcomes: list[_Outcome] = []
+    for batch in neighbours(
+        _read(shard, unread), shard.batch_size, lambda p: None if p is None else p.shape
+    ):
+        readable = [picture for picture in batch if picture is not None]
+        outcomes += _outcomes(shard, readable) if readable else []
     refusals = [outcome.unsupported for outcome in outcomes]
     if refusals and refusals[0] is not None and None not in refusals and not shard.supported:
         raise refusals[0]
@@ -176,27 +173,28 @@ def evaluate_shard(shard: Shard) -> ShardResult:
 
 
 def _outcomes(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
-    """Measure a batch; if that fails, each picture by itself: none shall cost its neighbours.
+    """Measure a batch."""
+    results = taken_apart(
+        partial(_explained, shard),
+        batch,
+        batch[0].inputs.device,
+        shard.method,
+        lambda picture: shard.images.keys[picture.index],
+    )
+    return [
+        result if isinstance(result, _Outcome) else _failed(shard, picture, result)
+        for picture, result in zip(batch, results, strict=True)
+    ]
 
-    Where memory runs out, half of the batch at a time.
-    """
-    size = 1
-    try:
-        return _explained(shard, batch)
-    except Exception as error:
-        keys = ", ".join(shard.images.keys[picture.index] for picture in batch)
-        doing = f"{shard.method.name} was given {keys}"
-        check_device(batch[0].inputs.device, doing, error)
-        if len(batch) == 1:
-            # The error itself would keep the tensors of its traceback.
-            same = type(error)(str(error)) if isinstance(error, _UNSUPPORTED) else None
-            row = _error_row(batch[0].index, _cause(shard, batch[0], error))
-            failure = (batch[0].index, str(row[3]))
-            return [_Outcome([row], failure=failure, unsupported=same)]
-        if is_out_of_memory(error):
-            size = halved(shard.method, len(batch), "pictures")
-    parts = [batch[start : start + size] for start in range(0, len(batch), size)]
-    return [outcome for part in parts for outcome in _outcomes(shard, part)]
+
+def _failed(shard: Shard, picture: _Picture, error: Exception) -> _Outcome:
+    """Return what stands for a picture that the method fails on."""
+    row = _error_row(picture.index, _cause(shard, picture, error))
+    return _Outcome(
+        [row],
+        failure=(picture.index, str(row[3])),
+        unsupported=error if isinstance(error, _UNSUPPORTED) else None,
+    )
 
 
 def _cause(shard: Shard, picture: _Picture, error: Exception) -> Exception:
@@ -210,62 +208,27 @@ def _cause(shard: Shard, picture: _Picture, error: Exception) -> Exception:
     return error
 
 
-def check_device(device: torch.device, doing: str, error: Exception) -> None:
-    """Raise unless a device works: after some errors of a GPU every later call fails, too.
-
-    Args:
-        device: where an error arose.
-        doing: what it arose at, such as the method and the pictures, in words.
-        error: what it was.
-
-    Raises:
-        AfmiError: it works no longer.
-    """
-    try:
-        torch.zeros(1, dtype=torch.float32, device=device).cpu()
-    except torch.OutOfMemoryError:
-        pass
-    except RuntimeError as dead:
-        raise AfmiError(
-            f"{device} works no longer since {doing} ({one_line(error)}); start the command again, "
-            "which resumes after the last finished piece"
-        ) from dead
-
-
-def halved(method: Method, count: int, noun: str) -> int:
-    """Return how many of so many pictures are tried at once after memory ran out, and warn."""
-    warnings.warn(
-        f"{method.name} ran out of memory with {count} {noun} at once, which are done in smaller "
-        "batches; a smaller batch_size (--batch-size) from the beginning keeps the last digits the "
-        "same",
-        MemoryWarning,
-        stacklevel=3,
-    )
-    return count // 2
-
-
 def _error_row(index: int, error: Exception, metric: str = "") -> Row:
     name = f"{metric}/{ERROR}" if metric else ERROR
     return (index, name, float("nan"), one_line(error))
 
 
-def _readable(shard: Shard, unread: list[Row]) -> Iterator[_Picture]:
-    """Read the pictures one by one; one that cannot be read becomes a row."""
+def _read(shard: Shard, unread: list[Row]) -> Iterator[_Picture | None]:
+    """Read the pictures one by one; None stands for one that cannot be, which becomes a row."""
     count = max((metric.companions for metric in shard.metrics.values()), default=0)
     for index in range(shard.start, shard.stop):
-        try:
-            inputs = shard.images.read(index)
-            companions = _companions(shard.images, index, count, inputs) if count else None
-        except SourceError:  # no picture's fault: later ones could not be read, either
-            raise
-        except Exception as error:
-            unread.append(_error_row(index, error))
-            continue
-        yield _Picture(index, inputs, companions)
+        inputs = read_image(shard.images, index, shard.witness)
+        if isinstance(inputs, Exception):
+            unread.append(_error_row(index, inputs))
+            yield None
+        else:
+            companions = _companions(shard, index, count, inputs) if count else None
+            yield _Picture(index, inputs, companions)
 
 
-def _companions(images: LabelledImages, index: int, count: int, like: Tensor) -> Tensor | None:
+def _companions(shard: Shard, index: int, count: int, like: Tensor) -> Tensor | None:
     """Return pictures of other classes, all different, (1, M, C, H, W); None: not enough."""
+    images = shard.images
     digest = hashlib.blake2b(images.keys[index].encode(errors="surrogateescape"), digest_size=8)
     order = np.random.default_rng(int.from_bytes(digest.digest(), "little")).permutation(
         len(images)
@@ -276,14 +239,9 @@ def _companions(images: LabelledImages, index: int, count: int, like: Tensor) ->
         label = int(images.labels[position])
         if label in classes:
             continue
-        try:
-            picture = images.read(position)
-        except SourceError:
-            raise
-        except Exception:  # its own row will say so
-            continue
-        if picture.shape != like.shape:
-            continue
+        picture = read_image(images, position, shard.witness)
+        if isinstance(picture, Exception) or picture.shape != like.shape:
+            continue  # its own row will say what it is
         classes.add(label)
         companions.append(picture)
         if len(companions) == count:
@@ -291,7 +249,7 @@ def _companions(images: LabelledImages, index: int, count: int, like: Tensor) ->
     return None
 
 
-def _explained(shard: Shard, batch: list[_Picture]) -> list[_Outcome]:
+def _explained(shard: Shard, batch: Sequence[_Picture]) -> list[_Outcome]:
     """Explain a batch and measure the maps."""
     method = shard.method
     inputs = torch.cat([picture.inputs for picture in batch])
@@ -342,6 +300,9 @@ def _values(metric: Metric, case: Case) -> list[dict[str, float] | Exception]:
         columns = {name: numbers.tolist() for name, numbers in metric.measure(case).items()}
         return [{name: column[n] for name, column in columns.items()} for n in range(count)]
     except Exception as error:
+        check_device(case.inputs.device, f"{metric.name} was measured", error)
+        if count == 1:
+            check_memory(error)
         # What the network or the method can never do is tried on no picture by itself.
         if count == 1 or isinstance(error, (ModelError, *_UNSUPPORTED)):
             warnings.warn(f"{metric.name}: {one_line(error)}", MetricWarning, stacklevel=2)

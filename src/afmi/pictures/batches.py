@@ -15,6 +15,8 @@ def neighbours(
 ) -> Iterator[list[T]]:
     """Yield the items in order, in lists of at most ``size`` neighbours of one shape.
 
+    A list also ends with each ``size`` items. So an item decides over no batch but those of the
+    ``size`` items that it is among, and work that is cut there has the batches of the whole.
     Nothing is taken out of ``items`` before it is needed.
 
     Args:
@@ -24,18 +26,18 @@ def neighbours(
 
     Example:
         >>> list(neighbours("aabbbb", 3, shape=str))
-        [['a', 'a'], ['b', 'b', 'b'], ['b']]
+        [['a', 'a'], ['b'], ['b', 'b', 'b']]
     """
     batch: list[T] = []
     common: Hashable | None = None
-    for item in items:
+    for count, item in enumerate(items, 1):
         here = shape(item)
         if None not in (here, common) and here != common:
             yield batch
             batch, common = [], None
         batch.append(item)
         common = common if here is None else here
-        if len(batch) == size:
+        if count % size == 0:
             yield batch
             batch, common = [], None
     if batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from afmi.data.witness import Witness
 from afmi.engines import Engine
 from afmi.errors import UsageError
 from afmi.evaluation import LabelledImages
@@ -63,9 +64,11 @@ def measure_agreement(
     device = engine.device(device_of(model).type)
     tried = folder / "validation"
     parts_folder(tried, method, validation, batch, device, training=training.fingerprint)
-    job = _NearestJob(method, validation, batch, fingerprint_of(model), prototypes)
+    known = fingerprint_of(model), Witness.of(validation)
+    job = _NearestJob(method, validation, batch, *known, prototypes)
     measured = list(all_parts(job, tried / "parts", engine, device, f"FMI of {validation.name}"))
-    rows = job.join([part.tensors for part in measured])
+    names = measured[0].tensors
+    rows = {name: torch.cat([part.tensors[name] for part in measured]) for name in names}
     right = rows["predicted"] == rows["labels"]
     true, nearest = rows["labels"][right], rows["nearest"][right]
     if not len(true):
@@ -114,6 +117,3 @@ class _NearestJob(PartsJob):
         none = torch.zeros(0, dtype=torch.int64, device="cpu")
         names = ("labels", "predicted", "nearest", "nearest_shuffled")
         return {name: rows.get(name, none) for name in names}
-
-    def join(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
