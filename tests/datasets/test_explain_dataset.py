@@ -28,6 +28,7 @@ from afmi.datasets import Explanations, explain_dataset, open_explanations
 from afmi.datasets.folder import DatasetFolder
 from afmi.datasets.reading import RecordedTarget
 from afmi.engines import Local, Ray
+from afmi.engines.local import _HerePool
 from afmi.engines.workers import WorkerWarning
 from afmi.errors import AfmiError, LayerError, SourceError, UsageError
 from afmi.evaluation import MemoryWarning
@@ -276,8 +277,6 @@ def test_a_network_that_can_never_be_explained_is_refused_at_once(
         with pytest.raises(UsageError, match="expected"):
             explain_dataset(network(), white, tmp_path / "c", **wrong)
     assert not (tmp_path / "c").exists()
-    with pytest.raises(UsageError, match="expected a folder of this machine"):
-        explain_dataset(network(), white, "s3://bucket/explained")
 
 
 def test_a_batch_that_needs_too_much_memory_is_halved(
@@ -378,6 +377,51 @@ def without_crop(model: Classifier) -> Classifier:
     return Classifier(model.network, labels=LABELS, name="bare")
 
 
+# --- stores -----------------------------------------------------------------------------------
+
+
+def test_a_store_holds_what_a_folder_holds_and_resumes(
+    model: Classifier, photos: Path, expected: Explanations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, store = "memory://explained/photos", fsspec.filesystem("memory")
+    options = {**PIECE, "pictures": True}
+    explained = explain_dataset(model, photos, url, **options)
+    there = {name.split("/", 3)[3]: store.cat(name) for name in store.find("/explained/photos")}
+    assert json.loads(there.pop("manifest.json"))["run"] == expected.manifest["run"]
+    assert there == files(expected.path)
+    assert str(explained.path) == url and explained.complete
+    again = open_explanations(url)
+    assert again.table() == expected.table()
+    assert torch.equal(again["5.png"].map, expected["5.png"].map)
+
+    store.rm_file("/explained/photos/pieces/00000004.parquet")
+    assert len(open_explanations(url)) == 6
+    listed: list[str] = []
+    memory = type(store)
+    ls = memory.ls
+    monkeypatch.setattr(
+        memory, "ls", lambda self, path, *a, **k: listed.append(path) or ls(self, path, *a, **k)
+    )
+    seen: list[Any] = []
+    explain_dataset(model, photos, url, **options, on_piece=seen.append)
+    assert [(p.done, p.failed, p.new) for p in seen] == [(6, 1, 0), (10, 1, 4)]
+    assert sum(path.endswith("pieces") for path in listed) == 1
+    assert open_explanations(url).table() == expected.table()
+
+    with pytest.raises(UsageError, match="results of another run"):
+        explain_dataset(model, photos, url, **{**options, "batch_size": 4})
+    with pytest.raises(AfmiError, match=r"expected the folder of afmi\.explain_dataset"):
+        open_explanations("memory://explained/nothing")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(memory, "cat_file", unreachable)
+    for call in (lambda: open_explanations(url), lambda: again.table()):
+        with pytest.raises(SourceError, match=r"cannot be read \(TimeoutError: no answer\)"):
+            call()
+
+
 # --- sources --------------------------------------------------------------------------------
 
 
@@ -447,6 +491,34 @@ def test_a_shorter_stream_is_refused(model: Classifier, photos: Path, tmp_path: 
     explain_dataset(model, pictures_of(photos), tmp_path, **PIECE)
     with pytest.raises(UsageError, match="there were 9 images, now 4"):
         explain_dataset(model, pictures_of(photos, 5), tmp_path, **PIECE)
+
+
+@pytest.mark.parametrize(("most", "ahead"), [(2**30, 4), (12_288 * 2, 2), (1, 1)])
+def test_a_stream_is_read_ahead_by_so_many_bytes(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, ahead: int
+) -> None:
+    """A piece of four images (3, 16, 16) has 12,288 bytes."""
+    images = torch.rand(30, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = explain_dataset(model, images, tmp_path / "listed", **PIECE)
+    read = [0]
+
+    def counted() -> Iterator[Tensor]:
+        for image in images:
+            read[0] += 1
+            yield image
+
+    monkeypatch.setattr(run_module, "_MOST_BYTES", most)
+    monkeypatch.setattr(Local, "pool", lambda self, job, device: _HerePool(job))
+    seen: list[int] = []
+    explained = explain_dataset(
+        *(model, counted(), tmp_path / "stream"),
+        **PIECE,
+        engine=Local(workers=2),
+        on_piece=lambda progress: seen.append(min(30, read[0]) - progress.done),
+    )
+    assert max(seen) == 4 * ahead + 1  # and the next one, to know whether there is one
+    numbers = expected.table().column_names[1:]
+    assert explained.table(numbers) == expected.table(numbers)
 
 
 def test_costly_methods_have_smaller_pieces(

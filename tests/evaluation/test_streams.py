@@ -19,8 +19,11 @@ from torch import nn
 
 import afmi.evaluation.plan as plan_module
 from afmi import Classifier
-from afmi.errors import ImageError, SourceError, TargetError, UsageError
-from afmi.evaluation import Results, evaluate
+from afmi.engines.local import _HerePool
+from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageError
+from afmi.evaluation import Results, evaluate, image_list
+from afmi.evaluation.folder import ResultsFolder
+from afmi.evaluation.tables import table_bytes
 from afmi.report.summary import summarise
 from afmi.report.words import unfinished
 
@@ -369,6 +372,92 @@ def test_one_window_is_read_ahead(
         on_begin=lambda piece, *_: ahead.append(len(read) - piece.stop),
     )
     assert len(ahead) == 3 and max(ahead) <= 1
+
+
+def test_pictures_of_all_windows_are_drawn(
+    model: Classifier, photos: Path, tmp_path: Path, small_windows: None
+) -> None:
+    results = evaluate(model, Stream(photos), tmp_path / "out", methods="gradient", examples=4)
+    assert results.examples == (0, 3, 6, 9)  # the first of each class
+
+
+def test_a_window_costs_what_it_is(
+    model: Classifier, photos: Path, tmp_path: Path, small_windows: None, monkeypatch: Any
+) -> None:
+    out, written, sent = tmp_path / "out", [], []
+    share, enter = _HerePool.share, table_bytes
+
+    def shared(self: Any, value: Any) -> Any:
+        sent.append(len(value))
+        assert len(value.source.pictures) == len(value)
+        return share(self, value)
+
+    def tables(columns: Any, schema: Any, about: Any) -> bytes:
+        written.append(len(columns[1]))
+        return enter(columns, schema, about)
+
+    monkeypatch.setattr(_HerePool, "share", shared)
+    monkeypatch.setattr(image_list, "table_bytes", tables)
+    pairs = pairs_of(photos)
+    evaluate(model, iter(pairs * 5), out, methods="gradient,random")
+    assert sent == [4] * 15  # once for both methods
+    assert written == [4] * 14 + [60]  # and all of them once, at the end
+    assert not list((out / "images").iterdir())
+    written.clear()
+    evaluate(model, iter(pairs * 5), out, methods="gradient,random")
+    assert not written
+    assert sent == [4] * 15
+
+
+def test_windows_of_other_sizes_agree(
+    model: Classifier, photos: Path, tmp_path: Path, small_windows: None
+) -> None:
+    """Two processes with other numbers of workers enter the pictures of one stream."""
+    out, keys = tmp_path / "out", [f"item/{n}" for n in range(12)]
+    run = {"afmi": "0"}
+    one, other = (ResultsFolder.begin(out, run, None, {"metrics": {}}) for _ in range(2))
+    labels = [0] * 12
+
+    def enter(folder: ResultsFolder, start: int, stop: int, ended: bool = False) -> None:
+        folder.enter_images(start, keys[start:stop], labels[start:stop], ended=ended)
+
+    def listed() -> list[str]:
+        return ResultsFolder(out).read_images()["key"].to_pylist()
+
+    enter(one, 0, 2)
+    enter(other, 0, 6)
+    enter(one, 2, 4)
+    assert listed() == keys[:6]
+    for start in (4, 6):
+        enter(one, start, start + 2)
+    enter(other, 6, 12, ended=True)
+    assert listed() == keys and one.ended()
+    enter(one, 8, 10)
+    with pytest.raises(UsageError, match="there were 12 pictures, now 10;"):
+        enter(one, 8, 10, ended=True)
+    with pytest.raises(UsageError, match="picture 10 was item/10 of class 0, now item/9 of"):
+        one.enter_images(10, keys[9:11], labels[:2], ended=True)
+
+
+@pytest.mark.parametrize("left", [b"", b"PAR1 cut off"])
+def test_parts_of_the_list_that_a_crash_cut_off_are_written_again(
+    left: bytes, model: Classifier, photos: Path, tmp_path: Path, small_windows: None
+) -> None:
+    out, pairs = tmp_path / "out", pairs_of(photos)
+
+    def broken() -> Iterator[Any]:
+        yield from pairs[:11]
+        raise OSError("the line is dead")
+
+    for _ in range(2):
+        with pytest.raises(SourceError):
+            evaluate(model, broken(), out, methods="gradient")
+        assert len(Results.open(out).images) == 8
+        (out / "images" / "00000004.parquet").write_bytes(left)
+        with pytest.raises(AfmiError, match=r"00000004\.parquet' is damaged .* delete it"):
+            Results.open(out)
+    results = evaluate(model, iter(pairs), out, methods="gradient")
+    assert len(results.images) == 12 and results.ended
 
 
 def test_costly_methods_have_whole_pieces_in_a_window(

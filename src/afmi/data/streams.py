@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -59,6 +59,31 @@ class Window:
     images: LabelledImages
     last: bool
 
+    @property
+    def size(self) -> int:
+        """Bytes that a stream's pictures take in memory, about."""
+        assert isinstance(self.images.source, _Held)
+        return sum(_size(picture) for picture in self.images.source.pictures.values())
+
+    def part(self, start: int, stop: int) -> LabelledImages:
+        """Return some of a stream's pictures, to be sent to workers, which have the network.
+
+        Args:
+            start: the number of the first in the data.
+            stop: of the one after the last.
+        """
+        held, here = self.images, slice(start - self.start, stop - self.start)
+        assert isinstance(held.source, _Held)
+        keys = held.keys[here]
+        return replace(
+            held,
+            model=nn.Identity(),
+            keys=keys,
+            labels=held.labels[here],
+            sizes=held.sizes[here],
+            source=replace(held.source, pictures={key: held.source.pictures[key] for key in keys}),
+        )
+
 
 @dataclass(frozen=True)
 class _Item:
@@ -96,8 +121,9 @@ class ImageStream:
     """Pictures that are read once, from first to last, a window at a time.
 
     A key ends in a digest of the picture, so data that come in another order, or hold other
-    pictures, have other keys. A window of prepared pictures is in memory at a time; without labels
-    they are as they came, and are prepared when they are read.
+    pictures, have other keys. A window of prepared pictures is in memory at a time, besides those
+    that who takes the windows keeps; without labels they are as they came, and are prepared when
+    they are read.
 
     Args:
         name: what was opened, for reports.
@@ -187,12 +213,16 @@ class ImageStream:
         Raises:
             SourceError: the data end in an error, so that these are not all.
         """
-        images, start = self._first, 0
+        window = Window(0, self._first, last=False)
+        self._first = window.part(0, 0)  # its pictures are let go with the window
         while following := list(itertools.islice(self._items, 1)):
-            yield Window(start, images, last=False)
-            start += len(images)
-            images = self._images([*following, *itertools.islice(self._items, self._window - 1)])
-        yield Window(start, images, last=True)
+            start = window.start + len(window.images)
+            yield window
+            del window
+            items = [*following, *itertools.islice(self._items, self._window - 1)]
+            window = Window(start, self._images(items), last=False)
+            del items
+        yield replace(window, last=True)
 
     def _item(self, position: int, item: Any) -> _Item:
         key, parts = f"item/{position}", item
@@ -417,6 +447,15 @@ def picture_digest(picture: Any) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
+
+
+def _size(picture: Any) -> int:
+    if isinstance(picture, (Tensor, np.ndarray)):
+        return picture.nbytes
+    if isinstance(picture, Image.Image):
+        width, height = picture.size
+        return width * height * (1 if picture.mode in ("1", "L", "P") else 4)
+    return len(picture) if isinstance(picture, (bytes, bytearray)) else 0
 
 
 def _bytes_of(picture: Any) -> tuple[bytes, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from afmi.datasets.columns import Layout
-from afmi.errors import AfmiError, UsageError
+from afmi.errors import AfmiError, SourceError, UsageError
 from afmi.evaluation.directory import (
     check_same_run,
     check_usable,
@@ -23,7 +23,13 @@ from afmi.evaluation.directory import (
     sweep,
 )
 from afmi.evaluation.manifest import run_digest
-from afmi.evaluation.tables import DamagedTableError, is_whole, read_about, read_table, table_bytes
+from afmi.evaluation.tables import (
+    is_whole,
+    read_about,
+    read_table_file,
+    source_of,
+    table_bytes,
+)
 from afmi.files import Location, parse_json, write_files
 
 __all__ = ["DatasetFolder"]
@@ -37,22 +43,25 @@ class DatasetFolder:
 
     Every file is seen whole or not at all. A piece that two processes finish is the same file.
 
+    In a store (`afmi.files.location`) one process writes at a time: nothing is locked there. Which
+    pieces are there is asked once.
+
     Args:
         path: where they are.
     """
 
-    path: Path
+    path: Location
 
     @property
-    def manifest_path(self) -> Path:
+    def manifest_path(self) -> Location:
         """The file that says what was run."""
         return self.path / "manifest.json"
 
-    def piece_path(self, start: int) -> Path:
+    def piece_path(self, start: int) -> Location:
         """The table that begins with image ``start``."""
         return self.path / "pieces" / f"{start:08d}.parquet"
 
-    def picture_path(self, number: int) -> Path:
+    def picture_path(self, number: int) -> Location:
         """The overlay of an image, if it was drawn."""
         return self.path / "pictures" / f"{number:08d}.png"
 
@@ -119,6 +128,8 @@ class DatasetFolder:
             if not isinstance(manifest["images"], (int, type(None))):
                 raise ValueError("images is no whole number")
             Layout.from_json(manifest["layout"])
+        except SourceError:
+            raise
         except (OSError, ValueError, LookupError, TypeError) as error:
             why = " ".join(str(error).split())[:160]
             raise AfmiError(
@@ -158,6 +169,10 @@ class DatasetFolder:
             "keys": hashlib.blake2b(listed.encode(), digest_size=16).hexdigest(),
         }
 
+    @cached_property
+    def _listed(self) -> frozenset[int]:
+        return frozenset(self.starts())
+
     def failed(self, start: int, keys: Sequence[str]) -> int | None:
         """Return how many images of a finished piece failed; None: the piece is to be done.
 
@@ -166,15 +181,16 @@ class DatasetFolder:
         Raises:
             UsageError: when it is one of other images.
         """
-        path = self.piece_path(start)
-        about = read_about(path) if is_whole(path) else None
+        if not isinstance(self.path, Path) and start not in self._listed:
+            return None
+        about = self.read_about(start)
         if about is None:
             return None
         wanted = self._about_piece(start, keys)
         wrong = next((part for part in wanted if about.get(part) != wanted[part]), None)
         if wrong is not None:
             raise UsageError(
-                f"'{path}' is of other data or of another run (its {wrong} differ"
+                f"'{self.piece_path(start)}' is of other data or of another run (its {wrong} differ"
                 f"{'' if wrong.endswith('s') else 's'}); give the same data in the same order, or "
                 "choose another --out"
             )
@@ -200,6 +216,11 @@ class DatasetFolder:
         )
         write_files(files)
 
+    def read_about(self, start: int) -> dict[str, Any] | None:
+        """Read what a piece says of itself; None: it is missing, empty, cut off or damaged."""
+        source = source_of(self.piece_path(start))
+        return read_about(source) if is_whole(source) else None
+
     def read_piece(self, start: int) -> pa.Table:
         """Read a piece's table.
 
@@ -207,12 +228,7 @@ class DatasetFolder:
             AfmiError: when it is damaged, or of another run.
         """
         path = self.piece_path(start)
-        try:
-            table, about = read_table(path, self.layout.schema)
-        except DamagedTableError as error:
-            raise AfmiError(
-                f"'{path}' is damaged ({error}); delete it, so that the run does it again"
-            ) from error
+        table, about = read_table_file(path, self.layout.schema, "the run does it again")
         if any(about.get(part) != value for part, value in self._about.items()):
             raise AfmiError(f"'{path}' is of another run than the manifest's; move it away")
         return table

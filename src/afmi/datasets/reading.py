@@ -23,10 +23,11 @@ from afmi.datasets.columns import compared_of, map_of
 from afmi.datasets.folder import DatasetFolder
 from afmi.errors import AfmiError, TargetError, UsageError
 from afmi.evaluation.directory import storable
-from afmi.evaluation.tables import read_about
 from afmi.explanation import Explanation, shown_image
+from afmi.files import Location, location
 from afmi.network.classifier import Classifier, shown_bands_of
 from afmi.pictures.maps import upsample
+from afmi.stores import RemotePath
 from afmi.targets import Class, Target
 
 __all__ = ["Explanations", "RecordedTarget", "open_explanations"]
@@ -35,12 +36,14 @@ _GREY = 0.5
 
 
 def open_explanations(
-    folder: str | os.PathLike[str], data: Any = None, model: nn.Module | None = None
+    folder: str | os.PathLike[str] | RemotePath,
+    data: Any = None,
+    model: nn.Module | None = None,
 ) -> Explanations:
     """Open what `afmi.explain_dataset` wrote; nothing is read before it is needed.
 
     Args:
-        folder: its ``out``.
+        folder: its ``out``, a folder or a URL.
         data: the images that were explained, as they were given. None: where they were found, for
             those that have a place.
         model: prepares the images again. None: they are prepared as they were for the run, but for
@@ -49,7 +52,7 @@ def open_explanations(
     Raises:
         AfmiError: when it is no such folder.
     """
-    return Explanations(DatasetFolder(Path(folder)), data, model)
+    return Explanations(DatasetFolder(location(folder)), data, model)
 
 
 class Explanations:
@@ -71,8 +74,8 @@ class Explanations:
         self._images = _Images(self._manifest, data, model)
 
     @property
-    def path(self) -> Path:
-        """The folder."""
+    def path(self) -> Location:
+        """The folder, or its place in a store."""
         return self._folder.path
 
     @property
@@ -95,7 +98,7 @@ class Explanations:
         """Rows of the pieces by their first images."""
         counts = {}
         for start in self._folder.starts():
-            about = read_about(self._folder.piece_path(start))
+            about = self._folder.read_about(start)
             if about is None:
                 raise AfmiError(
                     f"'{self._folder.piece_path(start)}' is damaged; delete it, so that the run "

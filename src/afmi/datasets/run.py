@@ -6,7 +6,6 @@ import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from afmi import specs
 from afmi.api import MethodLike, checked_target, method_of
 from afmi.data.labelled import LabelledImages
 from afmi.data.listing import Files
-from afmi.data.streams import ImageStream, open_data
+from afmi.data.streams import ImageStream, Window, open_data
 from afmi.data.witness import Witness
 from afmi.datasets.columns import Layout
 from afmi.datasets.folder import DatasetFolder
@@ -34,12 +33,13 @@ from afmi.errors import (
 )
 from afmi.evaluation.code import CodeReader
 from afmi.evaluation.identity import code_of, identity_of
+from afmi.files import location
 from afmi.methods import Method
 from afmi.network.classifier import classifier_of, device_of, input_channels, shown_bands_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import ReferenceLike
 from afmi.progress import report
-from afmi.stores import is_remote
+from afmi.stores import RemotePath
 from afmi.targets import OneTarget, Target
 
 __all__ = ["Progress", "explain_dataset"]
@@ -50,6 +50,8 @@ _LARGEST_PIECE = 512
 """Images: a piece of a cheap method."""
 _PASSES_PER_PIECE = 16384
 """Through the network, about: what a killed run may lose of a costly method."""
+_MOST_BYTES = 2**30
+"""Of a stream's images that are read ahead of the workers; at least a piece is."""
 _TRIED = 64
 """Images: where none of so many, the first, can be explained, none is."""
 
@@ -78,7 +80,7 @@ def _ignore(progress: Progress) -> None:
 def explain_dataset(
     model: nn.Module | None,
     source: Any,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | RemotePath,
     *,
     target: OneTarget | None = None,
     method: MethodLike = "AFMI",
@@ -110,7 +112,8 @@ def explain_dataset(
         source: images, which need no labels: a folder with images at any depth, a glob, a CSV or
             Parquet file with the column ``image``, tar files of WebDataset, a data set of PyTorch
             or Hugging Face, a URL of fsspec, or an iterable; see `afmi.evaluate`.
-        out: folder of the tables; new, empty, or of the same run.
+        out: folder of the tables, or its URL in a store (``"s3://bucket/explained"``), where one
+            call writes at a time; new, empty, or of the same run.
         target: what is explained of every image, as in `afmi.explain`. None: the class that the
             model predicts for it.
         method: as in `afmi.explain`.
@@ -153,11 +156,6 @@ def explain_dataset(
         (5, 4)
     """
     _check_counts(batch_size, images_per_piece)
-    if is_remote(os.fspath(out)):
-        raise UsageError(
-            f"expected a folder of this machine for the tables, got the URL {os.fspath(out)!r}; "
-            "write them into a folder, and copy it"
-        )
     chosen = method_of(model, method, layer=layer, reference=reference, **parameters)
     wanted = None if target is None else checked_target(chosen.model, target)
     placed = as_engine(engine)
@@ -184,7 +182,7 @@ def explain_dataset(
         size=max(size // batch_size, 1) * batch_size,
         device=device,
     )
-    folder = DatasetFolder(Path(out))
+    folder = DatasetFolder(location(out))
     run = plan.identity()
     if folder.known(run) is None:
         manifest = {"run": run, **plan.facts(first), "source": _source(source, images, image_key)}
@@ -369,7 +367,7 @@ class _Run:
         plan: what is done.
         folder: where the pieces are kept.
         pool: the workers.
-        ahead: pieces that are given to them at a time.
+        ahead: pieces that are given to them at a time, at most.
         on_piece: see `explain_dataset`.
     """
 
@@ -390,12 +388,13 @@ class _Run:
         total = images.limit if isinstance(images, ImageStream) else len(images)
         self._progress = Progress(0, 0, 0, total)
         self._tasks = self._missing()
+        self._sizes: dict[int, int] = {}
+        self._largest = 0
         self._failure: Exception | None = None
 
     def explain_all(self) -> None:
         """Do what is missing."""
-        for _ in range(self._ahead):
-            self._submit()
+        self._submit()
         self._tell()
         self._pool.work(self._commit)
         if self._failure is not None:
@@ -404,12 +403,20 @@ class _Run:
             self._folder.end(self._progress.done)
 
     def _submit(self) -> None:
-        try:
-            task = next(self._tasks, None)
-        except Exception as error:  # the data are at an end; what came before is still done
-            self._failure, task = error, None
-        if task is not None:
+        """Give the workers as many pieces as may be ahead."""
+        while self._may_read_on():
+            try:
+                task = next(self._tasks, None)
+            except Exception as error:  # the data are at an end; what came before is still done
+                self._failure, task = error, None
+            if task is None:
+                return
             self._pool.submit(task)
+
+    def _may_read_on(self) -> bool:
+        # How many pieces are ahead decides no number: where each begins is fixed.
+        room = sum(self._sizes.values()) + self._largest <= _MOST_BYTES
+        return not self._sizes or (room and len(self._sizes) < self._ahead)
 
     def _missing(self) -> Iterator[Range]:
         """Yield the pieces that are not finished."""
@@ -418,14 +425,20 @@ class _Run:
             for start in range(0, len(images), size):
                 stop = min(start + size, len(images))
                 if not self._finished(start, images.keys[start:stop]):
+                    self._sizes[start] = 0
                     yield Range(start, stop)
             return
-        for window in images.windows():
-            held, start = window.images, window.start
-            if not self._finished(start, held.keys):
-                # The workers have the network.
-                shared = self._pool.share(replace(held, model=nn.Identity()))
-                yield Range(start, start + len(held), shared, start)
+        # Not in a loop over windows, whose variable would hold one while the next is read.
+        yield from (task for task in map(self._task, images.windows()) if task is not None)
+
+    def _task(self, window: Window) -> Range | None:
+        """Return what is to be done of a window of a stream."""
+        start, stop = window.start, window.start + len(window.images)
+        if self._finished(start, window.images.keys):
+            return None
+        self._sizes[start] = window.size
+        self._largest = max(self._largest, window.size)
+        return Range(start, stop, self._pool.share(window.part(start, stop)), start)
 
     def _finished(self, start: int, keys: tuple[str, ...]) -> bool:
         failed = self._folder.failed(start, keys)
@@ -438,6 +451,7 @@ class _Run:
         self._folder.write_piece(task.start, outcome.table, outcome.pictures)
         if task.window is not None:
             task.window.free()
+        del self._sizes[task.start]
         count = len(outcome.table)
         self._count(count, count - outcome.table["error"].null_count, new=count)
         self._submit()

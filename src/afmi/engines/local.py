@@ -108,12 +108,15 @@ class _HerePool(WorkerPool[Any, Any]):
         return _Held(value)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Held(Shared):
     value: object
 
     def get(self) -> Any:
         return self.value
+
+    def free(self) -> None:
+        self.value = None
 
 
 class _Process(Worker):

@@ -12,11 +12,19 @@ from typing import Any
 
 from filelock import FileLock
 
-from afmi.errors import UsageError
+from afmi.errors import AfmiError, UsageError
 from afmi.evaluation.manifest import differences
 from afmi.files import Location
 
-__all__ = ["check_same_run", "check_usable", "locked", "manifest_bytes", "storable", "sweep"]
+__all__ = [
+    "check_belongs",
+    "check_same_run",
+    "check_usable",
+    "locked",
+    "manifest_bytes",
+    "storable",
+    "sweep",
+]
 
 _LOCK = ".afmi.lock"
 _PATIENCE = 60
@@ -84,6 +92,32 @@ def check_same_run(path: Location, before: Mapping[str, Any], now: Mapping[str, 
             f"{str(path)!r} holds results of another run ({different}); choose another --out, or "
             "delete the folder to begin anew"
         )
+
+
+def check_belongs(path: Location, about: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise unless a table is what it must be in its place.
+
+    Args:
+        path: of the table.
+        about: what it says of itself.
+        wanted: what it must say.
+
+    Raises:
+        AfmiError: it says something else.
+    """
+    wrong = next((part for part in wanted if about.get(part) != wanted[part]), None)
+    if wrong is None:
+        return
+    words = {
+        "run": "another run than the manifest's (in network, data, metrics or version)",
+        "pictures": "other pictures",
+        "settings": f"{about.get('method')} with other settings, {about.get('settings')}",
+    }
+    holds = words.get(wrong, f"{wrong} {about.get(wrong)!r}, not {wanted[wrong]!r}")
+    raise AfmiError(
+        f"'{path}' belongs elsewhere: it is of {holds}; move it away, and run afmi evaluate "
+        "into this folder again"
+    )
 
 
 def storable(key: str) -> str:

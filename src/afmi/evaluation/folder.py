@@ -1,7 +1,8 @@
 """The folder of an evaluation: where everything is in it, and how it is written and read.
 
-No other module knows a file's name or a table's columns. Nothing here needs PyTorch, so a report
-does without its import, which takes seconds.
+No other module knows a file's name or a table's columns, but `afmi.evaluation.image_list` those of
+the list of pictures. Nothing here needs PyTorch, so a report does without its import, which takes
+seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -18,20 +19,20 @@ import pyarrow as pa
 
 from afmi.errors import AfmiError, SourceError, UsageError
 from afmi.evaluation.directory import (
+    check_belongs,
     check_same_run,
     check_usable,
     locked,
     manifest_bytes,
-    storable,
     sweep,
 )
+from afmi.evaluation.image_list import ImageList
 from afmi.evaluation.manifest import differences, parse_manifest, run_digest
 from afmi.evaluation.tables import (
-    DamagedTableError,
-    Source,
     is_whole,
     read_about,
-    read_table,
+    read_table_file,
+    source_of,
     table_bytes,
 )
 from afmi.files import Location, check_length, write_files
@@ -59,7 +60,6 @@ _PIECE = pa.schema(
         ("note", pa.string()),
     ]
 )
-_IMAGES = pa.schema([("image", pa.int32()), ("key", pa.string()), ("label", pa.int32())])
 _FIXED = ("class", "code", "parameters", "images_per_piece")
 """What must stay the same of a method, for its pieces to be of one kind."""
 _PICTURE = "picture"  # the kind of drawing that is the same for every method
@@ -94,8 +94,8 @@ class ResultsFolder:
 
     @property
     def images_path(self) -> Location:
-        """The table of the pictures."""
-        return self.path / "images.parquet"
+        """The table of the pictures, once they are all there."""
+        return self._images.path
 
     def piece_path(self, key: str, start: int) -> Location:
         """The table of a method's piece that begins with image ``start``."""
@@ -135,7 +135,7 @@ class ResultsFolder:
         Args:
             path: where the results are, or will be.
             run: what identifies the run; all of it must be as it was.
-            images: key and label of each picture; None: they come later, by `with_images`.
+            images: key and label of each picture; None: they come later, by `enter_images`.
             about: further parts of the manifest, kept from the call that began the run;
                 ``metrics`` among them.
 
@@ -153,78 +153,31 @@ class ResultsFolder:
                 manifest = {"run": identity, "methods": {}, **about}
                 write_files({folder.manifest_path: manifest_bytes(manifest)})
             if images is not None:
-                folder._write_images(*images, ended=True)
+                folder._images.write(*images)
         sweep(path)
         return folder
 
-    def with_images(
-        self, keys: Sequence[str], labels: Sequence[int], *, ended: bool
-    ) -> ResultsFolder:
-        """Enter the pictures of a stream as far as they have come; those that are known must agree.
+    def enter_images(
+        self, start: int, keys: Sequence[str], labels: Sequence[int], *, ended: bool
+    ) -> None:
+        """Enter the next pictures of a stream; those that are known already must agree.
 
         Args:
-            keys: of all pictures from the first on.
+            start: the number of the first; those before it were entered.
+            keys: of them.
             labels: the class of each.
             ended: whether no more will come.
 
-        Returns:
-            The folder, which knows the pictures.
-
         Raises:
             UsageError: another run into this folder had other pictures, or another number.
-            AfmiError: when the table cannot be written.
+            AfmiError: when they cannot be written.
         """
         with locked(self.path):
-            known = self._known_images()
-            if known is not None:
-                self._check_same_images(known, keys, labels, ended=ended)
-            if known is None or len(known) < len(keys) or (ended and not self.ended()):
-                self._write_images(keys, labels, ended=ended)
-        return replace(self)  # which reads the pictures anew
+            self._images.enter(start, keys, labels, ended=ended)
 
     def ended(self) -> bool:
         """Tell whether the pictures are all: False while those of a stream are still to come."""
-        return (read_about(_source(self.images_path)) or {}).get("ended", False)
-
-    def _known_images(self) -> list[tuple[str, int]] | None:
-        """Return key and label of the pictures that were entered before, if that can be read."""
-        try:
-            table = self.read_images()
-        except AfmiError:  # which is written again
-            return None
-        return list(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
-
-    def _check_same_images(
-        self,
-        known: Sequence[tuple[str, int]],
-        keys: Sequence[str],
-        labels: Sequence[int],
-        *,
-        ended: bool,
-    ) -> None:
-        advice = "give the same data in the same order, or choose another --out"
-        given = zip(map(storable, keys), labels, strict=True)
-        for number, (before, now) in enumerate(zip(known, given, strict=False)):
-            if before != now:
-                raise UsageError(
-                    f"{str(self.path)!r} holds results of other data: picture {number} was "
-                    f"{before[0]} of class {before[1]}, now {now[0]} of class {now[1]}; {advice}"
-                )
-        whole = self.ended()
-        if (whole and len(keys) > len(known)) or (ended and len(keys) < len(known)):
-            before = f"{len(known)} pictures{'' if whole else ' or more'}"
-            now = f"{len(keys)}{'' if ended else ' or more'}"
-            raise UsageError(
-                f"{str(self.path)!r} holds results of other data: there were {before}, now {now}; "
-                f"{advice}"
-            )
-
-    def _write_images(self, keys: Sequence[str], labels: Sequence[int], *, ended: bool) -> None:
-        """Write the table of the pictures, unless it is there already."""
-        columns = (range(len(keys)), map(storable, keys), map(int, labels))
-        table = table_bytes(columns, _IMAGES, {**self._about_images, "ended": ended})
-        if not self.images_path.is_file() or self.images_path.read_bytes() != table:
-            write_files({self.images_path: table})
+        return self._images.ended()
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest.
@@ -292,12 +245,12 @@ class ResultsFolder:
                 self._listed[key] = {piece.name for piece in self.piece_paths(key)}
             if path.name not in self._listed[key]:
                 return False
-        source = _source(path)
+        source = source_of(path)
         if not is_whole(source):
             return False
         about = read_about(source)
         if about is not None:
-            self._check_belongs(path, about, self._about_piece(label, entry, start))
+            check_belongs(path, about, self._about_piece(label, entry, start))
         return True
 
     def remove_pieces(self, key: str) -> None:
@@ -353,41 +306,31 @@ class ResultsFolder:
         Raises:
             AfmiError: when it is damaged, or of another method, run or list of pictures.
         """
-        table, about = _read(path, _PIECE, "the run redoes it")
+        table, about = read_table_file(path, _PIECE, "the run redoes it")
         start = int(path.stem) if path.stem.isdecimal() else -1
-        self._check_belongs(path, about, self._about_piece(label, entry, start))
+        check_belongs(path, about, self._about_piece(label, entry, start))
         return table
 
     def read_images(self) -> pa.Table:
-        """Read the table of the pictures.
+        """Read the table of the pictures, as far as those of a stream have come.
 
         Raises:
             AfmiError: when it is missing, damaged or that of another run.
         """
-        path = self.images_path
-        if not path.is_file():
-            raise AfmiError(f"'{path}' is missing; run afmi evaluate into this folder again")
-        table, about = _read(path, _IMAGES, "the run writes it again")
-        self._check_belongs(path, about, self._about_images)
-        return table
+        return self._images.read()
 
     @cached_property
-    def _about_images(self) -> dict[str, Any]:
-        return {"table": "images", "run": run_digest(self.manifest())}
-
-    @cached_property
-    def _pictures(self) -> tuple[list[str], list[int]]:
-        table = self.read_images()
-        return table["key"].to_pylist(), table["label"].to_pylist()
+    def _images(self) -> ImageList:
+        return ImageList(self.path, run_digest(self.manifest()))
 
     def _about_piece(self, label: str, entry: Mapping[str, Any], start: int) -> dict[str, Any]:
         """Return what a piece says that it is, as JSON holds it."""
-        keys, labels = self._pictures
+        keys, labels = self._images.keys, self._images.labels
         stop = min(start + entry["images_per_piece"], len(keys))
         listed = json.dumps([keys[start:stop], labels[start:stop]])
         about = {
-            **self._about_images,
             "table": "piece",
+            "run": self._images.run,
             "method": label,
             "settings": {key: entry[key] for key in _FIXED if key in entry},
             "first": start,
@@ -395,40 +338,6 @@ class ResultsFolder:
             "pictures": hashlib.blake2b(listed.encode(), digest_size=16).hexdigest(),
         }
         return json.loads(json.dumps(about))
-
-    @staticmethod
-    def _check_belongs(path: Location, about: Mapping[str, Any], wanted: Any) -> None:
-        """Raise unless a table is what it must be in its place."""
-        wrong = next((part for part in wanted if about.get(part) != wanted[part]), None)
-        if wrong is None:
-            return
-        words = {
-            "run": "another run than the manifest's (in network, data, metrics or version)",
-            "pictures": "other pictures",
-            "settings": f"{about.get('method')} with other settings, {about.get('settings')}",
-        }
-        holds = words.get(wrong, f"{wrong} {about.get(wrong)!r}, not {wanted[wrong]!r}")
-        raise AfmiError(
-            f"'{path}' belongs elsewhere: it is of {holds}; move it away, and run afmi evaluate "
-            "into this folder again"
-        )
-
-
-def _read(path: Location, schema: pa.Schema, remedy: str) -> tuple[pa.Table, dict[str, Any]]:
-    try:
-        return read_table(_source(path), schema)
-    except DamagedTableError as error:
-        raise AfmiError(f"'{path}' is damaged ({error}); delete it, so that {remedy}") from error
-
-
-def _source(path: Location) -> Source:
-    """Return what a table can be read from; of an object that is not there nothing, b""."""
-    if isinstance(path, Path):
-        return path
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
 
 
 def _png(picture: PIL.Image.Image) -> Callable[[IO[bytes]], object]:

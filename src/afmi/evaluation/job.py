@@ -20,7 +20,7 @@ from afmi.methods import Method
 from afmi.metrics import Metric
 from afmi.network.fingerprint import fingerprint_of
 
-__all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_worker", "middle_of", "without_model"]
+__all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_worker", "middle_of"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PieceTask:
         stop: the one after the last.
         supported: see `Shard`.
         examples: pictures in it to draw.
-        window: of a stream the pictures, see `without_model`; None: the job's.
+        window: of a stream the piece's pictures; None: the job's.
         first: number of the first picture there.
     """
 
@@ -157,8 +157,3 @@ def middle_of(start: int, stop: int, batch_size: int) -> int:
     """
     size = batch_size if stop - start > batch_size else 1
     return start + -(-(stop - start) // size) // 2 * size
-
-
-def without_model(images: LabelledImages) -> LabelledImages:
-    """Return pictures that are ready in memory, to be sent to workers that have the network."""
-    return replace(images, model=nn.Identity())

@@ -17,12 +17,12 @@ from afmi.data.streams import ImageStream, Window, open_data
 from afmi.data.unlabelled import may_lack_labels
 from afmi.data.witness import Witness
 from afmi.engines import EngineLike, as_engine
-from afmi.engines.workers import WorkerPool
+from afmi.engines.workers import Shared, WorkerPool
 from afmi.errors import UsageError
 from afmi.evaluation.asked import Asked, AskedLike
 from afmi.evaluation.folder import ResultsFolder
 from afmi.evaluation.identity import identity_of
-from afmi.evaluation.job import EvaluationJob, PieceTask, Refusal, without_model
+from afmi.evaluation.job import EvaluationJob, PieceTask, Refusal
 from afmi.evaluation.meter import processor
 from afmi.evaluation.plan import MethodPlan, Piece, smallest_window
 from afmi.evaluation.results import Results
@@ -164,12 +164,10 @@ def evaluate(
         witness=None if listed is None else Witness.of(listed),
     )
     with placed.pool(job, device) as pool:
-        run = _Run(plans, pool, listed is None, on_begin, on_method, on_refusal)
+        run = _Run(plans, begun, pool, listed is None, on_begin, on_method, on_refusal)
         drawn = _Drawn(images, examples)
-        for folder, window in _windows(begun, images):
-            run.evaluate(
-                window, folder, drawn.among(window), _beyond([*plans.values()], images, window)
-            )
+        for window in _windows(begun, images):
+            run.evaluate(window, drawn.among(window), _beyond([*plans.values()], images, window))
     return Results.open(begun.path)
 
 
@@ -178,6 +176,7 @@ class _Run:
 
     Args:
         plans: the methods by their labels.
+        folder: where the pieces are kept.
         pool: the workers.
         streamed: whether a window's pictures are in memory here alone.
         on_begin: see `evaluate`.
@@ -188,6 +187,7 @@ class _Run:
     def __init__(
         self,
         plans: Mapping[str, MethodPlan],
+        folder: ResultsFolder,
         pool: WorkerPool[PieceTask, ShardResult | Refusal],
         streamed: bool,
         on_begin: Callable[[Piece, float, float], object],
@@ -195,28 +195,26 @@ class _Run:
         on_refusal: Callable[[str, str], object],
     ) -> None:
         self._plans = plans
+        self._folder = folder
         self._pool = pool
         self._streamed = streamed
         self._on_begin = on_begin
         self._on_method = on_method
         self._on_refusal = on_refusal
         self._done = self._beyond = 0.0
+        self._shared: dict[tuple[int, int], Shared] = {}
 
-    def evaluate(
-        self, window: Window, folder: ResultsFolder, drawn: frozenset[int], beyond: float
-    ) -> None:
+    def evaluate(self, window: Window, drawn: frozenset[int], beyond: float) -> None:
         """Do what is missing of a window; ``beyond`` are the passes of those after it."""
-        self._window, self._folder, self._drawn, self._beyond = window, folder, drawn, beyond
+        self._window, self._drawn, self._beyond = window, drawn, beyond
         for plan in self._plans.values():
-            plan.begin(window, folder)
-        self._shared = None
-        if self._streamed and any(plan.missing for plan in self._plans.values()):
-            self._shared = self._pool.share(without_model(window.images))
+            plan.begin(window, self._folder)
         for plan in self._plans.values():
             self._proceed(plan)
         self._pool.work(self._commit, self._begin)
-        if self._shared is not None:
-            self._shared.free()
+        for shared in self._shared.values():
+            shared.free()
+        self._shared.clear()
 
     def _proceed(self, plan: MethodPlan) -> None:
         """Submit what may be done of a method now, or end it."""
@@ -227,9 +225,17 @@ class _Run:
             self._pool.submit(
                 PieceTask(
                     *(piece.label, piece.start, piece.stop, plan.supported, examples),
-                    *(self._shared, self._window.start if self._streamed else 0),
+                    window=self._share(piece) if self._streamed else None,
+                    first=piece.start if self._streamed else 0,
                 )
             )
+
+    def _share(self, piece: Piece) -> Shared:
+        """Put a piece's pictures where workers read them, once for all methods."""
+        place = piece.start, piece.stop
+        if place not in self._shared:
+            self._shared[place] = self._pool.share(self._window.part(*place))
+        return self._shared[place]
 
     def _begin(self, task: PieceTask) -> None:
         waiting = sum(plan.waiting for plan in self._plans.values())
@@ -250,19 +256,15 @@ class _Run:
         self._proceed(plan)
 
 
-def _windows(
-    folder: ResultsFolder, images: LabelledImages | ImageStream
-) -> Iterator[tuple[ResultsFolder, Window]]:
-    """Yield the data a window at a time, a listing at once, with the folder that knows them."""
+def _windows(folder: ResultsFolder, images: LabelledImages | ImageStream) -> Iterator[Window]:
+    """Yield the data a window at a time, a listing at once; the folder knows their pictures."""
     if isinstance(images, LabelledImages):
-        yield folder, Window(0, images, last=True)
+        yield Window(0, images, last=True)
         return
-    keys: list[str] = []
-    labels: list[int] = []
     for window in images.windows():
-        keys += window.images.keys
-        labels += window.images.labels
-        yield folder.with_images(keys, labels, ended=window.last), window
+        held = window.images
+        folder.enter_images(window.start, held.keys, held.labels, ended=window.last)
+        yield window
 
 
 def _beyond(
@@ -294,13 +296,13 @@ class _Drawn:
             self._spread = frozenset(round(i * last / max(count - 1, 1)) for i in range(count))
 
     def among(self, window: Window) -> frozenset[int]:
-        """Return the positions in a window of those that are drawn."""
+        """Return the numbers of those that are drawn, as far as a window and those before it."""
         if self._spread is not None:
             return self._spread
         for number, label in enumerate(window.images.labels, window.start):
             if len(self._classes) <= self._count:
                 self._classes.setdefault(label, number)
-        return frozenset(number - window.start for number in self._classes.values())
+        return frozenset(self._classes.values())
 
 
 def _check_classes(metrics: Mapping[str, Metric], images: LabelledImages | ImageStream) -> None:

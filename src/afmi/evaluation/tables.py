@@ -17,13 +17,39 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-__all__ = ["DamagedTableError", "Source", "is_whole", "read_about", "read_table", "table_bytes"]
+from afmi.errors import AfmiError
+from afmi.files import Location
+
+__all__ = [
+    "DamagedTableError",
+    "Source",
+    "is_whole",
+    "read_about",
+    "read_table",
+    "read_table_file",
+    "source_of",
+    "table_bytes",
+]
 
 Source = Path | bytes
 """Where a Parquet file is, or what it holds."""
 
 _MARK = b"PAR1"  # at both ends of every Parquet file
 _METADATA = b"afmi"
+
+
+def source_of(path: Location) -> Source:
+    """Return what a table can be read from; of an object that is not there nothing, b"".
+
+    Raises:
+        SourceError: the store cannot be reached.
+    """
+    if isinstance(path, Path):
+        return path
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 class DamagedTableError(Exception):
@@ -94,6 +120,26 @@ def read_table(source: Source, schema: pa.Schema) -> tuple[pa.Table, dict[str, A
             " ".join(str(error).split())[:120] or type(error).__name__
         ) from error
     return decoded, note["about"]
+
+
+def read_table_file(
+    path: Location, schema: pa.Schema, remedy: str
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Return what `read_table` does, of a file or an object.
+
+    Args:
+        path: of it.
+        schema: of the table.
+        remedy: what happens when it is deleted, in words.
+
+    Raises:
+        AfmiError: when it is damaged or missing.
+        SourceError: when the store cannot be reached.
+    """
+    try:
+        return read_table(source_of(path), schema)
+    except DamagedTableError as error:
+        raise AfmiError(f"'{path}' is damaged ({error}); delete it, so that {remedy}") from error
 
 
 def read_about(source: Source) -> dict[str, Any] | None:
