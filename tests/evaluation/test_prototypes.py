@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from networks import build
@@ -22,8 +23,9 @@ from afmi.errors import UsageError
 from afmi.evaluation import MemoryWarning, open_images
 from afmi.evaluation.parts import Part
 from afmi.methods import AFMI
-from afmi.metrics import FMIAgreement, FMIPrototypes
+from afmi.metrics import FMIAgreement, FMIPrototypes, Metric
 from afmi.metrics.base import Case
+from afmi.specs import parse
 
 COUNT, CLASSES = 45, 5
 
@@ -102,6 +104,28 @@ def test_workers_and_an_interruption_give_the_same_bytes(tmp_path: Path) -> None
     parts[2].write_bytes(whole[:-40])  # as a crash of the machine may leave it
     assert made(tmp_path / "here") == expected
     assert parts[0].stat().st_mtime_ns == kept and parts[2].read_bytes() == whole
+
+
+def test_a_store_holds_the_same_bytes_and_resumes(tmp_path: Path) -> None:
+    expected, store = made(tmp_path / "here"), fsspec.filesystem("memory")
+    url, folder = "memory://fmi/prototypes", "/fmi/prototypes"
+    result = fmi_prototypes(method(), Pictures(), url, batch_size=4)
+    assert store.cat(f"{folder}/prototypes.safetensors") == expected
+    parts = [f"{folder}/parts/{start:08d}.safetensors" for start in (0, 16, 32)]
+    for part in parts:
+        assert store.cat(part) == (tmp_path / "here" / "parts" / Path(part).name).read_bytes()
+    kept = store.info(parts[0])["created"]
+    store.rm_file(parts[1])
+    fmi_prototypes(method(), Pictures(), url, batch_size=4)
+    assert store.info(parts[0])["created"] == kept
+    loaded = FMIPrototypes.load(f"{url}/prototypes.safetensors")
+    assert torch.equal(loaded.sums, result.sums) and loaded.origin == result.origin
+    metric = parse(f'fmi-agreement:prototypes="{url}/prototypes.safetensors"', Metric)
+    assert metric.measure(case(method()))["cosine"].isfinite().all()
+    with pytest.raises(UsageError, match="no file that can be read"):
+        FMIPrototypes.load(f"{url}/else.safetensors")
+    with pytest.raises(UsageError, match="another run"):
+        fmi_prototypes(method(), Pictures(), url, batch_size=5)
 
 
 def test_ray_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from afmi.engines.job import Job
 from afmi.errors import LayerError, OperationError, one_line
 from afmi.evaluation.failures import read_image, taken_apart
 from afmi.evaluation.job import check_worker
-from afmi.files import as_json, parse_json, write_files
+from afmi.files import Location, as_json, parse_json, write_files
 from afmi.methods import Method
 from afmi.pictures.batches import neighbours
 from afmi.progress import report
@@ -199,7 +199,7 @@ class PartsJob(Job[Span, bytes]):
 
 
 def all_parts(
-    job: PartsJob, folder: Path, engine: Engine, device: str, description: str
+    job: PartsJob, folder: Location, engine: Engine, device: str, description: str
 ) -> Iterator[Part]:
     """Compute the parts that a folder lacks, then yield all of them in order, read from it.
 
@@ -218,7 +218,8 @@ def all_parts(
         Span(start, min(start + PART, count)): folder / f"{start:08d}.safetensors"
         for start in range(0, count, PART)
     }
-    missing = [span for span, path in paths.items() if not _is_whole(path)]
+    whole = _whole(folder)
+    missing = [span for span, path in paths.items() if path.name not in whole]
     done = len(paths) - len(missing)
     report(description, done, len(paths))
 
@@ -237,8 +238,17 @@ def all_parts(
         yield Part.from_bytes(path.read_bytes())
 
 
+def _whole(folder: Location) -> set[str]:
+    """Return the names of the parts that are there.
+
+    A crash of the machine may have left a file empty or cut off; an object was put whole.
+    """
+    if not isinstance(folder, Path):
+        return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.glob("*.safetensors") if _is_whole(path)}
+
+
 def _is_whole(path: Path) -> bool:
-    """Tell whether a part is there; a crash of the machine may have left it empty or cut off."""
     try:
         with safe_open(path, "pt") as file:
             return _KEY in (file.metadata() or {})

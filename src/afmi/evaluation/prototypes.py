@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,12 +20,13 @@ from afmi.errors import UsageError
 from afmi.evaluation.folder import ResultsFolder
 from afmi.evaluation.identity import code_of, identity_of
 from afmi.evaluation.parts import PART, PartsJob, all_parts
-from afmi.files import location
+from afmi.files import Location, location
 from afmi.methods.feature_maps.afmi import AFMI
 from afmi.metrics.fmi_prototypes import FMIPrototypes, PrototypesOrigin
 from afmi.network.classifier import classify, device_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.wrappers import runnable
+from afmi.stores import RemotePath
 
 __all__ = ["PROTOTYPES", "fmi_prototypes", "parts_folder"]
 
@@ -37,7 +37,7 @@ PROTOTYPES = "prototypes.safetensors"
 def fmi_prototypes(
     method: AFMI | nn.Module,
     data: Any,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | RemotePath,
     *,
     limit: int | None = None,
     image_key: str | None = None,
@@ -57,7 +57,8 @@ def fmi_prototypes(
     Args:
         method: gives FMI, or a network for `afmi.AFMI` with its defaults.
         data: labelled pictures, as `afmi.evaluation.open_images` takes them.
-        out: folder of the parts and of the file; new, empty, or of the same run.
+        out: folder of the parts and of the file, or its URL in a store (``"s3://bucket/fmi"``),
+            where one call writes at a time; new, empty, or of the same run.
         limit: take this many of the pictures, the classes in turn.
         image_key: see `open_images`.
         label_key: see `open_images`.
@@ -93,11 +94,6 @@ def fmi_prototypes(
     placed = as_engine(engine)
     device = placed.device(device_of(method.model).type)
     folder = location(out)
-    if not isinstance(folder, Path):
-        raise UsageError(
-            f"expected a folder of this machine for the parts, got {str(folder)!r}; copy the file "
-            f"{PROTOTYPES} there when it is made"
-        )
     parts_folder(folder, method, images, batch_size, device)
     first = images.first()
     fingerprint = fingerprint_of(method.model)
@@ -133,7 +129,7 @@ def fmi_prototypes(
 
 
 def parts_folder(
-    path: Path,
+    path: Location,
     method: AFMI,
     images: LabelledImages,
     batch_size: int,

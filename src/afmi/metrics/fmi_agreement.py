@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from afmi.methods.feature_maps.afmi import AFMI
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric
 from afmi.metrics.columns import Column
-from afmi.metrics.fmi_prototypes import FMIPrototypes
+from afmi.metrics.fmi_prototypes import FMIPrototypes, file_content
 
 __all__ = ["FMIAgreement"]
 
@@ -36,8 +35,8 @@ class FMIAgreement(Metric):
     Cost: FMI once more, and all weights are read once a batch, to know the network again.
 
     Args:
-        prototypes: a file that `afmi.fmi_prototypes` wrote, of the same network, layer and
-            reference. None: nothing is measured, so that ``all`` metrics need no file.
+        prototypes: a file that `afmi.fmi_prototypes` wrote, or its URL, of the same network, layer
+            and reference. None: nothing is measured, so that ``all`` metrics need no file.
         digest: of the file's contents, by which a run knows it again; filled in from the file.
 
     Raises:
@@ -86,14 +85,7 @@ class FMIAgreement(Metric):
     def __post_init__(self) -> None:
         if self.prototypes is None:
             return
-        try:
-            content = Path(self.prototypes).read_bytes()
-        except OSError as error:
-            raise UsageError(
-                f"expected FMI prototypes in {self.prototypes!r}, got no file that can be read "
-                f"({error.strerror}); afmi.fmi_prototypes writes one"
-            ) from error
-        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        digest = hashlib.blake2b(file_content(self.prototypes), digest_size=8).hexdigest()
         if self.digest not in (None, digest):
             raise UsageError(
                 f"expected the prototypes {self.digest} in {self.prototypes!r}, got {digest}; give "
@@ -111,16 +103,11 @@ class FMIAgreement(Metric):
         """Return ``agreement``, 1 or 0, and ``cosine``; NaN where the class has no prototype."""
         if self.prototypes is None or not isinstance(case.method, AFMI):
             return {}
-        classes = case.classes.to("cpu")
-        assert self._loaded.origin is not None
-        self._loaded.origin.check(case.method, case.inputs)
-        importance = case.method.feature_map_importance(case.inputs, case.classes)
-        agreement = self._loaded.agreement(importance, classes).to("cpu", torch.float64)
-        cosine = self._loaded.cosines(importance).gather(1, classes[:, None])[:, 0]
-        known = cosine.isfinite()
+        matches = self._loaded.matches(case.method, case.inputs, case.classes)
+        agreement = matches.agree.to("cpu", torch.float64)
         return {
-            "agreement": agreement.where(known, torch.nan),
-            "cosine": cosine.where(known, torch.nan),
+            "agreement": agreement.where(matches.cosine.isfinite(), torch.nan),
+            "cosine": matches.cosine,
         }
 
     def work(self, method: Method, inputs: Tensor) -> Work:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from afmi import specs
-from afmi.errors import ShapeError, TargetError, UsageError, first_line
-from afmi.files import as_json, parse_json, write_files
+from afmi.errors import ShapeError, SourceError, TargetError, UsageError, first_line
+from afmi.files import as_json, location, parse_json, write_files
 from afmi.methods.feature_maps.afmi import AFMI
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.randomness import image_generator
+from afmi.stores import RemotePath
 
-__all__ = ["FMIPrototypes", "PrototypesOrigin", "shuffled"]
+__all__ = ["FMIPrototypes", "PrototypeMatches", "PrototypesOrigin", "file_content", "shuffled"]
 
 _KEY = "afmi prototypes"
 _FORMAT = 1
+_NO_ORIGIN = (
+    "expected prototypes with an origin, which says what FMI compares with them, got none; "
+    "afmi.fmi_prototypes gives it"
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,24 @@ class PrototypesOrigin:
                     f"{there[part]}, got {value}; make prototypes for this {part} with "
                     "afmi.fmi_prototypes"
                 )
+
+
+@dataclass(frozen=True, eq=False)
+class PrototypeMatches:
+    """How the FMI of images compares with the classes' prototypes.
+
+    Attributes:
+        cosine: of the angle to the prototype of each image's class, float64 (N,); NaN where the
+            class has none.
+        nearest: the class whose prototype is the nearest, int64 (N,); see `FMIPrototypes.classify`.
+        nearest_cosine: of the angle to it, float64 (N,); NaN where there is none.
+        agree: whether the nearest is the image's class, bool (N,).
+    """
+
+    cosine: Tensor
+    nearest: Tensor
+    nearest_cosine: Tensor
+    agree: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,52 +223,99 @@ class FMIPrototypes:
         Returns:
             int64 (N,); −1 where the vector is zero, or no class has a prototype.
         """
-        cosines = self.cosines(importance)
-        decided = (importance.detach().cpu() != 0).any(1) & (cosines > -torch.inf).any(1)
-        return cosines.argmax(1).where(decided, -1)
+        return _nearest(self.cosines(importance), importance)
 
     def agreement(self, importance: Tensor, classes: Tensor) -> Tensor:
         """Return whether `classify` finds each image's class, bool (N,)."""
         return self.classify(importance) == _labels(classes, importance)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write them to a .safetensors file: the same bytes for the same prototypes.
+    def matches(
+        self, method: AFMI, inputs: Tensor, classes: Tensor, importance: Tensor | None = None
+    ) -> PrototypeMatches:
+        """Compare the FMI of images with prototypes of the same network, layer and reference.
+
+        Cost: all weights are read, to know the network again.
+
+        Args:
+            method: gives the FMI.
+            inputs: images (N, C, *spatial).
+            classes: that are explained, int64 (N,).
+            importance: FMI vectors of these classes, (N, K), where they are known.
+
+        Raises:
+            UsageError: when the prototypes are of another network, layer or reference, or do not
+                tell.
+        """
+        if self.origin is None:
+            raise UsageError(_NO_ORIGIN)
+        self.origin.check(method, inputs)
+        if importance is None:
+            importance = method.feature_map_importance(inputs, classes)
+        cosines, labels = self.cosines(importance), _labels(classes, importance)
+        nearest = _nearest(cosines, importance)
+        cosine = cosines.gather(1, labels[:, None])[:, 0]
+        largest = cosines.gather(1, nearest.clamp(min=0)[:, None])[:, 0]
+        return PrototypeMatches(
+            cosine.where(cosine.isfinite(), torch.nan),
+            nearest,
+            largest.where(nearest >= 0, torch.nan),
+            nearest == labels,
+        )
+
+    def save(self, path: str | os.PathLike[str] | RemotePath) -> None:
+        """Write them to a .safetensors file, or a URL: the same bytes for the same prototypes.
 
         Raises:
             UsageError: when they do not tell their origin.
             AfmiError: when the file cannot be written.
         """
         if self.origin is None:
-            raise UsageError(
-                "expected prototypes with an origin, which says what FMI compares with them, got "
-                "none; afmi.fmi_prototypes gives it"
-            )
+            raise UsageError(_NO_ORIGIN)
         # One entry: the order of several is not the same in each process.
         record = {_KEY: as_json({"format": _FORMAT, **asdict(self.origin)})}
         tensors = {"sums": self.sums.contiguous(), "counts": self.counts.contiguous()}
-        write_files({Path(path): safetensors.torch.save(tensors, record)})
+        write_files({location(path): safetensors.torch.save(tensors, record)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> FMIPrototypes:
-        """Read what `save` wrote.
+    def load(cls, path: str | os.PathLike[str] | RemotePath) -> FMIPrototypes:
+        """Read what `save` wrote, from a file or a URL.
 
         Raises:
             UsageError: when the file cannot be read, or holds something else.
         """
+        content = file_content(path)
         try:
-            with safe_open(path, "pt") as file:
-                record = parse_json((file.metadata() or {})[_KEY])
-                sums, counts = file.get_tensor("sums"), file.get_tensor("counts")
+            length = int.from_bytes(content[:8], "little")
+            record = parse_json(parse_json(content[8 : 8 + length])["__metadata__"][_KEY])
+            tensors = safetensors.torch.load(content)
+            sums, counts = tensors["sums"], tensors["counts"]
             if record["format"] != _FORMAT:
                 raise ValueError(f"its format is {record['format']}, not {_FORMAT}")
             told = {field.name: record[field.name] for field in fields(PrototypesOrigin)}
             told["labels"] = tuple(told["labels"])
-        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        except (SafetensorError, ValueError, LookupError, TypeError) as error:
             raise UsageError(
-                f"expected FMI prototypes in {os.fspath(path)!r}, as afmi.fmi_prototypes writes "
+                f"expected FMI prototypes in {str(path)!r}, as afmi.fmi_prototypes writes "
                 f"them, got none: {first_line(error)}"
             ) from error
         return cls(sums, counts, PrototypesOrigin(**told))
+
+
+def file_content(path: str | os.PathLike[str] | RemotePath) -> bytes:
+    """Return the bytes of a file of prototypes, which may be a URL.
+
+    Raises:
+        UsageError: when there is none.
+    """
+    try:
+        return location(path).read_bytes()
+    except SourceError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"expected FMI prototypes in {str(path)!r}, got no file that can be read "
+            f"({first_line(error)}); afmi.fmi_prototypes writes one"
+        ) from error
 
 
 def shuffled(importance: Tensor, seed: int = 0, keys: Tensor | None = None) -> Tensor:
@@ -279,6 +348,11 @@ def shuffled(importance: Tensor, seed: int = 0, keys: Tensor | None = None) -> T
         order = torch.randperm(size, generator=image_generator(seed, key), device="cpu")
         row.copy_(row[order.to(row.device)])
     return result
+
+
+def _nearest(cosines: Tensor, importance: Tensor) -> Tensor:
+    decided = (importance.detach().cpu() != 0).any(1) & (cosines > -torch.inf).any(1)
+    return cosines.argmax(1).where(decided, -1)
 
 
 def _directions(vectors: Tensor) -> Tensor:
