@@ -18,18 +18,22 @@ from afmi.batching import AnyImage, Item, Unexplained, explain_batch, explain_it
 from afmi.errors import TargetError, UsageError
 from afmi.explanation import Explanation
 from afmi.methods import Method
+from afmi.methods.feature_maps.afmi import AFMI
+from afmi.metrics.fmi_prototypes import FMIPrototypes
 from afmi.models import load_model
 from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_model
 from afmi.network.classifier import find_class, with_arguments
 from afmi.network.wrappers import runnable
 from afmi.pictures.references import ReferenceLike
+from afmi.stores import RemotePath
 from afmi.targets import Class, OneTarget, Target, target_in_text
 
 __all__ = [
     "AnyImage",
     "Explanation",
     "MethodLike",
+    "PrototypesLike",
     "Unexplained",
     "checked_target",
     "explain",
@@ -40,6 +44,7 @@ __all__ = [
 ]
 
 MethodLike: TypeAlias = str | type[Method] | Method
+PrototypesLike: TypeAlias = str | os.PathLike[str] | RemotePath | FMIPrototypes
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -53,6 +58,7 @@ def explain(
     layer: Any = None,
     reference: ReferenceLike | None = None,
     forward_arguments: ForwardArguments | None = None,
+    prototypes: PrototypesLike | None = None,
     **parameters: Any,
 ) -> Explanation:
     """Explain why the network gave an image its class, or any other score.
@@ -76,12 +82,16 @@ def explain(
         reference: a `Reference`, its name (``"white"``, a file), a picture, a tensor, …, as in
             `afmi.references.reference_of`; for methods that take one.
         forward_arguments: what else the network takes, as in `Classifier`.
+        prototypes: with A-FMI: what `afmi.fmi_prototypes` made of the same network, layer and
+            reference, or its file. `Explanation.prototypes` then says for which class the image's
+            feature map importance is usual.
         **parameters: other hyperparameters of the method.
 
     Raises:
         ImageError: when the image cannot be read.
         TargetError: when there is no such class.
-        UsageError: when the method does not take a parameter, or there is no image.
+        UsageError: when the method does not take a parameter, there is no image, or the prototypes
+            do not fit.
 
     Example:
         >>> import torch
@@ -97,7 +107,7 @@ def explain(
     parameters |= {"layer": layer, "reference": reference}
     chosen = method_of(network, method, forward_arguments, **parameters)
     item = Item.of(chosen.model, image, _target(chosen.model, target))
-    return explain_batch(chosen, [item])[0][0]
+    return explain_batch(chosen, [item], prototypes=_prototypes(chosen, prototypes))[0][0]
 
 
 def explain_classes(
@@ -107,6 +117,7 @@ def explain_classes(
     *,
     top_k: int | None = None,
     method: MethodLike = "AFMI",
+    prototypes: PrototypesLike | None = None,
     **parameters: Any,
 ) -> list[Explanation]:
     """Explain several classes of one image, with as few forward passes as possible.
@@ -117,6 +128,7 @@ def explain_classes(
         classes: the classes, as indices or labels, or other targets as in `explain`.
         top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
+        prototypes: as in `explain`.
         **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Returns:
@@ -140,7 +152,8 @@ def explain_classes(
             "expected classes or top_k, got neither; explain takes the predicted class"
         )
     indices = _targets(chosen.model, classes, top_k)
-    return explain_batch(chosen, [Item.of(chosen.model, image, indices)], top_k)[0]
+    items = [Item.of(chosen.model, image, indices)]
+    return explain_batch(chosen, items, top_k, _prototypes(chosen, prototypes))[0]
 
 
 def explain_many(
@@ -151,6 +164,7 @@ def explain_many(
     method: MethodLike = "AFMI",
     batch_size: int = 8,
     forward_arguments: ForwardArguments | None = None,
+    prototypes: PrototypesLike | None = None,
     **parameters: Any,
 ) -> Iterator[Explanation | Unexplained]:
     """Explain images one batch at a time, each read when its turn comes; a bad one does not stop
@@ -166,6 +180,7 @@ def explain_many(
             do, which behind a `Classifier`'s crop all have.
         forward_arguments: what else the network takes, as in `Classifier`. Where a tensor has
             several rows, these are the images', which are explained one by one, each with its own.
+        prototypes: as in `explain`.
         **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Yields:
@@ -190,6 +205,7 @@ def explain_many(
     shared = forward_arguments if rows is None else None
     chosen = method_of(model, method, shared, **parameters)
     _check_count("batch_size", batch_size)
+    known = _prototypes(chosen, prototypes)
     pairs: Iterator[tuple[AnyImage, tuple[OneTarget, ...] | None]]
     if isinstance(targets, Sequence) and not isinstance(targets, str):
         if isinstance(images, Sized) and len(images) != len(targets):
@@ -210,7 +226,7 @@ def explain_many(
         )
     return (
         result if isinstance(result, Unexplained) else result[0]
-        for result in explain_items(chosen, items, batch_size)
+        for result in explain_items(chosen, items, batch_size, prototypes=known)
     )
 
 
@@ -222,6 +238,7 @@ def explain_files(
     top_k: int | None = None,
     method: MethodLike = "AFMI",
     batch_size: int = 8,
+    prototypes: PrototypesLike | None = None,
     **parameters: Any,
 ) -> Iterator[list[Explanation] | Unexplained]:
     """Explain many files, one batch in memory at a time; a bad file does not stop the rest.
@@ -233,6 +250,7 @@ def explain_files(
         top_k: in place of classes, explain this many of the most probable ones.
         method: as in `explain`.
         batch_size: as in `explain_many`.
+        prototypes: as in `explain`.
         **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Yields:
@@ -245,7 +263,7 @@ def explain_files(
     _check_count("batch_size", batch_size)
     indices = _targets(chosen.model, classes, top_k)
     items = items_of(chosen.model, ((Path(path), indices) for path in paths))
-    return explain_items(chosen, items, batch_size, top_k)
+    return explain_items(chosen, items, batch_size, top_k, _prototypes(chosen, prototypes))
 
 
 def _paired(
@@ -260,6 +278,17 @@ def _paired(
                 f"expected {what} for as many images, got {count} {shorter} and more {longer}"
             )
         yield image, target
+
+
+def _prototypes(method: Method, given: PrototypesLike | None) -> FMIPrototypes | None:
+    if given is None:
+        return None
+    if not isinstance(method, AFMI):
+        raise UsageError(
+            "expected the method A-FMI where prototypes are given, since they compare feature map "
+            f"importance, got {method.name}; leave them out, or choose A-FMI"
+        )
+    return given if isinstance(given, FMIPrototypes) else FMIPrototypes.load(given)
 
 
 def _check_count(name: str, value: int | None) -> None:

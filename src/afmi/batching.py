@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from afmi import specs
 from afmi.errors import (
     AfmiError,
     ImageError,
@@ -29,6 +30,8 @@ from afmi.errors import (
 )
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
+from afmi.methods.feature_maps.afmi import AFMI
+from afmi.metrics.fmi_prototypes import FMIPrototypes, PrototypeMatches
 from afmi.network.arguments import ForwardArguments
 from afmi.network.checking import check_dense, first_convolution
 from afmi.network.classifier import (
@@ -249,6 +252,7 @@ def explain_items(
     items: Iterable[Item | Unexplained],
     batch_size: int,
     top_k: int | None = None,
+    prototypes: FMIPrototypes | None = None,
 ) -> Iterator[list[Explanation] | Unexplained]:
     """Explain items as they come, in batches; what could not be prepared stays in its place.
 
@@ -266,7 +270,8 @@ def explain_items(
 
     usable = False
     for batch in neighbours(items, batch_size, shape):
-        outcomes = _outcomes(method, [item for item in batch if isinstance(item, Item)], top_k)
+        usable_items = [item for item in batch if isinstance(item, Item)]
+        outcomes = _outcomes(method, usable_items, top_k, prototypes)
         usable = usable or any(isinstance(outcome, list) for outcome in outcomes)
         for outcome in outcomes:
             if isinstance(outcome, _ABOUT_ALL) and not usable:
@@ -282,28 +287,38 @@ def explain_items(
 
 
 def _outcomes(
-    method: Method, items: Sequence[Item], top_k: int | None
+    method: Method,
+    items: Sequence[Item],
+    top_k: int | None,
+    prototypes: FMIPrototypes | None,
 ) -> list[list[Explanation] | Exception]:
     """Explain images of one shape at once, or, where that fails, one by one."""
     try:
-        return [*explain_batch(method, items, top_k)]
+        return [*explain_batch(method, items, top_k, prototypes)]
     except Exception as error:
         # Else the frames of the failed run would keep its tensors.
         traceback.clear_frames(error.__traceback__)
         if len(items) == 1:
             return [error]
-    return [outcome for item in items for outcome in _outcomes(method, [item], top_k)]
+    alone = (_outcomes(method, [item], top_k, prototypes) for item in items)
+    return [outcome for outcomes in alone for outcome in outcomes]
 
 
 def explain_batch(
-    method: Method, items: Sequence[Item], top_k: int | None = None
+    method: Method,
+    items: Sequence[Item],
+    top_k: int | None = None,
+    prototypes: FMIPrototypes | None = None,
 ) -> list[list[Explanation]]:
     """Explain images of one shape, each for as many targets, with as few passes as possible."""
-    return attributed_batch(method, items, top_k)[1] if items else []
+    return attributed_batch(method, items, top_k, prototypes)[1] if items else []
 
 
 def attributed_batch(
-    method: Method, items: Sequence[Item], top_k: int | None = None
+    method: Method,
+    items: Sequence[Item],
+    top_k: int | None = None,
+    prototypes: FMIPrototypes | None = None,
 ) -> tuple[list[Attribution], list[list[Explanation]]]:
     """Do as `explain_batch` for at least one image, and return the attributions as well.
 
@@ -317,16 +332,33 @@ def attributed_batch(
     attributions, outputs = _attributions(method, items, inputs, top_k)
     if outputs is not None:
         check_outputs(outputs.scores)
+    matches = [_matches(method, inputs, each, prototypes) for each in attributions]
     explained = []
     for row, item in enumerate(items):
         image = shown_image(item.inputs[0], shown_bands_of(method.model))  # one for all targets
         explained.append(
             [
-                explanation_of(method, attribution, row, image, outputs, item.source)
-                for attribution in attributions
+                explanation_of(method, attribution, row, image, outputs, item.source, match)
+                for attribution, match in zip(attributions, matches, strict=True)
             ]
         )
     return attributions, explained
+
+
+def _matches(
+    method: Method, inputs: Tensor, attribution: Attribution, prototypes: FMIPrototypes | None
+) -> PrototypeMatches | None:
+    if prototypes is None:
+        return None
+    assert isinstance(method, AFMI)
+    if attribution.target is None:
+        raise UsageError(
+            "expected a class where prototypes are given, since each is of a class, got "
+            f"{specs.text(attribution.targets[0]) if attribution.targets else 'another target'}; "
+            "leave them out, or explain a class"
+        )
+    importance = attribution.vectors["importance"]
+    return prototypes.matches(method, inputs, attribution.target, importance)
 
 
 def _attributions(

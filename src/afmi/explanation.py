@@ -11,7 +11,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import afmi
 from afmi import specs
 from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
+from afmi.metrics.fmi_prototypes import PrototypeMatches
 from afmi.network.classifier import class_label, name_of
 from afmi.network.outputs import Outputs, responses
 from afmi.pictures import figures
@@ -41,6 +42,7 @@ __all__ = [
     "INSERTED",
     "Compared",
     "Explanation",
+    "PrototypeMatch",
     "explanation_of",
     "identity_of_record",
     "number",
@@ -71,6 +73,55 @@ class Compared:
     label: str
     score: float
     probability: float | None
+
+
+@dataclass(frozen=True)
+class PrototypeMatch:
+    """How an image's feature map importance compares with what is usual for the classes.
+
+    See `afmi.metrics.FMIPrototypes`; `afmi.metrics.FMIAgreement` measures the same.
+
+    Attributes:
+        cosine: of the angle to the mean FMI of the class explained; None where the prototypes have
+            no images of it.
+        nearest: the class whose mean FMI is the nearest; None, as the two that follow, where the
+            image's FMI is zero.
+        nearest_label: its name.
+        nearest_cosine: of the angle to it.
+    """
+
+    cosine: float | None
+    nearest: int | None
+    nearest_label: str | None
+    nearest_cosine: float | None
+
+    @classmethod
+    def of(cls, model: nn.Module, matches: PrototypeMatches, row: int) -> PrototypeMatch:
+        """Return that of one image of a batch."""
+        nearest = int(matches.nearest[row])
+        return cls(
+            cosine=_finite(float(matches.cosine[row])),
+            nearest=None if nearest < 0 else nearest,
+            nearest_label=None if nearest < 0 else class_label(model, nearest),
+            nearest_cosine=_finite(float(matches.nearest_cosine[row])),
+        )
+
+    def words(self, index: int | None, label: str) -> str:
+        """Return it in words.
+
+        Args:
+            index: the class explained.
+            label: its name.
+        """
+        if self.nearest is None:
+            return "its feature map importance is zero, as is usual for no class"
+        nearest, cosine = repr(self.nearest_label), f"cosine {self.nearest_cosine:.2f}"
+        if self.cosine is None:
+            return f"no prototype of {label!r}; the nearest is that of {nearest} ({cosine})"
+        usual = f"its feature maps are as important as is usual for {nearest} ({cosine})"
+        if self.nearest == index:
+            return usual
+        return f"{usual}, rather than for {label!r} ({self.cosine:.2f})"
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -106,6 +157,8 @@ class Explanation:
         agreement: rank correlation of A-FMI's map with the one whose modified gradients are not
             averaged over positions, at the layer's size; None where it was not computed. Below
             `AGREEMENT` the network reads positions that averaging hides; see `afmi.methods.AFMI`.
+        prototypes: how its feature map importance compares with the classes' prototypes; None where
+            none were given.
         model: the model's name.
         source: the file; None for pictures from memory.
         versions: of afmi, torch, torchvision and python.
@@ -128,6 +181,7 @@ class Explanation:
     reference: str | None = None
     residual: float | None = None
     agreement: float | None = None
+    prototypes: PrototypeMatch | None = None
     model: str = ""
     source: str | None = None
     compared: tuple[Compared, ...] = ()
@@ -216,12 +270,19 @@ class Explanation:
         correlation = f"{self.agreement:.2f}".replace("-", "−")
         return f"averaging hides evidence, see averaged=false (rank correlation {correlation})"
 
+    @property
+    def usual(self) -> str | None:
+        """For which class its feature map importance is usual, in words; None: nobody asked."""
+        if self.prototypes is None:
+            return None
+        return self.prototypes.words(self.class_index, self.label)
+
     def _note(self) -> str:
         parts = [self.model and f"model {self.model}", self.layer and f"layer {self.layer}"]
         parts.append(self.reference and f"reference {self.reference}")
         if self.residual is not None:
             parts.append(f"residual {round(self.residual, 3) + 0:+.1%}".replace("-", "−"))
-        parts.append(self.hidden)
+        parts += [self.hidden, self.usual]
         parts.append(self.source and Path(self.source).name)
         return " · ".join(part for part in parts if part)
 
@@ -263,6 +324,7 @@ class Explanation:
             "reference": self.reference,
             "residual": _finite(self.residual),
             "agreement": _finite(self.agreement),
+            "prototypes": None if self.prototypes is None else asdict(self.prototypes),
             "model": self.model,
             "versions": self.versions,
         }
@@ -341,6 +403,7 @@ def explanation_of(
     image: Tensor,
     outputs: Outputs | None,
     source: str | None,
+    matches: PrototypeMatches | None = None,
 ) -> Explanation:
     """Make the record of one image of a batch.
 
@@ -351,6 +414,7 @@ def explanation_of(
         image: for the record; see `shown_image`.
         outputs: of the batch, where the network has scores of classes, or values.
         source: its file.
+        matches: of the batch with prototypes, where there are any.
     """
     model = method.model
     residual = None if attribution.residual is None else float(attribution.residual[row])
@@ -370,6 +434,7 @@ def explanation_of(
         reference=None if reference is None else specs.text(reference),
         residual=_finite(residual),
         agreement=_finite(agreement),
+        prototypes=None if matches is None else PrototypeMatch.of(model, matches, row),
         model=name_of(model),
         source=source,
     )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from afmi.batching import Unexplained
     from afmi.explanation import Explanation
     from afmi.methods import Method
+    from afmi.metrics import FMIPrototypes
     from afmi.network.classifier import Classifier
 
 __all__ = ["explain"]
@@ -71,6 +72,12 @@ SOME_FAILED = 1
     help="What a picture is compared with: black, white, random, blurred, mean, several joined by "
     "+ (black+white: averaged), or an image file.  [default: the method's; for A-FMI black]",
 )
+@click.option(
+    "--prototypes",
+    metavar="FILE|URL",
+    help="A-FMI: what afmi.fmi_prototypes made of the same network; for each picture it is then "
+    "said for which class its feature map importance is usual.",
+)
 @out_option("afmi-out", "Folder for the pictures and their records.")
 @batch_size_option
 @json_option(
@@ -89,6 +96,7 @@ def explain(
     top_k: int | None,
     methods: tuple[str, ...],
     reference: str | None,
+    prototypes: str | None,
     out: Path,
     batch_size: int,
     json_wanted: bool,
@@ -126,6 +134,7 @@ def explain(
             raise click.UsageError(f"{option} and --top-k go one at a time", ctx)
     # What needs no network is checked before one is loaded, which takes seconds or a download.
     chosen = _chosen_methods(methods, layer, reference)
+    known = None if prototypes is None else _prototypes(chosen, prototypes)
     from afmi.models import load_model
     from afmi.specs import label_of
 
@@ -138,6 +147,7 @@ def explain(
         nothing=nothing,
         methods=list({label_of(m): m for m in (c.of(classifier) for c in chosen)}.values()),
         options={"classes": asked, "top_k": top_k, "batch_size": batch_size},
+        prototypes=known,
         out=writable_folder(out),
         json_wanted=json_wanted,
         quiet=quiet,
@@ -172,6 +182,7 @@ class _Chosen:
     """A method as the user wrote it, with the reference that was given for all of them."""
 
     spec: str
+    cls: type[Method]
     given: dict[str, Any]
 
     def of(self, classifier: Classifier) -> Method:
@@ -207,13 +218,31 @@ def _chosen_methods(
     # The layer is no hyperparameter here: the classifier keeps it, and every method asks there.
     given = {} if reference is None else {"reference": parse(reference, Reference)}
     return [
-        _Chosen(spec, given if "reference" in _parameters(cls) else {})
+        _Chosen(spec, cls, given if "reference" in _parameters(cls) else {})
         for spec, cls in classes.items()
     ]
 
 
 def _parameters(method: type[Method]) -> set[str]:
     return {field.name for field in fields(method)}
+
+
+def _prototypes(chosen: Sequence[_Chosen], file: str) -> FMIPrototypes:
+    """Return the prototypes in a file, where one of the methods compares with them.
+
+    Raises:
+        UsageError: when none does, or there are none in the file.
+    """
+    from afmi.methods import AFMI
+    from afmi.metrics import FMIPrototypes
+
+    if not any(issubclass(one.cls, AFMI) for one in chosen):
+        names = dict.fromkeys(one.cls.name for one in chosen)
+        raise UsageError(
+            f"--prototypes has no effect on {' and '.join(names)}; leave it out, or choose "
+            f"--method {AFMI.name}"
+        )
+    return FMIPrototypes.load(file)
 
 
 @dataclass
@@ -225,6 +254,7 @@ class _Run:
     nothing: dict[str, str]
     methods: list[Method]
     options: dict[str, Any]
+    prototypes: FMIPrototypes | None
     out: Path
     json_wanted: bool
     quiet: bool
@@ -260,9 +290,15 @@ class _Run:
     def _results(self) -> Iterator[tuple[Path, tuple[list[Explanation] | Unexplained, ...]]]:
         """Yield each path with the results of all methods, which work in step."""
         from afmi.api import explain_files
+        from afmi.methods import AFMI
 
         streams = [
-            explain_files(self.classifier, self.paths, method=method, **self.options)
+            explain_files(
+                *(self.classifier, self.paths),
+                method=method,
+                prototypes=self.prototypes if isinstance(method, AFMI) else None,
+                **self.options,
+            )
             for method in self.methods
         ]
         yield from zip(self.paths, zip(*streams, strict=True), strict=True)
@@ -307,6 +343,5 @@ def _line(explanation: Explanation, files: dict[str, Path]) -> str:
     parts = [str(explanation.source), label, method]
     if explanation.residual is not None:
         parts.append(f"residual {round(explanation.residual, 3) + 0:+.1%}")
-    if explanation.hidden is not None:
-        parts.append(explanation.hidden)
+    parts += [text for text in (explanation.hidden, explanation.usual) if text is not None]
     return "  ".join([*parts, f"→ {files['figure']}"])
