@@ -16,7 +16,9 @@ from shards import shards_of
 
 import afmi.evaluation.job as job_module
 import afmi.evaluation.plan as plan_module
-from afmi.cli.evaluate import _EVERY, _ProgressPrinter
+from afmi.cli import runs
+from afmi.cli.evaluate import _MethodPrinter
+from afmi.cli.runs import EVERY
 from afmi.cli.terminal import Progress
 from afmi.evaluation import Piece, Results
 
@@ -37,7 +39,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def command(data: Path, small: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     # Lines that depend on how fast the machine is.
-    monkeypatch.setitem(_ProgressPrinter.begin.__globals__, "_EVERY", math.inf)
+    monkeypatch.setattr(runs, "EVERY", math.inf)
     return ["evaluate", "--data", str(data), *small, "--methods", "a-fmi,CAM,gradient"]
 
 
@@ -236,10 +238,10 @@ class Clock:
 def test_lines_without_a_terminal_now_and_then(capsys):
     clock = Clock()
     clock.now = 1e6  # what happened before the first piece does not count
-    printer = _ProgressPrinter(Progress(1, shown=True), quiet=False, clock=clock)
+    printer = _MethodPrinter(Progress(1, shown=True), quiet=False, clock=clock)
     for i in range(9):
         printer.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100 * i, 900)
-        clock.now += 0.4 * _EVERY
+        clock.now += 0.4 * EVERY
     out, err = capsys.readouterr()
     assert out == ""
     # 36 s after the beginning, and 36 s after that: a piece takes 12 s.
@@ -252,9 +254,9 @@ def test_lines_without_a_terminal_now_and_then(capsys):
 def test_no_lines_at_once_nor_when_quiet(capsys):
     for quiet in (False, True):
         clock = Clock()
-        printer = _ProgressPrinter(Progress(1, shown=not quiet), quiet=quiet, clock=clock)
+        printer = _MethodPrinter(Progress(1, shown=not quiet), quiet=quiet, clock=clock)
         printer.begin(Piece("A-FMI", 0, 4, 100), 0, 900)
-        clock.now = 10 * _EVERY if quiet else _EVERY / 2
+        clock.now = 10 * EVERY if quiet else EVERY / 2
         printer.begin(Piece("A-FMI", 4, 8, 100), 100, 900)
     assert capsys.readouterr() == ("", "")
 
@@ -264,10 +266,10 @@ def test_a_terminal_has_a_bar_and_no_lines(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     progress = Progress(1, shown=False)
     monkeypatch.setattr(progress, "within", lambda *step: shown.append(step))
-    printer = _ProgressPrinter(progress, quiet=False, clock=clock)
+    printer = _MethodPrinter(progress, quiet=False, clock=clock)
     for i in range(3):
         printer.begin(Piece("A-FMI", 4 * i, 4 * i + 4, 100), 100.5 * i, 301.5)
-        clock.now += 2 * _EVERY
+        clock.now += 2 * EVERY
     assert shown == [("passes through the network", done, 301) for done in (0, 100, 201)]
     assert capsys.readouterr() == ("", "")
 
@@ -291,7 +293,7 @@ def test_tar_files_and_urls_give_the_lines_of_the_folder(afmi, command, data, sm
 
 def test_progress_of_data_whose_length_nobody_knows(capsys, monkeypatch):
     times = iter([0.0, 60.0])
-    printer = _ProgressPrinter(Progress(1, shown=True), quiet=False, clock=lambda: next(times))
+    printer = _MethodPrinter(Progress(1, shown=True), quiet=False, clock=lambda: next(times))
     printer.begin(Piece("A-FMI", 0, 4, 100), 0, math.inf)
     printer.begin(Piece("A-FMI", 4, 8, 1000), 1000, math.inf)
     expected = "A-FMI: from picture 4; 1,000 passes through the network so far\n"

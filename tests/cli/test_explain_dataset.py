@@ -7,7 +7,8 @@ import os
 import pytest
 
 import afmi as package
-from afmi.cli.explain_dataset import _ProgressPrinter
+from afmi.cli.explain_dataset import _PiecePrinter
+from afmi.cli.runs import ProgressPrinter
 from afmi.cli.terminal import Progress as Bar
 from afmi.datasets.folder import DatasetFolder
 from afmi.datasets.run import Progress
@@ -69,6 +70,14 @@ def test_what_cannot_be_done_is_refused(afmi, pictures, small, options, message)
     assert message.casefold() in result.stderr.casefold()
 
 
+def test_tables_in_a_store(afmi, pictures, small, tmp_path):
+    url = f"memory://{tmp_path.name}/explained"
+    result = afmi("explain-dataset", pictures, *small[:2], "--out", url)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.endswith(f" explanations → {url}\n")
+    assert package.open_explanations(url).complete
+
+
 @pytest.mark.skipif(os.name == "nt", reason="processes need Linux or macOS")
 def test_workers_give_the_same_tables(afmi, pictures, small, tmp_path):
     options = ["explain-dataset", pictures, *small[:2], "--out"]
@@ -83,10 +92,11 @@ def test_workers_give_the_same_tables(afmi, pictures, small, tmp_path):
 
 def test_time_left_is_told_where_there_is_no_terminal(capsys):
     times = iter([0.0, 10.0, 40.0, 80.0])
-    printer = _ProgressPrinter(Bar(1, shown=True), quiet=False, clock=lambda: next(times))
+    bar = ProgressPrinter(Bar(1, shown=True), quiet=False, clock=lambda: next(times))
+    printer = _PiecePrinter(bar)
     for done, total in ((100, 1000), (150, 1000), (300, 1000), (500, None)):
         printer.show(Progress(done, 2, done - 100, total))
-    assert printer.failed == 2
+    assert (printer.done, printer.failed) == (500, 2)
     assert capsys.readouterr().err.splitlines() == [
         "300 of 1,000 pictures explained, about 2 min left",
         "500 pictures explained",

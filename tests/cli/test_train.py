@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import afmi.training.masking_model as training
+from afmi.cli.runs import ProgressPrinter
 from afmi.cli.terminal import Progress
-from afmi.cli.train import _StepPrinter
+from afmi.cli.train import _step_printer
 
 
 @pytest.fixture
@@ -113,7 +114,9 @@ def test_refusals(afmi, options, message):
 
 def test_the_time_left_is_that_of_the_phase(capsys):
     now = [0.0]
-    printer = _StepPrinter(Progress(1, shown=False), quiet=False, clock=lambda: now[0])
+    step = _step_printer(
+        ProgressPrinter(Progress(1, shown=False), quiet=False, clock=lambda: now[0])
+    )
     for phase, done, seconds in (
         ("a", 1, 5),
         ("a", 2, 40),
@@ -122,7 +125,7 @@ def test_the_time_left_is_that_of_the_phase(capsys):
         ("b", 4, 142),
     ):
         now[0] = seconds
-        printer.step(phase, done, 4, 0.5)
+        step(phase, done, 4, 0.5)
     assert capsys.readouterr().err.splitlines() == [
         "a: step 2 of 4, loss 0.500, about 70 s left",
         "b: step 3 of 4, loss 0.500, about 50 s left",

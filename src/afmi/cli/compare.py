@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.group import debug_option
 from afmi.cli.options import (
     TARGET,
-    asked_targets,
+    asked_target,
     json_option,
     layer_option,
     model_options,
@@ -19,7 +19,8 @@ from afmi.cli.options import (
     versus_option,
     writable_folder,
 )
-from afmi.cli.terminal import echo, echo_json, progress_shown
+from afmi.cli.runs import stoppable
+from afmi.cli.terminal import echo, echo_json
 
 if TYPE_CHECKING:
     from afmi.explanation import Explanation
@@ -50,7 +51,7 @@ __all__ = ["compare"]
     "Folder for the figure, its numbers and, for each method, pictures and record.",
 )
 @json_option()
-@quiet_option
+@quiet_option("Print errors only (and what --json prints).")
 @debug_option
 @click.pass_context
 def compare(
@@ -92,12 +93,15 @@ def compare(
     classifier = load_model(**network, layer=layer)
     prepared = prepare(classifier, image)  # once for all methods
     chosen = list(chosen_methods(classifier, methods).values())
-    (asked,) = asked_targets(classifier, () if target is None else (target,), versus) or (None,)
+    asked = asked_target(classifier, target, versus)
     writable_folder(out)
     talks = not (quiet or json_wanted)
     stem = Path(image).stem
 
-    with progress_shown(len(chosen), quiet=quiet) as progress:
+    def kept() -> str:
+        return f"what was finished is in {out}"
+
+    with stoppable(ctx, kept, quiet=quiet, total=len(chosen)) as progress:
         if talks:
             estimated = estimate(classifier, prepared, chosen)
             progress.line(f"{len(chosen)} methods, {estimated.text()}")
@@ -108,11 +112,7 @@ def compare(
             if talks:
                 progress.line(f"{explanation.method}  {seconds:.1f} s  → {files['figure']}")
 
-        try:
-            comparison = run(classifier, prepared, asked, methods=chosen, on_result=save)
-        except KeyboardInterrupt:
-            progress.line(f"afmi: interrupted; what was finished is in {out}", err=True)
-            ctx.exit(INTERRUPTED)
+        comparison = run(classifier, prepared, asked, methods=chosen, on_result=save)
     figure = comparison.save(out, stem)["figure"]
     for name, reason in comparison.refused.items():
         echo(f"afmi: {name} left out: {reason}", err=True)

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.group import debug_option
 from afmi.cli.options import (
     TARGET,
-    asked_targets,
+    asked_target,
     batch_size_option,
+    data_option,
     engine_options,
+    image_key_option,
     layer_option,
+    limit_option,
     model_options,
     out_option,
+    quiet_option,
+    threads_option,
     versus_option,
 )
-from afmi.cli.terminal import Progress, echo, progress_shown
+from afmi.cli.runs import ProgressPrinter, command_line, kept_in, stoppable
+from afmi.cli.terminal import Progress, echo
 from afmi.errors import AfmiError
-from afmi.progress import duration
 
 if TYPE_CHECKING:
     from afmi.engines import Engine
@@ -33,24 +37,14 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate"]
 
-_EVERY = 30
-"""Seconds between lines of progress, where there is no terminal for a bar."""
-
 
 @click.command(short_help="Measure methods on labelled pictures.")
-@click.option(
-    "--data",
-    required=True,
-    metavar="FOLDER|CSV|TAR|URL|mnist:DIR",
-    help="A folder with one folder per class (ImageNet's layout too), a CSV file with the columns "
+@data_option(
+    "A folder with one folder per class (ImageNet's layout too), a CSV file with the columns "
     "image and label, WebDataset's tar files (shard-{000..010}.tar), a URL of such a folder or of "
     "tar files (s3://, https://, zip://…), mnist:DIR or imagenet:DIR.",
 )
-@click.option(
-    "--image-key",
-    metavar="NAME",
-    help="Suffix of the pictures in tar files, or column of a CSV file, where it is another.",
-)
+@image_key_option
 @click.option(
     "--label-key",
     metavar="NAME",
@@ -84,24 +78,15 @@ _EVERY = 30
     "run.",
     remote=True,
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Evaluate N of the pictures, the classes taken in turn (of tar files behind a URL, the "
-    "first N).",
+@limit_option(
+    "Evaluate N of the pictures, the classes taken in turn (of tar files behind a URL, the first "
+    "N)."
 )
 @layer_option
 @batch_size_option
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="CPU threads of each process; part of what a run is, since they decide the last digits.  "
-    "[default: PyTorch's]",
-)
+@threads_option
 @engine_options
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@quiet_option()
 @debug_option
 @click.pass_context
 def evaluate(
@@ -118,7 +103,6 @@ def evaluate(
     limit: int | None,
     layer: str | None,
     batch_size: int,
-    threads: int | None,
     engine: Engine,
     quiet: bool,
 ) -> None:
@@ -145,42 +129,30 @@ def evaluate(
     Exit codes: 0 all went well (pictures that failed are named in the report), 2 nothing to be
     done with these options, 130 stopped by Ctrl-C; what was finished is kept.
     """
-    import torch
-
     from afmi.evaluation import evaluate as run
     from afmi.models import load_model
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     classifier = load_model(**network, layer=layer)
-    (asked,) = asked_targets(classifier, () if target is None else (target,), versus) or (None,)
-    command = shlex.join(["afmi", *sys.argv[1:]])
-    with progress_shown(quiet=quiet) as progress:
-        printer = _ProgressPrinter(progress, quiet=quiet)
-        try:
-            results = run(
-                classifier,
-                data,
-                out,
-                target=asked,
-                methods=methods,
-                metrics=metrics,
-                limit=limit,
-                image_key=image_key,
-                label_key=label_key,
-                batch_size=batch_size,
-                engine=engine,
-                command=command,
-                on_begin=printer.begin,
-                on_method=printer.method,
-                on_refusal=printer.refusal,
-            )
-        except KeyboardInterrupt:
-            progress.line(
-                f"afmi: interrupted; what was finished is in {out}, and the same command resumes",
-                err=True,
-            )
-            ctx.exit(INTERRUPTED)
+    asked = asked_target(classifier, target, versus)
+    with stoppable(ctx, kept_in(out), quiet=quiet) as progress:
+        printer = _MethodPrinter(progress, quiet=quiet)
+        results = run(
+            classifier,
+            data,
+            out,
+            target=asked,
+            methods=methods,
+            metrics=metrics,
+            limit=limit,
+            image_key=image_key,
+            label_key=label_key,
+            batch_size=batch_size,
+            engine=engine,
+            command=command_line(),
+            on_begin=printer.begin,
+            on_method=printer.method,
+            on_refusal=printer.refusal,
+        )
     failed = {i for label in results.methods for i in results.errors(label)}
     if failed:
         echo(
@@ -192,7 +164,7 @@ def evaluate(
         echo(f"results → {out}; `afmi report {shlex.quote(str(out))}` makes the tables")
 
 
-class _ProgressPrinter:
+class _MethodPrinter:
     """Prints the progress of an evaluation, and what each method scored.
 
     Args:
@@ -206,27 +178,19 @@ class _ProgressPrinter:
     ) -> None:
         self._progress = progress
         self._quiet = quiet
-        self._clock = clock
-        self._began: float | None = None
-        self._printed = 0.0
+        self._printer = ProgressPrinter(progress, quiet=quiet, clock=clock)
 
     def begin(self, piece: Piece, done: float, total: float) -> None:
         """Move the bar; without a terminal print a line now and then."""
-        known = math.isfinite(total)
-        self._progress.within(
-            "passes through the network", int(done), int(total) if known else None
-        )
-        now = self._clock()
-        if self._began is None:  # loading says nothing of the pieces' speed
-            self._began = self._printed = now
-        if self._quiet or sys.stderr.isatty() or now - self._printed < _EVERY or not done:
-            return
-        self._printed = now
-        part = f"{done:,.0f} passes through the network so far"
-        if known:
-            left = (now - self._began) * (total - done) / done
-            part = f"{done / total:.0%} of this run, about {duration(left)} left"
-        self._progress.line(f"{piece.label}: from picture {piece.start}; {part}", err=True)
+        known = total if math.isfinite(total) else None
+
+        def line(left: str) -> str:
+            part = f"{done:,.0f} passes through the network so far"
+            if known is not None:
+                part = f"{done / known:.0%} of this run{left}"
+            return f"{piece.label}: from picture {piece.start}; {part}"
+
+        self._printer.show("passes through the network", done, known, line)
 
     def method(self, label: str, results: Results) -> None:
         """Print a method's headline; a damaged piece is reported, but stops no other method."""

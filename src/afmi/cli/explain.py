@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.group import debug_option
 from afmi.cli.options import (
     TARGET,
     asked_targets,
@@ -22,7 +22,8 @@ from afmi.cli.options import (
     versus_option,
     writable_folder,
 )
-from afmi.cli.terminal import Progress, echo, progress_shown
+from afmi.cli.runs import stoppable
+from afmi.cli.terminal import Progress, echo
 from afmi.errors import ImageError, UsageError
 from afmi.files import as_json
 
@@ -83,7 +84,7 @@ SOME_FAILED = 1
 @json_option(
     "Print one JSON object a line: a record for each explanation, an error for each bad file."
 )
-@quiet_option
+@quiet_option("Print errors only (and what --json prints).")
 @debug_option
 @click.pass_context
 def explain(
@@ -152,9 +153,9 @@ def explain(
         json_wanted=json_wanted,
         quiet=quiet,
     )
-    code = run.explain_all()
-    if code:
-        ctx.exit(code)
+    run.explain_all(ctx)
+    if run.failed:
+        ctx.exit(SOME_FAILED)
 
 
 def _listed(patterns: Sequence[str]) -> tuple[list[Path], dict[str, str]]:
@@ -261,27 +262,23 @@ class _Run:
     finished: int = 0
     failed: int = 0
 
-    def explain_all(self) -> int:
-        """Return the exit code."""
+    def explain_all(self, ctx: click.Context) -> None:
+        """Do it, and print how it went."""
         import torch
 
-        with progress_shown(len(self.paths), quiet=self.quiet) as progress:
+        with stoppable(ctx, self._kept, quiet=self.quiet, total=len(self.paths)) as progress:
             try:
                 for pattern, reason in self.nothing.items():
                     self._refuse(pattern, reason, progress)
                 for path, results in self._results():
                     self._report(path, results, progress)
                     progress.step(path.name)
-            except KeyboardInterrupt:
-                progress.line(f"afmi: interrupted; {self._kept()}", err=True)
-                return INTERRUPTED
             except (MemoryError, torch.cuda.OutOfMemoryError) as error:
                 raise UsageError("out of memory; try a smaller --batch-size") from error
         if len(self.paths) + len(self.nothing) > 1 and not (self.quiet or self.json_wanted):
             count = len(self.paths) + len(self.nothing)
             failed = f"; {self.failed} of {count} failed" if self.failed else ""
             echo(f"{self._kept()}{failed}", err=True)
-        return SOME_FAILED if self.failed else 0
 
     def _kept(self) -> str:
         plural = "" if self.finished == 1 else "s"

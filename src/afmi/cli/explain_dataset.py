@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from afmi.cli.explain import SOME_FAILED
-from afmi.cli.group import INTERRUPTED, debug_option
+from afmi.cli.group import debug_option
 from afmi.cli.options import (
     TARGET,
-    asked_targets,
+    asked_target,
     batch_size_option,
     engine_options,
+    image_key_option,
     layer_option,
+    limit_option,
     model_options,
     out_option,
+    quiet_option,
+    threads_option,
     versus_option,
 )
-from afmi.cli.terminal import echo, progress_shown
-from afmi.progress import duration
+from afmi.cli.runs import ProgressPrinter, command_line, kept_in, stoppable
+from afmi.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from afmi.cli.terminal import Progress as Bar
     from afmi.datasets.run import Progress
     from afmi.engines import Engine
+    from afmi.files import Location
 
 __all__ = ["explain_dataset"]
-
-_EVERY = 30
-"""Seconds between lines of progress, where there is no terminal for a bar."""
 
 
 @click.command("explain-dataset", short_help="Explain all pictures of a data set.")
 @click.argument("source", metavar="SOURCE")
-@click.option(
-    "--image-key",
-    metavar="NAME",
-    help="Suffix of the pictures in tar files, or column of a list, where it is another.",
-)
+@image_key_option
 @model_options
 @layer_option
 @click.option(
@@ -73,19 +65,17 @@ _EVERY = 30
 )
 @click.option("--maps/--no-maps", default=True, help="Keep the maps, at the layer's size.")
 @click.option("--pictures", is_flag=True, help="Draw an overlay of each picture, as a PNG file.")
-@out_option("afmi-explanations", "Folder for the tables; the same command resumes a stopped run.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Explain N of the pictures, evenly spread (of tar files behind a URL, the first N).",
+@out_option(
+    "afmi-explanations",
+    "Folder for the tables, or its URL (s3://bucket/explained); the same command resumes a stopped "
+    "run.",
+    remote=True,
 )
+@limit_option("Explain N of the pictures, evenly spread (of tar files behind a URL, the first N).")
 @batch_size_option
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: PyTorch's]"
-)
+@threads_option
 @engine_options
-@click.option("--quiet", is_flag=True, help="Print errors only.")
+@quiet_option()
 @debug_option
 @click.pass_context
 def explain_dataset(
@@ -101,10 +91,9 @@ def explain_dataset(
     vectors: str,
     maps: bool,
     pictures: bool,
-    out: Path,
+    out: Location,
     limit: int | None,
     batch_size: int,
-    threads: int | None,
     engine: Engine,
     quiet: bool,
 ) -> None:
@@ -130,42 +119,31 @@ def explain_dataset(
     Exit codes: 0 all explained, 1 some pictures failed (their rows say why), 2 nothing to be done
     with these options, 130 stopped by Ctrl-C; what was finished is kept.
     """
-    import torch
-
     from afmi.datasets import explain_dataset as run
     from afmi.models import load_model
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     classifier = load_model(**network, layer=layer)
-    (asked,) = asked_targets(classifier, () if target is None else (target,), versus) or (None,)
-    with progress_shown(quiet=quiet) as progress:
-        printer = _ProgressPrinter(progress, quiet=quiet)
-        try:
-            explanations = run(
-                classifier,
-                source,
-                out,
-                target=asked,
-                method=method,
-                reference=reference,
-                vectors=None if vectors == "none" else vectors,  # type: ignore[arg-type]
-                maps=maps,
-                pictures=pictures,
-                limit=limit,
-                image_key=image_key,
-                batch_size=batch_size,
-                engine=engine,
-                command=shlex.join(["afmi", *sys.argv[1:]]),
-                on_piece=printer.show,
-            )
-        except KeyboardInterrupt:
-            progress.line(
-                f"afmi: interrupted; what was finished is in {out}, and the same command resumes",
-                err=True,
-            )
-            ctx.exit(INTERRUPTED)
-    count, failed = len(explanations), printer.failed
+    asked = asked_target(classifier, target, versus)
+    with stoppable(ctx, kept_in(out), quiet=quiet) as progress:
+        printer = _PiecePrinter(ProgressPrinter(progress, quiet=quiet))
+        run(
+            classifier,
+            source,
+            out,
+            target=asked,
+            method=method,
+            reference=reference,
+            vectors=None if vectors == "none" else vectors,  # type: ignore[arg-type]
+            maps=maps,
+            pictures=pictures,
+            limit=limit,
+            image_key=image_key,
+            batch_size=batch_size,
+            engine=engine,
+            command=command_line(),
+            on_piece=printer.show,
+        )
+    count, failed = printer.done, printer.failed
     if failed:
         echo(
             f"afmi: warning: {failed} of {count} pictures could not be read or explained; their "
@@ -178,40 +156,27 @@ def explain_dataset(
         ctx.exit(SOME_FAILED)
 
 
-class _ProgressPrinter:
-    """Prints how many pictures are in finished pieces, and how long the others will take.
+class _PiecePrinter:
+    """Prints how many pictures are in finished pieces.
 
     Args:
-        progress: what prints.
-        quiet: whether the user wants errors only.
-        clock: seconds.
+        printer: prints.
 
     Attributes:
-        failed: pictures that could not be read or explained.
+        done: pictures in finished pieces.
+        failed: those of them that could not be read or explained.
     """
 
-    def __init__(
-        self, progress: Bar, *, quiet: bool, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._progress = progress
-        self._quiet = quiet
-        self._clock = clock
-        self._began: float | None = None
-        self._printed = 0.0
-        self.failed = 0
+    def __init__(self, printer: ProgressPrinter) -> None:
+        self._printer = printer
+        self.done = self.failed = 0
 
     def show(self, at: Progress) -> None:
         """Move the bar; without a terminal print a line now and then."""
-        self.failed = at.failed
-        self._progress.within("pictures explained", at.done, at.total)
-        now = self._clock()
-        if self._began is None:  # loading says nothing of the pieces' speed
-            self._began = self._printed = now
-        if self._quiet or sys.stderr.isatty() or now - self._printed < _EVERY or not at.new:
-            return
-        self._printed = now
-        line = f"{at.done:,} pictures explained"
-        if at.total is not None:
-            left = (now - self._began) / at.new * (at.total - at.done)
-            line = f"{at.done:,} of {at.total:,} pictures explained, about {duration(left)} left"
-        self._progress.line(line, err=True)
+        self.done, self.failed = at.done, at.failed
+
+        def line(left: str) -> str:
+            of = "" if at.total is None else f" of {at.total:,}"
+            return f"{at.done:,}{of} pictures explained{left}"
+
+        self._printer.show("pictures explained", at.done, at.total, line, new=at.new)

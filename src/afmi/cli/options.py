@@ -21,14 +21,19 @@ if TYPE_CHECKING:
 __all__ = [
     "LOCATION",
     "TARGET",
+    "asked_target",
     "asked_targets",
     "batch_size_option",
+    "data_option",
     "engine_options",
+    "image_key_option",
     "json_option",
     "layer_option",
+    "limit_option",
     "model_options",
     "out_option",
     "quiet_option",
+    "threads_option",
     "versus_option",
     "writable_folder",
 ]
@@ -130,14 +135,37 @@ versus_option = click.option(
     metavar="LABEL|INDEX",
     help="Explain why the target, or else the class predicted, rather than this class.",
 )
-quiet_option = click.option(
-    "--quiet", is_flag=True, help="Print errors only (and what --json prints)."
+image_key_option = click.option(
+    "--image-key",
+    metavar="NAME",
+    help="Suffix of the pictures in tar files, or column of a list, where it is another.",
 )
+
+
+def data_option(help: str) -> Callable[..., Any]:
+    """Return the option ``--data``: labelled pictures."""
+    return click.option("--data", required=True, metavar="FOLDER|CSV|TAR|URL|mnist:DIR", help=help)
+
+
+def limit_option(help: str, least: int = 1) -> Callable[..., Any]:
+    """Return the option ``--limit``, from ``least`` pictures on."""
+    return click.option("--limit", type=click.IntRange(min=least), metavar="N", help=help)
+
+
+def quiet_option(help: str = "Print errors only.") -> Callable[..., Any]:
+    """Return the option ``--quiet``."""
+    return click.option("--quiet", is_flag=True, help=help)
 
 
 def json_option(help: str = "Print the numbers as JSON.") -> Callable[..., Any]:
     """Return the option ``--json``, handed over as ``json_wanted``."""
     return click.option("--json", "json_wanted", is_flag=True, help=help)
+
+
+def asked_target(model: Classifier, text: str | None, versus: str | None) -> OneTarget | None:
+    """Return the only target of ``--target`` and ``--versus``, as `asked_targets` does."""
+    (asked,) = asked_targets(model, () if text is None else (text,), versus) or (None,)
+    return asked
 
 
 def asked_targets(
@@ -272,6 +300,27 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_MODEL_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+def threads_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the option ``--threads``, which holds from the command's begin on."""
+
+    @functools.wraps(command)
+    def with_threads(*args: Any, **kwargs: Any) -> Any:
+        threads = kwargs.pop("threads")
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        return command(*args, **kwargs)
+
+    return click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="CPU threads of each process; part of what a run is, since they decide the last "
+        "digits.  [default: PyTorch's]",
+    )(with_threads)
 
 
 _ENGINE_OPTIONS = (

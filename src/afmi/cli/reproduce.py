@@ -12,6 +12,7 @@ from afmi.cli.group import debug_option
 from afmi.cli.options import (
     engine_options,
     json_option,
+    limit_option,
     model_options,
     out_option,
     quiet_option,
@@ -41,12 +42,7 @@ __all__ = ["reproduce"]
     help="Folder of ImageNet (val/<wnid>/ in it), or any with a folder of pictures for each class.",
 )
 @click.option("--mnist", type=click.Path(path_type=Path), metavar="DIR", help="Folder of MNIST.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Take N pictures at most.  [default: as many as in the paper]",
-)
+@limit_option("Take N pictures at most.  [default: as many as in the paper]")
 @click.option(
     "--methods",
     metavar="all|A,B,C",
@@ -64,7 +60,7 @@ __all__ = ["reproduce"]
 @engine_options
 @out_option("afmi-reproduced", "Folder for figures, tables and records.")
 @json_option()
-@quiet_option
+@quiet_option("Print errors only (and what --json prints).")
 @debug_option
 def reproduce(
     name: str | None,
