@@ -18,6 +18,7 @@ import tifffile
 from PIL import Image
 
 import afmi.cli
+from afmi import fmi_prototypes, load_model
 from afmi.cli.interrupts import interruptible
 from afmi.cli.terminal import Progress, one_line_warnings
 from afmi.errors import CompletenessWarning
@@ -183,6 +184,26 @@ def test_several_methods_take_what_they_have(afmi, small, pictures):
     assert [r["layer"] for r in records[:3]] == ["0", "0", None]
     assert [r["reference"] for r in records[:3]] == ["black+white", None, None]
     assert records[0]["source"] != records[3]["source"]
+
+
+def test_prototypes_say_for_which_class_the_importance_is_usual(afmi, small, pictures, tmp_path):
+    network = load_model(small[1])
+    data = [(pictures / "a.png", "collie"), (pictures / "b.png", "tabby cat")]
+    fmi_prototypes(network, [(Image.open(p), c) for p, c in data], tmp_path / "made")
+    file = tmp_path / "made" / "prototypes.safetensors"
+    methods = ["--method", "a-fmi", "--method", "gradient", "--target", "collie"]
+    command = ["explain", pictures / "a.png", *small, *methods, "--prototypes", file]
+    result = afmi(*command)
+    assert result.exit_code == 0, result.stderr
+    one, other = result.stdout.splitlines()
+    words = "its feature maps are as important as is usual for 'collie' (cosine 1.00)"
+    assert words in one and "usual" not in other
+    records = _records(afmi(*command, "--json").stdout)
+    assert records[0]["prototypes"]["nearest_label"] == "collie"
+    assert records[1]["prototypes"] is None
+    refused = afmi("explain", pictures, *small, "--method", "gradient", "--prototypes", file)
+    assert refused.exit_code == 2
+    assert "--prototypes has no effect on Gradient; leave it out, or choose" in refused.stderr
 
 
 def test_a_method_in_two_spellings_explains_once(afmi, small, pictures):
