@@ -106,7 +106,7 @@ def test_what_does_not_compare_is_refused(model: Classifier, file: Path, tmp_pat
     with pytest.raises(UsageError, match="FMI of the reference that the prototypes were made"):
         afmi.explain(model, IMAGES[0], reference="white", **options)
     with pytest.raises(UsageError, match="FMI of the layer that the prototypes were made"):
-        afmi.explain(model, IMAGES[0], layer="network.0", **options)
+        afmi.explain(model, IMAGES[0], layer="0", **options)
     with pytest.raises(UsageError, match="got no file that can be read"):
         afmi.explain(model, IMAGES[0], prototypes=tmp_path / "none")
     known = replace(FMIPrototypes.load(file), origin=None)

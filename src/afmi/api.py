@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from afmi.batching import AnyImage, Item, Unexplained, explain_batch, explain_it
 from afmi.errors import TargetError, UsageError
 from afmi.explanation import Explanation
 from afmi.methods import Method
-from afmi.methods.feature_maps.afmi import AFMI
-from afmi.metrics.fmi_prototypes import FMIPrototypes
 from afmi.models import load_model
 from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_model
@@ -28,6 +26,9 @@ from afmi.network.wrappers import runnable
 from afmi.pictures.references import ReferenceLike
 from afmi.stores import RemotePath
 from afmi.targets import Class, OneTarget, Target, target_in_text
+
+if TYPE_CHECKING:
+    from afmi.metrics.fmi_prototypes import FMIPrototypes
 
 __all__ = [
     "AnyImage",
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 MethodLike: TypeAlias = str | type[Method] | Method
-PrototypesLike: TypeAlias = str | os.PathLike[str] | RemotePath | FMIPrototypes
+PrototypesLike: TypeAlias = "str | os.PathLike[str] | RemotePath | FMIPrototypes"
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -283,6 +284,10 @@ def _paired(
 def _prototypes(method: Method, given: PrototypesLike | None) -> FMIPrototypes | None:
     if given is None:
         return None
+    # Only now: without prototypes no metric is loaded, and no method but the one that is asked for.
+    from afmi.methods.feature_maps.afmi import AFMI
+    from afmi.metrics.fmi_prototypes import FMIPrototypes
+
     if not isinstance(method, AFMI):
         raise UsageError(
             "expected the method A-FMI where prototypes are given, since they compare feature map "

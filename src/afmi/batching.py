@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -30,8 +30,6 @@ from afmi.errors import (
 )
 from afmi.explanation import Explanation, explanation_of, shown_image
 from afmi.methods import Attribution, Method
-from afmi.methods.feature_maps.afmi import AFMI
-from afmi.metrics.fmi_prototypes import FMIPrototypes, PrototypeMatches
 from afmi.network.arguments import ForwardArguments
 from afmi.network.checking import check_dense, first_convolution
 from afmi.network.classifier import (
@@ -50,6 +48,10 @@ from afmi.pictures.dimensions import FORMS
 from afmi.pictures.images import ImageSource, read_channels
 from afmi.pictures.transforms import to_tensor
 from afmi.targets import OneTarget
+
+if TYPE_CHECKING:
+    from afmi.methods.feature_maps.afmi import AFMI
+    from afmi.metrics.fmi_prototypes import FMIPrototypes, PrototypeMatches
 
 __all__ = [
     "AnyImage",
@@ -350,7 +352,6 @@ def _matches(
 ) -> PrototypeMatches | None:
     if prototypes is None:
         return None
-    assert isinstance(method, AFMI)
     if attribution.target is None:
         raise UsageError(
             "expected a class where prototypes are given, since each is of a class, got "
@@ -358,7 +359,7 @@ def _matches(
             "leave them out, or explain a class"
         )
     importance = attribution.vectors["importance"]
-    return prototypes.matches(method, inputs, attribution.target, importance)
+    return prototypes.matches(cast("AFMI", method), inputs, attribution.target, importance)
 
 
 def _attributions(

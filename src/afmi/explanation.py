@@ -25,7 +25,6 @@ import afmi
 from afmi import specs
 from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
-from afmi.metrics.fmi_prototypes import PrototypeMatches
 from afmi.network.classifier import class_label, name_of
 from afmi.network.outputs import Outputs, responses
 from afmi.pictures import figures
@@ -35,6 +34,8 @@ from afmi.targets import Class, Output, Scalar, Target
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from afmi.metrics.fmi_prototypes import PrototypeMatches
 
 __all__ = [
     "AGREEMENT",
