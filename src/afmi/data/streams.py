@@ -121,9 +121,8 @@ class ImageStream:
     """Pictures that are read once, from first to last, a window at a time.
 
     A key ends in a digest of the picture, so data that come in another order, or hold other
-    pictures, have other keys. A window of prepared pictures is in memory at a time, besides those
-    that who takes the windows keeps; without labels they are as they came, and are prepared when
-    they are read.
+    pictures, have other keys. It holds one window of prepared pictures at a time; without labels
+    they are as they came, and are prepared when they are read.
 
     Args:
         name: what was opened, for reports.

@@ -105,7 +105,7 @@ def explain_dataset(
     feature maps, and the map at the layer's size. An image that cannot be read or explained has a
     row that says why. The same call on the same folder resumes, however the last one stopped, and
     ends with the bytes of an uninterrupted run. Memory does not grow with the number of images,
-    their names apart.
+    their names apart; of a stream at most 1 GiB of images is read ahead, and at least a piece.
 
     Args:
         model: as in `afmi.explain`; None: the one that `afmi.load_model` gives without a name.
