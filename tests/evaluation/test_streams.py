@@ -439,6 +439,25 @@ def test_windows_of_other_sizes_agree(
         one.enter_images(10, keys[9:11], labels[:2], ended=True)
 
 
+def test_parts_that_overlap_must_agree(tmp_path: Path) -> None:
+    out, keys = tmp_path / "out", [f"item/{n}" for n in range(6)]
+
+    def folder() -> ResultsFolder:
+        return ResultsFolder.begin(out, {"afmi": "0"}, None, {"metrics": {}})
+
+    first = folder()
+    for start in (0, 2, 4):
+        first.enter_images(start, keys[start : start + 2], [0, 0], ended=False)
+    for last, agrees in (("item/4", True), ("item/9", False)):
+        (out / "images" / "00000002.parquet").write_bytes(b"PAR1 cut off")
+        folder().enter_images(0, [*keys[:4], last], [0] * 5, ended=False)
+        if agrees:
+            assert folder().read_images()["key"].to_pylist() == keys
+        else:
+            with pytest.raises(AfmiError, match=r"00000004\.parquet' lists other pictures"):
+                folder().read_images()
+
+
 @pytest.mark.parametrize("left", [b"", b"PAR1 cut off"])
 def test_parts_of_the_list_that_a_crash_cut_off_are_written_again(
     left: bytes, model: Classifier, photos: Path, tmp_path: Path, small_windows: None

@@ -451,7 +451,7 @@ class _Run:
         self._folder.write_piece(task.start, outcome.table, outcome.pictures)
         if task.window is not None:
             task.window.free()
-        del self._sizes[task.start]
+        self._sizes.pop(task.start, None)  # Ctrl-C may have come between
         count = len(outcome.table)
         self._count(count, count - outcome.table["error"].null_count, new=count)
         self._submit()

@@ -158,7 +158,7 @@ class ImageList:
     def _joined(self) -> pa.Table:
         """Return the parts as one table.
 
-        Processes that have windows of different sizes may have entered some pictures twice.
+        Where a damaged part was written again with more pictures, the next one has some of them.
         """
         joined = _SCHEMA.empty_table()
         tables, count = [joined], 0
