@@ -56,10 +56,7 @@ class Settings:
             threads=torch.get_num_threads(),
             dtype=torch.get_default_dtype(),
             matmul=torch.get_float32_matmul_precision(),
-            deterministic=(
-                torch.are_deterministic_algorithms_enabled(),
-                torch.is_deterministic_algorithms_warn_only_enabled(),
-            ),
+            deterministic=_deterministic(),
             tf32=torch.backends.cudnn.allow_tf32,
             benchmark=torch.backends.cudnn.benchmark,
             autocast=torch.get_autocast_dtype(device)
@@ -73,12 +70,21 @@ class Settings:
         torch.set_num_threads(self.threads)
         torch.set_default_dtype(self.dtype)
         torch.set_float32_matmul_precision(self.matmul)
-        torch.use_deterministic_algorithms(self.deterministic[0], warn_only=self.deterministic[1])
+        if self.deterministic != _deterministic():  # the call imports the compiler, for seconds
+            only, warns = self.deterministic
+            torch.use_deterministic_algorithms(only, warn_only=warns)
         torch.backends.cudnn.allow_tf32 = self.tf32
         torch.backends.cudnn.benchmark = self.benchmark
         torch.set_autocast_enabled(self.device, self.autocast is not None)
         if self.autocast is not None:
             torch.set_autocast_dtype(self.device, self.autocast)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
 
 
 def fix_threads() -> None:
