@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,3 +37,17 @@ def photos11() -> Path:
 def squeezenet_weights() -> Path:
     """Trained weights of torchvision's squeezenet1_0."""
     return _needed(SHARED / "weights" / "squeezenet1_0_imagenet.safetensors")
+
+
+@pytest.fixture
+def quick_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes of ``Local(workers=2)`` start in a moment."""
+    if os.name == "nt":  # which has no such processes
+        return
+    import quick_workers
+
+    import afmi.engines.local
+
+    quick_workers.ready()
+    quick = SimpleNamespace(**{**vars(subprocess), "Popen": quick_workers.ForkedProcess})
+    monkeypatch.setattr(afmi.engines.local, "subprocess", quick)

@@ -79,6 +79,7 @@ def test_tables_in_a_store(afmi, pictures, small, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes need Linux or macOS")
+@pytest.mark.usefixtures("quick_workers")
 def test_workers_give_the_same_tables(afmi, pictures, small, tmp_path):
     options = ["explain-dataset", pictures, *small[:2], "--out"]
     assert afmi(*options, tmp_path / "one").exit_code == 0

@@ -34,6 +34,8 @@ from afmi.errors import AfmiError, LayerError, SourceError, UsageError
 from afmi.evaluation import MemoryWarning
 from afmi.targets import Difference
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 LABELS = ["cat", "dog", "newt", "owl"]
 PIECE = {"batch_size": 2, "images_per_piece": 4}
 
@@ -157,7 +159,13 @@ def test_tables_open_without_the_package(expected: Explanations) -> None:
     assert note["record"]["versions"]["afmi"] == afmi.__version__
 
 
-@pytest.mark.parametrize("engine", [Local(workers=2), Ray(workers=2)], ids=["processes", "ray"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(Local(workers=2), id="processes"),
+        pytest.param(Ray(workers=2), id="ray", marks=pytest.mark.slow),
+    ],
+)
 def test_every_engine_writes_the_same_bytes(
     model: Classifier, photos: Path, expected: Explanations, tmp_path: Path, engine: Any
 ) -> None:

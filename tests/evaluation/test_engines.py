@@ -135,11 +135,24 @@ def expected(photos: Path, tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", ["local", "ray"])
 def test_the_same_bytes_on_every_engine(
-    name: str, photos: Path, tmp_path: Path, expected: dict[str, bytes]
+    name: str,
+    photos: Path,
+    tmp_path: Path,
+    expected: dict[str, bytes],
+    request: pytest.FixtureRequest,
 ) -> None:
     engine: engines.Engine = engines.Local(workers=2)
     if name == "ray":
-        pytest.importorskip("ray", reason="needs the extra ray")
+        ray = pytest.importorskip("ray", reason="needs the extra ray")
+        # One cluster for both runs, which is left as it is; test_processes.py has one end its own.
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
+        request.addfinalizer(ray.shutdown)
         engine = engines.Ray(workers=2)
     refused: list[str] = []
     results = evaluate(
@@ -166,6 +179,7 @@ def test_the_same_bytes_on_every_engine(
     assert sorted(begun) == [("A-FMI", 0), ("CAM", 0)] and files(one) == expected
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_worker_killed_in_a_piece_costs_nothing(photos: Path, tmp_path: Path) -> None:
     poison(photos)
     mark = tmp_path / "mark"
@@ -181,6 +195,7 @@ def test_a_worker_killed_in_a_piece_costs_nothing(photos: Path, tmp_path: Path) 
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize(
     ("before", "cause"),
     [
@@ -215,6 +230,7 @@ def test_an_image_that_costs_its_workers_is_a_row_that_says_so(
         np.testing.assert_allclose(split[name][5], values[5], rtol=1e-5)  # was in its batch
 
 
+@pytest.mark.usefixtures("quick_workers")
 def test_a_stream_gives_the_same_bytes_with_two_workers(tmp_path: Path) -> None:
     drawn = torch.Generator().manual_seed(0)
     pairs = [(torch.rand(3, 16, 16, generator=drawn), n % 2) for n in range(14)]
@@ -257,6 +273,7 @@ evaluate(network(), {photos!r}, {out!r}, **OPTIONS, engine=engines.Local(workers
 """
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
 def test_a_driver_that_ends_is_resumed(

@@ -29,6 +29,8 @@ from afmi.specs import parse
 
 COUNT, CLASSES = 45, 5
 
+pytestmark = pytest.mark.usefixtures("quick_workers")
+
 
 class Pictures:
     """Random pictures; one may be bad, or end the process that reads it, but for the test's."""
@@ -128,6 +130,7 @@ def test_a_store_holds_the_same_bytes_and_resumes(tmp_path: Path) -> None:
         fmi_prototypes(method(), Pictures(), url, batch_size=5)
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_bytes(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     assert made(tmp_path / "ray", engine=Ray(workers=2)) == made(tmp_path / "here")
