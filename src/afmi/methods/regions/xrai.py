@@ -23,6 +23,9 @@ from afmi.targets import Columns
 
 __all__ = ["XRAI", "merge_regions"]
 
+_SIDE = 224
+"""Of the picture that is cut into segments, for which the scales are meant."""
+
 
 @dataclass(frozen=True)
 class XRAI(Method):
@@ -159,10 +162,10 @@ def _picture(image: Tensor) -> np.ndarray:
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) / max(high - low, 1e-12) * 2 - 1
     # One channel at a time, because splines across the channels would take four times as long.
-    picture = np.empty((224, 224, len(stretched)))
+    picture = np.empty((_SIDE, _SIDE, len(stretched)))
     for k, channel in enumerate(stretched):
         picture[..., k] = resize(
-            channel, (224, 224), order=3, mode="constant", anti_aliasing=True, clip=False
+            channel, (_SIDE, _SIDE), order=3, mode="constant", anti_aliasing=True, clip=False
         )
     picture = picture.clip(-1, 1) * math.sqrt(3 / len(stretched))
     return picture if len(stretched) <= 3 else _principal(picture)
@@ -183,7 +186,7 @@ def _widened(labels: list[np.ndarray], shape: tuple[int, int], dilation: int) ->
         shape: H, W.
         dilation: radius of the disk, in pixels.
     """
-    rows, columns = (((np.arange(n) + 0.5) * 224 / n).astype(int) for n in shape)
+    rows, columns = (((np.arange(n) + 0.5) * _SIDE / n).astype(int) for n in shape)
     masks: list[np.ndarray] = []
     for scale in labels:
         segments = scale[np.ix_(rows, columns)]
