@@ -11,7 +11,7 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from afmi.gradients import modified_gradient
+from afmi.gradients import ModifiedGradient, modified_gradient
 from afmi.network.classifier import Classifier
 from afmi.network.layers import Layer, resolve_layer
 from afmi.pictures.references import Reference
@@ -106,7 +106,11 @@ def errors(
         layer: where they are taken; None: at the last stage.
     """
     place = None if layer == "inputs" else resolve_layer(model, layer, inputs)
-    gradient = modified_gradient(model, inputs, layer=place, reference=reference)
+    return errors_of(modified_gradient(model, inputs, layer=place, reference=reference))
+
+
+def errors_of(gradient: ModifiedGradient) -> Errors:
+    """Return how far a modified gradient of the predicted class is from summing to delta."""
     targets = gradient.run.logits.argmax(1)[None]
     change = gradient.output_change(targets)
     gradients, extra = gradient.split(targets)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
+from afmi.methods.regions import xrai
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -37,6 +40,26 @@ def photos11() -> Path:
 def squeezenet_weights() -> Path:
     """Trained weights of torchvision's squeezenet1_0."""
     return _needed(SHARED / "weights" / "squeezenet1_0_imagenet.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def _small_segments(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let XRAI cut small pictures into segments, but where its segments are tested."""
+    side = xrai._SIDE
+    if request.path.name != "test_xrai.py":
+        xrai._SIDE = 64
+    yield
+    xrai._SIDE = side
+
+
+@pytest.fixture
+def small_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a figure of a few pixels with each explanation, where only the files matter."""
+    from matplotlib.figure import Figure
+
+    import afmi.explanation
+
+    monkeypatch.setattr(afmi.explanation.Explanation, "figure", lambda self: Figure((1, 1), dpi=20))
 
 
 @pytest.fixture

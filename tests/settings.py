@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,11 +30,36 @@ _FEW: dict[str, Any] = {
 # The masking model explains classes of the network that it was trained for, and nothing else.
 UNTRAINED = [name for name in CATALOGUE if name != "MaskingModel"]
 
+# One for each way through a network: none, outputs of altered images, gradients at the pixels and
+# along a path, rules, maps of a layer with and without gradients, modified gradients, masks.
+ONE_OF_EACH = {
+    *("Random", "RISE", "Gradient", "IntegratedGradients", "LRP"),
+    *("GradCAM", "ScoreCAM", "AFMI", "MaskingModel"),
+}
+
+
+def crossed(
+    names: Iterable[str], kinds: Iterable[Any], whole: Collection[str] = ONE_OF_EACH
+) -> list[Any]:
+    """Return pairs of methods and what they are given, as parameters; most are slow tests.
+
+    What they share is proved by the methods in ``whole`` with every kind, and by every other one
+    with one kind, which are taken in turn.
+    """
+    kinds = list(kinds)
+    return [
+        pytest.param(
+            name,
+            kind,
+            marks=() if name in whole or (n - k) % len(kinds) == 0 else pytest.mark.slow,
+        )
+        for n, name in enumerate(names)
+        for k, kind in enumerate(kinds)
+    ]
+
 
 def masks_for(model: nn.Module) -> MaskingNetwork | None:
     """Return masks with random weights; None where the network has no feature maps for them."""
-    if not isinstance(model, nn.Module):
-        return None
     if not isinstance(model, nn.Module):
         return None
     image = torch.full((1, input_channels(model), 20, 20), 0.5, dtype=dtype_of(model), device="cpu")

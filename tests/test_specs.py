@@ -346,7 +346,7 @@ EVERY = [*CATALOGUE.values(), *METRICS.values()]
 
 
 @pytest.mark.parametrize("cls", EVERY, ids=lambda cls: cls.__name__)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_every_text_and_record_means_the_object_that_it_is_of(cls: type, data: Any) -> None:
     made = data.draw(objects(cls))

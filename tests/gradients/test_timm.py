@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import pytest
 import timm
-from completeness import errors, photographs
+from completeness import errors, errors_of, photographs
 from zoo import TIMM, timm_classifier
 
 from afmi.errors import LayerError
-from afmi.gradients import modified_gradient
+from afmi.gradients import ModifiedGradient, modified_gradient
 from afmi.methods import AFMI
 from afmi.network.classifier import Classifier
 from afmi.network.layers import resolve_layer
@@ -84,16 +84,27 @@ STEEP = {"levit", "metaformer", "mvitv2", "focalnet", "csatv2", "pvt_v2"}
 STEEP_AT_ITS_OWN_SIZE = STEEP | {"gcvit"}
 
 
-def check(model: Classifier, size: int, layer: str | None, *, steep: bool) -> None:
+def check(model: Classifier, size: int, at_layer: ModifiedGradient, *, steep: bool) -> None:
     pictures = photographs(size, 1)
-    assert errors(model, pictures, Black(), layer).of_logits <= 1e-5
+    assert errors_of(at_layer).of_logits <= 1e-5
     if steep:
         assert errors(model.double(), pictures.double(), Black()).of_logits <= 1e-10
     else:
         assert errors(model, pictures, Black()).of_logits <= 1e-5
 
 
-@pytest.mark.parametrize("family", SMALL)
+# Made of operations that other families have.
+RELATIVES = {
+    *("cpubone", "cspnext", "dla", "efficientnet", "hardcorenas", "iformer", "inception_next"),
+    *("lcnetv2", "lowformer", "mobilenetv3", "repghost", "resnet", "senet", "starnet"),
+    *("swin_transformer", "vision_transformer_hybrid"),
+}
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.slow if f in RELATIVES else ()) for f in SMALL],
+)
 def test_small_networks(family: str) -> None:
     side, layer, maps = SMALL[family]
     model, _ = timm_classifier(TIMM[family], side)
@@ -101,7 +112,7 @@ def test_small_networks(family: str) -> None:
     assert str(place[1]) == layer
     gradient = modified_gradient(model, photographs(side, 1), layer=place, reference=Black())
     assert gradient.run.features.shape[1:] == maps
-    check(model, side, None, steep=family in STEEP)
+    check(model, side, gradient, steep=family in STEEP)
 
 
 @pytest.mark.parametrize("family", WITHOUT_LAYER)
@@ -120,7 +131,7 @@ def test_every_family_at_its_own_size(family: str) -> None:
     place = resolve_layer(model, None, photographs(side, 1))
     gradient = modified_gradient(model, photographs(side, 1), layer=place, reference=Black())
     assert min(gradient.run.features.shape[-2:]) >= 4
-    check(model, side, None, steep=family in STEEP_AT_ITS_OWN_SIZE)
+    check(model, side, gradient, steep=family in STEEP_AT_ITS_OWN_SIZE)
 
 
 # Too large to be built for a test, or made for other input than pictures.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from networks import TINY, build, images
-from settings import method
+from settings import crossed, method
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
@@ -51,7 +51,7 @@ def state_of(model: nn.Module, *inputs: Tensor) -> dict[str, Any]:
             for name in _GLOBAL_HOOKS
             if hasattr(getattr(global_hooks, name), "__len__")
         },
-        "random": bytes(torch.get_rng_state().tolist()),
+        "random": _bits(torch.get_rng_state()),
         "grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "inputs": [
             (_bits(x), x.requires_grad, x.grad is None, 0 if x.is_inference() else x._version)
@@ -64,11 +64,13 @@ class BoomError(Exception):
     """What the model raises."""
 
 
-@pytest.mark.parametrize(("network", "training"), [*((n, False) for n in TINY), ("vgg", True)])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(
+    ("name", "state"), crossed(CATALOGUE, [*((n, False) for n in TINY), ("vgg", True)]), ids=str
+)
 def test_model_that_raises_in_the_middle_is_left_as_it_was(
-    name: str, network: str, training: bool
+    name: str, state: tuple[str, bool]
 ) -> None:
+    network, training = state
     model = build(network).train(training)
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
     next(model.parameters()).requires_grad_(False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from networks import images
-from settings import UNTRAINED, method
+from settings import UNTRAINED, crossed, method
 from torch import Tensor, nn
 
 from afmi.errors import AfmiError, LayerError, ModelError, OperationError, ShapeError
@@ -125,8 +125,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[AfmiError], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(("name", "kind"), crossed(CATALOGUE, MODELS))
 def test_networks_that_cannot_be_explained(name: str, kind: str) -> None:
     make, error, message = MODELS[kind]
     with pytest.raises(error, match=message):
@@ -173,8 +172,7 @@ INPUTS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", INPUTS)
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(("name", "kind"), crossed(CATALOGUE, INPUTS))
 def test_images_that_cannot_be_explained(name: str, kind: str) -> None:
     make, message = INPUTS[kind]
     with pytest.raises(ShapeError, match=message):
@@ -191,8 +189,10 @@ def test_images_that_record_gradients_are_ordinary_images(name: str) -> None:
     assert recorded.grad is None
 
 
-@pytest.mark.parametrize("change", [lambda y: [y, 1], lambda y: {"logits": y, "loss": None}])
-@pytest.mark.parametrize("name", CATALOGUE)
+OUTPUTS = [lambda y: [y, 1], lambda y: {"logits": y, "loss": None}]
+
+
+@pytest.mark.parametrize(("name", "change"), crossed(CATALOGUE, OUTPUTS))
 def test_logits_among_other_outputs(name: str, change: Callable[[Tensor], Any]) -> None:
     x = images(2)
     expected = method(name, network(), layer="1").attribute(x, 1)
@@ -222,8 +222,7 @@ def hidden() -> dict[str, nn.Module]:
         return {name: make() for name, make in HIDDEN.items()}
 
 
-@pytest.mark.parametrize("kind", HIDDEN)
-@pytest.mark.parametrize("name", UNTRAINED)
+@pytest.mark.parametrize(("name", "kind"), crossed(UNTRAINED, HIDDEN))
 def test_networks_whose_parts_are_hidden(
     name: str, kind: str, hidden: dict[str, nn.Module]
 ) -> None:
@@ -315,8 +314,7 @@ def test_what_names_no_layer(name: str, layer: Any, message: str) -> None:
         CATALOGUE[name](network(), layer=layer)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(("name", "dtype"), crossed(CATALOGUE, [torch.bfloat16, torch.float16]))
 def test_under_autocast(name: str, dtype: torch.dtype) -> None:
     """The network runs in 16 bits, as the user wants; what a method does of its own does not."""
     of, x = method(name, network()), images(2)

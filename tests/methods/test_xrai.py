@@ -78,7 +78,7 @@ def test_segments_cover_the_image_and_are_widened() -> None:
     np.testing.assert_array_equal(wide, np.stack(expected))
 
 
-@pytest.mark.parametrize("side", [(224, 224), (120, 200)])
+@pytest.mark.parametrize("side", [(120, 200), pytest.param((224, 224), marks=pytest.mark.slow)])
 def test_segments_are_those_of_the_authors_package(side: tuple[int, int]) -> None:
     package = pytest.importorskip("saliency.core.xrai")
     picture = resize(chelsea() / 255, side, anti_aliasing=True)

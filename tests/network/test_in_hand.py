@@ -313,15 +313,18 @@ class TestOfOthers:
         with pytest.raises(TypeError, match="colour"):
             Classifier.of(build("vgg"), mean=[0] * 3, std=[1] * 3, colour=True)
 
-    def test_no_library_is_imported_for_it(self) -> None:
+    def test_no_library_is_imported_for_it_or_needed_for_other_networks(self) -> None:
         import subprocess
 
         code = (
             "import sys, torch, afmi\n"
             "model = afmi.Classifier.of(torch.nn.Flatten(), mean=[0] * 3, std=[1] * 3)\n"
             "assert not {'timm', 'transformers', 'torchvision.models'} & {*sys.modules}\n"
+            "sys.modules['timm'] = sys.modules['transformers'] = None\n"
+            "print(afmi.load_model('photos').name)\n"
         )
-        subprocess.run([sys.executable, "-c", code], check=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("photos\n", "")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,17 @@ def shape_only(name: str) -> nn.Module:
         return torchvision.models.get_model(name, weights=None, **options).eval()
 
 
-@pytest.mark.parametrize("name", LAST_STAGE)
+# Built as another one is, but deeper, wider or shallower.
+RELATIVES = {
+    *("efficientnet_v2_s", "mnasnet0_5", "resnet152", "resnet50", "resnext101_32x8d"),
+    *("squeezenet1_1", "vgg16", "vgg19_bn", "vit_l_32", "wide_resnet50_2"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in RELATIVES else ()) for n in LAST_STAGE],
+)
 def test_last_stage_of_torchvision_networks(name: str) -> None:
     network = shape_only(name)
     size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]

@@ -164,10 +164,10 @@ def pictures(dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sums_to_delta_at_the_input(name: str) -> None:
+    double, single = build(name), build(name, torch.float32)
     for reference in (Black(), Random(), Blurred()):
-        assert errors(build(name), pictures(), reference).of_logits <= 1e-12
-        single = errors(build(name, torch.float32), pictures(torch.float32), reference)
-        assert single.of_logits <= 5e-5
+        assert errors(double, pictures(), reference).of_logits <= 1e-12
+        assert errors(single, pictures(torch.float32), reference).of_logits <= 5e-5
 
 
 @pytest.mark.parametrize("name", NETWORKS)

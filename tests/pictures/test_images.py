@@ -10,6 +10,8 @@ import threading
 import time
 import warnings
 import zlib
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -813,12 +815,17 @@ def by_torchvision(image, resize, crop, interpolation):
     return image if crop is None else tvf.center_crop(image, crop)
 
 
-@pytest.mark.parametrize("interpolation", MODES)
-@pytest.mark.parametrize("size", [(640, 427), (333, 500), (224, 224), (100, 75), (1601, 901)])
-@pytest.mark.parametrize(
-    ("resize", "crop"),
-    [(256, 224), (232, (224, 192)), ((200, 300), 224), (64, 96), (None, 224), (97, None)],
-)
+def every_way() -> Iterator[Any]:
+    """Yield each mode with one size, and each size with one mode; the rest as slow tests."""
+    sizes = [(640, 427), (333, 500), (224, 224), (100, 75), (1601, 901)]
+    crops = [(256, 224), (232, (224, 192)), ((200, 300), 224), (64, 96), (None, 224), (97, None)]
+    for size, interpolation, (resize, crop) in product(sizes, MODES, crops):
+        few = size == (333, 500) or interpolation == "bilinear"
+        marks = () if few else pytest.mark.slow
+        yield pytest.param(size, resize, crop, interpolation, marks=marks)
+
+
+@pytest.mark.parametrize(("size", "resize", "crop", "interpolation"), [*every_way()])
 def test_as_torchvision(size, resize, crop, interpolation):
     image = photograph(*size)
     ours = resize_and_crop(image, resize, crop, interpolation)
