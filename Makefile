@@ -27,7 +27,7 @@ demo: .venv/.demo ## Explain a few real photographs, offline, and say where the 
 	@$(PY) -m afmi demo --out "$(OUT)"
 
 test: .venv/.dev ## Run the tests; ARGS="…" goes to pytest
-	@$(PY) -m pytest -q -n auto --maxprocesses $(WORKERS) $(ARGS)
+	@$(PY) -m pytest -q -n auto --maxprocesses $(WORKERS) --dist worksteal $(ARGS)
 
 check: .venv/.dev ## Check format, lint, types and the order of imports
 	$(PY) -m ruff format --check .
