@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -61,16 +62,25 @@ def _read(text: str) -> _Reader:
     return reader
 
 
+def test_without_scikit_learn_its_photograph_is_left_out(monkeypatch):
+    every = {stop.name for stop in run._stops()}
+    monkeypatch.setattr(run, "find_spec", lambda _name: None)
+    stops = run._stops()
+    assert {stop.name for stop in stops} == every - {"temple"}
+    assert not any(run.TEMPLE in stop.credit for stop in stops)
+
+
 # A network with random weights leaves Grad-CAM's ReLU nothing to show.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
-@pytest.mark.parametrize("scikit_learn", [True, False])
-def test_the_tour(models, tmp_path, monkeypatch, scikit_learn):
-    if scikit_learn:
-        pytest.importorskip("sklearn")
-    else:
-        monkeypatch.setattr(run, "find_spec", lambda _name: None)
+def test_the_tour_without_scikit_learn(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "find_spec", lambda _name: None)
     lines: list[str] = []
     result = run.run_demo(tmp_path / "out", lines.append, models)
+    check_files(result, lines, scikit_learn=False)
+
+
+def check_files(result, lines, *, scikit_learn):
     names = {"coffee", "cat", "camera", "two", "rocket"} | ({"temple"} if scikit_learn else set())
     names |= {"cat-photos", "two-photos", "coins-photos"}
     assert {path.stem for path in result.pictures} == names
@@ -102,7 +112,9 @@ def test_the_tour(models, tmp_path, monkeypatch, scikit_learn):
 
 
 def test_the_tour_comes_with_its_networks(tmp_path):
-    result = run.run_demo(tmp_path, lambda _line: None)
+    lines: list[str] = []
+    result = run.run_demo(tmp_path / "out", lines.append)
+    check_files(result, lines, scikit_learn=find_spec("sklearn") is not None)
     shown = [one for one in result.explanations if one.method == "A-FMI"]
     answers = [(one.model, one.label) for one in shown]
     assert answers[:2] == [(run.THOUSAND, "espresso"), (run.THOUSAND, "tiger cat")]

@@ -647,6 +647,7 @@ def test_save_writes_four_whole_files(model, photo, tmp_path):
 
 
 @blank_is_fine
+@pytest.mark.usefixtures("small_figures")
 def test_explanations_do_not_overwrite_each_other(model, photo, tmp_path):
     out = tmp_path / "out"
     other = tmp_path / "other"
@@ -669,6 +670,7 @@ def test_explanations_do_not_overwrite_each_other(model, photo, tmp_path):
         assert json.loads(one.save(out)["record"].read_text(encoding="utf-8"))["label"] == one.label
 
 
+@pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("content", [b"not json", b"[1]", b"{}", b'{"source": 3}', b"\xff"])
 def test_files_of_others_are_left_alone(model, photo, tmp_path, content):
     explanation = explain(model, photo, "newt")
@@ -694,6 +696,7 @@ def namesakes(explanation, count):
     ]
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_threads_that_save_namesakes_lose_none(model, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "figure_png", lambda _, file: file.write(b"drawn"))
     explanations = namesakes(explain(model, photo, "newt"), 8)
@@ -753,6 +756,7 @@ def test_a_name_that_is_too_long_is_found_before_anything_is_written(tmp_path):
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("stem", ["../../etc/x", "a/b\\c:d*?", "x" * 400, "猫" * 200, "", ".."])
 def test_odd_names_stay_in_the_folder(model, photo, tmp_path, stem):
     out = tmp_path / "out"
@@ -763,6 +767,7 @@ def test_odd_names_stay_in_the_folder(model, photo, tmp_path, stem):
         assert path.exists()
 
 
+@pytest.mark.usefixtures("small_figures")
 @pytest.mark.parametrize("kind", ["png", "npy", "json"])
 def test_a_disk_that_fills_up_leaves_nothing_half_written(
     model, photo, tmp_path, monkeypatch, kind

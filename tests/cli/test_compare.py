@@ -7,6 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 METHODS = ["--methods", "a-fmi,CAM,random"]
 
 

@@ -24,6 +24,8 @@ from afmi.cli.terminal import Progress, one_line_warnings
 from afmi.errors import CompletenessWarning
 from afmi.files import as_json
 
+pytestmark = pytest.mark.usefixtures("small_figures")
+
 # By its path: the package's attribute of that name is the command.
 explain_module = sys.modules[f"{afmi.cli.__name__}.explain"]
 # Small pictures on a busy machine: threads would only wait for each other.

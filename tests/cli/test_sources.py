@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,8 @@ import transformers
 from safetensors.torch import save_file
 
 from afmi.evaluation import Results
+
+pytestmark = pytest.mark.usefixtures("small_figures")
 
 
 @pytest.fixture
@@ -117,12 +117,3 @@ def test_lists_of_timms_and_of_transformers(afmi):
     result = afmi("models", "timm:resnet19")
     assert result.exit_code == 2
     assert "no model's name contains 'timm:resnet19'; did you mean 'timm:" in result.stderr
-
-
-def test_other_networks_need_neither_library():
-    code = (
-        "import sys; sys.modules['timm'] = sys.modules['transformers'] = None; "
-        "import afmi; print(afmi.load_model('photos').name)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("photos\n", "")

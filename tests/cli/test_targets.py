@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +82,7 @@ def test_one_class_rather_than_another(afmi, dogs, pictures, tmp_path):
     assert "% against " in result.stdout
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_the_predicted_class_rather_than_another(afmi, dogs, pictures):
     (predicted,) = records(afmi("explain", pictures / "a.png", *dogs, "--json"))
     other = (predicted["class"] + 1) % 4
@@ -93,6 +91,7 @@ def test_the_predicted_class_rather_than_another(afmi, dogs, pictures):
     assert record["target"] == f"difference:of={predicted['class']}:versus={other}"
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_targets_in_text_and_labels_first(afmi, dogs, pictures):
     wanted = ["output:index=2", "difference:of=cat", "output:index=3", "cat"]
     options = [word for one in wanted for word in ("--target", one)]
@@ -105,6 +104,7 @@ def test_targets_in_text_and_labels_first(afmi, dogs, pictures):
     ]
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_a_value_has_no_percentage(afmi, price, pictures):
     result = afmi("explain", pictures / "a.png", *price)
     assert result.exit_code == 0, result.stderr
@@ -115,20 +115,17 @@ def test_a_value_has_no_percentage(afmi, price, pictures):
     assert record["target"] == "output:index=0"
 
 
-def test_what_is_assumed_is_said_once(nets, pictures, tmp_path):
-    command = [sys.executable, "-m", "afmi", "explain", str(pictures), "--model", f"{nets}:price"]
-    done = subprocess.run(
-        [*command, "--resize", "16", "--crop", "16", "--out", str(tmp_path / "out")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+@pytest.mark.usefixtures("small_figures")
+def test_what_is_assumed_is_said_once(afmi, nets, pictures, tmp_path):
+    options = ("--resize", 16, "--crop", 16, "--out", tmp_path / "out")
+    done = afmi("explain", pictures, "--model", f"{nets}:price", *options)
+    assert done.exit_code == 0, done.stderr
     warnings = [line for line in done.stderr.splitlines() if "warning" in line]
     assert len(warnings) == 1 and "taken for a value" in warnings[0]
     assert "%" not in done.stdout.replace("residual +0.0%", "").partition("residual")[0]
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_sigmoid_and_the_key_of_an_output(afmi, nets, pictures, tmp_path):
     model = ["--model", f"{nets}:Two", "--resize", "16", "--crop", "16"]
     args = ["explain", pictures / "a.png", *model, "--out", tmp_path / "out", "--json"]
@@ -162,6 +159,7 @@ def test_errors_fit_the_case(afmi, dogs, pictures, options, message):
     assert result.stderr.startswith("afmi: ") and result.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_compare(afmi, dogs, pictures, tmp_path):
     args = ["compare", pictures / "a.png", *dogs, "--methods", "a-fmi,random", "--json"]
     result = afmi(*args, "--target", "malamute", "--versus", "cat")
