@@ -16,6 +16,7 @@ from torch import nn
 
 import afmi
 from afmi.engines.parcel import Parcel
+from afmi.engines.serving import Settings
 from afmi.errors import AfmiError, UsageError
 from afmi.methods import AFMI
 from afmi.network.fingerprint import fingerprint_of
@@ -84,6 +85,22 @@ def test_code_that_no_worker_could_import_travels(tmp_path: Path) -> None:
         cwd=Path(afmi.__file__).parents[1],
     )
     assert done.stdout == "[3.0, 3.0]\n", done.stderr
+
+
+def test_settings_travel_and_are_not_set_where_they_are_so_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = Settings.here("cpu")
+    other = replace(here, dtype=torch.float64, deterministic=(True, True), autocast=torch.bfloat16)
+    try:
+        other.apply()
+        assert Settings.here("cpu") == other
+    finally:
+        here.apply()
+    assert Settings.here("cpu") == here
+    # It imports PyTorch's compiler, which takes longer than all else that a worker imports.
+    monkeypatch.delattr(torch, "use_deterministic_algorithms")
+    here.apply()
 
 
 def test_what_cannot_travel_is_refused() -> None:
