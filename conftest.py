@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -13,3 +15,17 @@ def _same_numbers_every_time() -> None:
     torch.default_generator.manual_seed(0)
     # Small tensors split over threads cost more than they save.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _rules_stay_in_their_example(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Forget the rules that an example registers, whichever test is the next one."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    from afmi.gradients.rules import _table
+
+    before = dict(_table)
+    yield
+    _table.clear()
+    _table.update(before)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from afmi.errors import AfmiError, LayerError, ModelError, OperationError, ShapeError
 from afmi.methods import CATALOGUE
 from afmi.methods.base import LayerMethod
+from afmi.methods.regions import xrai
 from afmi.metrics import CATALOGUE as METRICS
 from afmi.metrics import Insertion
 from afmi.network.classifier import Classifier, classify
@@ -315,8 +316,9 @@ def test_what_names_no_layer(name: str, layer: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), crossed(CATALOGUE, [torch.bfloat16, torch.float16]))
-def test_under_autocast(name: str, dtype: torch.dtype) -> None:
+def test_under_autocast(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network runs in 16 bits, as the user wants; what a method does of its own does not."""
+    monkeypatch.setattr(xrai, "_SIDE", 224)  # among few segments rounding may change the order
     of, x = method(name, network()), images(2)
     expected = of.attribute(x, 1)
     with torch.autocast("cpu", dtype):
