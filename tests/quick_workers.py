@@ -1,8 +1,8 @@
 """Processes for the engine of one machine, forked from one that has imported PyTorch.
 
 The engine starts each anew, which imports PyTorch for seconds; here that is done once. What a
-worker does, and how it dies, is the same. `test_processes.py` and `test_engines.py` start some as
-the engine does.
+worker does, and how it dies, is the same. `test_processes.py` and the drivers of `test_engines.py`
+start some as the engine does.
 """
 
 from __future__ import annotations

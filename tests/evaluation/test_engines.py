@@ -133,6 +133,7 @@ def expected(photos: Path, tmp_path: Path) -> dict[str, bytes]:
     return files(tmp_path / "one")
 
 
+@pytest.mark.usefixtures("quick_workers")
 @pytest.mark.parametrize("name", ["local", "ray"])
 def test_the_same_bytes_on_every_engine(
     name: str,
