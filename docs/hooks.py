@@ -46,7 +46,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add a page and a picture for each method, and the pictures of the page about targets."""
+    """Add each method's page and picture, the pictures of the page about targets, and the schema."""
+    schema = Path(__file__).parents[1] / "src" / "afmi" / "explanation.schema.json"
+    files.append(File.generated(config, schema.name, content=schema.read_text(encoding="utf-8")))
     for file, content in _pictures_of_targets().items():
         files.append(File.generated(config, file, content=content))
     from afmi import load_model

@@ -623,13 +623,14 @@ def test_references_are_recorded(model, photo, reference):
     assert explanation.reference
 
 
-def test_save_writes_four_whole_files(model, photo, tmp_path):
+def test_save_writes_five_whole_files(model, photo, tmp_path):
     explanation = explain(model, photo, "Border terrier")
     files = explanation.save(tmp_path / "new" / "folder")
     assert {kind: path.name for kind, path in files.items()} == {
         "figure": "photo-border-terrier-a-fmi.png",
         "overlay": "photo-border-terrier-a-fmi-overlay.png",
         "map": "photo-border-terrier-a-fmi-map.npy",
+        "image": "photo-border-terrier-a-fmi-image.png",
         "record": "photo-border-terrier-a-fmi.json",
     }
     assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == sorted(
@@ -684,7 +685,7 @@ def test_a_file_without_a_record_is_left_alone(model, photo, tmp_path):
     taken.write_bytes(b"mine")
     assert explain(model, photo, "newt").save(tmp_path)["map"].name == "photo-newt-a-fmi-2-map.npy"
     assert taken.read_bytes() == b"mine"
-    assert len(list(tmp_path.glob("photo-newt*"))) == 1 + 4
+    assert len(list(tmp_path.glob("photo-newt*"))) == 1 + 5
 
 
 def namesakes(explanation, count):
@@ -708,7 +709,7 @@ def test_threads_that_save_namesakes_lose_none(model, photo, tmp_path, monkeypat
 
     with ThreadPoolExecutor(8) as pool:
         saved = list(pool.map(save, explanations))
-    assert len(list((tmp_path / "out").iterdir())) == 8 * 4
+    assert len(list((tmp_path / "out").iterdir())) == 8 * 5
     for explanation, files in zip(explanations, saved, strict=True):
         record = json.loads(files["record"].read_text(encoding="utf-8"))
         assert record["source"] == explanation.source
@@ -905,3 +906,21 @@ def test_an_image_of_one_value_outside_the_range_is_shown(tmp_path):
 def test_classes_of_one_image_share_it(model, photo):
     first, second = explain_classes(model, photo, top_k=2)
     assert first.image is second.image
+
+
+def test_lists_show_themselves(model, photo):
+    gallery = explain_classes(model, photo, top_k=2)
+    assert isinstance(gallery, list)
+    gallery[0] = replace(gallery[0], label="<script>")
+    page = gallery._repr_html_()
+    assert page.count("<img ") == 2
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "most of the evidence" in page.lower()
+    assert len(page) < 60_000
+    many = afmi.Gallery([gallery[1]] * 30)._repr_html_()
+    assert many.count("<img ") == 24
+    assert "and 6 more" in many
+    assert "no explanations" in afmi.Gallery()._repr_html_()
+    assert ">Most of the evidence" not in gallery[1]._repr_html_()  # in the alt text alone
+    assert "Most of the evidence lies" in gallery[1]._repr_html_()

@@ -20,6 +20,7 @@ _HOMES = {
     "Classifier": "afmi.network.classifier",
     "Comparison": "afmi.comparison",
     "Explanation": "afmi.explanation",
+    "Gallery": "afmi.explanation",
     "Unexplained": "afmi.batching",
     "compare": "afmi.comparison",
     "datasets": "afmi.datasets",

@@ -21,6 +21,7 @@ from afmi.datasets.run import explain_dataset as explain_dataset
 from afmi.evaluation.prototypes import fmi_prototypes as fmi_prototypes
 from afmi.evaluation.run import evaluate as evaluate
 from afmi.explanation import Explanation as Explanation
+from afmi.explanation import Gallery as Gallery
 from afmi.methods.feature_maps.afmi import AFMI as AFMI
 from afmi.models.load import load_model as load_model
 from afmi.network.classifier import Classifier as Classifier
@@ -42,6 +43,7 @@ __all__ = [
     "Classifier",
     "Comparison",
     "Explanation",
+    "Gallery",
     "Unexplained",
     "compare",
     "datasets",

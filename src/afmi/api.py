@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from afmi import specs
 from afmi.batching import AnyImage, Item, Unexplained, explain_batch, explain_items, items_of
 from afmi.errors import TargetError, UsageError
-from afmi.explanation import Explanation
+from afmi.explanation import Explanation, Gallery
 from afmi.methods import Method
 from afmi.models import load_model
 from afmi.network.arguments import ForwardArguments, rows_of
@@ -120,7 +120,7 @@ def explain_classes(
     method: MethodLike = "AFMI",
     prototypes: PrototypesLike | None = None,
     **parameters: Any,
-) -> list[Explanation]:
+) -> Gallery:
     """Explain several classes of one image, with as few forward passes as possible.
 
     Args:
@@ -133,7 +133,8 @@ def explain_classes(
         **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Returns:
-        One explanation for each class, in the order given, or from the most probable class down.
+        One explanation for each class, in the order given, or from the most probable class down: a
+        list that shows itself in a notebook.
 
     Raises:
         UsageError: when neither classes nor ``top_k`` is given, or both are; otherwise as for
@@ -154,7 +155,7 @@ def explain_classes(
         )
     indices = _targets(chosen.model, classes, top_k)
     items = [Item.of(chosen.model, image, indices)]
-    return explain_batch(chosen, items, top_k, _prototypes(chosen, prototypes))[0]
+    return Gallery(explain_batch(chosen, items, top_k, _prototypes(chosen, prototypes))[0])
 
 
 def explain_many(

@@ -39,6 +39,7 @@ from afmi.network.classifier import (
     shown_bands_of,
     with_arguments,
 )
+from afmi.network.fingerprint import remembered_fingerprint
 from afmi.network.memory import TOO_LITTLE_MEMORY, is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
 from afmi.network.trial import meaning_of
@@ -335,12 +336,15 @@ def attributed_batch(
     if outputs is not None:
         check_outputs(outputs.scores)
     matches = [_matches(method, inputs, each, prototypes) for each in attributions]
+    fingerprint = remembered_fingerprint(method.model)
     explained = []
     for row, item in enumerate(items):
         image = shown_image(item.inputs[0], shown_bands_of(method.model))  # one for all targets
         explained.append(
             [
-                explanation_of(method, attribution, row, image, outputs, item.source, match)
+                explanation_of(
+                    method, attribution, row, image, outputs, item.source, fingerprint, match
+                )
                 for attribution, match in zip(attributions, matches, strict=True)
             ]
         )

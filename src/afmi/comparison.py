@@ -9,16 +9,18 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 
 from afmi.api import explain
 from afmi.batching import AnyImage, prepare
 from afmi.errors import AfmiError, LayerError, OperationError
-from afmi.explanation import Explanation, identity_of_record, number
+from afmi.explanation import Explanation, identity_of_record, image_tag, number
 from afmi.files import save_record, slug
 from afmi.methods import BlankMapWarning, Gradient, MethodsLike, chosen_methods
 from afmi.network.classifier import classify
@@ -26,6 +28,7 @@ from afmi.network.wrappers import runnable
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
 from afmi.progress import duration
+from afmi.records import SCHEMA
 from afmi.targets import OneTarget, response
 
 if TYPE_CHECKING:
@@ -35,6 +38,9 @@ __all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate"]
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The shares of the pixels that the paper's figures keep."""
+
+_SHOWN_SIDE = 1600
+"""Pixels of the figure in a notebook."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +152,13 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers and records as JSON holds them."""
         return {
+            "schema": SCHEMA,
             "fractions": list(self.fractions),
+            "scores": self.explanations[0].to_dict()["scores"],  # the same for all of them
             "methods": [
                 {
                     **e.to_dict(),
+                    "scores": None,
                     "inserted_responses": list(p),
                     "seconds": self.seconds[e.method],
                 }
@@ -158,10 +167,24 @@ class Comparison:
             "refused": self.refused,
         }
 
-    def _repr_png_(self) -> bytes:
+    @cached_property
+    def _png(self) -> bytes:
         buffer = io.BytesIO()
         figures.figure_png(self.figure(), buffer)
         return buffer.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self._png
+
+    def _repr_html_(self) -> str:
+        with PIL.Image.open(io.BytesIO(self._png)) as picture:
+            return image_tag(picture.convert("RGB"), self.alt_text, _SHOWN_SIDE)
+
+    @property
+    def alt_text(self) -> str:
+        """What its figure shows, for those who cannot see it."""
+        each = (f"{one.method}: {one.where}" for one in self.explanations)
+        return f"{self.explanations[0].answer}, explained by several methods. {'; '.join(each)}."
 
 
 def _subtitle(response: float, of: Explanation) -> str:

@@ -17,6 +17,7 @@ __all__ = [
     "OperationError",
     "OutputsWarning",
     "PreprocessingWarning",
+    "RecordError",
     "ShapeError",
     "SourceError",
     "TargetError",
@@ -48,6 +49,10 @@ class LayerError(AfmiError, ValueError):
 
 class ImageError(AfmiError, ValueError):
     """A file cannot be read as an image."""
+
+
+class RecordError(AfmiError, ValueError):
+    """A file is no record of an explanation, is damaged, or lacks what lies beside it."""
 
 
 class SourceError(AfmiError, ConnectionError):

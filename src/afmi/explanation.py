@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import functools
-import hashlib
 import html
 import io
 import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -22,17 +21,32 @@ import torch
 from torch import Tensor, nn
 
 import afmi
-from afmi import specs
+from afmi import records, specs
+from afmi.errors import AfmiError, RecordError, UsageError
 from afmi.files import save_record, slug
 from afmi.methods import Attribution, Method
-from afmi.network.classifier import class_label, name_of
-from afmi.network.outputs import Outputs, responses
-from afmi.pictures import figures
+from afmi.network.classifier import class_label, name_of, preparation_of, preparing, shown_bands_of
+from afmi.network.outputs import Meaning, Outputs, responses
+from afmi.pictures import figures, plots
+from afmi.pictures.images import ImageSource, read_image
 from afmi.pictures.maps import Scale
+from afmi.pictures.places import place_in_words
+from afmi.pictures.plots import OPACITY, Sign, Style
+from afmi.pictures.transforms import crop_box
 from afmi.pictures.views import DRAWN_SIDE, INSERTED, View, view_of
-from afmi.targets import Class, Output, Scalar, Target
+from afmi.targets import (
+    Class,
+    Output,
+    RecordedTarget,
+    Scalar,
+    Target,
+    recorded_target,
+    target_text,
+)
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
     from afmi.metrics.fmi_prototypes import PrototypeMatches
@@ -43,6 +57,7 @@ __all__ = [
     "INSERTED",
     "Compared",
     "Explanation",
+    "Gallery",
     "PrototypeMatch",
     "explanation_of",
     "identity_of_record",
@@ -162,6 +177,12 @@ class Explanation:
             none were given.
         model: the model's name.
         source: the file; None for pictures from memory.
+        scores: (K,), float32: what the network answered, of which the score is one or is made; None
+            where it gave no row of numbers, or they were not kept.
+        meaning: what these are, as a `Classifier` says it: logits, probabilities, ….
+        fingerprint: of the network's weights; see `afmi.network.fingerprint.fingerprint_of`. None
+            where they hold no plain numbers.
+        preparation: how the photograph was resized, cropped and normalised.
         versions: of afmi, torch, torchvision and python.
     """
 
@@ -187,6 +208,10 @@ class Explanation:
     source: str | None = None
     compared: tuple[Compared, ...] = ()
     ends: tuple[str, str] = ("for", "against")
+    scores: Tensor | None = None
+    meaning: Meaning | None = None
+    fingerprint: str | None = None
+    preparation: dict[str, Any] = field(default_factory=lambda: preparation_of(nn.Identity()))
     versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
 
     @property
@@ -200,11 +225,16 @@ class Explanation:
         if self.probability is not None:
             return f"{self.label}, {percent(self.probability)}"
         score = f"{self.unit} {number(self.score)}"
-        if isinstance(self.target, Scalar) and self.unit != Scalar.unit:
+        if self._names_unit:
             score = f"{number(self.score)} {self.unit}"  # such as nats, which the user named
         text = f"{self.label}, {score}"
         known = [one.probability for one in self.compared if one.probability is not None]
         return f"{text} ({' against '.join(map(percent, known))})" if known else text
+
+    @property
+    def _names_unit(self) -> bool:
+        kept = isinstance(self.target, RecordedTarget) and self.target.text.startswith("scalar")
+        return (kept or isinstance(self.target, Scalar)) and self.unit != Scalar.unit
 
     @property
     def prediction(self) -> str | None:
@@ -216,9 +246,13 @@ class Explanation:
             return self.predicted_label
         return f"{self.predicted_label}, {percent(self.predicted_probability)}"
 
+    @property
+    def _area(self) -> Tensor | None:
+        return self.target.area(tuple(self.map.shape)) if self.map.dim() == 2 else None
+
     @functools.cached_property
     def _view(self) -> View:
-        area = self.target.area(tuple(self.map.shape)) if self.map.dim() == 2 else None
+        area = self._area
         ends = None if isinstance(self.target, Class) else self.ends
         view = view_of(self.image, self.map, signed=self.signed, area=area)
         return replace(view, ends=ends, rivals=bool(self.compared))
@@ -238,24 +272,112 @@ class Explanation:
         """
         return self._view.original()
 
-    def overlay(self) -> PIL.Image.Image:
-        """Return the map over the photograph; see `afmi.plots.overlay`."""
-        return self._view.overlay()
+    def overlay(
+        self, *, cmap: str | Colormap | None = None, alpha: float = OPACITY, sign: Sign = "both"
+    ) -> PIL.Image.Image:
+        """Return the map over what the network saw of the photograph; see `afmi.plots.overlay`.
 
-    def heatmap(self) -> PIL.Image.Image:
-        """Return the map by itself; see `afmi.plots.heatmap`."""
-        return self._view.heatmap()
+        Args:
+            cmap: the colours from the lowest value to the highest: a colour map of matplotlib's or
+                its name. None: blue (against), near-white, red (for), or black to yellow for maps
+                that are not signed.
+            alpha: how opaque the strongest evidence is, from 0 to 1.
+            sign: what is drawn: ``"both"``, or only values above (``"positive"``) or below zero
+                (``"negative"``), in the colours that they have beside the others.
+
+        Raises:
+            UsageError: there is no such colour map or sign; or the map has no values against.
+        """
+        return self._view.overlay(Style(cmap, alpha, sign))
+
+    def full_overlay(
+        self,
+        photograph: ImageSource | None = None,
+        *,
+        cmap: str | Colormap | None = None,
+        alpha: float = OPACITY,
+        sign: Sign = "both",
+    ) -> PIL.Image.Image:
+        """Return the map over the whole photograph, at the photograph's own size.
+
+        A frame shows the part that the network saw, where it did not see all.
+
+        Args:
+            photograph: what was explained, in any form that `afmi.images.read_image` takes. None:
+                it is read from `source` again.
+            cmap: as in `overlay`.
+            alpha: as in `overlay`.
+            sign: as in `overlay`.
+
+        Raises:
+            UsageError: the photograph is another one; there is none; or no photograph was
+                explained but a signal or a volume.
+            ImageError: it cannot be read, or has more pixels than `afmi.images.MAX_PIXELS`.
+        """
+        style = Style(cmap, alpha, sign)
+        photograph = self.source if photograph is None else photograph
+        if self.map.dim() != 2 or photograph is None:
+            why = "an explanation from memory" if self.map.dim() == 2 else "no photograph"
+            raise UsageError(
+                f"expected the photograph that was explained, got {why}; "
+                "pass it: full_overlay(photograph), or use overlay()"
+            )
+        pixels, box = same_photograph(photograph, self.image, self.preparation)
+        return plots.full_overlay(pixels, self.map, box, signed=self.signed, style=style)
+
+    def heatmap(
+        self, *, cmap: str | Colormap | None = None, sign: Sign = "both"
+    ) -> PIL.Image.Image:
+        """Return the map by itself; see `afmi.plots.heatmap`, and `overlay` for the arguments."""
+        return self._view.heatmap(Style(cmap, sign=sign))
 
     def insertion(self, fraction: float = INSERTED) -> PIL.Image.Image:
         """Return the most important ``fraction`` of the pixels on black."""
         return self._view.insertion(fraction)
 
-    def figure(self) -> Figure:
+    def figure(
+        self,
+        *,
+        cmap: str | Colormap | None = None,
+        alpha: float = OPACITY,
+        sign: Sign = "both",
+        ax: Axes | None = None,
+    ) -> Figure:
         """Return photograph, overlay, map and insertion view side by side, with their titles.
 
         Of two classes that are compared, the pixels that speak most for either are shown.
+
+        Args:
+            cmap: as in `overlay`.
+            alpha: as in `overlay`.
+            sign: as in `overlay`.
+            ax: axes in a figure of yours: the overlay alone is drawn there, with its title and a
+                bar of its colours.
+
+        Returns:
+            The figure; that of ``ax`` where it is given.
         """
-        return self._view.figure(self._title(), self._note())
+        style = Style(cmap, alpha, sign)
+        if ax is None:
+            return self._view.figure(self._title(), self._note(), style)
+        return figures.on_axes(
+            ax, self._view.overlay(style), self._title(), self._view.scale, style
+        )
+
+    @property
+    def where(self) -> str:
+        """Where the evidence lies, in words: ``in the upper left, on 12% of the image``.
+
+        That is the smallest part of the map that holds more than half of it: of a signed map of
+        what speaks for the target, of another of what lies above its lowest value.
+        """
+        return place_in_words(self.map, signed=self.signed)
+
+    @property
+    def alt_text(self) -> str:
+        """What its picture shows, for those who cannot see it."""
+        where = self.where
+        return f"{self._title()}. {where[:1].upper()}{where[1:]}. {self._note()}"
 
     def _title(self) -> str:
         title = self.answer
@@ -290,17 +412,19 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON holds it: all but the pixels of image and map.
 
-        Numbers that are not finite become None, which JSON can hold.
+        Numbers that are not finite become None, which JSON can hold. `afmi.records.schema` tells
+        what it holds.
         """
-        pixels = self.image.contiguous().numpy().data
-        names = ("length",) if self.map.dim() == 1 else ("depth", "height", "width")
         return {
+            "schema": records.SCHEMA,
             "source": self.source,
             "image": {
-                **dict(zip(names[-self.map.dim() :], self.map.shape, strict=True)),
-                "digest": hashlib.blake2b(pixels, digest_size=16).hexdigest(),
+                "channels": len(self.image),
+                **records.sides_as_json(self.map.shape),
+                "digest": records.digest_of(self.image),
             },
-            "target": specs.text(self.target),
+            "map": {"digest": records.digest_of(self.map)},
+            "target": target_text(self.target),
             "class": self.class_index,
             "label": self.label,
             "score": _finite(self.score),
@@ -315,6 +439,9 @@ class Explanation:
                 }
                 for one in self.compared
             ],
+            "ends": list(self.ends),
+            "area": records.runs_of_area(self._area),
+            "scores": self._scores(),
             "predicted": self.predicted,
             "predicted_label": self.predicted_label,
             "predicted_probability": _finite(self.predicted_probability),
@@ -327,15 +454,26 @@ class Explanation:
             "agreement": _finite(self.agreement),
             "prototypes": None if self.prototypes is None else asdict(self.prototypes),
             "model": self.model,
+            "fingerprint": self.fingerprint,
+            "preparation": self.preparation,
             "versions": self.versions,
         }
 
+    def _scores(self) -> dict[str, Any] | None:
+        if self.scores is None:
+            return None
+        # As few digits as float32 needs to come back.
+        values = [_finite(float(str(one))) for one in self.scores.numpy()]
+        return {"meaning": self.meaning, "values": values}
+
     def save(self, folder: str | os.PathLike[str], stem: str | None = None) -> dict[str, Path]:
-        """Write figure, overlay, map and record to a folder, which is made where missing.
+        """Write figure, overlay, map, image and record to a folder, which is made where missing.
+
+        `load` opens it again, here or on another machine.
 
         Files are named ``<stem>-<label>-<method>…``. Saving the same explanation again replaces
         its files; another one that would get the same names is numbered (``…-2``), also where
-        several threads or processes save at once. The four are written aside and then take their
+        several threads or processes save at once. All are written aside and then take their
         names, the record last: no file is ever half written, and where a record is, the others
         are too.
 
@@ -344,7 +482,8 @@ class Explanation:
             stem: the beginning of the names; None: the source's name, or ``image``.
 
         Returns:
-            The paths: ``figure`` and ``overlay`` (PNG), ``map`` (float32 .npy), ``record`` (JSON).
+            The paths: ``figure`` and ``overlay`` (PNG), ``map`` (float32 .npy), ``image`` (what the
+            network saw: PNG, or float32 .npy where that would round it), ``record`` (JSON).
 
         Raises:
             AfmiError: when the files cannot be written.
@@ -353,24 +492,50 @@ class Explanation:
             stem = Path(self.source).stem if self.source else "image"
         parts = (slug(stem, 80), slug(self.label, 40).lower(), slug(self.method, 40).lower())
         figure, overlay = self.figure(), self.overlay()
-
-        def write_map(file: IO[bytes]) -> None:
-            # Not np.save, which reports a full disk with an error of its own on real files.
-            buffer = io.BytesIO()
-            np.save(buffer, self.map.numpy().astype(np.float32, copy=False))
-            file.write(buffer.getbuffer())
-
         return save_record(
             Path(folder),
             "-".join(part for part in parts if part),
             {
                 "figure": (".png", lambda file: figures.figure_png(figure, file)),
                 "overlay": ("-overlay.png", lambda file: overlay.save(file, "PNG")),
-                "map": ("-map.npy", write_map),
+                "map": records.map_file(self.map),
+                "image": records.image_file(self.image),
             },
             self.to_dict(),
             identity_of_record,
         )
+
+    @classmethod
+    def load(cls, place: str | os.PathLike[str]) -> Explanation:
+        """Open an explanation that `save` wrote, here or on another machine.
+
+        It draws the same pictures. No network is needed, and nothing of the record is run.
+
+        Args:
+            place: the record's ``.json`` file, beside the files that were saved with it; or the
+                folder, where it holds one record.
+
+        Raises:
+            RecordError: it is no record, or a file was changed or is missing; one line says which.
+
+        Example:
+            >>> import tempfile
+            >>> from afmi import Classifier, explain
+            >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)))
+            >>> explanation = explain(model, torch.rand(3, 4, 4), method="gradient")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     _ = explanation.save(folder)
+            ...     again = Explanation.load(folder)
+            >>> torch.equal(again.map, explanation.map)
+            True
+        """
+        record, image, map_ = records.read_record(place)
+        try:
+            return _of_record(record, image, map_)
+        except (AfmiError, ValueError) as error:
+            raise RecordError(
+                f"'{os.fspath(place)}' is no whole record of an explanation: {error}"
+            ) from error
 
     @functools.cached_property
     def _png(self) -> bytes:
@@ -384,8 +549,16 @@ class Explanation:
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self._png).decode()
-        alt = html.escape(f"{self._title()}. {self._note()}", quote=True)
+        alt = html.escape(self.alt_text, quote=True)
         return f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{picture}">'
+
+    def _tile(self) -> str:
+        picture = image_tag(self.overlay(), self.alt_text, _TILE_SIDE)
+        words = html.escape(f"{self.answer} — {self.method}")
+        return (
+            f'<figure style="margin:0;width:{_TILE_SIDE}px;overflow-wrap:anywhere">{picture}'
+            f"<figcaption>{words}</figcaption></figure>"
+        )
 
     def __repr__(self) -> str:
         size = "×".join(map(str, reversed(self.map.shape)))
@@ -397,6 +570,106 @@ class Explanation:
         return f"{self._title()} ({self._note()})"
 
 
+class Gallery(list[Explanation]):
+    """A list of explanations that shows itself in a notebook: a small picture of each, with words.
+
+    Example:
+        >>> from afmi import Classifier, explain_many
+        >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)))
+        >>> explanations = explain_many(model, torch.rand(3, 3, 4, 4), method="gradient")
+        >>> gallery = Gallery(one for one in explanations if isinstance(one, Explanation))
+        >>> gallery._repr_html_().count("<img ")
+        3
+    """
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Gallery:
+        """Open all explanations that were saved in a folder, by the names of their records.
+
+        Raises:
+            RecordError: there is none, or one of them is damaged.
+        """
+        found = records.record_files(Path(folder))
+        if not found:
+            raise RecordError(
+                f"'{os.fspath(folder)}' holds no record of an explanation; give a folder that "
+                "Explanation.save or afmi explain wrote to"
+            )
+        return cls(map(Explanation.load, found))
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<em>no explanations</em>"
+        tiles = [one._tile() for one in self[:_TILES]]
+        more = len(self) - len(tiles)
+        note = f"<p>and {more} more</p>" if more > 0 else ""
+        return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(tiles)}</div>{note}'
+
+
+_TILES = 24
+"""The most explanations of a list that a notebook shows: each is a picture inside of the page."""
+_TILE_SIDE = 224
+
+
+def image_tag(picture: PIL.Image.Image, alt: str, side: int) -> str:
+    """Return a picture as HTML that holds it, no larger than so many pixels a side.
+
+    Args:
+        picture: RGB.
+        alt: what it shows.
+        side: the longest that it has.
+    """
+    small = picture.copy()
+    small.thumbnail((side, side))
+    small.save(buffer := io.BytesIO(), "PNG")
+    content = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{content}">'
+
+
+def _of_record(record: Mapping[str, Any], image: Tensor, map_: Tensor) -> Explanation:
+    """Return the explanation of a record that fits the schema."""
+    size = tuple(map_.shape)
+    area = records.area_of_runs(record["area"], size)
+    index, scores, prototypes = record["class"], record["scores"], record["prototypes"]
+    same = ("signed", "label", "unit", "probability", "method", "parameters", "layer", "reference")
+    same += ("residual", "agreement", "model", "source", "fingerprint", "preparation", "versions")
+    same += ("predicted", "predicted_label", "predicted_probability")
+    compared = [{**one, "score": _number(one["score"])} for one in record["compared"]]
+    return Explanation(
+        image=image,
+        map=map_,
+        target=(
+            recorded_target(record["target"], record["label"], size, area)
+            if index is None
+            else Class(index)
+        ),
+        score=_number(record["score"]),
+        ends=tuple(record["ends"]),
+        compared=tuple(
+            Compared(one["class"], one["label"], one["score"], one["probability"])
+            for one in compared
+        ),
+        scores=(
+            None
+            if scores is None
+            else torch.tensor(
+                [_number(one) for one in scores["values"]], dtype=torch.float32, device="cpu"
+            )
+        ),
+        meaning=None if scores is None else scores["meaning"],
+        prototypes=(
+            None
+            if prototypes is None
+            else PrototypeMatch(**{f.name: prototypes[f.name] for f in fields(PrototypeMatch)})
+        ),
+        **{name: record[name] for name in same},
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
 def explanation_of(
     method: Method,
     attribution: Attribution,
@@ -404,6 +677,7 @@ def explanation_of(
     image: Tensor,
     outputs: Outputs | None,
     source: str | None,
+    fingerprint: str | None,
     matches: PrototypeMatches | None = None,
 ) -> Explanation:
     """Make the record of one image of a batch.
@@ -415,6 +689,7 @@ def explanation_of(
         image: for the record; see `shown_image`.
         outputs: of the batch, where the network has scores of classes, or values.
         source: its file.
+        fingerprint: of the network.
         matches: of the batch with prototypes, where there are any.
     """
     model = method.model
@@ -438,6 +713,10 @@ def explanation_of(
         prototypes=None if matches is None else PrototypeMatch.of(model, matches, row),
         model=name_of(model),
         source=source,
+        scores=None if outputs is None else outputs.scores[row].detach().to("cpu", torch.float32),
+        meaning=None if outputs is None else outputs.meaning,
+        fingerprint=fingerprint,
+        preparation=preparation_of(model),
     )
 
 
@@ -539,6 +818,35 @@ def shown_image(image: Tensor, bands: Sequence[int] | None = None) -> Tensor:
     return shown.clamp(0, 1).expand(3, -1, -1).contiguous()
 
 
+_SAME = 0.02
+"""Mean difference of pixels, up to which photographs are one: decoders differ in their rounding."""
+
+
+def same_photograph(
+    photograph: ImageSource, image: Tensor, preparation: Mapping[str, Any]
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """Return a photograph as RGB, uint8 (H, W, 3), and where in it an image lies.
+
+    Args:
+        photograph: in any form.
+        image: (3, H, W), what the network saw of it.
+        preparation: how it was made of the photograph.
+
+    Raises:
+        UsageError: the image was not made of it.
+    """
+    model = preparing(preparation)
+    pixels = np.asarray(read_image(photograph))
+    seen = shown_image(model.prepare(photograph)[0], shown_bands_of(model))
+    same = seen.shape == image.shape and float((seen - image).abs().mean()) <= _SAME
+    if not same:
+        raise UsageError(
+            "expected the photograph that was explained, got one of which the network would see "
+            "something else; pass the same file, or use overlay()"
+        )
+    return pixels, crop_box(pixels.shape[:2], model.resize, model.crop)
+
+
 def number(value: float) -> str:
     """Return a score as text: ``−0.713``, ``245,000``."""
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
@@ -568,5 +876,5 @@ def _versions() -> Mapping[str, str]:
 
 def identity_of_record(record: Mapping[str, Any]) -> list[Any]:
     """Return what an explanation's record is of: all but its numbers."""
-    parts = ("source", "image", "target", "method", "parameters", "layer", "model")
+    parts = ("source", "image", "target", "method", "parameters", "layer", "model", "fingerprint")
     return [record[part] for part in parts]

@@ -48,6 +48,9 @@ LONGEST_NAME = 200
 
 _TEXT_BYTES = 2**24
 
+# Within a text of JSON there is no line break, so this matches lists alone.
+_NUMBERS = re.compile(r"(?<=\[)\n(?:\s*(?:-?\d[\d.eE+-]*|null),?\n)+\s*(?=\])")
+
 
 def location(place: str | os.PathLike[str] | RemotePath) -> Location:
     """Return where a user wants something to be: a path, or what a URL of fsspec names.
@@ -311,8 +314,12 @@ class _Staging:
 
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
-    """Return strict JSON: NaN and infinity, which it cannot hold, become null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Return strict JSON: NaN and infinity, which it cannot hold, become null.
+
+    Lists of numbers stay on one line.
+    """
+    text = json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return _NUMBERS.sub(lambda match: " ".join(match[0].split()), text) if indent else text
 
 
 def _finite(value: Any) -> Any:

@@ -5,32 +5,29 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from afmi import specs
 from afmi.batching import Unexplained
 from afmi.data.labelled import LabelledImages, open_images
 from afmi.data.preparing import prepared
 from afmi.datasets.columns import compared_of, map_of
 from afmi.datasets.folder import DatasetFolder
-from afmi.errors import AfmiError, TargetError, UsageError
+from afmi.errors import AfmiError, UsageError
 from afmi.evaluation.directory import storable
 from afmi.explanation import Explanation, shown_image
 from afmi.files import Location, location
-from afmi.network.classifier import Classifier, shown_bands_of
+from afmi.network.classifier import preparing, shown_bands_of
 from afmi.pictures.maps import upsample
 from afmi.stores import RemotePath
-from afmi.targets import Class, Target
+from afmi.targets import Class, Target, recorded_target
 
-__all__ = ["Explanations", "RecordedTarget", "open_explanations"]
+__all__ = ["Explanations", "open_explanations"]
 
 _GREY = 0.5
 
@@ -203,10 +200,11 @@ class Explanations:
         size = tuple(layout.size or row["size"])
         coarse = map_of(row["scale"], np.array(row["map"]), layout.map or row["map_size"])
         constants = ("signed", "unit", "method", "parameters", "layer", "reference", "model")
+        constants += ("fingerprint",)
         return Explanation(
             image=self._images.image(row["key"], size),
             map=upsample(torch.from_numpy(coarse)[None, None], size)[0, 0],
-            target=self._target(row),
+            target=self._target(row, size),
             label=row["label"],
             score=row["score"],
             probability=row["probability"],
@@ -216,17 +214,15 @@ class Explanations:
             source=source,
             compared=compared_of(row.get("compared")),
             ends=tuple(record["ends"]),
+            preparation=dict(self._manifest["preparation"]),
             versions=dict(record["versions"]),
             **{name: record[name] for name in constants},
         )
 
-    def _target(self, row: Mapping[str, Any]) -> Target:
+    def _target(self, row: Mapping[str, Any], size: tuple[int, ...]) -> Target:
         if not self._folder.layout.named:
             return Class(row["class"])
-        try:
-            return specs.parse(row["target"], Target)
-        except AfmiError:  # such as a function
-            return RecordedTarget(row["target"], row["label"])
+        return recorded_target(row["target"], row["label"], size)
 
     def _predicted(self, row: Mapping[str, Any]) -> dict[str, Any]:
         names = ("predicted", "predicted_label", "predicted_probability")
@@ -241,27 +237,6 @@ class Explanations:
         return f"Explanations({str(self.path)!r}, {len(self)}{of} images)"
 
 
-@dataclass(frozen=True)
-class RecordedTarget(Target):
-    """What was explained, where only its name is kept, as of a function.
-
-    Attributes:
-        text: how records write it.
-        words: its label.
-    """
-
-    text: str
-    words: str
-
-    def score(self, model: nn.Module, images: Tensor) -> Tensor:
-        """See `Target.score`."""
-        raise TargetError(f"of {self.text} its name alone was kept; pass the function itself")
-
-    def label(self, model: nn.Module) -> str:
-        """See `Target.label`."""
-        return self.words
-
-
 class _Images:
     """Images of a data set, read again.
 
@@ -274,7 +249,7 @@ class _Images:
     def __init__(self, manifest: Mapping[str, Any], data: Any, model: nn.Module | None) -> None:
         self._source = manifest["source"]
         self._channels = manifest["record"]["channels"]
-        self._preparation = dict(manifest["preparation"])
+        self._preparation = manifest["preparation"]
         self._data = data
         self._model = model
 
@@ -310,13 +285,7 @@ class _Images:
     def _preparer(self) -> nn.Module:
         if self._model is not None:
             return self._model
-        settings = self._preparation
-        for name in ("resize", "crop", "shown_bands"):
-            if isinstance(settings.get(name), list):
-                settings[name] = tuple(settings[name])
-        if "interpolation" in settings:
-            settings["interpolation"] = Image.Resampling(settings["interpolation"])
-        return Classifier(nn.Identity(), **settings)
+        return preparing(self._preparation)
 
     @functools.cached_property
     def _listed(self) -> LabelledImages | None:

@@ -35,7 +35,7 @@ from afmi.evaluation.code import CodeReader
 from afmi.evaluation.identity import code_of, identity_of
 from afmi.files import location
 from afmi.methods import Method
-from afmi.network.classifier import classifier_of, device_of, input_channels, shown_bands_of
+from afmi.network.classifier import classifier_of, device_of, preparation_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import ReferenceLike
 from afmi.progress import report
@@ -290,20 +290,8 @@ class _Plan:
             alike=self._alike(),
             predicted=self.target is not None,
         )
-        model = self.method.model
-        classifier = classifier_of(model)
-        channels = input_channels(model)
-        preparation: dict[str, Any] = {"mean": [0.0] * channels, "std": [1.0] * channels}
-        if classifier is not None:
-            preparation = {
-                "mean": classifier.mean.flatten().tolist(),
-                "std": classifier.std.flatten().tolist(),
-                "resize": classifier.resize,
-                "crop": classifier.crop,
-                "interpolation": int(classifier.interpolation),
-                "shown_bands": shown_bands_of(model),
-            }
         names = ("signed", "unit", "method", "parameters", "layer", "reference", "model", "ends")
+        names += ("fingerprint",)
         return {
             "images": len(self.images) if isinstance(self.images, LabelledImages) else None,
             "layout": layout.as_json(),
@@ -312,7 +300,7 @@ class _Plan:
                 "versions": dict(one.versions),
                 "channels": first.shape[1],
             },
-            "preparation": preparation,
+            "preparation": preparation_of(self.method.model),
         }
 
     def _try(self) -> Explained:

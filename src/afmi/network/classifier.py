@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,6 +40,7 @@ __all__ = [
     "name_of",
     "network_zero",
     "preparation_of",
+    "preparing",
     "shown_bands_of",
     "with_arguments",
 ]
@@ -259,6 +260,8 @@ class Classifier(Wrapper):
 _MOST = 2.0
 """Pixels in [0, 1] have smaller means and deviations, those in 0 to 255 larger ones."""
 
+_PREPARING = ("resize", "crop", "interpolation", "shown_bands")
+
 _KEPT = (
     *("labels", "resize", "crop", "interpolation", "layer", "name"),
     *("output", "output_key", "reader", "shown_bands"),
@@ -297,17 +300,42 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def preparation_of(model: object) -> dict[str, Any]:
-    """Return how a picture is prepared for a network, as JSON holds it; {}: no Classifier knows."""
+    """Return how a picture is prepared for a network, as JSON holds it.
+
+    Nothing is done to one where no Classifier says what; `preparing` takes it back.
+    """
     classifier = classifier_of(model)
     if classifier is None:
-        return {}
+        channels = input_channels(model)
+        return {"mean": [0.0] * channels, "std": [1.0] * channels, **dict.fromkeys(_PREPARING)}
+    sizes = {name: getattr(classifier, name) for name in _PREPARING}
     return {
         "mean": classifier.mean.flatten().tolist(),
         "std": classifier.std.flatten().tolist(),
-        "resize": classifier.resize,
-        "crop": classifier.crop,
-        "interpolation": str(classifier.interpolation),
+        **{name: list(size) if isinstance(size, tuple) else size for name, size in sizes.items()},
+        "interpolation": Image.Resampling(classifier.interpolation).name.lower(),
     }
+
+
+def preparing(preparation: Mapping[str, Any]) -> Classifier:
+    """Return a Classifier that prepares pictures so, and has no network.
+
+    Args:
+        preparation: of `preparation_of`.
+
+    Example:
+        >>> model = Classifier(nn.Flatten(), mean=[0.5], std=[0.5], crop=4)
+        >>> preparing(preparation_of(model)).crop
+        4
+    """
+    settings = dict(preparation)
+    for name in _PREPARING:
+        if isinstance(settings[name], list):
+            settings[name] = tuple(settings[name])
+    name = settings["interpolation"] or "bilinear"
+    return Classifier(
+        nn.Identity(), **{**settings, "interpolation": Image.Resampling[name.upper()]}
+    )
 
 
 def with_arguments(model: nn.Module, arguments: ForwardArguments) -> nn.Module:
@@ -335,7 +363,7 @@ def _checked_bands(bands: Sequence[int] | None, channels: int) -> tuple[int, ...
     return bands
 
 
-def input_channels(model: nn.Module) -> int:
+def input_channels(model: Any) -> int:
     """Return how many channels a model's images have; three where that cannot be told."""
     classifier = classifier_of(model)
     if classifier is not None:

@@ -27,7 +27,7 @@ from afmi.network.guards import all_modules
 from afmi.network.randomness import generator_of
 from afmi.network.scored import anchor
 
-__all__ = ["Remembered", "Trace", "form_of", "promise_of", "unchanged"]
+__all__ = ["Remembered", "Trace", "checksum", "form_of", "place", "promise_of", "unchanged"]
 
 _ROW = 4096
 """Numbers that one number of a checksum stands for."""
@@ -74,7 +74,7 @@ class Trace:
         self._weights = {id(tensor): i for i, tensor in enumerate(weights)}
         self._state: tuple[object, ...] = ()
         if contents:
-            self._state = (*map(_place, weights), _checksum(weights))
+            self._state = (*map(place, weights), checksum(weights))
         self._steps: list[object] = []
         # Which step made each tensor that is alive; the identity of a dead one may return.
         self._made: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -159,7 +159,7 @@ class Trace:
         weight = self._weights.get(id(tensor))
         if weight is not None:
             return (weight,)
-        return (_place(tensor), _checksum([tensor]) if self._contents else None)
+        return (place(tensor), checksum([tensor]) if self._contents else None)
 
 
 def form_of(images: Tensor) -> tuple[object, ...]:
@@ -175,7 +175,8 @@ def _autocast() -> tuple[torch.dtype | None, ...]:
     )
 
 
-def _place(tensor: Tensor) -> tuple[object, ...]:
+def place(tensor: Tensor) -> tuple[object, ...]:
+    """Return a tensor's kind, form and place in memory."""
     form = (type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout)
     if tensor.layout != torch.strided or tensor.is_meta:
         return form
@@ -186,7 +187,7 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 
 @torch.no_grad()
-def _checksum(tensors: list[Tensor]) -> object:
+def checksum(tensors: list[Tensor]) -> object:
     """Return sums that change with any number of the tensors, but for changes below rounding.
 
     One sum stands for `_ROW` numbers of a large tensor, weighted at random, so that numbers that
@@ -342,12 +343,12 @@ class Remembered(Generic[K, Fact]):
             contents: whether the fact depends on the weights' numbers, or on the operations alone.
         """
         network, scored = anchor(model)
-        place = (key, scored)
+        key_of_fact = (key, scored)
         with self._lock:
             facts = self._facts.setdefault(network, OrderedDict())
-            kept = facts.get(place)
+            kept = facts.get(key_of_fact)
             if kept is not None:
-                facts.move_to_end(place)
+                facts.move_to_end(key_of_fact)
         promise = promise_of(network)
         if kept is not None and promise is not None and kept.promise is promise:
             return run(kept.fact, None)
@@ -367,8 +368,8 @@ class Remembered(Generic[K, Fact]):
         trace.close()
         with self._lock:
             # What a network decides by its images' values is known of these images alone.
-            facts[place] = _Kept(fact, trace, None if trace.has_decided else promise)
-            facts.move_to_end(place)
+            facts[key_of_fact] = _Kept(fact, trace, None if trace.has_decided else promise)
+            facts.move_to_end(key_of_fact)
             while len(facts) > self._capacity:
                 facts.popitem(last=False)
         return result

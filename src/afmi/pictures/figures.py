@@ -19,14 +19,15 @@ from PIL import Image
 from afmi.errors import UsageError
 from afmi.files import write_files
 from afmi.pictures.maps import Scale
-from afmi.pictures.plots import colorbar
+from afmi.pictures.plots import Style, colorbar
 
 # matplotlib takes a second to import, so it is imported when something is drawn.
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties
 
-__all__ = ["Panel", "enlarge", "figure_png", "grid", "save_png"]
+__all__ = ["Panel", "enlarge", "figure_png", "grid", "on_axes", "save_png"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Panel:
         subtitle: below the title, smaller and grey; likewise.
         scale: of a map; draws its colour bar below the picture.
         ends: what the scale's highest and lowest values stand for, below its ends.
+        style: of the map, for the bar's colours.
     """
 
     picture: Image.Image | None
@@ -46,6 +48,7 @@ class Panel:
     subtitle: str = ""
     scale: Scale | None = None
     ends: tuple[str, str] | None = None
+    style: Style | None = None
 
 
 # All lengths in pixels. At 300 dots per inch four panels are as wide as a page of text, and the
@@ -271,7 +274,7 @@ def _ends_height(sheet: _Sheet, panel: Panel, width: float) -> float:
 def _draw_scale(sheet: _Sheet, panel: Panel, x: float, y: float, width: float) -> None:
     scale = panel.scale
     assert scale is not None
-    sheet.picture(x, y, colorbar(scale, round(width), _BAR))
+    sheet.picture(x, y, colorbar(scale, round(width), _BAR, panel.style))
     y += _BAR + 3
     lowest, highest = _number(scale.low), _number(scale.high)
     sheet.text(x, y, lowest, "scale", color=_FAINT)
@@ -287,6 +290,32 @@ def _draw_scale(sheet: _Sheet, panel: Panel, x: float, y: float, width: float) -
 
 def _number(value: float) -> str:
     return f"{value:.2g}".replace("-", "−")
+
+
+def on_axes(axes: Axes, picture: Image.Image, title: str, scale: Scale, style: Style) -> Figure:
+    """Draw a picture of a map in axes of the user's figure, with its title and colour bar.
+
+    Args:
+        axes: of matplotlib.
+        picture: what to show.
+        title: above it.
+        scale: of the map.
+        style: of the map.
+
+    Returns:
+        The figure of the axes.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    axes.imshow(np.asarray(picture))
+    axes.set_axis_off()
+    axes.set_title(title, wrap=True, parse_math=False)
+    figure: Any = axes.figure
+    colors = np.asarray(colorbar(scale, 511, 1, style))[0] / 255
+    bar = ScalarMappable(Normalize(scale.low, scale.high), ListedColormap(colors))
+    figure.colorbar(bar, ax=axes, fraction=0.046, pad=0.04)
+    return figure
 
 
 def figure_png(figure: Figure, file: Any) -> None:

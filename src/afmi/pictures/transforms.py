@@ -13,7 +13,7 @@ from afmi.errors import ImageError, ShapeError, UsageError, near_matches
 from afmi.pictures import images
 from afmi.pictures.pixels import Pixels
 
-__all__ = ["resize_and_crop", "to_image", "to_tensor"]
+__all__ = ["crop_box", "resize_and_crop", "to_image", "to_tensor"]
 
 
 def to_tensor(image: Pixels) -> torch.Tensor:
@@ -138,12 +138,7 @@ def _resized_and_cropped(
     image: Image.Image, resize: _Side, crop: _Side, resample: Image.Resampling
 ) -> Image.Image:
     width, height = image.size
-    if isinstance(resize, int):
-        _pair("resize", resize)
-        short = min(width, height)
-        full_height, full_width = (int(resize * side / short) for side in (height, width))
-    else:
-        full_height, full_width = _pair("resize", resize) or (height, width)
+    full_height, full_width = _resized_size(height, width, resize)
     out_height, out_width = _pair("crop", crop) or (full_height, full_width)
     if out_width * out_height > images.MAX_PIXELS:
         raise UsageError(
@@ -168,6 +163,46 @@ def _resized_and_cropped(
     canvas = Image.new(image.mode, (out_width, out_height))
     canvas.paste(piece, (pad_x, pad_y))
     return canvas
+
+
+def _resized_size(height: int, width: int, resize: _Side) -> tuple[int, int]:
+    if not isinstance(resize, int):
+        return _pair("resize", resize) or (height, width)
+    _pair("resize", resize)
+    short = min(width, height)
+    return int(resize * height / short), int(resize * width / short)
+
+
+def crop_box(
+    size: tuple[int, int], resize: _Side, crop: _Side
+) -> tuple[float, float, float, float]:
+    """Return which part of an image `resize_and_crop` gives, in the image's own pixels.
+
+    Args:
+        size: the image's height and width.
+        resize: as in `resize_and_crop`.
+        crop: as in `resize_and_crop`.
+
+    Returns:
+        The left, upper, right and lower edge. Edges beyond the image's own are of black that was
+        added.
+
+    Example:
+        >>> crop_box((480, 640), 240, 200)
+        (120.0, 40.0, 520.0, 440.0)
+    """
+    height, width = size
+    full_height, full_width = _resized_size(height, width, resize)
+    out_height, out_width = _pair("crop", crop) or (full_height, full_width)
+    left, right = _span(width, full_width, out_width)
+    top, bottom = _span(height, full_height, out_height)
+    return left, top, right, bottom
+
+
+def _span(source: int, full: int, out: int) -> tuple[float, float]:
+    """Return, along one axis, where the result begins and ends in the source."""
+    start, padding, _ = _centre(full, out)
+    return (start - padding) * source / full, (start - padding + out) * source / full
 
 
 def _resampling(interpolation: Image.Resampling | str) -> Image.Resampling:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from afmi.pictures import figures, plots
 from afmi.pictures.maps import Scale, display_range, top_mask
+from afmi.pictures.plots import Style
 from afmi.pictures.transforms import to_image
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ DRAWN_SIDE = 1024
 
 INSERTED = 0.1
 """Share of the pixels that figures show on black: the paper's Figure 1."""
+
+PLAIN = Style()
+"""The house's own colours."""
 
 _SLICES = 6
 """The most slices of a volume that are drawn."""
@@ -72,11 +76,11 @@ class View(ABC):
         """Draw the image by itself."""
 
     @abstractmethod
-    def overlay(self) -> PIL.Image.Image:
+    def overlay(self, style: Style = PLAIN) -> PIL.Image.Image:
         """Draw the map over the image."""
 
     @abstractmethod
-    def heatmap(self) -> PIL.Image.Image:
+    def heatmap(self, style: Style = PLAIN) -> PIL.Image.Image:
         """Draw the map by itself."""
 
     @abstractmethod
@@ -84,13 +88,16 @@ class View(ABC):
         """Draw only the top ``fraction`` of the pixels."""
 
     @abstractmethod
-    def figure(self, title: str, note: str) -> Figure:
+    def figure(self, title: str, note: str, style: Style = PLAIN) -> Figure:
         """Draw all of these, with titles."""
 
-    @property
-    def _map_title(self) -> str:
+    def _map_title(self, style: Style) -> str:
+        if not self.signed or style.cmap is not None:
+            return "The map"
         rises, falls = self.ends or ("for", "against")
-        return f"{rises[:1].upper()}{rises[1:]} (red), {falls} (blue)" if self.signed else "The map"
+        ends = {"positive": f"{rises} (red)", "negative": f"{falls} (blue)"}
+        text = ends.get(style.sign, f"{rises} (red), {falls} (blue)")
+        return text[:1].upper() + text[1:]
 
 
 def view_of(image: Tensor, map: Tensor, *, signed: bool, area: Tensor | None = None) -> View:
@@ -113,29 +120,28 @@ class _Picture(View):
     def original(self) -> PIL.Image.Image:
         return self._outlined(to_image(self._drawn[0]))
 
-    def overlay(self) -> PIL.Image.Image:
-        return self._outlined(plots.overlay(*self._drawn, signed=self.signed))
+    def overlay(self, style: Style = PLAIN) -> PIL.Image.Image:
+        return self._outlined(plots.overlay(*self._drawn, signed=self.signed, style=style))
 
     def _outlined(self, picture: PIL.Image.Image) -> PIL.Image.Image:
         if self.area is None:
             return picture
         return plots.outlined(picture, plots.reduced(self.area.float(), DRAWN_SIDE) > 0)
 
-    def heatmap(self) -> PIL.Image.Image:
-        return plots.heatmap(self._drawn[1], signed=self.signed)
+    def heatmap(self, style: Style = PLAIN) -> PIL.Image.Image:
+        return plots.heatmap(self._drawn[1], signed=self.signed, style=style)
 
     def insertion(self, fraction: float) -> PIL.Image.Image:
         return plots.insertion(*self._drawn, fraction)
 
-    def figure(self, title: str, note: str) -> Figure:
+    def figure(self, title: str, note: str, style: Style = PLAIN) -> Figure:
+        bar: dict[str, Any] = {"scale": self.scale, "style": style}
+        bar["ends"] = self.ends if self.signed else None
         panels = [
             figures.Panel(self.original(), "What the network saw"),
-            figures.Panel(self.overlay(), "Where its evidence lies"),
+            figures.Panel(self.overlay(style), "Where its evidence lies", **bar),
             figures.Panel(
-                self.heatmap(),
-                "The map" if self.ends else self._map_title,
-                scale=self.scale,
-                ends=self.ends if self.signed else None,
+                self.heatmap(style), "The map" if self.ends else self._map_title(style), **bar
             ),
         ]
         if self.ends and self.rivals and self.signed:
@@ -184,13 +190,13 @@ class _Volume(View):
     def _original(self) -> PIL.Image.Image:
         return to_image(self._side_by_side(self._shown).expand(3, -1, -1))
 
-    def _overlay(self) -> PIL.Image.Image:
+    def _overlay(self, style: Style) -> PIL.Image.Image:
         # All slices in one picture, so that they share their colours.
         image, map_ = (self._side_by_side(volume) for volume in (self._shown, self.map))
-        return plots.overlay(image, map_, signed=self.signed)
+        return plots.overlay(image, map_, signed=self.signed, style=style)
 
-    def _heatmap(self) -> PIL.Image.Image:
-        return plots.heatmap(self._side_by_side(self.map), signed=self.signed)
+    def _heatmap(self, style: Style) -> PIL.Image.Image:
+        return plots.heatmap(self._side_by_side(self.map), signed=self.signed, style=style)
 
     def _insertion(self, fraction: float) -> PIL.Image.Image:
         kept = top_mask(self.map.detach().cpu()[None, None], fraction)[0]  # of the whole volume
@@ -199,11 +205,11 @@ class _Volume(View):
     def original(self) -> PIL.Image.Image:
         return self._montage(self._original())
 
-    def overlay(self) -> PIL.Image.Image:
-        return self._montage(self._overlay())
+    def overlay(self, style: Style = PLAIN) -> PIL.Image.Image:
+        return self._montage(self._overlay(style))
 
-    def heatmap(self) -> PIL.Image.Image:
-        return self._montage(self._heatmap())
+    def heatmap(self, style: Style = PLAIN) -> PIL.Image.Image:
+        return self._montage(self._heatmap(style))
 
     def insertion(self, fraction: float) -> PIL.Image.Image:
         return self._montage(self._insertion(fraction))
@@ -231,12 +237,12 @@ class _Volume(View):
     def _labels(self) -> list[str]:
         return [f"slice {index + 1} of {len(self.map)}" for index in self.slices]
 
-    def figure(self, title: str, note: str) -> Figure:
+    def figure(self, title: str, note: str, style: Style = PLAIN) -> Figure:
         rows = [
             [figures.Panel(tile) for tile in self._tiles(picture)]
-            for picture in (self._original(), self._overlay(), self._heatmap())
+            for picture in (self._original(), self._overlay(style), self._heatmap(style))
         ]
-        rows[2] = [figures.Panel(panel.picture, scale=self.scale) for panel in rows[2]]
+        rows[2] = [figures.Panel(p.picture, scale=self.scale, style=style) for p in rows[2]]
         rows.append([figures.Panel(tile) for tile in self._tiles(self._insertion(INSERTED))])
         channels = len(self.image)
         if channels > 1:
@@ -260,12 +266,15 @@ class _Signal(View):
     def original(self) -> PIL.Image.Image:
         return _drawn_plot([_Trace(channel, len(channel)) for channel in self._channels])
 
-    def overlay(self) -> PIL.Image.Image:
-        colors = self._strength
+    def overlay(self, style: Style = PLAIN) -> PIL.Image.Image:
+        values = self._binned(style.drawn(self.map, signed=self.signed))
+        colors = plots.on_paper(values, self.scale, style)
         return _drawn_plot([_Trace(c, len(c), colors=colors) for c in self._channels])
 
-    def heatmap(self) -> PIL.Image.Image:
-        return _drawn_plot([_Trace(self._binned(self.map), len(self.map), bars=True)])
+    def heatmap(self, style: Style = PLAIN) -> PIL.Image.Image:
+        values = self._binned(style.drawn(self.map, signed=self.signed))
+        ends = style.colors(True)  # above and below zero, also where that is no evidence against
+        return _drawn_plot([_Trace(values, len(self.map), bars=(ends[-1], ends[0]))])
 
     def insertion(self, fraction: float) -> PIL.Image.Image:
         kept = top_mask(self.map.detach().cpu()[None, None], fraction)[0, 0]
@@ -277,27 +286,30 @@ class _Signal(View):
             ]
         )
 
-    def figure(self, title: str, note: str) -> Figure:
-        evidence = "red: for, blue: against" if self.signed else "the redder, the more"
+    def figure(self, title: str, note: str, style: Style = PLAIN) -> Figure:
+        evidence = f" ({self._legend(style)})" if style.cmap is None else ""
         rows = [
-            [figures.Panel(self.overlay(), f"What the network saw, and its evidence ({evidence})")],
-            [figures.Panel(self.heatmap(), "The map")],
+            [
+                figures.Panel(
+                    self.overlay(style), f"What the network saw, and its evidence{evidence}"
+                )
+            ],
+            [figures.Panel(self.heatmap(style), "The map")],
             [figures.Panel(self.insertion(INSERTED), f"Top {INSERTED:.0%} of the samples")],
         ]
         if len(self.image) > _CHANNELS:
             note += f" · {_CHANNELS} of {len(self.image)} channels are shown"
         return figures.grid(rows, title=title, note=note, side=_WIDTH)
 
+    def _legend(self, style: Style) -> str:
+        if not self.signed:
+            return "black: least, yellow: most"
+        ends = {"positive": "red: for", "negative": "blue: against"}
+        return ends.get(style.sign, "red: for, blue: against")
+
     @property
     def _channels(self) -> list[np.ndarray]:
         return list(self.image[:_CHANNELS].to("cpu", torch.float64).numpy())
-
-    @property
-    def _strength(self) -> np.ndarray:
-        """The map in [−1, 1], of which 0 is white."""
-        low, high, _ = self.scale
-        values = self._binned(self.map)
-        return values / high if self.signed else (values - low) / (high - low)
 
     @staticmethod
     def _binned(map: Tensor) -> np.ndarray:
@@ -318,15 +330,15 @@ class _Trace:
     Attributes:
         values: (L,).
         samples: how many its axis counts.
-        colors: what lies behind it, in [−1, 1].
-        bars: whether the line is filled to 0, red above and blue below.
+        colors: what lies behind it, RGB (samples, 3) in [0, 1].
+        bars: the colours that fill it to 0, above and below.
         kept: the part that is drawn in ink, NaN elsewhere; the line itself is then faint.
     """
 
     values: np.ndarray
     samples: int
     colors: np.ndarray | None = None
-    bars: bool = False
+    bars: tuple[np.ndarray, np.ndarray] | None = None
     kept: np.ndarray | None = None
 
 
@@ -357,9 +369,10 @@ def _draw_trace(axes: Any, trace: _Trace) -> None:
     last = max(trace.samples - 1, 1)
     y = _envelope(trace.values)
     x = np.linspace(0, last, len(y))
-    if trace.bars:
-        axes.fill_between(x, y, 0, where=y >= 0, color="#b2182b", linewidth=0, interpolate=True)
-        axes.fill_between(x, y, 0, where=y <= 0, color="#2166ac", linewidth=0, interpolate=True)
+    if trace.bars is not None:
+        above, below = trace.bars
+        axes.fill_between(x, y, 0, where=y >= 0, color=above, linewidth=0, interpolate=True)
+        axes.fill_between(x, y, 0, where=y <= 0, color=below, linewidth=0, interpolate=True)
         axes.axhline(0, color=_INK, linewidth=0.8)
     whole = trace.kept is None
     axes.plot(x, y, color=_INK if whole else _FAINT, linewidth=1.2 if whole else 0.8)
@@ -369,8 +382,7 @@ def _draw_trace(axes: Any, trace: _Trace) -> None:
     low, high = float(trace.values.min()) - margin, float(trace.values.max()) + margin
     if trace.colors is not None:
         extent = (-0.5, trace.samples - 0.5, low, high)
-        style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -1.25, "vmax": 1.25}
-        axes.imshow(trace.colors[None], extent=extent, aspect="auto", zorder=0, **style)
+        axes.imshow(trace.colors[None], extent=extent, aspect="auto", zorder=0)
     axes.set_xlim(0, last)
     axes.set_ylim(low, high)
 

@@ -13,6 +13,7 @@ from afmi.targets.choice import (
 )
 from afmi.targets.classes import Class, Difference
 from afmi.targets.columns import Columns, class_rows, columns_of
+from afmi.targets.recorded import RecordedTarget, recorded_target, target_text
 from afmi.targets.regions import Region
 from afmi.targets.values import Output, Scalar, Similarity
 
@@ -24,6 +25,7 @@ __all__ = [
     "Difference",
     "OneTarget",
     "Output",
+    "RecordedTarget",
     "Region",
     "Scalar",
     "Similarity",
@@ -34,8 +36,10 @@ __all__ = [
     "as_targets",
     "class_rows",
     "columns_of",
+    "recorded_target",
     "response",
     "target_in_text",
+    "target_text",
 ]
 
 TARGETS: dict[str, type[Target]] = {
