@@ -46,7 +46,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add each method's page and picture, the pictures of the page about targets, and the schema."""
+    """Add each method's page and picture, those of the page about targets, and the schema."""
     schema = Path(__file__).parents[1] / "src" / "afmi" / "explanation.schema.json"
     files.append(File.generated(config, schema.name, content=schema.read_text(encoding="utf-8")))
     for file, content in _pictures_of_targets().items():

@@ -41,8 +41,8 @@ def test_a_difference_shows_what_speaks_for_each(model, image):
     texts = [text.get_text() for text in figure.texts]
     assert {"for dog", "for owl", "Speaks for dog", "Speaks for owl"} <= set(texts)
     assert not {"For (red), against (blue)"} & set(texts)
-    # Photograph, overlay, map, its colours, and the pixels for either.
-    assert len(figure.axes) == 6
+    # Photograph, overlay and map, their colours, and the pixels for either.
+    assert len(figure.axes) == 7
     left, right = (text.get_position()[0] for text in figure.texts if text.get_text()[:4] == "for ")
     assert (left < right) == (texts.index("for owl") < texts.index("for dog"))
     for panel in (

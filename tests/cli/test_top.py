@@ -23,6 +23,7 @@ COMMANDS = (
     "models",
     "methods",
     "metrics",
+    "doctor",
 )
 
 

@@ -11,6 +11,7 @@ from results_folder import curve_rows, make_results, write_folder, write_piece
 from afmi.errors import AfmiError, UsageError
 from afmi.evaluation.results import Results
 from afmi.metrics import Insertion
+from afmi.report.summary import summarise
 
 NAN = float("nan")
 
@@ -44,6 +45,23 @@ def test_values_stand_at_their_pictures(folder):
     assert results.errors("A-FMI") == {1: "cut short"}
     assert results.complete("A-FMI") == 1.0
     assert (results.complete("XRAI"), results.values("XRAI")) == (0.0, {})
+
+
+def test_results_show_themselves_in_a_notebook(folder, tmp_path):
+    page = Results.open(folder)._repr_html_()
+    assert "<td>A-FMI</td><td>3 of 3</td><td>1</td>" in page
+    assert "<td>XRAI</td><td>0 of 3</td><td>0</td>" in page
+    assert "CAM was not measured: needs pooling" in page
+    results = Results.open(make_results(tmp_path / "<b>"))
+    page = results._repr_html_()
+    assert "<b>" not in page
+    assert "&lt;b&gt;" in page
+    summary = summarise(results)
+    for one in summary.methods:
+        key = f"insertion/{results.metrics['insertion'].headline.name}"
+        row = page.partition(f"<td>{one.label}</td>")[2].partition("</tr>")[0]
+        shown = float(row.split("</td><td>")[2].partition("<")[0])
+        assert shown == pytest.approx(one.averages[key].value, abs=6e-4)
 
 
 def test_unfinished_is_told(tmp_path):

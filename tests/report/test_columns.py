@@ -15,10 +15,11 @@ from results_folder import write_folder, write_piece
 from torch import Tensor, nn
 
 from afmi.evaluation import Results, evaluate
+from afmi.evaluation.results import Measured
 from afmi.methods import Gradient, Random
 from afmi.metrics import Case, Completeness, Metric
 from afmi.metrics.columns import Column, point
-from afmi.report.averages import Measured, aggregated, curve_of
+from afmi.report.averages import aggregated, curve_of
 from afmi.report.evaluation_report import write_report
 from afmi.report.summary import summarise
 from afmi.report.words import finding

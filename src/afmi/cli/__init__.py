@@ -1,5 +1,5 @@
 """The command line, ``afmi``: explain, explain-dataset, compare, evaluate, report, reproduce,
-train, demo, models, methods, metrics.
+train, demo, models, methods, metrics, doctor.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -16,6 +16,7 @@ import click
 import afmi
 from afmi.cli.compare import compare
 from afmi.cli.demo import demo
+from afmi.cli.doctor import doctor
 from afmi.cli.evaluate import evaluate
 from afmi.cli.explain import explain
 from afmi.cli.explain_dataset import explain_dataset
@@ -90,6 +91,7 @@ for _command in (
     models,
     methods,
     metrics,
+    doctor,
 ):
     cli.add_command(_command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ import pyarrow as pa
 from afmi.errors import AfmiError, UsageError, near_matches
 from afmi.evaluation.folder import ERROR, ResultsFolder
 from afmi.files import Location, location
-from afmi.metrics.columns import MetricFacts
+from afmi.metrics.columns import Column, MetricFacts, percent, point
 from afmi.specs import fold
 from afmi.stores import RemotePath
 
-__all__ = ["Images", "Measurements", "Results"]
+__all__ = ["Images", "Measured", "Measurements", "Results"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,61 @@ class Measurements:
     errors: dict[int, str]
     metric_errors: dict[str, dict[int, str]]
     done: np.ndarray
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one metric measured of one method.
+
+    Attributes:
+        prefix: of the names of its values, such as ``insertion/``.
+        fractions: the shares at which its curves have points.
+        values: all that was measured of the method, by name, (n,) each, NaN where missing.
+    """
+
+    prefix: str
+    fractions: Sequence[float]
+    values: Mapping[str, np.ndarray]
+
+    @property
+    def percents(self) -> np.ndarray:
+        """The fractions in percent, (P,)."""
+        return np.array([percent(fraction) for fraction in self.fractions])
+
+    def scalar(self, name: str) -> np.ndarray | None:
+        """Return a value of each image, (n,)."""
+        return self.values.get(self.prefix + name)
+
+    def curve(self, name: str) -> np.ndarray | None:
+        """Return a curve's values of each image, (n, P)."""
+        points = [self.scalar(point(name, fraction)) for fraction in self.fractions]
+        known = [values for values in points if values is not None]
+        return np.stack(known, axis=1) if known and len(known) == len(points) else None
+
+    def images(self, column: Column) -> np.ndarray | None:
+        """Return the column's numbers before they are divided: (n,), or (n, P) of a curve."""
+        read = self.scalar if column.kind == "scalar" else self.curve
+        numbers = read(column.source)
+        if numbers is not None and column.kind == "area":
+            widths = np.diff(self.percents / 100)
+            numbers = (widths * (numbers[:, 1:] + numbers[:, :-1]) / 2).sum(axis=1)
+        if numbers is not None and column.among:
+            chosen = self.scalar(column.among)
+            return None if chosen is None else np.where(chosen == 1, numbers.T, np.nan).T
+        return numbers
+
+    def per_image(self, column: Column) -> np.ndarray | None:
+        """Return the column's number of each image, or its curve; None where it has none."""
+        numbers = self.images(column)
+        if numbers is None or column.aggregate == "ratio of means":
+            return None
+        if column.per:
+            below = self.scalar(column.per)
+            if below is None:
+                return None
+            with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is left out
+                numbers = (numbers.T / below).T
+        return np.abs(numbers) if column.aggregate == "median size" else numbers
 
 
 @dataclass(frozen=True)
@@ -235,6 +291,20 @@ class Results:
         """The position of each picture by its number."""
         return {int(number): place for place, number in enumerate(self.images.numbers)}
 
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: what each method's images say at their middle."""
+        heads = [(key, facts) for key, facts in self.metrics.items()]
+        titles = ["method", "images", "failed"]
+        titles += [f"{self.metric_label(k)}: {f.headline.title}" for k, f in heads]
+        rows = [titles]
+        for method in self.methods:
+            measured = self.read(method)
+            cells = [_average(Measured(f"{k}/", f.fractions, measured.values), f) for k, f in heads]
+            done = f"{int(measured.done.sum())} of {len(self.images)}"
+            rows.append([method, done, str(len(measured.errors)), *cells])
+        refused = [f"{method} was not measured: {why}" for method, why in self.refused.items()]
+        return _html_table(rows, f"Evaluation in {self.folder}; afmi report tells more", refused)
+
     def _key(self, method: str) -> str:
         return str(self.facts(method)["key"])
 
@@ -254,3 +324,22 @@ def _images(table: pa.Table) -> Images:
         tuple(table["key"].to_pylist()),
         table["label"].to_numpy().astype(np.int64),
     )
+
+
+def _average(measured: Measured, facts: MetricFacts) -> str:
+    column = facts.headline
+    numbers = None if column.kind == "curve" else measured.per_image(column)
+    known = np.empty(0) if numbers is None else numbers[np.isfinite(numbers)]
+    if not len(known):
+        return "–"
+    middle = float(known.mean() if column.aggregate == "mean" else np.median(known))
+    return f"{middle:.3g}".replace("-", "−") + (f" {column.unit}" if column.unit else "")
+
+
+def _html_table(rows: Sequence[Sequence[str]], caption: str, notes: Sequence[str]) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    body = "".join(row(cells, "td") for cells in rows[1:])
+    table = f"<table><caption>{html.escape(caption)}</caption>{row(rows[0], 'th')}{body}</table>"
+    return table + "".join(f"<p>{html.escape(note)}</p>" for note in notes)

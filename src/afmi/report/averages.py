@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from afmi.metrics.columns import Column, percent, point
+from afmi.evaluation.results import Measured
+from afmi.metrics.columns import Column
 from afmi.report import statistics
 from afmi.report.statistics import Estimate
 
-__all__ = ["Curve", "Measured", "aggregated", "curve_of"]
+__all__ = ["Curve", "aggregated", "curve_of"]
 
 _UNKNOWN = float("nan")
 
@@ -32,61 +33,6 @@ class Curve:
     def heights(self) -> np.ndarray:
         """The averages, (P,)."""
         return np.array([estimate.value for estimate in self.estimates])
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one metric measured of one method.
-
-    Attributes:
-        prefix: of the names of its values, such as ``insertion/``.
-        fractions: the shares at which its curves have points.
-        values: all that was measured of the method, by name, (n,) each, NaN where missing.
-    """
-
-    prefix: str
-    fractions: Sequence[float]
-    values: Mapping[str, np.ndarray]
-
-    @property
-    def percents(self) -> np.ndarray:
-        """The fractions in percent, (P,)."""
-        return np.array([percent(fraction) for fraction in self.fractions])
-
-    def scalar(self, name: str) -> np.ndarray | None:
-        """Return a value of each image, (n,)."""
-        return self.values.get(self.prefix + name)
-
-    def curve(self, name: str) -> np.ndarray | None:
-        """Return a curve's values of each image, (n, P)."""
-        points = [self.scalar(point(name, fraction)) for fraction in self.fractions]
-        known = [values for values in points if values is not None]
-        return np.stack(known, axis=1) if known and len(known) == len(points) else None
-
-    def images(self, column: Column) -> np.ndarray | None:
-        """Return the column's numbers before they are divided: (n,), or (n, P) of a curve."""
-        read = self.scalar if column.kind == "scalar" else self.curve
-        numbers = read(column.source)
-        if numbers is not None and column.kind == "area":
-            widths = np.diff(self.percents / 100)
-            numbers = (widths * (numbers[:, 1:] + numbers[:, :-1]) / 2).sum(axis=1)
-        if numbers is not None and column.among:
-            chosen = self.scalar(column.among)
-            return None if chosen is None else np.where(chosen == 1, numbers.T, np.nan).T
-        return numbers
-
-    def per_image(self, column: Column) -> np.ndarray | None:
-        """Return the column's number of each image, or its curve; None where it has none."""
-        numbers = self.images(column)
-        if numbers is None or column.aggregate == "ratio of means":
-            return None
-        if column.per:
-            below = self.scalar(column.per)
-            if below is None:
-                return None
-            with np.errstate(divide="ignore", invalid="ignore"):  # what is not finite is left out
-                numbers = (numbers.T / below).T
-        return np.abs(numbers) if column.aggregate == "median size" else numbers
 
 
 def aggregated(

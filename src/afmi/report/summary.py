@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from afmi.evaluation.results import Measurements, Results
+from afmi.evaluation.results import Measured, Measurements, Results
 from afmi.metrics.columns import Column, point
 from afmi.report import statistics
-from afmi.report.averages import Curve, Measured, aggregated, curve_of
+from afmi.report.averages import Curve, aggregated, curve_of
 from afmi.report.statistics import Estimate, Paired
 
 __all__ = ["Failure", "MethodSummary", "Summary", "metric_of", "summarise"]
