@@ -43,8 +43,11 @@ def test_a_difference_shows_what_speaks_for_each(model, image):
     assert not {"For (red), against (blue)"} & set(texts)
     # Photograph, overlay and map, their colours, and the pixels for either.
     assert len(figure.axes) == 7
-    left, right = (text.get_position()[0] for text in figure.texts if text.get_text()[:4] == "for ")
-    assert (left < right) == (texts.index("for owl") < texts.index("for dog"))
+    ends = [text for text in figure.texts if text.get_text()[:4] == "for "]
+    assert len(ends) == 4  # below the bars of the overlay and the map
+    for bar in (ends[:2], ends[2:]):
+        left, right = (text.get_position()[0] for text in bar)
+        assert (left < right) == (texts.index("for owl") < texts.index("for dog"))
     for panel in (
         explanation._view.speaking("for dog", 1),
         explanation._view.speaking("for owl", -1),

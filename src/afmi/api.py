@@ -24,6 +24,7 @@ from afmi.network.checking import check_model
 from afmi.network.classifier import find_class, with_arguments
 from afmi.network.wrappers import runnable
 from afmi.pictures.references import ReferenceLike
+from afmi.progress import counted
 from afmi.stores import RemotePath
 from afmi.targets import Class, OneTarget, Target, target_in_text
 
@@ -167,6 +168,7 @@ def explain_many(
     batch_size: int = 8,
     forward_arguments: ForwardArguments | None = None,
     prototypes: PrototypesLike | None = None,
+    progress: bool | None = None,
     **parameters: Any,
 ) -> Iterator[Explanation | Unexplained]:
     """Explain images one batch at a time, each read when its turn comes; a bad one does not stop
@@ -183,6 +185,7 @@ def explain_many(
         forward_arguments: what else the network takes, as in `Classifier`. Where a tensor has
             several rows, these are the images', which are explained one by one, each with its own.
         prototypes: as in `explain`.
+        progress: whether to show how far it has come. None: in a terminal and in a notebook.
         **parameters: as in `explain`, ``layer`` and ``forward_arguments`` among them.
 
     Yields:
@@ -226,9 +229,10 @@ def explain_many(
             item if isinstance(item, Unexplained) else replace(item, arguments=row)
             for item, row in _paired(items, rows, "rows of forward_arguments")
         )
+    results = explain_items(chosen, items, batch_size, prototypes=known)
     return (
         result if isinstance(result, Unexplained) else result[0]
-        for result in explain_items(chosen, items, batch_size, prototypes=known)
+        for result in counted(results, "images explained", count, progress)
     )
 
 

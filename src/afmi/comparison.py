@@ -27,7 +27,7 @@ from afmi.network.classifier import classify
 from afmi.network.wrappers import runnable
 from afmi.pictures import figures
 from afmi.pictures.maps import top_mask
-from afmi.progress import duration
+from afmi.progress import counted, duration
 from afmi.records import SCHEMA
 from afmi.targets import OneTarget, response
 
@@ -237,6 +237,7 @@ def compare(
     methods: MethodsLike = "all",
     fractions: Sequence[float] = FRACTIONS,
     on_result: Callable[[Explanation, float], object] | None = None,
+    progress: bool | None = None,
 ) -> Comparison:
     """Explain one image by several methods and insert ever more of the pixels each ranks first.
 
@@ -247,6 +248,7 @@ def compare(
         methods: see `afmi.methods.chosen_methods`; one method may come with several parameters.
         fractions: shares of the pixels, from 0 to 1, for the insertion views.
         on_result: called with each explanation and its seconds as soon as it is made.
+        progress: whether to show how far it has come. None: in a terminal and in a notebook.
 
     Returns:
         A `Comparison`, which draws itself. Methods that the network does not support (CAM on one
@@ -259,7 +261,8 @@ def compare(
     explanations: list[Explanation] = []
     refused: dict[str, str] = {}
     seconds: dict[str, float] = {}
-    for label, method in chosen_methods(model, methods).items():
+    chosen = chosen_methods(model, methods)
+    for label, method in counted(chosen.items(), "methods compared", len(chosen), progress):
         start = time.perf_counter()
         try:
             explanation = replace(explain(None, image, target, method=method), method=label)

@@ -1,16 +1,32 @@
 """Progress of long computations: methods report their steps, and a program may show them.
 
-Nothing is shown unless a reporter is set, and only in the thread or task that set it.
+Methods' steps are shown where a reporter is set, and only in the thread or task that set it. Long
+calls set one themselves in a terminal and in a notebook, unless they are told otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["Reporter", "duration", "report", "reporting", "track"]
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+__all__ = [
+    "Bars",
+    "Reporter",
+    "bar_of_rich",
+    "counted",
+    "duration",
+    "is_shown",
+    "report",
+    "reporting",
+    "showing",
+    "track",
+]
 
 T = TypeVar("T")
 
@@ -32,11 +48,15 @@ def reporting(reporter: Reporter | None) -> Iterator[None]:
         masks 1/2
         masks 2/2
     """
-    token = _reporter.set(reporter)
+    token = _reporter.set(reporter or _silent)
     try:
         yield
     finally:
         _reporter.reset(token)
+
+
+def _silent(description: str, done: int, total: int) -> None:
+    """Show nothing, also of calls that would show themselves."""
 
 
 def report(description: str, done: int, total: int) -> None:
@@ -57,6 +77,108 @@ def track(items: Sequence[T], description: str) -> Iterator[T]:
     for done, item in enumerate(items, 1):
         yield item
         report(description, done, len(items))
+
+
+def is_shown(progress: bool | None) -> bool:
+    """Tell whether a long call shows how far it has come.
+
+    Args:
+        progress: what the user said. None: in a terminal and in a notebook, unless what goes on
+            there is shown already.
+    """
+    if progress is not None:
+        return progress
+    return _reporter.get() is None and (_is_terminal() or _is_notebook())
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _is_notebook() -> bool:
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+@contextmanager
+def showing(progress: bool | None) -> Iterator[Bars | None]:
+    """Show the progress of everything in this block; see `is_shown`.
+
+    Yields:
+        The bars, or None where none are shown.
+    """
+    if not is_shown(progress):
+        yield None
+        return
+    with Bars() as bars, reporting(bars.show):
+        yield bars
+
+
+def counted(
+    items: Iterable[T], description: str, total: int | None, progress: bool | None
+) -> Iterator[T]:
+    """Yield items as they come, and count them in a bar; see `is_shown`.
+
+    No reporter is set: between two items the caller's own work goes on.
+
+    Args:
+        items: the steps.
+        description: what is being done.
+        total: how many there are; None: nobody knows.
+        progress: what the user said.
+    """
+    if not is_shown(progress):
+        yield from items
+        return
+    with Bars() as bars:
+        bars.show(description, 0, total)
+        for done, item in enumerate(items, 1):
+            bars.show(description, done, total)
+            yield item
+
+
+class Bars:
+    """A bar for each thing that is done, on stderr or in a notebook, gone when all are done."""
+
+    def __init__(self) -> None:
+        self._bar: RichProgress | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, what: str, done: int, total: int | None) -> None:
+        """Show how far something has come; a `Reporter`."""
+        if self._bar is None:
+            self._bar = bar_of_rich()
+            self._bar.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        # What comes again for each image, such as a method's steps, begins anew.
+        shown = total is None or done < total
+        self._bar.update(self._tasks[what], completed=done, total=total, visible=shown)
+
+
+def bar_of_rich() -> RichProgress:
+    """Return the bar that all of afmi shows, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,  # it would turn the lines of stdout into stderr's
+        redirect_stderr=False,
+    )
 
 
 def duration(seconds: float) -> str:

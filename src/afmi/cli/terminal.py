@@ -14,7 +14,7 @@ import click
 
 from afmi.errors import CompletenessWarning
 from afmi.files import as_json
-from afmi.progress import reporting
+from afmi.progress import bar_of_rich, reporting
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -120,7 +120,7 @@ class Progress:
         if not self._shown:
             return
         if self._bar is None:
-            self._bar = _bar()
+            self._bar = bar_of_rich()
             self._bar.start()
         if key not in self._tasks:
             self._tasks[key] = self._bar.add_task(description, total=total)
@@ -138,23 +138,6 @@ def progress_shown(total: int = 1, *, quiet: bool) -> Iterator[Progress]:
         reporting(progress.within),
     ):
         yield progress
-
-
-def _bar() -> RichProgress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    return Bar(
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,  # it would turn the lines of stdout into stderr's
-        redirect_stderr=False,
-    )
 
 
 @contextmanager

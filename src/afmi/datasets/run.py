@@ -38,7 +38,7 @@ from afmi.methods import Method
 from afmi.network.classifier import classifier_of, device_of, preparation_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import ReferenceLike
-from afmi.progress import report
+from afmi.progress import report, showing
 from afmi.stores import RemotePath
 from afmi.targets import OneTarget, Target
 
@@ -96,6 +96,7 @@ def explain_dataset(
     engine: EngineLike = None,
     command: str | None = None,
     on_piece: Callable[[Progress], object] = _ignore,
+    progress: bool | None = None,
     **parameters: Any,
 ) -> Explanations:
     """Explain every image of a data set, and keep what is found in tables.
@@ -133,6 +134,7 @@ def explain_dataset(
         engine: where the work is done, as in `afmi.evaluate`. The tables are the same to the bit.
         command: what the user typed, for the manifest.
         on_piece: called at the start, and after each piece.
+        progress: whether to show how far it has come. None: in a terminal and in a notebook.
         **parameters: other hyperparameters of the method.
 
     Returns:
@@ -193,7 +195,7 @@ def explain_dataset(
         *(folder.layout, batch_size, pictures, fingerprint_of(chosen.model)),
         witness=None if listed is None else Witness.of(listed),
     )
-    with placed.pool(job, device) as pool:
+    with showing(progress), placed.pool(job, device) as pool:
         # Enough for each worker to find the next piece ready.
         _Run(plan, folder, pool, 2 * placed.workers, on_piece).explain_all()
     return open_explanations(folder.path, data=source, model=chosen.model)

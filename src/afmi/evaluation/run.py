@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import os
 import platform
@@ -33,6 +34,7 @@ from afmi.metrics import Metric, MetricsLike
 from afmi.network.classifier import device_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.wrappers import runnable
+from afmi.progress import Bars, showing
 from afmi.specs import key_of
 from afmi.stores import RemotePath
 
@@ -61,6 +63,7 @@ def evaluate(
     on_begin: Callable[[Piece, float, float], object] = _ignore,
     on_method: Callable[[str, Results], object] = _ignore,
     on_refusal: Callable[[str, str], object] = _ignore,
+    progress: bool | None = None,
 ) -> Results:
     """Explain pictures by several methods and measure the maps.
 
@@ -107,6 +110,7 @@ def evaluate(
         on_method: called when the last piece of a method is done.
         on_refusal: called with a method that the network does not support, or that fails on each
             of the first 64 pictures, and the reason. Nothing is kept of it.
+        progress: whether to show how far it has come. None: in a terminal and in a notebook.
 
     Returns:
         The `Results`.
@@ -163,12 +167,25 @@ def evaluate(
         *(chosen, wanted, model, listed, asked, batch_size, fingerprint_of(model)),
         witness=None if listed is None else Witness.of(listed),
     )
-    with placed.pool(job, device) as pool:
-        run = _Run(plans, begun, pool, listed is None, on_begin, on_method, on_refusal)
+    with showing(progress) as bars, placed.pool(job, device) as pool:
+        begin = on_begin if bars is None else functools.partial(_shown, bars, on_begin)
+        run = _Run(plans, begun, pool, listed is None, begin, on_method, on_refusal)
         drawn = _Drawn(images, examples)
         for window in _windows(begun, images):
             run.evaluate(window, drawn.among(window), _beyond([*plans.values()], images, window))
     return Results.open(begun.path)
+
+
+def _shown(
+    bars: Bars,
+    on_begin: Callable[[Piece, float, float], object],
+    piece: Piece,
+    done: float,
+    total: float,
+) -> None:
+    known = math.isfinite(total)
+    bars.show("passes through the network", round(done), round(total) if known else None)
+    on_begin(piece, done, total)
 
 
 class _Run:
