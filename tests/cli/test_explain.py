@@ -54,7 +54,7 @@ def test_one_picture_gives_one_line_and_its_files(afmi, small, pictures, tmp_pat
     figure = tmp_path / "out" / where.removeprefix(f"→ {tmp_path / 'out'}/")
     with Image.open(figure) as picture:
         assert picture.format == "PNG"
-    assert len(list((tmp_path / "out").iterdir())) == 4
+    assert len(list((tmp_path / "out").iterdir())) == 5
 
 
 def test_grey_networks_and_bands(afmi, nets, pictures, tmp_path):
