@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from jobs import doubling
+from torch import nn
 
 from afmi.engines.local import Local
+from afmi.engines.serving import _answer, _put
 from afmi.engines.workers import Died, Failed, Shared, Worker, WorkerPool, WorkerWarning
 from afmi.errors import AfmiError, DeviceError
 from afmi.network.memory import TOO_LITTLE_MEMORY
@@ -224,6 +227,91 @@ def test_workers_that_never_get_ready_end_the_work() -> None:
     pool._idle = deque([Stillborn(pool._job)])
     with pytest.raises(AfmiError, match="5 workers in a row died before they were ready: no mem"):
         work(pool, (0, 4))
+
+
+class Restarted(Scripted):
+    """Gets ready once; then its task kills it, and it fails to get ready."""
+
+    fails: Callable[[], object]
+
+    def answer(self) -> Any:
+        if self.begins and self.starts > 1:
+            return _answer(self.fails)
+        answer = super().answer()
+        return Died("its GPU is lost") if self.tasks else answer
+
+
+class Unplaceable(nn.Module):
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def to(self, *_: Any) -> Any:
+        raise self.error
+
+
+def no_memory() -> None:
+    raise MemoryError("no room beside the others")
+
+
+@pytest.mark.filterwarnings("ignore:seven is odd", "ignore:a worker died")
+@pytest.mark.parametrize(
+    ("fails", "reason"),
+    [
+        (no_memory, "MemoryError: no room"),
+        (
+            lambda: _put(Unplaceable(RuntimeError("CUDA error: launch failure")), "cuda"),
+            r"a worker on .* cannot put the network on cuda \(.*launch failure\)",
+        ),
+    ],
+)
+def test_a_worker_that_cannot_be_replaced_is_given_up_and_the_others_go_on(
+    fails: Callable[[], object], reason: str
+) -> None:
+    pool = Pool(doubling())
+    bad = Restarted(pool._job)
+    bad.fails = fails
+    pool._workers = [bad, pool._workers[0]]
+    pool._idle = deque(pool._workers)
+    pool.wait = lambda busy, _: [(w, w.answer()) for w in busy]  # type: ignore
+    tasks = [(n, n + 1) for n in range(20)]
+    with pool, pytest.warns(WorkerWarning, match=f"one of 2 workers is given up.* 5 .*: {reason}"):
+        assert work(pool, *tasks) == {task: [2.0 * task[0]] for task in tasks}
+    assert bad.starts == 6 and bad.stopped
+    pool = Pool(doubling(), workers=1)
+    pool._idle = deque([bad])
+    with pytest.raises(AfmiError, match=f"5 workers in a row died before .*: {reason}"):
+        work(pool, *TASKS)
+
+
+def test_a_build_without_the_device_ends_the_work_at_once() -> None:
+    pool = Pool(doubling())
+    missing = Restarted(pool._job)
+    missing.starts = 1
+    missing.fails = lambda: _put(Unplaceable(AssertionError("not compiled with CUDA")), "cuda")
+    pool._idle = deque([missing])
+    with pytest.raises(AfmiError, match=r"not compiled with CUDA\); see that PyTorch there is a b"):
+        work(pool, (0, 4))
+    assert missing.starts == 2
+
+
+@pytest.mark.filterwarnings("ignore:seven is odd")
+@pytest.mark.parametrize("deaf", ["send", "start"])
+def test_a_worker_that_nothing_can_be_sent_to_is_not_waited_for(deaf: str) -> None:
+    pool = Pool(doubling(too_large=0), workers=1)
+    (worker,) = pool._workers
+
+    def lost(*_: Any) -> None:
+        raise RuntimeError("the head is lost")
+
+    if deaf == "send":
+        worker.send = lost  # type: ignore[method-assign]
+    else:  # at the second start, for what ran out of memory
+        start = worker.start
+        worker.start = lambda: start() if not worker.starts else lost()  # type: ignore
+    with pytest.raises(RuntimeError, match="the head is lost"):
+        work(pool, (0, 1))
+    assert not pool._running and pool.ending
 
 
 def test_in_this_process_an_error_keeps_its_traceback(tmp_path: Path) -> None:

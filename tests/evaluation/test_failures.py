@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import afmi.evaluation.job as job_module
 from afmi import Classifier, explain_dataset, fmi_prototypes
 from afmi.data.listing import Files
 from afmi.data.witness import Witness
@@ -200,6 +201,22 @@ def test_a_device_that_is_lost_while_a_metric_is_measured_is_no_fault_of_an_imag
     with pytest.raises(DeviceError, match="no longer since Insertion was measured"):
         evaluated(photos, tmp_path / "out")
     assert not files(tmp_path / "out")
+
+
+def test_a_device_that_is_lost_while_a_worker_begins_is_no_fault_of_the_network(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, request: Any
+) -> None:
+    model = network()
+
+    def fails(_: Any) -> str:
+        raise RuntimeError("device-side assert triggered")
+
+    monkeypatch.setattr(job_module, "fingerprint_of", fails)
+    with pytest.raises(RuntimeError, match="device-side assert"):  # the device works
+        job_module.check_worker(model, "", None, None)
+    request.getfixturevalue("dead_device")
+    with pytest.raises(DeviceError, match="cpu works no longer since a worker began"):
+        job_module.check_worker(model, "", None, None)
 
 
 # --- machines ---------------------------------------------------------------------------------

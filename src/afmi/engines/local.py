@@ -91,6 +91,8 @@ class _Here(Worker):
 class _HerePool(WorkerPool[Any, Any]):
     """Does each task when it is waited for."""
 
+    _anew = False
+
     def __init__(self, job: Job[Any, Any]) -> None:
         fix_threads()
         self._here = _Here(job)

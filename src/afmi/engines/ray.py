@@ -118,7 +118,7 @@ class _RayPool(WorkerPool[Any, Any]):
         super().__init__(job, workers, retries=engine.retries)
 
     def wait(self, busy: list[Worker], seconds: float | None) -> list[tuple[Worker, Any]]:
-        # One without a reference was about to be sent something when Ctrl-C came.
+        # One without a reference was being sent something when Ctrl-C came.
         by_reference = {w.reference: w for w in busy if isinstance(w, _Actor) and w.reference}
         if not by_reference:
             return []

@@ -143,14 +143,21 @@ def serve(connection: Connection[Any, Any], parcel: str) -> None:
 
 
 def _put(network: nn.Module, device: str) -> None:
+    """Put a network on a device.
+
+    Raises:
+        AfmiError: PyTorch is a build without it, or the network cannot be moved at all.
+        DeviceError: it works not, or has no room, which may be otherwise next time or elsewhere.
+    """
+    failed = f"a worker on {platform.node()} cannot put the network on {device}"
     try:
         network.to(device)
-    except (RuntimeError, AssertionError) as error:  # CUDA's, and of a build without CUDA
+    except (AssertionError, NotImplementedError) as error:
         raise AfmiError(
-            f"a worker on {platform.node()} cannot put the network on {device} "
-            f"({one_line(error)}); see that the device works and has room, and that PyTorch there "
-            "is a build for it"
+            f"{failed} ({one_line(error)}); see that PyTorch there is a build for it"
         ) from error
+    except RuntimeError as error:
+        raise DeviceError(f"{failed} ({one_line(error)})") from error
 
 
 def _answer(call: Callable[[], Any]) -> Answer:

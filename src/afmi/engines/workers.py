@@ -12,14 +12,14 @@ from types import TracebackType
 from typing import Any, Generic
 
 from afmi.engines.job import Job, Result, Task
-from afmi.errors import AfmiError
+from afmi.errors import AfmiError, one_line
 from afmi.network.memory import TOO_LITTLE_MEMORY, is_out_of_memory
 
 __all__ = ["Answer", "Died", "Failed", "Shared", "Worker", "WorkerPool", "WorkerWarning"]
 
 
 class WorkerWarning(UserWarning):
-    """A worker died; its piece of the work is done again."""
+    """A worker died, and its piece of the work is done again; or none can be started any more."""
 
 
 class Shared(ABC):
@@ -107,7 +107,7 @@ class _Ticket(Generic[Task]):
 
 
 _MOST_STARTS = 5
-"""How often in a row workers may die before they are ready, while no other is."""
+"""How often in a row a worker, or while none is ready any of them, may die before it is ready."""
 
 
 class WorkerPool(ABC, Generic[Task, Result]):
@@ -116,7 +116,8 @@ class WorkerPool(ABC, Generic[Task, Result]):
     A task whose worker dies is done again, by a new worker, ``retries`` times; then its parts are
     done in its place, down to those that have none, for which the job says what stands in the
     result. One that runs out of memory is split at once; what has no parts is done once more, by a
-    new worker, unless there are no retries.
+    new worker, unless there are no retries. A worker that dies before it is ready, or lacks memory
+    to get ready, is started again; after five times in a row the others do without it.
 
     Args:
         job: what is done.
@@ -124,11 +125,16 @@ class WorkerPool(ABC, Generic[Task, Result]):
         retries: how often a task is tried again after its worker died.
     """
 
+    _anew = True
+    """Whether a worker is started in a new process, which may have memory that the last lacked."""
+
     def __init__(self, job: Job[Task, Result], workers: list[Worker], *, retries: int) -> None:
         self._job = job
         self._workers = workers
         self._retries = retries
         self._failed_starts = 0
+        self._failed: dict[Worker, int] = {}  # starts in a row
+        self._ending = False
         self._waiting: deque[_Ticket[Task]] = deque()
         # So kept that a task costs as much with ten thousand workers as with one.
         self._idle = deque(workers)
@@ -159,6 +165,11 @@ class WorkerPool(ABC, Generic[Task, Result]):
     def any_ready(self) -> bool:
         """Whether any worker has got ready so far."""
         return bool(self._ready or self._running)
+
+    @property
+    def ending(self) -> bool:
+        """Whether no task is begun any more, since Ctrl-C or an error came."""
+        return self._ending
 
     @abstractmethod
     def share(self, value: object) -> Shared:
@@ -206,11 +217,13 @@ class WorkerPool(ABC, Generic[Task, Result]):
                 self._receive(self.wait([*{**self._starting, **self._running}], None))
                 self._commit(commit)
         except KeyboardInterrupt:
+            self._ending = True
             self._waiting.clear()
             self._receive(self.wait([*self._running], 0))
             self._commit(commit)
             raise
         except Exception:
+            self._ending = True
             with suppress(Exception):  # the first error is the one to tell
                 while self._running:
                     for worker, answer in self.wait([*self._running], None):
@@ -231,12 +244,14 @@ class WorkerPool(ABC, Generic[Task, Result]):
             if ticket.whole is None and not (ticket.deaths or ticket.alone):
                 begin(ticket.task)  # which may raise: nothing is sent then
             worker = self._ready.popleft()
-            self._running[worker] = self._waiting.popleft()
+            self._waiting.popleft()
+            # Entered only when it is sent: nobody answers what could not be.
             worker.send(ticket.task)
+            self._running[worker] = ticket
         while self._idle and len(self._starting) < len(self._waiting):
             worker = self._idle.popleft()
-            self._starting[worker] = None
             worker.start()
+            self._starting[worker] = None
 
     def _receive(self, answers: list[tuple[Worker, Any]]) -> None:
         errors = [error for worker, answer in answers if (error := self._take(worker, answer))]
@@ -285,9 +300,9 @@ class WorkerPool(ABC, Generic[Task, Result]):
         last = not self._job.parts(ticket.task) and not ticket.outermost.cancelled
         if last and self._retries and not ticket.alone:
             ticket.alone = True
+            worker.start()
             self._running[worker] = ticket  # it is sent when the worker is ready
             self._starting[worker] = None
-            worker.start()
             return
         self._ready.append(worker)
         self._split(ticket, TOO_LITTLE_MEMORY)
@@ -296,25 +311,41 @@ class WorkerPool(ABC, Generic[Task, Result]):
         ticket = self._running.pop(worker, None)
         if not isinstance(answer, (Failed, Died)):
             self._failed_starts = 0
+            self._failed.pop(worker, None)
             if ticket is None:
                 self._ready.append(worker)
             else:
-                self._running[worker] = ticket
                 worker.send(ticket.task)
+                self._running[worker] = ticket
             return None
         if ticket is not None:
             self._waiting.appendleft(ticket)
-        self._idle.append(worker)
         if isinstance(answer, Failed):
-            return answer.error
-        self._failed_starts += 1
-        if self._failed_starts < _MOST_STARTS or self.any_ready:
-            return None
-        return AfmiError(
-            f"{self._failed_starts} workers in a row died before they were ready: {answer.reason}; "
-            "see that the machines have the packages, and memory for the network; the same command "
-            "resumes"
-        )
+            if not (self._anew and is_out_of_memory(answer.error)):
+                self._idle.append(worker)
+                return answer.error
+            answer = Died(one_line(answer.error))
+        worker.stop()  # its process may be there still, with all that it holds
+        return self._start_failed(worker, answer.reason)
+
+    def _start_failed(self, worker: Worker, reason: str) -> Exception | None:
+        """Let a worker be started again, unless that is hopeless; return the error if all are."""
+        self._failed[worker] = self._failed.get(worker, 0) + 1
+        retired = self._failed[worker] >= _MOST_STARTS
+        if not retired:
+            self._idle.append(worker)
+        self._failed_starts = 0 if self.any_ready else self._failed_starts + 1
+        others = self._idle or self._starting or self._ready or self._running
+        if self._failed_starts >= _MOST_STARTS or not others:
+            return AfmiError(
+                f"{_MOST_STARTS} workers in a row died before they were ready: {reason}; see that "
+                "the machines have the packages, and devices that work with memory for the "
+                "network; the same command resumes"
+            )
+        if retired:
+            said = f"one of {len(self._workers)} workers is given up, since it died {_MOST_STARTS}"
+            self._warned.append(WorkerWarning(f"{said} times before it was ready: {reason}"))
+        return None
 
     def _split(self, ticket: _Ticket[Task], reason: str) -> None:
         """Put a task's parts in its place, or what stands for one that has none."""

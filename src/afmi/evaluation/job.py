@@ -14,10 +14,12 @@ from afmi.engines.job import Job
 from afmi.engines.workers import Shared
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.evaluation.asked import Asked
+from afmi.evaluation.failures import check_device
 from afmi.evaluation.folder import ERROR
 from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
 from afmi.methods import Method
 from afmi.metrics import Metric
+from afmi.network.classifier import device_of
 from afmi.network.fingerprint import fingerprint_of
 
 __all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_worker", "middle_of"]
@@ -138,7 +140,18 @@ def check_worker(
     Raises:
         AfmiError: when it has another network.
         SourceError: when it reads other data, or none.
+        DeviceError: when the network's device works no longer.
     """
+    try:
+        _check_worker(model, fingerprint, images, witness)
+    except Exception as error:
+        check_device(device_of(model), "a worker began", error)
+        raise
+
+
+def _check_worker(
+    model: nn.Module, fingerprint: str, images: LabelledImages | None, witness: Witness | None
+) -> None:
     here = fingerprint_of(model)
     if here != fingerprint:
         raise AfmiError(
