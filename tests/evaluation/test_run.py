@@ -323,6 +323,36 @@ def test_a_batch_that_needs_too_much_memory_is_halved(
     assert np.isfinite(results.values("Gradient")["insertion/accuracy_auc"]).all()
 
 
+def test_memory_that_a_metric_lacks_costs_its_own_values_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, counts = network(), []
+    measure = Insertion.measure
+    explained = failing_on(monkeypatch, Gradient, [], MemoryError())
+
+    def hungry(self: Insertion, case: Any) -> Any:
+        counts.append(len(case.inputs))
+        if len(case.inputs) > 1 or len(counts) == 3:
+            raise RuntimeError(f"can't allocate memory: you tried {len(counts)} bytes")
+        return measure(self, case)
+
+    monkeypatch.setattr(Insertion, "measure", hungry)
+    options: dict[str, Any] = {"methods": "gradient", "metrics": "insertion,completeness"}
+    with (
+        pytest.warns(MemoryWarning, match="Insertion ran out of memory with 4 images at once"),
+        pytest.warns(MetricWarning, match="Insertion: there is too little memory to measure it"),
+    ):
+        results = evaluate(model, photos, tmp_path / "out", **options, limit=4)
+    assert explained == [4] and counts == [4, 1, 1, 1, 1]
+    assert not results.errors("Gradient") and not results.refused
+    values = results.values("Gradient")["insertion/accuracy_auc"]
+    assert np.isfinite(values).tolist() == [True, False, True, True]
+    table = pq.read_table(*(tmp_path / "out" / "pieces").rglob("*.parquet")).to_pylist()
+    (noted,) = (row for row in table if row["note"])
+    assert (noted["image"], noted["metric"]) == (1, "insertion/error")
+    assert "bytes" not in noted["note"]  # how many changes from run to run
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)])
 def test_what_stops_a_program_is_no_row(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException

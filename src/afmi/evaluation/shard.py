@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from afmi.data.labelled import LabelledImages
 from afmi.data.witness import Witness
 from afmi.errors import AfmiError, LayerError, ModelError, OperationError, one_line
 from afmi.evaluation.asked import Asked
-from afmi.evaluation.failures import check_device, check_memory, read_image, taken_apart
+from afmi.evaluation.failures import MemoryWarning, check_device, read_image, taken_apart
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
 from afmi.explanation import shown_image
@@ -26,6 +27,7 @@ from afmi.methods import Method
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.network.classifier import classify, shown_bands_of
+from afmi.network.memory import from_lack_of_memory
 from afmi.network.outputs import check_outputs
 from afmi.pictures.batches import neighbours
 from afmi.pictures.maps import is_blank
@@ -40,6 +42,10 @@ __all__ = [
 ]
 
 _PICTURE_SIDE = 240
+
+_TOO_LITTLE_MEMORY = (
+    "there is too little memory to measure it; scale the picture down, or leave the metric out"
+)
 
 _UNSUPPORTED = (LayerError, OperationError)
 """What a method raises that cannot be used on the network at all."""
@@ -141,15 +147,15 @@ def evaluate_shard(shard: Shard) -> ShardResult:
 
     A picture that cannot be read, that the method fails on with any ``Exception``, or for which
     the network gives NaN has a row ``error`` with the reason as its note, and no others. Where a
-    metric fails on a picture, the row ``<metric>/error`` takes the place of that metric's, and a
-    `MetricWarning` says why. A batch that fails is taken apart, so no picture costs its
-    neighbours.
+    metric fails on a picture, or lacks memory for it, the row ``<metric>/error`` takes the place of
+    that metric's, and a `MetricWarning` says why. A batch that fails is taken apart, so no picture
+    costs its neighbours.
 
     Raises:
         LayerError, OperationError: when the method raises it for each of the pictures and is not
             known to be supported.
         SourceError: when the place that the pictures come from cannot be reached.
-        MemoryError: when there is too little memory for one of the pictures.
+        MemoryError: when there is too little memory to read or explain one of the pictures.
         DeviceError: when the device works no longer.
     """
     unread: list[Row] = []
@@ -301,13 +307,24 @@ def _values(metric: Metric, case: Case) -> list[dict[str, float] | Exception]:
         return [{name: column[n] for name, column in columns.items()} for n in range(count)]
     except Exception as error:
         check_device(case.inputs.device, f"{metric.name} was measured", error)
-        if count == 1:
-            check_memory(error)
+        lacking = from_lack_of_memory(error)
         # What the network or the method can never do is tried on no picture by itself.
-        if count == 1 or isinstance(error, (ModelError, *_UNSUPPORTED)):
-            warnings.warn(f"{metric.name}: {one_line(error)}", MetricWarning, stacklevel=2)
-            error.__traceback__ = error.__cause__ = error.__context__ = None  # they keep tensors
-            return [error] * count
+        if count == 1 or (isinstance(error, (ModelError, *_UNSUPPORTED)) and not lacking):
+            # How many bytes were missing changes from run to run.
+            said = AfmiError(_TOO_LITTLE_MEMORY) if lacking else error
+            warnings.warn(f"{metric.name}: {one_line(said)}", MetricWarning, stacklevel=2)
+            said.__traceback__ = said.__cause__ = said.__context__ = None  # they keep tensors
+            return [said] * count
+        if lacking:
+            warnings.warn(
+                f"{metric.name} ran out of memory with {count} images at once, which are measured "
+                "one by one; a smaller batch_size (--batch-size) from the beginning keeps the last "
+                "digits the same",
+                MemoryWarning,
+                stacklevel=2,
+            )
+        # The frames of the failed run would keep its tensors.
+        traceback.clear_frames(error.__traceback__)
     return [value for n in range(count) for value in _values(metric, case.only(n))]
 
 
