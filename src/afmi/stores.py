@@ -63,8 +63,8 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         ) from error
     except Exception as error:
         raise UsageError(
-            f"{shown(url)!r} cannot be opened ({one_line(error)}); expected a URL that fsspec "
-            "knows, such as s3://bucket/folder or https://host/shard-{000..010}.tar"
+            f"{shown(url)!r} cannot be opened ({shown(one_line(error))}); expected a URL that "
+            "fsspec knows, such as s3://bucket/folder or https://host/shard-{000..010}.tar"
         ) from error
 
 
@@ -215,6 +215,6 @@ class RemotePath:
 
     def _problem(self, error: Exception, done: str) -> SourceError:
         return SourceError(
-            f"'{self}' cannot be {done} ({one_line(error)}); check the address and the rights to "
-            "it; what was finished is kept: the same command resumes"
+            f"'{self}' cannot be {done} ({shown(one_line(error))}); check the address and the "
+            "rights to it; what was finished is kept: the same command resumes"
         )

@@ -531,6 +531,36 @@ def test_a_stream_is_read_ahead_by_so_many_bytes(
     assert explained.table(numbers) == expected.table(numbers)
 
 
+def test_nothing_is_read_after_an_interruption(
+    model: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, read = DatasetFolder.write_piece, []
+
+    def counted() -> Iterator[Tensor]:
+        for number in range(30):
+            read.append(number)
+            yield torch.full((3, 16, 16), number / 30)
+
+    def once(self: DatasetFolder, *piece: Any) -> None:
+        monkeypatch.setattr(DatasetFolder, "write_piece", write)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DatasetFolder, "write_piece", once)
+    with pytest.raises(KeyboardInterrupt):
+        explain_dataset(model, counted(), tmp_path, **PIECE, method="gradient")
+    assert len(open_explanations(tmp_path)) == 4  # what was finished is kept
+    assert len(read) == 8 + 1
+
+
+def test_a_source_with_a_password_is_not_noted(model: Classifier, tmp_path: Path) -> None:
+    url = f"memory://me:SECRET@{tmp_path.name}"
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "PNG")
+    fsspec.filesystem("memory").pipe(f"/me:SECRET@{tmp_path.name}/a.png", buffer.getvalue())
+    explain_dataset(model, url, tmp_path / "out", method="gradient")
+    assert "SECRET" not in (tmp_path / "out" / "manifest.json").read_text()
+
+
 def test_costly_methods_have_smaller_pieces(
     model: Classifier, photos: Path, tmp_path: Path
 ) -> None:

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 
 import afmi.evaluation.parts
 import afmi.evaluation.prototypes
-from afmi import fmi_prototypes
+from afmi import fmi_prototypes, specs
 from afmi.engines import Engine, Local, Ray
 from afmi.engines.workers import WorkerWarning
 from afmi.errors import UsageError
 from afmi.evaluation import MemoryWarning, open_images
 from afmi.evaluation.parts import Part
+from afmi.files import location
 from afmi.methods import AFMI
 from afmi.metrics import FMIAgreement, FMIPrototypes, Metric
 from afmi.metrics.base import Case
+from afmi.metrics.fmi_prototypes import PrototypesOrigin
 from afmi.specs import parse
 
 COUNT, CLASSES = 45, 5
@@ -238,6 +240,24 @@ def test_prototypes_of_another_network_layer_or_reference(tmp_path: Path) -> Non
     ):
         with pytest.raises(UsageError, match=f"FMI of the {part} that the prototypes were made"):
             metric.measure(case(wrong))
+
+
+def test_passwords_in_urls_of_prototypes_are_used_and_not_told(tmp_path: Path) -> None:
+    url = f"memory://me:SECRET@{tmp_path.name}/a.safetensors"
+    origin = PrototypesOrigin("0", "features", "black", (), "0", 0, {})
+    FMIPrototypes(torch.ones(2, 3), torch.ones(2), origin).save(url)
+    metric = FMIAgreement(url)
+    assert metric._loaded.sums.shape == (2, 3)
+    assert "SECRET" not in f"{metric} {specs.to_json(metric)}" and tmp_path.name in str(metric)
+    location(f"{url}.none").write_bytes(b"none")
+    for wrong in (
+        lambda: FMIAgreement(url, digest="abc"),
+        lambda: FMIAgreement(f"{url}.none"),
+        lambda: FMIAgreement(f"{url}.missing"),
+    ):
+        with pytest.raises(UsageError, match=r"a\.safetensors") as raised:
+            wrong()
+        assert "SECRET" not in str(raised.value)
 
 
 def test_files_that_hold_no_prototypes(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from afmi.network.classifier import classifier_of, device_of, preparation_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import ReferenceLike
 from afmi.progress import report, showing
-from afmi.stores import RemotePath
+from afmi.stores import RemotePath, shown
 from afmi.targets import OneTarget, Target
 
 __all__ = ["Progress", "explain_dataset"]
@@ -346,6 +346,8 @@ def _source(source: Any, images: LabelledImages | ImageStream, key: str | None) 
     """Return how images can be found again, where they can."""
     listed = isinstance(images, LabelledImages)
     text = os.fspath(source) if listed and isinstance(source, (str, os.PathLike)) else None
+    if text is not None and shown(text) != text:
+        text = None  # tables are for other eyes than passwords; who opens them gives the data
     root = str(images.source.root) if listed and isinstance(images.source, Files) else None
     return {"data": text, "root": root, "image_key": key}
 
@@ -379,7 +381,7 @@ class _Run:
         self._progress = Progress(0, 0, 0, total)
         self._tasks = self._missing()
         self._sizes: dict[int, int] = {}
-        self._largest = 0
+        self._bytes = self._largest = 0
         self._failure: Exception | None = None
 
     def explain_all(self) -> None:
@@ -405,7 +407,7 @@ class _Run:
 
     def _may_read_on(self) -> bool:
         # How many pieces are ahead decides no number: where each begins is fixed.
-        room = sum(self._sizes.values()) + self._largest <= _MOST_BYTES
+        room = self._bytes + self._largest <= _MOST_BYTES
         return not self._sizes or (room and len(self._sizes) < self._ahead)
 
     def _missing(self) -> Iterator[Range]:
@@ -426,8 +428,9 @@ class _Run:
         start, stop = window.start, window.start + len(window.images)
         if self._finished(start, window.images.keys):
             return None
-        self._sizes[start] = window.size
-        self._largest = max(self._largest, window.size)
+        self._sizes[start] = size = window.size
+        self._bytes += size
+        self._largest = max(self._largest, size)
         return Range(start, stop, self._pool.share(window.part(start, stop)), start)
 
     def _finished(self, start: int, keys: tuple[str, ...]) -> bool:
@@ -441,10 +444,11 @@ class _Run:
         self._folder.write_piece(task.start, outcome.table, outcome.pictures)
         if task.window is not None:
             task.window.free()
-        self._sizes.pop(task.start, None)  # Ctrl-C may have come between
+        self._bytes -= self._sizes.pop(task.start, 0)  # Ctrl-C may have come between
         count = len(outcome.table)
         self._count(count, count - outcome.table["error"].null_count, new=count)
-        self._submit()
+        if not self._pool.ending:  # else nothing is read any more
+            self._submit()
         self._tell()
 
     def _count(self, done: int, failed: int, new: int = 0) -> None:

@@ -16,6 +16,7 @@ from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric
 from afmi.metrics.columns import Column
 from afmi.metrics.fmi_prototypes import FMIPrototypes, file_content
+from afmi.stores import shown
 
 __all__ = ["FMIAgreement"]
 
@@ -36,7 +37,8 @@ class FMIAgreement(Metric):
 
     Args:
         prototypes: a file that `afmi.fmi_prototypes` wrote, or its URL, of the same network, layer
-            and reference. None: nothing is measured, so that ``all`` metrics need no file.
+            and reference; passwords in the URL are used and not kept. None: nothing is measured, so
+            that ``all`` metrics need no file.
         digest: of the file's contents, by which a run knows it again; filled in from the file.
 
     Raises:
@@ -88,11 +90,13 @@ class FMIAgreement(Metric):
         digest = hashlib.blake2b(file_content(self.prototypes), digest_size=8).hexdigest()
         if self.digest not in (None, digest):
             raise UsageError(
-                f"expected the prototypes {self.digest} in {self.prototypes!r}, got {digest}; give "
-                "the file that was used before, or leave the digest out"
+                f"expected the prototypes {self.digest} in {shown(self.prototypes)!r}, got "
+                f"{digest}; give the file that was used before, or leave the digest out"
             )
         object.__setattr__(self, "digest", digest)
         self._loaded  # noqa: B018  # the file may be gone, or on no other machine, when it is used
+        # Results name the file, and are for other eyes.
+        object.__setattr__(self, "prototypes", shown(self.prototypes))
 
     @functools.cached_property
     def _loaded(self) -> FMIPrototypes:

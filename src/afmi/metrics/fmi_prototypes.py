@@ -17,7 +17,7 @@ from afmi.files import as_json, location, parse_json, write_files
 from afmi.methods.feature_maps.afmi import AFMI
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.randomness import image_generator
-from afmi.stores import RemotePath
+from afmi.stores import RemotePath, shown
 
 __all__ = ["FMIPrototypes", "PrototypeMatches", "PrototypesOrigin", "file_content", "shuffled"]
 
@@ -295,7 +295,7 @@ class FMIPrototypes:
             told["labels"] = tuple(told["labels"])
         except (SafetensorError, ValueError, LookupError, TypeError) as error:
             raise UsageError(
-                f"expected FMI prototypes in {str(path)!r}, as afmi.fmi_prototypes writes "
+                f"expected FMI prototypes in {shown(str(path))!r}, as afmi.fmi_prototypes writes "
                 f"them, got none: {first_line(error)}"
             ) from error
         return cls(sums, counts, PrototypesOrigin(**told))
@@ -313,8 +313,8 @@ def file_content(path: str | os.PathLike[str] | RemotePath) -> bytes:
         raise
     except OSError as error:
         raise UsageError(
-            f"expected FMI prototypes in {str(path)!r}, got no file that can be read "
-            f"({first_line(error)}); afmi.fmi_prototypes writes one"
+            f"expected FMI prototypes in {shown(str(path))!r}, got no file that can be read "
+            f"({error.strerror or type(error).__name__}); afmi.fmi_prototypes writes one"
         ) from error
 
 
