@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from shards import shards_of
 from torch import nn
 
 import afmi.evaluation.plan as plan_module
-from afmi import Classifier
+from afmi import Classifier, explain_dataset
+from afmi.data import streams
 from afmi.engines.local import _HerePool
 from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageError
 from afmi.evaluation import Results, evaluate, image_list
@@ -372,6 +374,47 @@ def test_one_window_is_read_ahead(
         on_begin=lambda piece, *_: ahead.append(len(read) - piece.stop),
     )
     assert len(ahead) == 3 and max(ahead) <= 1
+
+
+def test_a_window_is_let_go_before_the_next_is_read(
+    model: Classifier, photos: Path, tmp_path: Path, small_windows: None, monkeypatch: Any
+) -> None:
+    pairs, held, most = pairs_of(photos), weakref.WeakSet(), []
+    prepare = streams.prepared
+
+    def prepared(*given: Any) -> Any:
+        picture = prepare(*given)
+        held.add(picture)
+        most.append(len(held))
+        return picture
+
+    monkeypatch.setattr(streams, "prepared", prepared)
+    evaluate(model, iter(pairs * 3), tmp_path / "out", methods="gradient")
+    assert len(most) == 36 and max(most) <= 4 + 2  # a window, and the first picture of all
+
+
+def test_parts_of_the_list_are_read_by_number(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("100000000", "99999999", "00000004"):
+        (folder / f"{name}.parquet").touch()
+    parts = image_list.ImageList(tmp_path, "")._parts()
+    assert [part.stem for part in parts] == ["00000004", "99999999", "100000000"]
+
+
+def test_a_folder_of_another_format_is_not_continued(
+    model: Classifier, photos: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    run = importlib.import_module("afmi.evaluation.identity")
+    options: dict[str, Any] = {"methods": "random", "metrics": "completeness", "limit": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_FORMAT", 1)
+        evaluate(model, photos, tmp_path / "out", **options)
+        explain_dataset(model, photos, tmp_path / "explained", limit=1, method="gradient")
+    with pytest.raises(UsageError, match="another run \\(format was 1, now 2\\)"):
+        evaluate(model, photos, tmp_path / "out", **options)
+    with pytest.raises(UsageError, match="another run \\(format was 1, now 2\\)"):
+        explain_dataset(model, photos, tmp_path / "explained", limit=1, method="gradient")
 
 
 def test_pictures_of_all_windows_are_drawn(

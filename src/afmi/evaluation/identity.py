@@ -33,6 +33,11 @@ from afmi.specs import to_json
 __all__ = ["code_of", "identity_of"]
 
 _PREPARATION = ("resize", "crop", "interpolation", "layer")
+_FORMAT = 2
+"""Of what a run keeps: how a stream's pictures are listed, and where batches end.
+
+Raised when a folder of before must not be continued.
+"""
 _MOST_OUTPUTS = 32
 """Numbers that are kept of what the network gives for a test image."""
 
@@ -61,6 +66,7 @@ def identity_of(
     first = images.first()
     weights = next(model.parameters(), first)
     return {
+        "format": _FORMAT,
         "afmi": afmi.__version__,
         "torch": torch.__version__,
         # Code counts by what this version of Python makes of it.

@@ -153,7 +153,8 @@ class ImageList:
             )
 
     def _parts(self) -> list[Location]:
-        return sorted(self.folder.glob("images/*.parquet"))
+        # By number: from 100,000,000 on names have a digit more.
+        return sorted(self.folder.glob("images/*.parquet"), key=_start)
 
     def _joined(self) -> pa.Table:
         """Return the parts as one table.
@@ -163,7 +164,7 @@ class ImageList:
         joined = _SCHEMA.empty_table()
         tables, count = [joined], 0
         for path in self._parts():
-            start = int(path.stem) if path.stem.isdecimal() else -1
+            start = _start(path)
             table = self._read(path, {"first": start})
             if start > count:
                 break
@@ -196,6 +197,11 @@ class ImageList:
         table, found = read_table_file(path, _SCHEMA, "the run writes it again")
         check_belongs(path, found, {**self._about, **about})
         return table
+
+
+def _start(part: Location) -> int:
+    """Return the number of a part's first picture; -1: it is no part."""
+    return int(part.stem) if part.stem.isdecimal() else -1
 
 
 def _lists(table: pa.Table) -> tuple[list[str], list[int]]:

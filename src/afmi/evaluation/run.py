@@ -171,8 +171,10 @@ def evaluate(
         begin = on_begin if bars is None else functools.partial(_shown, bars, on_begin)
         run = _Run(plans, begun, pool, listed is None, begin, on_method, on_refusal)
         drawn = _Drawn(images, examples)
-        for window in _windows(begun, images):
+        windows = _windows(begun, images)
+        while (window := next(windows, None)) is not None:
             run.evaluate(window, drawn.among(window), _beyond([*plans.values()], images, window))
+            del window  # else its pictures would be held while the next ones are read
     return Results.open(begun.path)
 
 
@@ -232,6 +234,7 @@ class _Run:
         for shared in self._shared.values():
             shared.free()
         self._shared.clear()
+        del self._window
 
     def _proceed(self, plan: MethodPlan) -> None:
         """Submit what may be done of a method now, or end it."""
@@ -270,18 +273,21 @@ class _Run:
                 *(plan.label, plan.entry, task.start, result.rows, result.pictures)
             )
             self._done += plan.committed(task.start, result)
-        self._proceed(plan)
+        if not self._pool.ending:
+            self._proceed(plan)
 
 
 def _windows(folder: ResultsFolder, images: LabelledImages | ImageStream) -> Iterator[Window]:
     """Yield the data a window at a time, a listing at once; the folder knows their pictures."""
     if isinstance(images, LabelledImages):
-        yield Window(0, images, last=True)
-        return
-    for window in images.windows():
+        return iter([Window(0, images, last=True)])
+
+    def entered(window: Window) -> Window:
         held = window.images
         folder.enter_images(window.start, held.keys, held.labels, ended=window.last)
-        yield window
+        return window
+
+    return map(entered, images.windows())
 
 
 def _beyond(
