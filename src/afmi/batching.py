@@ -386,8 +386,13 @@ def _attributions(
     elif all(item.targets == items[0].targets for item in items):
         attributions = method.attributions(inputs, items[0].targets)
     else:
-        columns = zip(*(item.targets or () for item in items), strict=True)
-        attributions = [method.attribution(inputs, column) for column in columns]
+        columns = [*zip(*(item.targets or () for item in items), strict=True)]
+        if all(type(target) is int for column in columns for target in column):
+            # They share their passes.
+            rows = torch.tensor(columns, dtype=torch.int64, device=inputs.device)
+            attributions = method.attributions(inputs, rows)
+        else:
+            attributions = [method.attribution(inputs, column) for column in columns]
     scores = next((a.logits for a in attributions if a.logits is not None), None)
     if scores is None:
         scores = _rows(model, inputs)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 import afmi as package
-from afmi.cli.explain_dataset import _PiecePrinter
+from afmi.cli.explain_dataset import PiecePrinter
 from afmi.cli.runs import ProgressPrinter
 from afmi.cli.terminal import Progress as Bar
 from afmi.datasets.folder import DatasetFolder
@@ -94,7 +94,7 @@ def test_workers_give_the_same_tables(afmi, pictures, small, tmp_path):
 def test_time_left_is_told_where_there_is_no_terminal(capsys):
     times = iter([0.0, 10.0, 40.0, 80.0])
     bar = ProgressPrinter(Bar(1, shown=True), quiet=False, clock=lambda: next(times))
-    printer = _PiecePrinter(bar)
+    printer = PiecePrinter(bar)
     for done, total in ((100, 1000), (150, 1000), (300, 1000), (500, None)):
         printer.show(Progress(done, 2, done - 100, total))
     assert (printer.done, printer.failed) == (500, 2)

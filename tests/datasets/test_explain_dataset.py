@@ -342,6 +342,50 @@ def test_contributions_sum_to_the_change_of_the_score(
         explained["0.png"]
 
 
+def test_labelled_classes_are_explained_and_others_beside(tmp_path: Path) -> None:
+    model = network()
+    generator = torch.Generator().manual_seed(1)
+    data = [(torch.rand(3, 16, 16, generator=generator), n % 3) for n in range(5)]
+    explained = explain_dataset(
+        *(model, data, tmp_path),
+        labelled=True,
+        classes=["owl", 1],
+        vectors="contribution",
+        maps=False,
+        **PIECE,
+    )
+    table = explained.table()
+    assert table["class"].to_pylist() == [0, 1, 2, 0, 1]
+    pictures = torch.stack([picture for picture, _ in data])
+    method = afmi.AFMI(model)
+    expected = [method.attribution(pictures, c).vectors["contribution"] for c in range(4)]
+    own = torch.stack([expected[label][n] for n, (_, label) in enumerate(data)])
+    np.testing.assert_allclose(table["contribution"].to_pylist(), own, rtol=1e-4, atol=1e-6)
+    joined = torch.cat([expected[3], expected[1]], 1)
+    np.testing.assert_allclose(table["contributions"].to_pylist(), joined, rtol=1e-4, atol=1e-6)
+    assert {"predicted", "predicted_label"} <= {*table.column_names}
+
+
+def test_a_class_is_set_against_another_by_label(tmp_path: Path) -> None:
+    model = network()
+    data = [(torch.full((3, 16, 16), 0.2 * n), n) for n in range(1, 3)]
+    explained = explain_dataset(model, data, tmp_path, labelled=True, target=Difference(None, 0))
+    assert [one.label for one in explained] == ["dog rather than cat", "newt rather than cat"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": [0]}, "say what that is: labelled=True"),
+        ({"classes": [0, "cat"], "labelled": True}, "each of the classes once"),
+        ({"classes": [0], "labelled": True, "method": "grad-cam"}, "no contributions"),
+    ],
+)
+def test_classes_that_cannot_be_kept(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        explain_dataset(network(), [(torch.rand(3, 16, 16), 0)], tmp_path, **options)
+
+
 def test_targets_that_are_no_classes_come_back(
     model: Classifier, photos: Path, tmp_path: Path
 ) -> None:

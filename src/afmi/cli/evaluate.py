@@ -18,6 +18,7 @@ from afmi.cli.options import (
     data_option,
     engine_options,
     image_key_option,
+    label_key_option,
     layer_option,
     limit_option,
     model_options,
@@ -45,11 +46,7 @@ __all__ = ["evaluate"]
     "tar files (s3://, https://, zip://…), mnist:DIR or imagenet:DIR.",
 )
 @image_key_option
-@click.option(
-    "--label-key",
-    metavar="NAME",
-    help="Likewise of the labels: a suffix, a field of the JSON, or a column.",
-)
+@label_key_option
 @model_options
 @click.option(
     "--target",

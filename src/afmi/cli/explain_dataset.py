@@ -14,6 +14,7 @@ from afmi.cli.options import (
     batch_size_option,
     engine_options,
     image_key_option,
+    label_key_option,
     layer_option,
     limit_option,
     model_options,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from afmi.engines import Engine
     from afmi.files import Location
 
-__all__ = ["explain_dataset"]
+__all__ = ["PiecePrinter", "explain_dataset"]
 
 
 @click.command("explain-dataset", short_help="Explain all pictures of a data set.")
@@ -45,6 +46,13 @@ __all__ = ["explain_dataset"]
     "class]",
 )
 @versus_option
+@click.option(
+    "--labelled",
+    is_flag=True,
+    help="Explain the class that each picture is labelled with; SOURCE has labels then, as --data "
+    "of `afmi evaluate`.",
+)
+@label_key_option
 @click.option(
     "--method",
     default="A-FMI",
@@ -86,6 +94,8 @@ def explain_dataset(
     layer: str | None,
     target: str | None,
     versus: str | None,
+    labelled: bool,
+    label_key: str | None,
     method: str,
     reference: str | None,
     vectors: str,
@@ -125,12 +135,13 @@ def explain_dataset(
     classifier = load_model(**network, layer=layer)
     asked = asked_target(classifier, target, versus)
     with stoppable(ctx, kept_in(out), quiet=quiet) as progress:
-        printer = _PiecePrinter(ProgressPrinter(progress, quiet=quiet))
+        printer = PiecePrinter(ProgressPrinter(progress, quiet=quiet))
         run(
             classifier,
             source,
             out,
             target=asked,
+            labelled=labelled,
             method=method,
             reference=reference,
             vectors=None if vectors == "none" else vectors,  # type: ignore[arg-type]
@@ -138,6 +149,7 @@ def explain_dataset(
             pictures=pictures,
             limit=limit,
             image_key=image_key,
+            label_key=label_key,
             batch_size=batch_size,
             engine=engine,
             command=command_line(),
@@ -156,7 +168,7 @@ def explain_dataset(
         ctx.exit(SOME_FAILED)
 
 
-class _PiecePrinter:
+class PiecePrinter:
     """Prints how many pictures are in finished pieces.
 
     Args:

@@ -28,6 +28,7 @@ __all__ = [
     "engine_options",
     "image_key_option",
     "json_option",
+    "label_key_option",
     "layer_option",
     "limit_option",
     "model_options",
@@ -139,6 +140,13 @@ image_key_option = click.option(
     "--image-key",
     metavar="NAME",
     help="Suffix of the pictures in tar files, or column of a list, where it is another.",
+)
+
+
+label_key_option = click.option(
+    "--label-key",
+    metavar="NAME",
+    help="Likewise of the labels: a suffix, a field of the JSON, or a column.",
 )
 
 

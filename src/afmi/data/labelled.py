@@ -203,7 +203,8 @@ def open_images(
               picture is a PIL image, an encoded one, or a tensor (C, H, W) in [0, 1] that the
               model sees as it is; the label is a class's index or name. Without ``targets`` it is
               read once for its labels. Names that the data set has for its classes are sought
-              among the model's labels.
+              among the model's labels;
+            - `LabelledImages`, which are taken as they are.
 
             Hidden files and folders, linked folders, and files without an image suffix are left
             out; files are sorted by their path.
@@ -240,6 +241,8 @@ def open_images(
     check_limit(limit)
     model = runnable(model)
     check_model(model)
+    if isinstance(data, LabelledImages):
+        return replace(data if limit is None else data.limited(limit), model=model)
     if not labelled:
         return unlabelled_images(_open_unlabelled(data, image_key), model, limit)
     return labelled_images(_open(data, Fields(image_key, label_key)), model, limit)

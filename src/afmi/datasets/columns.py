@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from afmi import specs
 from afmi.evaluation.directory import storable
@@ -28,6 +29,7 @@ class Layout:
     Attributes:
         vector: ``importance`` or ``contribution``, or None.
         features: how many numbers a vector has, K.
+        classes: those whose contributions are kept of every image.
         maps: whether maps are kept.
         map: sides of all maps, at the layer's size; None: they differ, and each row says its own.
         size: sides of all images, as the network sees them; None: likewise.
@@ -37,6 +39,7 @@ class Layout:
 
     vector: str | None
     features: int
+    classes: tuple[int, ...]
     maps: bool
     map: tuple[int, ...] | None
     size: tuple[int, ...] | None
@@ -50,6 +53,7 @@ class Layout:
         explanation: Explanation,
         *,
         vector: str | None,
+        classes: tuple[int, ...],
         maps: bool,
         alike: bool,
         predicted: bool,
@@ -60,6 +64,7 @@ class Layout:
             attribution: of a batch.
             explanation: of an image in it.
             vector: see `Layout`.
+            classes: see `Layout`.
             maps: whether maps are kept.
             alike: whether all images have one size.
             predicted: see `Layout`.
@@ -68,6 +73,7 @@ class Layout:
         return cls(
             vector=vector,
             features=0 if vector is None else attribution.vectors[vector].shape[1],
+            classes=classes,
             maps=maps,
             map=tuple(attribution.coarse.shape[2:]) if alike else None,
             size=tuple(explanation.map.shape) if alike else None,
@@ -79,6 +85,7 @@ class Layout:
     def from_json(cls, data: Mapping[str, Any]) -> Layout:
         """Return the layout that `as_json` describes."""
         sides = {key: data[key] and tuple(data[key]) for key in ("map", "size")}
+        sides["classes"] = tuple(data["classes"])
         return cls(**{**data, **sides})
 
     def as_json(self) -> dict[str, Any]:
@@ -107,6 +114,9 @@ class Layout:
             fields += [("target", pa.string()), ("compared", pa.string())]
         if self.vector is not None:
             fields += [(self.vector, pa.list_(pa.float32(), self.features))]
+        if self.classes:
+            length = len(self.classes) * self.features
+            fields += [("contributions", pa.list_(pa.float32(), length))]
         if self.maps:
             length = -1 if self.map is None else math.prod(self.map)
             fields += [("scale", pa.float32()), ("map", pa.list_(pa.float16(), length))]
@@ -129,21 +139,27 @@ class Row:
 
     @classmethod
     def of(
-        cls, key: str, explanation: Explanation, attribution: Attribution, n: int, layout: Layout
+        cls,
+        key: str,
+        explanation: Explanation,
+        attributions: Sequence[Attribution],
+        n: int,
+        layout: Layout,
     ) -> Row:
         """Return the row of an explanation.
 
         Args:
             key: of the image.
             explanation: of it.
-            attribution: of its batch.
+            attributions: of its batch; the first of what is explained, the others of the layout's
+                classes.
             n: its place in the batch.
             layout: of the tables.
 
         Raises:
             ValueError: the sizes are not those of the layout.
         """
-        one = explanation
+        one, attribution = explanation, attributions[0]
         if attribution.coarse is None:
             raise ValueError("its batch has maps of several sizes; explain images one by one")
         columns: dict[str, Any] = {
@@ -162,8 +178,10 @@ class Row:
             columns["target"] = storable(specs.text(one.target))
             columns["compared"] = json.dumps([list(vars(each).values()) for each in one.compared])
         if layout.vector is not None:
-            vector = attribution.vectors[layout.vector][n]
-            columns[layout.vector] = vector.detach().to("cpu").numpy().astype(np.float32)
+            columns[layout.vector] = _numbers(attribution.vectors[layout.vector][n])
+        if layout.classes:
+            each = [_numbers(other.vectors["contribution"][n]) for other in attributions[1:]]
+            columns["contributions"] = np.concatenate(each)
         coarse = attribution.coarse[n, 0].detach().to("cpu", torch.float64).numpy()
         if layout.maps:
             columns["scale"], columns["map"] = _halved(coarse)
@@ -174,6 +192,10 @@ class Row:
                 "images of different sizes by a network that crops none, or apart"
             )
         return cls(columns)
+
+
+def _numbers(vector: Tensor) -> np.ndarray:
+    return vector.detach().to("cpu").numpy().astype(np.float32)
 
 
 def _halved(values: np.ndarray) -> tuple[float, np.ndarray]:

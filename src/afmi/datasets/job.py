@@ -19,6 +19,7 @@ from afmi.datasets.columns import Layout, Row, table_of
 from afmi.engines.job import Job
 from afmi.engines.workers import Shared
 from afmi.errors import one_line
+from afmi.evaluation.asked import Asked
 from afmi.evaluation.failures import read_image, taken_apart
 from afmi.evaluation.job import check_worker, middle_of
 from afmi.explanation import Explanation
@@ -66,7 +67,8 @@ class DatasetJob(Job[Range, Outcome]):
 
     Attributes:
         method: explains.
-        target: what is explained; None: the class predicted.
+        target: what is explained of each image, which may depend on its label; None: the class
+            predicted.
         images: all of them; None where they come with the tasks.
         layout: of the tables.
         batch_size: images that go through the network at once.
@@ -76,7 +78,7 @@ class DatasetJob(Job[Range, Outcome]):
     """
 
     method: Method
-    target: OneTarget | None
+    target: OneTarget | Asked | None
     images: LabelledImages | None
     layout: Layout
     batch_size: int
@@ -106,7 +108,8 @@ class DatasetJob(Job[Range, Outcome]):
         pictures: dict[int, bytes] = {}
         positions = range(task.start - task.first, task.stop - task.first)
         for number, result in explained_images(
-            self.method, images, positions, self.target, self.batch_size, self.witness
+            *(self.method, images, positions, self.target, self.batch_size, self.witness),
+            classes=self.layout.classes,
         ):
             rows.append(self._row(images.keys[number], result))
             if self.pictures and isinstance(result, Explained):
@@ -116,7 +119,7 @@ class DatasetJob(Job[Range, Outcome]):
     def _row(self, key: str, result: Explained | Exception) -> Row:
         if isinstance(result, Explained):
             try:
-                one = result.explanation, result.attribution, result.place
+                one = result.explanation, result.attributions, result.place
                 return Row.of(key, *one, self.layout)
             except ValueError as error:
                 return Row.failed(key, str(error))
@@ -147,12 +150,12 @@ class Explained:
 
     Attributes:
         explanation: of it.
-        attribution: of its batch.
+        attributions: of its batch; the first of what is explained, the others of further classes.
         place: in the batch.
     """
 
     explanation: Explanation
-    attribution: Attribution
+    attributions: Sequence[Attribution]
     place: int
 
 
@@ -160,19 +163,29 @@ def explained_images(
     method: Method,
     images: LabelledImages,
     positions: Sequence[int],
-    target: OneTarget | None,
+    target: OneTarget | Asked | None,
     batch_size: int,
     witness: Witness | None = None,
+    *,
+    classes: Sequence[int] = (),
 ) -> Iterator[tuple[int, Explained | Exception]]:
     """Yield for each position in order its explanation, or the error that came of its image.
+
+    Args:
+        method: explains.
+        images: the data.
+        positions: of the images in them.
+        target: what is explained of each; None: the class predicted.
+        batch_size: images that go through the network at once.
+        witness: says whether an image that cannot be read is to blame; None: it always is.
+        classes: further ones that are attributed besides.
 
     Raises:
         SourceError: when the place that the images come from cannot be reached.
         MemoryError: when there is too little memory for one of them.
         DeviceError: when the device works no longer.
     """
-    targets = None if target is None else (target,)
-    items = ((n, _item(images, n, targets, witness)) for n in positions)
+    items = ((n, _item(images, n, target, classes, witness)) for n in positions)
 
     def shape(item: tuple[int, Item | Exception]) -> torch.Size | None:
         return item[1].inputs.shape if isinstance(item[1], Item) else None
@@ -187,12 +200,15 @@ def explained_images(
 def _item(
     images: LabelledImages,
     number: int,
-    targets: tuple[OneTarget, ...] | None,
+    target: OneTarget | Asked | None,
+    classes: Sequence[int],
     witness: Witness | None,
 ) -> Item | Exception:
     inputs = read_image(images, number, witness)
     if isinstance(inputs, Exception):
         return inputs
+    own = target.one(images.labels[number]) if isinstance(target, Asked) else target
+    targets = None if own is None else (own, *classes)
     files = images.source
     source = str(files.root / images.keys[number]) if isinstance(files, Files) else None
     return Item(inputs, source, targets, number)
@@ -207,8 +223,8 @@ def _explained(
 
     def explain(some: Sequence[Item]) -> list[Explained]:
         with blank_maps_allowed():
-            (attribution,), explanations = attributed_batch(method, some)
-        return [Explained(one, attribution, n) for n, (one,) in enumerate(explanations)]
+            attributions, explanations = attributed_batch(method, some)
+        return [Explained(each[0], attributions, n) for n, each in enumerate(explanations)]
 
     device = items[0].inputs.device
     return taken_apart(explain, items, device, method, lambda item: images.keys[item.index])

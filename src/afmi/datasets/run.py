@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,11 +31,12 @@ from afmi.errors import (
     TargetError,
     UsageError,
 )
+from afmi.evaluation.asked import Asked
 from afmi.evaluation.code import CodeReader
 from afmi.evaluation.identity import code_of, identity_of
 from afmi.files import location
 from afmi.methods import Method
-from afmi.network.classifier import classifier_of, device_of, preparation_of
+from afmi.network.classifier import classifier_of, device_of, find_class, preparation_of
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import ReferenceLike
 from afmi.progress import report, showing
@@ -83,6 +84,8 @@ def explain_dataset(
     out: str | os.PathLike[str] | RemotePath,
     *,
     target: OneTarget | None = None,
+    labelled: bool = False,
+    classes: Sequence[int | str] = (),
     method: MethodLike = "AFMI",
     layer: Any = None,
     reference: ReferenceLike | None = None,
@@ -91,6 +94,7 @@ def explain_dataset(
     pictures: bool = False,
     limit: int | None = None,
     image_key: str | None = None,
+    label_key: str | None = None,
     batch_size: int = 8,
     images_per_piece: int | None = None,
     engine: EngineLike = None,
@@ -117,6 +121,11 @@ def explain_dataset(
             call writes at a time; new, empty, or of the same run.
         target: what is explained of every image, as in `afmi.explain`. None: the class that the
             model predicts for it.
+        labelled: whether the images have labels, as in `afmi.evaluate`, and what is explained of
+            each is the class that it is labelled with; with a `Difference` from another class as
+            ``target``, its class rather than that.
+        classes: those whose contributions are kept of every image besides, one class after the
+            other in the column ``contributions``, (classes · K).
         method: as in `afmi.explain`.
         layer: as in `afmi.explain`.
         reference: as in `afmi.explain`.
@@ -127,6 +136,7 @@ def explain_dataset(
         pictures: whether an overlay of each image is drawn, as a PNG file.
         limit: explain this many of the images, evenly spread; of a stream the first.
         image_key: what the image is called in items that are mappings; see `afmi.evaluate`.
+        label_key: likewise the label.
         batch_size: images that go through the network at once. Other batches give other last
             digits, so this belongs to the run.
         images_per_piece: made a multiple of ``batch_size``. None: 512, or less where the method is
@@ -159,7 +169,12 @@ def explain_dataset(
     """
     _check_counts(batch_size, images_per_piece)
     chosen = method_of(model, method, layer=layer, reference=reference, **parameters)
-    wanted = None if target is None else checked_target(chosen.model, target)
+    wanted: OneTarget | Asked | None = target
+    if labelled:
+        wanted = Asked.of(chosen.model, target)
+    elif target is not None:
+        wanted = checked_target(chosen.model, target)
+    further = _classes(chosen, classes, wanted)
     placed = as_engine(engine)
     device = placed.device(device_of(chosen.model).type)
     size = images_per_piece or _LARGEST_PIECE
@@ -167,10 +182,14 @@ def explain_dataset(
         *(source, chosen.model),
         limit=limit,
         image_key=image_key,
+        label_key=label_key if labelled else None,
         window=max(size // batch_size, 1) * batch_size,
-        labelled=False,
+        labelled=labelled,
     )
     first = images.first()
+    if isinstance(wanted, Asked):
+        held = images.begin if isinstance(images, ImageStream) else images
+        wanted = wanted.on(first, held.labels)
     if images_per_piece is None and isinstance(images, LabelledImages):
         size = _affordable(chosen, first)
     plan = _Plan(
@@ -178,6 +197,7 @@ def explain_dataset(
         target=wanted,
         images=images,
         vector=_vector(chosen, vectors),
+        classes=further,
         maps=maps,
         pictures=pictures,
         batch_size=batch_size,
@@ -219,6 +239,20 @@ def _vector(method: Method, vectors: str | None) -> str | None:
     return vectors
 
 
+def _classes(method: Method, classes: Sequence[int | str], target: Any) -> tuple[int, ...]:
+    if classes and "contribution" not in method.vectors:
+        raise UsageError(f"{method.name} gives no contributions of classes; A-FMI alone does")
+    if classes and target is None:
+        raise UsageError(
+            "classes= keeps contributions besides those of what is explained, so say what that is: "
+            "labelled=True or target=…"
+        )
+    found = tuple(find_class(method.model, one) for one in classes)
+    if len(set(found)) < len(found):
+        raise UsageError(f"expected each of the classes once, got {list(classes)}")
+    return found
+
+
 def _affordable(method: Method, first: Tensor) -> int:
     """Return the images of a piece: the costlier the method, the fewer."""
     work = method.work(first)
@@ -235,6 +269,7 @@ class _Plan:
         target: of every image; None: the class predicted.
         images: the data.
         vector: kept for each image, or None.
+        classes: whose contributions are kept besides.
         maps: whether maps are kept.
         pictures: whether overlays are drawn.
         batch_size: images that go through the network at once.
@@ -243,9 +278,10 @@ class _Plan:
     """
 
     method: Method
-    target: OneTarget | None
+    target: OneTarget | Asked | None
     images: LabelledImages | ImageStream
     vector: str | None
+    classes: tuple[int, ...]
     maps: bool
     pictures: bool
     batch_size: int
@@ -257,9 +293,13 @@ class _Plan:
         run = identity_of(self.method.model, self.images, {}, self.batch_size, self.device)
         del run["metrics"]
         reader = CodeReader()
-        text = None if self.target is None else reader.text(self.target)
-        if isinstance(self.target, Target):
-            text = specs.text(self.target)
+        if isinstance(self.target, Asked):
+            target = self.target.identity()
+        else:
+            text = None if self.target is None else reader.text(self.target)
+            if isinstance(self.target, Target):
+                text = specs.text(self.target)
+            target = {"text": text, "code": reader.code}
         return {
             **run,
             "code": code_of(self.method),
@@ -267,8 +307,9 @@ class _Plan:
                 "class": type(self.method).__name__,
                 "parameters": specs.parameters(self.method),
             },
-            "target": {"text": text, "code": reader.code},
+            "target": target,
             "vectors": self.vector,
+            "classes": list(self.classes),
             "maps": self.maps,
             "pictures": self.pictures,
             "images_per_piece": self.size,
@@ -286,8 +327,9 @@ class _Plan:
         explained = self._try()
         one = explained.explanation
         layout = Layout.of(
-            *(explained.attribution, one),
+            *(explained.attributions[0], one),
             vector=self.vector,
+            classes=self.classes,
             maps=self.maps,
             alike=self._alike(),
             predicted=self.target is not None,
@@ -312,7 +354,9 @@ class _Plan:
         reason: Exception | None = None
         for number in range(min(len(images), _TRIED)):
             try:
-                ((_, result),) = explained_images(self.method, images, [number], self.target, 1)
+                ((_, result),) = explained_images(
+                    *(self.method, images, [number], self.target, 1), classes=self.classes
+                )
             except MemoryError as error:  # a smaller one may follow
                 result = error
             if isinstance(result, Explained):

@@ -16,7 +16,7 @@ from afmi.metrics import CATALOGUE, Metric, MetricsLike, chosen_metrics
 from afmi.network.guards import evaluation_mode
 from afmi.network.outputs import declaration_of
 from afmi.network.trial import meaning_of
-from afmi.targets import Class, Difference, Output, Target, as_targets
+from afmi.targets import Class, Difference, OneTarget, Output, Target, as_targets
 
 __all__ = ["Asked", "AskedLike"]
 
@@ -111,6 +111,11 @@ class Asked:
                 "of the network's outputs is afmi.targets.Scalar(function)"
             ) from error
         return target
+
+    def one(self, label: int) -> OneTarget:
+        """Return the same, a class by its index."""
+        target = self.target(label)
+        return target.index(self.model) if isinstance(target, Class) else target
 
     def each(self, labels: Sequence[int], device: torch.device) -> Any:
         """Return what is explained of pictures with these labels, as a method takes it."""
