@@ -19,6 +19,7 @@ from afmi.methods import AFMI
 from afmi.network.layers import resolve_layer
 from afmi.pictures.maps import upsample
 from afmi.pictures.references import Black, Image, Random, Several, White
+from afmi.targets import Difference
 
 # Closed forms are those of networks with one output.
 pytestmark = pytest.mark.filterwarnings("ignore:the network returns one number")
@@ -266,3 +267,15 @@ def test_attributions_hold_vectors_and_maps_at_the_layers_size(averaged: bool) -
     assert attribution.coarse is not None
     assert attribution.coarse.shape[2:] == (10, 10)
     torch.testing.assert_close(upsample(attribution.coarse, (20, 20)), attribution.maps)
+
+
+def test_contribution_maps_sum_to_the_exact_map_and_to_the_vector() -> None:
+    model, x = build("vgg", torch.float64), images().double()
+    method = AFMI(model, layer=LAYERS["vgg"], reference=Several((Black(), White())), averaged=False)
+    contributions = method.contribution_maps(x, 2)
+    attribution = method.attribution(x, 2)
+    assert attribution.coarse is not None
+    torch.testing.assert_close(contributions.sum(1, keepdim=True), attribution.coarse)
+    torch.testing.assert_close(contributions.sum((2, 3)), attribution.vectors["contribution"])
+    difference = method.contribution_maps(x, Difference(2, 1))
+    torch.testing.assert_close(difference, contributions - method.contribution_maps(x, 1))

@@ -94,6 +94,30 @@ class AFMI(LayerMethod):
             ]
             return torch.stack(importance).mean(0)
 
+    def contribution_maps(self, inputs: Tensor, target: TargetLike = None) -> Tensor:
+        """Return what of the score's change goes through each feature map, place by place.
+
+        ∂_σ y_c/∂A^k ⊙ (A^k − Ā^k): their sum over maps is the exact map (``averaged=False``), and
+        over places the vector ``contribution``.
+
+        Args:
+            inputs: images (N, C, *spatial).
+            target: as in `attribute`.
+
+        Returns:
+            (N, K, *spatial of the layer), signed, in units of the score; the mean over the
+            references where there are several.
+        """
+        chosen = as_target(self.model, target)
+        if isinstance(chosen, Targets):
+            parts = self._on(inputs, chosen)
+            return torch.cat([one.contribution_maps(images) for one, images, _ in parts])
+        with self._session(inputs, chosen) as (images, wanted):
+            run = self._run(images)
+            classes = wanted.of(run.run.logits)[None]
+            each = (run.stage_terms(classes, r)[0] for r in range(len(run.references)))
+            return torch.stack([terms.gradient[0] * terms.change for terms in each]).mean(0)
+
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         run = self._run(inputs)
         classes = columns.of(run.run.logits)[None]
