@@ -17,11 +17,13 @@ from afmi._version import __version__ as __version__
 # answers at once. Type checkers read the same table in __init__.pyi, which `make format` writes.
 _HOMES = {
     "AFMI": "afmi.methods.feature_maps.afmi",
+    "Audit": "afmi.auditing.records",
     "Classifier": "afmi.network.classifier",
     "Comparison": "afmi.comparison",
     "Explanation": "afmi.explanation",
     "Gallery": "afmi.explanation",
     "Unexplained": "afmi.batching",
+    "audit": "afmi.auditing.run",
     "compare": "afmi.comparison",
     "datasets": "afmi.datasets",
     "engines": "afmi.engines",

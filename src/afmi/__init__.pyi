@@ -13,6 +13,8 @@ from afmi._version import __version__ as __version__
 from afmi.api import explain as explain
 from afmi.api import explain_classes as explain_classes
 from afmi.api import explain_many as explain_many
+from afmi.auditing.records import Audit as Audit
+from afmi.auditing.run import audit as audit
 from afmi.batching import Unexplained as Unexplained
 from afmi.comparison import Comparison as Comparison
 from afmi.comparison import compare as compare
@@ -40,11 +42,13 @@ from afmi.training.masking_model import train_masking_model as train_masking_mod
 
 __all__ = [
     "AFMI",
+    "Audit",
     "Classifier",
     "Comparison",
     "Explanation",
     "Gallery",
     "Unexplained",
+    "audit",
     "compare",
     "datasets",
     "engines",

@@ -17,6 +17,7 @@ COMMANDS = (
     "compare",
     "evaluate",
     "report",
+    "audit",
     "reproduce",
     "train",
     "demo",

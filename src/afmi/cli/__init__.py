@@ -1,5 +1,5 @@
-"""The command line, ``afmi``: explain, explain-dataset, compare, evaluate, report, reproduce,
-train, demo, models, methods, metrics, doctor.
+"""The command line, ``afmi``: explain, explain-dataset, compare, evaluate, report, audit,
+reproduce, train, demo, models, methods, metrics, doctor.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -14,6 +14,7 @@ import importlib.metadata
 import click
 
 import afmi
+from afmi.cli.audit import audit
 from afmi.cli.compare import compare
 from afmi.cli.demo import demo
 from afmi.cli.doctor import doctor
@@ -71,6 +72,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
       afmi compare dog.jpg                        several methods side by side
       afmi evaluate --data photographs/           which method deserves belief on your data
       afmi report afmi-results                    the tables and curves of an evaluation
+      afmi audit --data photographs/              which classes have two reasons
       afmi models vgg                             the networks called vgg…
     """
     if debug:
@@ -85,6 +87,7 @@ for _command in (
     compare,
     evaluate,
     report,
+    audit,
     reproduce,
     train,
     demo,
