@@ -10,6 +10,7 @@ __all__ = [
     "CompletenessWarning",
     "ConditioningWarning",
     "DeviceError",
+    "ExportError",
     "ImageError",
     "ImageIndependenceWarning",
     "LayerError",
@@ -65,6 +66,10 @@ class ModelError(AfmiError, ValueError):
 
 class OperationError(AfmiError, NotImplementedError):
     """The network has an operation without a rule, or one through which no gradient passes."""
+
+
+class ExportError(AfmiError, RuntimeError):
+    """A network and its maps cannot be written as a file for another runtime."""
 
 
 class DeviceError(AfmiError):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from afmi.errors import LayerError, ModelError, OperationError
 from afmi.gradients.interception import ORDINARY, Interception, Rules
-from afmi.gradients.stages import Stage, split, taken_at
+from afmi.gradients.stages import Stage, plain, split, taken_at
 from afmi.gradients.strides import keep_from_odd_strides
 from afmi.gradients.tape import Tape, TapeReader
 from afmi.network.channels_last import in_fast_layout
@@ -104,7 +104,7 @@ class ForwardPass:
         for gradient, layer in zip(gradients, self._layers, strict=True):
             if gradient is None:
                 raise _unseen(layer)
-        return [gradient.as_subclass(Tensor) for gradient in gradients]
+        return [plain(gradient) for gradient in gradients]
 
     @property
     def _layers(self) -> list[Layer | None]:
@@ -193,8 +193,8 @@ def _unseen(layer: Layer | None) -> UnseenError:
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
-    hot = torch.zeros(*target.shape, logits.shape[1], dtype=logits.dtype, device=logits.device)
-    return hot.scatter_(-1, target.unsqueeze(-1), 1.0)
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    return (target.unsqueeze(-1) == columns).to(logits.dtype)
 
 
 def forward_pass(
@@ -208,6 +208,7 @@ def forward_pass(
     tapes: list[Tape] | None = None,
     fast: bool | None = None,
     trace: Trace | None = None,
+    traced: bool = False,
 ) -> ForwardPass:
     """Run the network on images and keep what the gradients from a layer on need.
 
@@ -221,6 +222,8 @@ def forward_pass(
         tapes: the references' tapes, where rules need them.
         fast: the images' memory layout; see `afmi.network.channels_last.in_fast_layout`.
         trace: note the images' run here.
+        traced: whether the operations are recorded, to be run again for other images: the network
+            has been tried, and the rules take their traceable form.
 
     Raises:
         LayerError: when the layer is not reached, reached twice, or gives no (N, K, *spatial).
@@ -232,12 +235,13 @@ def forward_pass(
         if recording is not None:
             recording.entries.clear()
         watch = Watch(images, fast=fast, trace=trace)
-        state = Interception(rules, watch, recording, [TapeReader(tape) for tape in tapes or []])
+        readers = [TapeReader(tape) for tape in tapes or []]
+        state = Interception(rules, watch, recording, readers, traced=traced)
         return _run(model, images, layer, tuple(map(Stage, stages)), state)
 
     check_differentiable(model)
     # The network is explained and not the kind of tensor, whose own operations may be slow.
-    images = inputs.detach().as_subclass(Tensor)
+    images = plain(inputs.detach())
 
     with (
         torch.inference_mode(False),
@@ -246,6 +250,8 @@ def forward_pass(
         without_fused_attention(),
         without_compilation(),
     ):
+        if traced:
+            return run(images, False)
         try_once(model, images)
         return in_fast_layout(model, run, images, fast=fast)
 
@@ -324,11 +330,11 @@ def _finished(
     for reader in state.readers:
         reader.finish()
     check_run(graph_logits, images)
-    features, extra_tokens = split(state.leaf.detach().as_subclass(Tensor), layer, images.dim() - 2)
+    features, extra_tokens = split(plain(state.leaf.detach()), layer, images.dim() - 2)
     return ForwardPass(
         features=features,
         extra_tokens=extra_tokens,
-        logits=graph_logits.detach().as_subclass(Tensor),
+        logits=plain(graph_logits.detach()),
         layer=layer,
         stages=stages,
         _interception=state,

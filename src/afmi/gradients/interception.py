@@ -70,24 +70,32 @@ class BackwardState:
     Attributes:
         reference: which reference's factors to use.
         reuse: whether no other pass will follow, so that the factors' memory may be written to.
+        traced: whether the run is traced, so that rules take their traceable form.
     """
 
     reference: int = 0
     reuse: bool = False
+    traced: bool = False
 
 
 class Interception(TorchFunctionMode):
     """The state of one run; rules read ``recording`` and ``readers``."""
 
     def __init__(
-        self, rules: Rules, watch: Watch, recording: Tape | None, readers: list[TapeReader]
+        self,
+        rules: Rules,
+        watch: Watch,
+        recording: Tape | None,
+        readers: list[TapeReader],
+        *,
+        traced: bool = False,
     ) -> None:
         super().__init__()
         self.rules = rules
         self._watch = watch
         self.recording = recording
         self.readers = readers
-        self.backward = BackwardState()
+        self.backward = BackwardState(traced=traced)
         self.leaf: Tensor | None = None
         self.logits: Tensor | None = None
         self.awaited: list[Awaited] = []

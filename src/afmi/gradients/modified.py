@@ -22,7 +22,7 @@ from afmi.network.trace import Remembered, Trace, form_of
 from afmi.pictures.dimensions import places
 from afmi.pictures.references import Reference
 
-__all__ = ["ModifiedGradient", "ReferenceRun", "StageTerms", "modified_gradient"]
+__all__ = ["ModifiedGradient", "ReferenceRun", "StageTerms", "modified_gradient", "traced_gradient"]
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,24 @@ class ModifiedGradient:
                 CompletenessWarning,
                 stacklevel=3,
             )
+
+
+def traced_gradient(
+    model: nn.Module, images: Tensor, place: Place, references: Sequence[ReferenceRun]
+) -> ModifiedGradient:
+    """Run images whose operations are recorded, to be run again for others.
+
+    Args:
+        model: the network, which has run images of this form before.
+        images: (N, C, *spatial), where N may be a symbol.
+        place: of the layer, as found.
+        references: the runs of references that do not depend on the image.
+    """
+    tapes = [reference.tape for reference in references]
+    run = forward_pass(
+        model, images, layer=place, rules=MODIFIED_GRADIENT, tapes=tapes, traced=True
+    )
+    return ModifiedGradient(run, tuple(references))
 
 
 _SOUGHT = (LayerChoice, FinerStage)

@@ -69,6 +69,21 @@ class Rule(ABC):
             state: what the backward pass asks for.
         """
 
+    def traceable_factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        """Return `factors` by operations that can be recorded and run again for other images.
+
+        None of them reads a number into Python, walks over the batch or raises by a value.
+        """
+        return self.factors(operation, operands, outputs, entry)
+
+    def traceable_pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> Sequence[Tensor | None]:
+        """Do as `pull_back` with `traceable_factors`, by operations that can be recorded."""
+        return self.pull_back(gradient, factors, shapes, state)
+
     def entries(
         self, interception: Interception, operation: Operation, operands: Tensors
     ) -> list[Entry]:
@@ -84,13 +99,25 @@ class Rule(ABC):
         outputs = self.call(operation)
         return outputs, [self.factors(operation, before, outputs, entry) for entry in entries]
 
+    def traced(
+        self, operation: Operation, operands: Tensors, entries: list[Entry]
+    ) -> tuple[tuple[Tensor, ...], list[Factors]]:
+        """Do as `run`, in the traceable form."""
+        before = [x.clone() if operation.inplace else x for x in operands]
+        outputs = self.call(operation)
+        factors = [self.traceable_factors(operation, before, outputs, entry) for entry in entries]
+        return outputs, factors
+
     def forward(
         self, interception: Interception, operation: Operation, operands: Tensors
     ) -> tuple[tuple[Tensor, ...], list[Factors]]:
         """Make the call: record it for the reference, or read the tapes for images."""
         tape = interception.recording
         if tape is None:
-            return self.run(operation, operands, self.entries(interception, operation, operands))
+            entries = self.entries(interception, operation, operands)
+            if interception.backward.traced:
+                return self.traced(operation, operands, entries)
+            return self.run(operation, operands, entries)
         # Detached: a tape outlives its run, and must not keep the graph alive.
         before = [x.detach().clone() if operation.inplace else x.detach() for x in operands]
         outputs = self.call(operation)
@@ -129,5 +156,7 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> Any:
         first = ctx.count * ctx.state.reference
         factors = ctx.saved_tensors[first : first + ctx.count]
-        gradients = ctx.rule.pull_back(gradient, factors, ctx.shapes, ctx.state)
+        traced = ctx.state.traced
+        pull_back = ctx.rule.traceable_pull_back if traced else ctx.rule.pull_back
+        gradients = pull_back(gradient, factors, ctx.shapes, ctx.state)
         return None, None, None, *gradients

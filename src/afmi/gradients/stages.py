@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from afmi.errors import LayerError
 from afmi.gradients.interception import Interception
@@ -15,7 +16,7 @@ from afmi.network.graph import first_tensor
 from afmi.network.guards import watching_module
 from afmi.network.layers import Layer, Place, maps_of
 
-__all__ = ["Stage", "StageMaps", "split", "taken_at"]
+__all__ = ["Stage", "StageMaps", "plain", "split", "taken_at"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Stage:
 
     def maps(self, sides: int) -> StageMaps:
         """Return what the layer gave, without its graph, for images of so many sides."""
-        tensor = self.reached.detach().as_subclass(Tensor)
+        tensor = plain(self.reached.detach())
         return StageMaps(*split(tensor, self.place[1], sides))
 
 
@@ -108,6 +109,11 @@ def taken_at(
         return type(output)((taken, *output[1:])) if isinstance(output, (tuple, list)) else taken
 
     return watching_module(module, capture)
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as one of PyTorch's own kind; one that a trace follows stays itself."""
+    return tensor if isinstance(tensor, FakeTensor) else tensor.as_subclass(Tensor)
 
 
 def split(tensor: Tensor, layer: Layer | None, sides: int) -> tuple[Tensor, Tensor]:

@@ -179,10 +179,11 @@ def _advice(images: Tensor) -> str:
 
 def check_run(logits: Tensor, images: Tensor) -> Tensor:
     """Return the logits, where the network gave one row of them for each image."""
-    if len(logits) != len(images):
+    rows, wanted = logits.shape[0], images.shape[0]  # symbols, where the run is traced
+    if rows != wanted:
         raise ModelError(
-            f"the network must return one row of logits for each image, but returned {len(logits)} "
-            f"for {len(images)}; wrap it in an nn.Module that keeps images apart"
+            f"the network must return one row of logits for each image, but returned {rows} "
+            f"for {wanted}; wrap it in an nn.Module that keeps images apart"
         )
     return logits
 

@@ -62,6 +62,19 @@ class Chord(Rule):
         (slope,) = factors
         return [slope.mul_(gradient) if state.reuse else gradient * slope]
 
+    def traceable_factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        return [self.traceable_slope(operation, operands[0], outputs[0], entry)]
+
+    def traceable_slope(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
+        """Return `slope` by operations that can be recorded."""
+        (reference,), output = entry.inputs, entry.output
+        dx = x - reference
+        quotient = (y - output) / dx
+        slope = self._derivative_or_quotient(operation, x, reference, dx, y, output, quotient)
+        return torch.where(self._near(x, reference, dx), slope, quotient)
+
     def slope(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
         """Return the slope of the chord, of the shape of x."""
         (reference,) = entry.inputs
@@ -157,6 +170,15 @@ class FormulaChord(Chord):
             return super().slope(operation, x, y, entry)
         return self._filled(operation, x, y, entry)
 
+    @abstractmethod
+    def formula(self, operation: Operation, x: Tensor, y: Tensor, kept: Kept) -> Tensor:
+        """Return the slope in one piece, by operations that can be recorded."""
+
+    def traceable_slope(self, operation: Operation, x: Tensor, y: Tensor, entry: Entry) -> Tensor:
+        if not self.fits(operation, x):
+            return super().traceable_slope(operation, x, y, entry)
+        return self.formula(operation, x, y, [*entry.inputs, entry.output, *entry.more])
+
     def _filled(
         self, operation: Operation, x: Tensor, y: Tensor, entry: Entry, *, call: bool = False
     ) -> Tensor:
@@ -201,6 +223,9 @@ class Rectifier(FormulaChord):
         torch.add(y, kept[1], out=scratch[0])
         torch.div(scratch[0], slope, out=slope)
 
+    def formula(self, operation: Operation, x: Tensor, y: Tensor, kept: Kept) -> Tensor:
+        return (y + kept[1]) / (x.abs() + kept[0])
+
 
 class ExactChord(FormulaChord):
     """The chord of a function that gives its argument or a bound, such as min(max(0, y), 6).
@@ -230,6 +255,9 @@ class ExactChord(FormulaChord):
     def after(self, y: Tensor, kept: Kept, slope: Tensor, scratch: Scratch) -> None:
         torch.sub(y, kept[1], out=scratch[0])
         torch.div(scratch[0], slope, out=slope)
+
+    def formula(self, operation: Operation, x: Tensor, y: Tensor, kept: Kept) -> Tensor:
+        return (y - kept[1]) / (x - kept[0] + torch.finfo(x.dtype).tiny)
 
 
 class SmoothChord(FormulaChord):
@@ -274,6 +302,12 @@ class SmoothChord(FormulaChord):
         slopes.addcmul_(change, slope).add_(kept[2])
         slope.mul_(slope).add_(_weight(slope))
         torch.div(slopes, slope, out=slope)
+
+    def formula(self, operation: Operation, x: Tensor, y: Tensor, kept: Kept) -> Tensor:
+        change, weight = x - kept[0], _weight(x)
+        square = change * change
+        derivatives = kept[2] + self.derivative(operation, x) * (weight / 2)
+        return ((y - kept[1]) * change * square + derivatives) / (square * square + weight)
 
 
 def _weight(x: Tensor) -> float:

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from afmi.gradients.interception import Handler, Interception
+from afmi.gradients.interception import BackwardState, Handler, Interception
 from afmi.gradients.operation import Operation
-from afmi.gradients.rules.pooling import Maximum
+from afmi.gradients.rule import Factors, Tensors
+from afmi.gradients.rules.pooling import Maximum, multipliers
+from afmi.gradients.tape import Entry
 
 __all__ = ["RULES"]
 
@@ -23,6 +25,16 @@ class _RowMaximum(Maximum):
 
     def call(self, operation: Operation) -> tuple[Tensor, ...]:
         return tuple(operation.operand.max(-1, keepdim=True))
+
+    def traceable_factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        return [multipliers(operands[0], outputs[0], entry.inputs[0], entry.output, -1)]
+
+    def traceable_pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        return [gradient * factors[0]]
 
 
 def _maximum(interception: Interception, x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -101,11 +101,16 @@ class _Norm(Rule):
     ) -> Factors:
         return self._factors(operands[0], _Rows(*outputs[1:]), entry)
 
+    def traceable_factors(
+        self, operation: Operation, operands: Tensors, outputs: Sequence[Any], entry: Entry
+    ) -> Factors:
+        rows, (of_reference,) = _Rows(*outputs[1:]), entry.more
+        square = _square(rows, entry.output)
+        return [entry.output, *rows, *_coefficients(of_reference, rows, square, self.eps)]
+
     def _factors(self, x: Tensor, rows: _Rows, entry: Entry) -> Factors:
         (of_reference,), unit = entry.more, entry.output
-        both = torch.addcmul(unit, rows.numbers, rows.inverse)
-        both = both if rows.mean is None else both.sub_(rows.mean * rows.inverse)
-        square = _wide(both.square_().mean(-1, keepdim=True))
+        square = _square(rows, unit)
         if x.dtype != square.dtype and float(square.min()) < _OPPOSITE:
             measured = self.measure(_wide(entry.inputs[0]))[1]
             entry = Entry(entry.name, (), _unit(measured), more=(measured.inverse,))
@@ -145,6 +150,13 @@ def _unit(rows: _Rows) -> Tensor:
     """Return u, the rows less their means over their lengths."""
     numbers, mean, inverse = rows
     return (numbers if mean is None else numbers - mean) * inverse
+
+
+def _square(rows: _Rows, unit: Tensor) -> Tensor:
+    """Return mean((u + ū)²) of each row, given ū."""
+    both = torch.addcmul(unit, rows.numbers, rows.inverse)
+    both = both if rows.mean is None else both.sub_(rows.mean * rows.inverse)
+    return _wide(both.square_().mean(-1, keepdim=True))
 
 
 def _coefficients(of_reference: Tensor, rows: _Rows, square: Tensor, eps: float) -> list[Tensor]:

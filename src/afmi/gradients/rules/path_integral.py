@@ -62,6 +62,11 @@ class PathIntegral(StandIn):
         self._check(operation.name, aliases, entry, output, mean)
         return mean
 
+    def traceable_stand_in(
+        self, operation: Operation, operands: Tensors, output: Tensor, entry: Entry
+    ) -> Tensor:
+        return self._mean(operation, [x.view_as(x) for x in operands], entry)
+
     def _mean(self, operation: Operation, operands: list[Tensor], entry: Entry) -> Tensor:
         """Return a tensor whose derivative by the operands is m; its value is of no use."""
         terms = []

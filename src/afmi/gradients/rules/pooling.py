@@ -14,9 +14,10 @@ from afmi.gradients.interception import BackwardState, Handler, Interception
 from afmi.gradients.operation import Operation
 from afmi.gradients.rule import Factors, Rule, Tensors
 from afmi.gradients.tape import Entry
+from afmi.gradients.windows import Windows, adaptive_windows, each_side
 from afmi.network.channels_last import pooled
 
-__all__ = ["RULES", "MaxPool", "Maximum"]
+__all__ = ["RULES", "MaxPool", "Maximum", "multipliers"]
 
 
 class Maximum(Rule):
@@ -62,6 +63,47 @@ class Maximum(Rule):
         return [result.reshape(shapes[0])]
 
 
+class _Windows(Rule):
+    """One call of max pooling in the traceable form: the numbers of each window lie side by side.
+
+    A window's maximum is marked among them by ones and zeros, and a transposed convolution takes
+    the gradient back. So there is no index to scatter by, which few runtimes do in 16 bits or in a
+    browser.
+
+    Args:
+        cut: the windows.
+        pool: the pooling function, with all but its input.
+    """
+
+    def __init__(self, cut: Windows, pool: Callable[[Tensor], Tensor]) -> None:
+        self.cut = cut
+        self.pool = pool
+
+    def call(self, operation: Operation) -> tuple[Tensor, ...]:
+        return (self.pool(operation.operand),)
+
+    def factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        numbers, reference_numbers = self._numbers(operands[0]), self._numbers(entry.inputs[0])
+        y, reference_y = outputs[0].unsqueeze(2), entry.output.unsqueeze(2)
+        dim = -1 - self.cut.dimensions
+        return [multipliers(numbers, y, reference_numbers, reference_y, dim)]
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        """Return the numbers of each window, (N, C, numbers, *windows)."""
+        numbers = self.cut.take(x)
+        return numbers.reshape(-1, x.shape[1], *numbers.shape[1:])
+
+    def pull_back(
+        self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
+    ) -> list[Tensor]:
+        (multipliers,) = factors
+        rows = gradient.reshape(-1, 1, *gradient.shape[2:])
+        multipliers = multipliers.reshape(-1, *multipliers.shape[-1 - self.cut.dimensions :])
+        return [self.cut.give(rows * multipliers, shapes[0][2:]).reshape(shapes[0])]
+
+
 class MaxPool(Maximum):
     """Max pooling by one of PyTorch's functions.
 
@@ -79,15 +121,46 @@ class MaxPool(Maximum):
         self.flag = flag
 
     def __call__(self, interception: Interception, operation: Operation) -> Any:
+        if interception.backward.traced:
+            return self._traced(interception, operation)
         output, indices = super().__call__(interception, operation)
         return (output, indices) if self._gives_indices(operation) else output
 
     def call(self, operation: Operation) -> tuple[Tensor, ...]:
+        return pooled(lambda x: self._pool(operation, x, return_indices=True), operation.operand)
+
+    def _pool(self, operation: Operation, x: Tensor, **more: bool) -> Any:
         rest = operation.args[1 : self.flag]
         kwargs = {k: v for k, v in operation.kwargs.items() if k not in ("input", "return_indices")}
-        return pooled(
-            lambda x: self.function(x, *rest, **kwargs, return_indices=True), operation.operand
-        )
+        return self.function(x, *rest, **kwargs, **more)
+
+    def _traced(self, interception: Interception, operation: Operation) -> Tensor:
+        """Make the call in the traceable form."""
+        if self._gives_indices(operation) or operation.operand.dim() != 2 + self.dimensions:
+            raise interception.no_rule(
+                f"a traced {operation.name!r} that gives positions, or of anything but (N, C, …),"
+            )
+        sides = operation.operand.shape[2:]
+        if operation.name.startswith("adaptive"):
+            size = operation.argument(1, "output_size", None)
+            cut = adaptive_windows(sides, each_side(size, self.dimensions, sides))
+        else:
+            kernel = operation.argument(1, "kernel_size", None)
+            cut = Windows(
+                each_side(kernel, self.dimensions),
+                each_side(operation.argument(2, "stride", None) or kernel, self.dimensions),
+                each_side(operation.argument(3, "padding", 0), self.dimensions),
+                each_side(operation.argument(4, "dilation", 1), self.dimensions),
+                bool(operation.argument(5, "ceil_mode", False)),
+            )
+        if cut is None:
+            raise interception.no_rule(
+                f"a traced {operation.name!r} of sides {tuple(sides)} to {size}, whose windows "
+                "differ in size,",
+                "choose sides that the output's divide",
+            )
+        rule = _Windows(cut, lambda x: self._pool(operation, x))
+        return rule(interception, operation)
 
     def _gives_indices(self, operation: Operation) -> bool:
         if operation.function.__name__.endswith("_with_indices"):
@@ -95,6 +168,43 @@ class MaxPool(Maximum):
         if "return_indices" in operation.kwargs:
             return bool(operation.kwargs["return_indices"])
         return len(operation.args) > self.flag and bool(operation.args[self.flag])
+
+
+def multipliers(
+    numbers: Tensor, y: Tensor, reference_numbers: Tensor, reference_y: Tensor, dim: int
+) -> Tensor:
+    """Return the multipliers of all numbers of each window, like ``numbers``.
+
+    They are those of `_shares`, at the marks of the maxima.
+
+    Args:
+        numbers: of each window, along ``dim``.
+        y: their maxima.
+        reference_numbers, reference_y: the reference's.
+        dim: of the numbers of a window.
+    """
+    marks, reference_marks = _first_largest(numbers, dim), _first_largest(reference_numbers, dim)
+    change = y - reference_y
+    # What lies over the edge is the least number there is: its mark is 0, and so is the product.
+    at_maximum = y - (marks * reference_numbers).sum(dim, keepdim=True)
+    at_reference = (reference_marks * numbers).sum(dim, keepdim=True) - reference_y
+    change, at_maximum, at_reference = (
+        each.to(_wide(y.dtype)) for each in (change, at_maximum, at_reference)
+    )
+    limits = torch.finfo(change.dtype)
+    # A tensor, since a trace keeps Python's numbers in single precision.
+    least = change.new_full((), limits.tiny / limits.eps)
+    share = (change >= 0) * least + change.relu() * at_maximum
+    share = share / (at_maximum * at_maximum + least)
+    reference_share = -(-change).relu() * at_reference / (at_reference * at_reference + least)
+    return marks * share.to(y.dtype) + reference_marks * reference_share.to(y.dtype)
+
+
+def _first_largest(numbers: Tensor, dim: int) -> Tensor:
+    """Return ones at the first of the largest numbers along a dimension, and zeros elsewhere."""
+    count = numbers.shape[dim]
+    places = torch.arange(count, device=numbers.device).view(-1, *[1] * (-1 - dim))
+    return (numbers.argmax(dim, keepdim=True) == places).to(numbers.dtype)
 
 
 def _shares(x: Tensor, output: Tensor, at: Tensor, entry: Entry, dimensions: int) -> list[Tensor]:

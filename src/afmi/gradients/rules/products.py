@@ -82,6 +82,12 @@ class StandIn(Rule):
     ) -> Tensor:
         """Return a tensor like ``output`` with the derivatives that the rule wants."""
 
+    def traceable_stand_in(
+        self, operation: Operation, operands: Tensors, output: Tensor, entry: Entry
+    ) -> Tensor:
+        """Return `stand_in` by operations that can be recorded."""
+        return self.stand_in(operation, operands, output, entry)
+
     def apply(self, interception: Interception, operation: Operation, *operands: Tensor) -> Any:
         if interception.recording is not None:
             return super().apply(interception, operation, *operands)
@@ -89,7 +95,9 @@ class StandIn(Rule):
         with torch.no_grad():
             output = operation()
         # Outside of the function's forward, where autograd would not follow them.
-        stand_ins = [self.stand_in(operation, operands, output, entry) for entry in entries]
+        traced = interception.backward.traced
+        stand_in = self.traceable_stand_in if traced else self.stand_in
+        stand_ins = [stand_in(operation, operands, output, entry) for entry in entries]
         call = Operation(operation.name, output.clone, (), {})
         return super().apply(interception, call, *stand_ins)
 
@@ -188,6 +196,11 @@ class QuotientOfMaps(Rule):
     ) -> Factors:
         return quotient_slopes(*operands, *entry.inputs)
 
+    def traceable_factors(
+        self, operation: Operation, operands: Tensors, outputs: Tensors, entry: Entry
+    ) -> Factors:
+        return quotient_slopes(*operands, *entry.inputs, every_case=True)
+
     def pull_back(
         self, gradient: Tensor, factors: Factors, shapes: list[Size], state: BackwardState
     ) -> list[Tensor]:
@@ -221,7 +234,7 @@ _NODES, _WEIGHTS = (array.tolist() for array in numpy.polynomial.legendre.leggau
 
 
 def quotient_slopes(
-    x: Tensor, y: Tensor, reference_x: Tensor, reference_y: Tensor
+    x: Tensor, y: Tensor, reference_x: Tensor, reference_y: Tensor, *, every_case: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return the means of ∂(x/y)/∂x and ∂(x/y)/∂y along the straight line.
 
@@ -232,6 +245,10 @@ def quotient_slopes(
     Where y and ȳ lie so near each other that this cancels, Gauss–Legendre quadrature with ten
     nodes gives the same to float64's rounding. Where their signs differ the line crosses the
     pole; there x · (1/y) is taken as the product that it is: (1/y + 1/ȳ)/2 and −(x + x̄)/(2yȳ).
+
+    Args:
+        x, y, reference_x, reference_y: x, y, x̄ and ȳ.
+        every_case: whether to compute what no number may need, without looking.
     """
     ratio = y / reference_y
     change = y - reference_y
@@ -239,7 +256,7 @@ def quotient_slopes(
     to_y = reference_x * (1 / reference_y - mean) + x * (mean - 1 / y)
     to_y = -to_y / change
     near = (ratio > 0.6) & (ratio < 1.7)
-    if bool(near.any()):
+    if every_case or bool(near.any()):
         near_mean, near_to_y = torch.zeros_like(mean), torch.zeros_like(to_y)
         for node, weight in zip(_NODES, _WEIGHTS, strict=True):
             t = (1 + node) / 2
@@ -249,7 +266,7 @@ def quotient_slopes(
         mean = torch.where(near, near_mean, mean)
         to_y = torch.where(near, near_to_y, to_y)
     crossing = ~(ratio > 0)
-    if bool(crossing.any()):
+    if every_case or bool(crossing.any()):
         mean = torch.where(crossing, (1 / y + 1 / reference_y) / 2, mean)
         to_y = torch.where(crossing, -(x + reference_x) / (2 * y * reference_y), to_y)
     return mean, to_y

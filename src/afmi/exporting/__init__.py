@@ -1,0 +1,7 @@
+"""Networks with their maps as files for other runtimes."""
+
+from __future__ import annotations
+
+from afmi.exporting.export import Exported, export
+
+__all__ = ["Exported", "export"]

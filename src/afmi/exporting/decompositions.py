@@ -1,0 +1,234 @@
+"""Backward passes that runtimes lack, by operations that every runtime has.
+
+Pooling with means and interpolation act along each side of the maps alone, so a matrix for each side
+is all that there is to them, and its transpose to their backward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+
+from afmi.errors import OperationError
+from afmi.pictures.matrices import along_each
+
+__all__ = ["DECOMPOSITIONS", "untraced"]
+
+aten = torch.ops.aten
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Compute at once what does not depend on the images: the trace holds what comes of it."""
+    with disable_proxy_modes_tracing(), unset_fake_temporarily():
+        yield
+
+
+def _along(x: Tensor, sizes: Sequence[int], along_side: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Return x taken from the last sides of ``sizes`` to its own, by the transposed matrices.
+
+    Args:
+        x: gradients by what an operation gave, (N, C, *outputs).
+        sizes: of what it was given, one number for each side.
+        along_side: the operation on rows (1, rows, size) along a side.
+    """
+    return along_each([matrix.mT for matrix in _matrices(sizes, along_side, x)], x)
+
+
+def _matrices(
+    sizes: Sequence[int], along_side: Callable[[Tensor, int], Tensor], like: Tensor
+) -> list[Tensor]:
+    """Return what an operation is along each side, (outputs, inputs)."""
+    with untraced():
+        return [
+            along_side(torch.eye(size, dtype=torch.float64)[None], side)[0].T.to(like.dtype)
+            for side, size in enumerate(sizes)
+        ]
+
+
+def _each(value: Any, side: int, default: Any = None) -> Any:
+    """Return what an argument of a pooling says of a side."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    if not value:
+        return default
+    return value[side if len(value) > 1 else 0]
+
+
+def _average_pool_backward(
+    gradient: Tensor,
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> Tensor:
+    if divisor_override is not None:
+        raise OperationError(
+            "a mean pooling with divisor_override cannot be exported; scale what it gives instead"
+        )
+
+    def along_side(rows: Tensor, side: int) -> Tensor:
+        kernel = _each(kernel_size, side)
+        return F.avg_pool1d(
+            rows,
+            kernel,
+            _each(stride, side, kernel) or kernel,
+            _each(padding, side, 0),
+            ceil_mode,
+            count_include_pad,
+        )
+
+    return _along(gradient, x.shape[2:], along_side)
+
+
+def _adaptive_average_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    if all(size == 1 for size in output_size):
+        return x.mean(tuple(range(2, x.dim())), keepdim=True)
+    return along_each(
+        _matrices(
+            x.shape[2:], lambda rows, side: F.adaptive_avg_pool1d(rows, output_size[side]), x
+        ),
+        x,
+    )
+
+
+def _adaptive_average_pool_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    sizes = gradient.shape[2:]
+    return _along(
+        gradient, x.shape[2:], lambda rows, side: F.adaptive_avg_pool1d(rows, sizes[side])
+    )
+
+
+def _linear_interpolation(
+    x: Tensor, output_size: Sequence[int], align_corners: bool, *_: Any
+) -> Tensor:
+    def along_side(rows: Tensor, side: int) -> Tensor:
+        return F.interpolate(rows, output_size[side], mode="linear", align_corners=align_corners)
+
+    return along_each(_matrices(x.shape[2:], along_side, x), x)
+
+
+def _linear_interpolation_backward(
+    gradient: Tensor,
+    output_size: Sequence[int],
+    input_size: Sequence[int],
+    align_corners: bool,
+    *_: Any,
+) -> Tensor:
+    def along_side(rows: Tensor, side: int) -> Tensor:
+        return F.interpolate(rows, output_size[side], mode="linear", align_corners=align_corners)
+
+    return _along(gradient, input_size[2:], along_side)
+
+
+def _nearest_interpolation_backward(
+    gradient: Tensor, output_size: Sequence[int], input_size: Sequence[int], *_: Any
+) -> Tensor:
+    def along_side(rows: Tensor, side: int) -> Tensor:
+        return F.interpolate(rows, output_size[side], mode="nearest")
+
+    return _along(gradient, input_size[2:], along_side)
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, None, None]:
+    if output_mask[1] or output_mask[2]:
+        raise OperationError(
+            "a convolution whose weights depend on the image cannot be exported; write it as "
+            "products and sums, or choose a layer behind it"
+        )
+    if not output_mask[0]:
+        return None, None, None
+    left = [0] * len(stride)
+    if not transposed:
+        left = [
+            side - ((out - 1) * step - 2 * pad + gap * (kernel - 1) + 1)
+            for side, out, kernel, step, pad, gap in zip(
+                x.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding, dilation,
+                strict=True,
+            )
+        ]
+    back = aten.convolution.default(
+        gradient, weight, None, stride, padding, dilation, not transposed, left, groups
+    )
+    return back, None, None
+
+
+def _batch_norm_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    save_mean: Tensor | None,
+    save_inverse: Tensor | None,
+    train: bool,
+    eps: float,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor, None, None]:
+    assert not train and running_var is not None  # else `rules.linear.batch_norm` has raised
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    return gradient * scale.view(1, -1, *[1] * (x.dim() - 2)), None, None
+
+
+def _slice_backward(
+    gradient: Tensor, input_sizes: Sequence[int], dim: int, start: int, end: int, step: int
+) -> Tensor:
+    if step != 1:
+        return NotImplemented
+    dim = dim % len(input_sizes)
+    after = input_sizes[dim] - start - gradient.shape[dim]
+    return F.pad(gradient, [0, 0] * (len(input_sizes) - 1 - dim) + [start, after])
+
+
+def _select_backward(gradient: Tensor, input_sizes: Sequence[int], dim: int, index: int) -> Tensor:
+    dim, size = dim % len(input_sizes), input_sizes[dim]
+    index = index % size
+    ends = [0, 0] * (len(input_sizes) - 1 - dim) + [index, size - 1 - index]
+    return F.pad(gradient.unsqueeze(dim), ends)
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten.convolution_backward.default: _convolution_backward,
+    aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.avg_pool2d_backward.default: _average_pool_backward,
+    aten.avg_pool3d_backward.default: _average_pool_backward,
+    aten._adaptive_avg_pool2d.default: _adaptive_average_pool,
+    aten._adaptive_avg_pool2d_backward.default: _adaptive_average_pool_backward,
+    aten._adaptive_avg_pool3d.default: _adaptive_average_pool,
+    aten._adaptive_avg_pool3d_backward.default: _adaptive_average_pool_backward,
+    aten.upsample_linear1d.default: _linear_interpolation,
+    aten.upsample_bilinear2d.default: _linear_interpolation,
+    aten.upsample_trilinear3d.default: _linear_interpolation,
+    aten.upsample_linear1d_backward.default: _linear_interpolation_backward,
+    aten.upsample_bilinear2d_backward.default: _linear_interpolation_backward,
+    aten.upsample_trilinear3d_backward.default: _linear_interpolation_backward,
+    aten.upsample_nearest1d_backward.default: _nearest_interpolation_backward,
+    aten.upsample_nearest2d_backward.default: _nearest_interpolation_backward,
+    aten.upsample_nearest3d_backward.default: _nearest_interpolation_backward,
+    aten.slice_backward.default: _slice_backward,
+    aten.select_backward.default: _select_backward,
+}
+"""What stands for an operation of PyTorch's in a trace."""

@@ -1,0 +1,374 @@
+"""Write a network with its A-FMI map as one file, which runs without PyTorch."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import UnsupportedFakeTensorException
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from afmi._version import __version__
+from afmi.errors import AfmiError, ExportError, ShapeError, UsageError, first_line
+from afmi.exporting.onnx_file import check_packages, onnx_bytes, run_onnx
+from afmi.exporting.tracing import OUTPUTS, Explained, exported_program
+from afmi.files import write_files
+from afmi.gradients.modified import modified_gradient
+from afmi.methods.base import BlankMapWarning
+from afmi.methods.feature_maps.afmi import AFMI
+from afmi.network.classifier import (
+    classifier_of,
+    device_of,
+    find_class,
+    input_channels,
+    labels_of,
+    name_of,
+    preparation_of,
+)
+from afmi.network.fingerprint import fingerprint_of
+from afmi.network.guards import evaluation_mode
+from afmi.network.layers import resolve_layer
+from afmi.network.outputs import Declaration, Meaning, declaration_of
+from afmi.network.randomness import generator_of
+from afmi.network.trial import meaning_of
+from afmi.network.wrappers import Wrapper, runnable
+from afmi.pictures.references import ReferenceLike, reference_of
+
+__all__ = ["Exported", "export"]
+
+Choice = Literal["given", "predicted"]
+ClassesLike = Choice | int | str | Sequence[int | str]
+
+_TOLERANCE = 1e-4
+"""By how much of its largest number a file's map may differ from ours; measured are 1e-6 to 1e-5.
+In 16 bits, ten times the rounding."""
+
+_OF_LOGITS = 1e-6
+"""What a map may differ by in any case, in shares of the logits: one of a network that answers all
+images alike is rounding alone."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written.
+
+    Attributes:
+        path: where it is.
+        inputs: the names of what it takes: ``images`` (N, C, *spatial) in [0, 1], and ``class``,
+            int64 (N,), where the class is given with the images.
+        outputs: the names of what it gives: ``outputs`` (N, K), ``map`` (N, T, *spatial),
+            ``target``, ``residual`` and ``completeness_error``, each (N, T).
+        difference: by how much of its largest number the file's map differed from ours at most,
+            when it was tried.
+        metadata: what the file says of itself.
+    """
+
+    path: Path
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    difference: float
+    metadata: Mapping[str, str]
+
+
+def export(
+    model: nn.Module,
+    out: str | os.PathLike[str],
+    *,
+    classes: ClassesLike = "given",
+    layer: Any = None,
+    reference: ReferenceLike = "black",
+    averaged: bool = True,
+    size: int | Sequence[int] | None = None,
+    half: bool = False,
+) -> Exported:
+    """Write one file that takes images and gives the network's outputs and A-FMI's map.
+
+    An ``.onnx`` file runs in ONNX Runtime on any machine, phone or web page, without PyTorch and
+    without this package; it holds standard operators only. A ``.pt2`` file is the same program for
+    ``torch.export.load``. Each takes any number of images of one size. The file is run and its maps
+    are compared with ours before it gets its name.
+
+    Args:
+        model: a `Classifier`, whose images are in [0, 1], or any ``nn.Module``; not changed.
+        out: the file, ``.onnx`` or ``.pt2``.
+        classes: ``"given"``: the file takes the class of each image as well, and explains the
+            predicted one where that is negative. ``"predicted"``: it explains that always. Or a
+            class, as index or label, or several, each of which it gives a map of.
+        layer: as in `afmi.methods.AFMI`.
+        reference: as there; one that is the same for every image.
+        averaged: as there.
+        size: sides of the images in pixels, one for all or one each. None: the `Classifier`'s crop.
+        half: whether the file computes in 16 bits, float16.
+
+    Raises:
+        ExportError: the network has no such form, for the reason that it gives, or the file's maps
+            are not ours; then no file is written.
+        UsageError: an argument cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> network = nn.Sequential(
+        ...     nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     exported = export(network, f"{folder}/net.pt2", size=8)
+        >>> exported.inputs
+        ('images', 'class')
+    """
+    path = _path(out)
+    model = runnable(model)
+    chosen = reference_of(reference)
+    if chosen.per_image:
+        raise ExportError(
+            f"a file compares all images with the same reference, and {chosen} is another for each "
+            "image; choose black, white, mean, random or a picture"
+        )
+    images = _images(model, size, half)
+    method = AFMI(model, layer=layer, reference=chosen, averaged=averaged)
+    indices = _indices(model, classes)
+    with torch.no_grad(), evaluation_mode(model):
+        compute = _computation(method, images, indices)
+        given = classes == "given"
+        inputs = ("images", "class") if given else ("images",)
+        with _named_failures():
+            program = exported_program(compute, images[:1], given=given)
+        metadata = _metadata(model, method, compute, images, classes)
+        write = onnx_bytes if path.suffix == ".onnx" else _pt2_bytes
+        with _named_failures():
+            content = write(program, inputs, OUTPUTS, metadata)
+        run = run_onnx if path.suffix == ".onnx" else _run_pt2
+        difference = _verified(run, content, method, images, given)
+    write_files({path: content})
+    return Exported(path, inputs, OUTPUTS, difference, metadata)
+
+
+def _path(out: str | os.PathLike[str]) -> Path:
+    path = Path(out)
+    if path.suffix not in (".onnx", ".pt2"):
+        raise UsageError(f"expected a file that ends in .onnx or .pt2, got {str(path)!r}")
+    if path.suffix == ".onnx":
+        check_packages()
+    return path
+
+
+def _images(model: nn.Module, size: int | Sequence[int] | None, half: bool) -> Tensor:
+    """Return three images to try files with: one of noise, and two of soft spots."""
+    classifier = classifier_of(model)
+    if size is None:
+        size = None if classifier is None else classifier.crop or classifier.resize
+    if size is None:
+        raise UsageError("expected the size of the images in pixels; pass size=224, or as it is")
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if not all(isinstance(side, int) and side > 0 for side in sides):
+        raise UsageError(f"expected a size of sides from 1 pixel, got size={size!r}")
+    weights = next(model.parameters(), torch.empty(0, dtype=torch.float32))
+    dtype = torch.float16 if half else weights.dtype
+    if weights.is_floating_point() and weights.numel() and weights.dtype != dtype:
+        raise UsageError(
+            f"a file in 16 bits is made of a network in 16 bits, and this one is in {weights.dtype};"
+            " pass model.half()"
+        )
+    channels = input_channels(model)
+    generator = generator_of(0)
+    shape = (1, channels, *sides)
+    noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    cells = tuple(min(side, 5) for side in sides)
+    spots = torch.rand((2, channels, *cells), generator=generator, dtype=torch.float32, device="cpu")
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(sides)]
+    soft = F.interpolate(spots, size=sides, mode=mode, align_corners=False)
+    return torch.cat([noise, soft]).to(device_of(model), dtype)
+
+
+def _indices(model: nn.Module, classes: ClassesLike) -> tuple[int, ...] | None:
+    """Return the classes that a file explains always; None: they are given or predicted."""
+    if classes in get_args(Choice):
+        return None
+    several = [classes] if isinstance(classes, (int, str)) else list(classes)
+    if not several:
+        raise UsageError("expected 'given', 'predicted', a class or several, got none")
+    return tuple(c if isinstance(c, int) else find_class(model, c) for c in several)
+
+
+class _Declared(Wrapper):
+    """A network of whose outputs it is known what they mean, so that no number has to be read."""
+
+    def __init__(self, model: nn.Module, meaning: Meaning) -> None:
+        super().__init__()
+        self.model = model
+        self.declaration = replace(declaration_of(model), meaning=meaning)
+        self.training = False
+
+    declaration: Declaration
+
+    @property
+    def wrapped(self) -> nn.Module:
+        return self.model
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images)
+
+
+def _computation(method: AFMI, images: Tensor, indices: tuple[int, ...] | None) -> Explained:
+    model = method.model
+    place = resolve_layer(model, method.layer, images[:1])
+    try:
+        run = modified_gradient(model, images[:2], layer=place, reference=method.reference)
+    except ShapeError as error:
+        raise _folded() from error
+    outputs = run.run.logits.shape[1]
+    for index in indices or ():
+        if not 0 <= index < outputs:
+            raise UsageError(f"expected classes from 0 to {outputs - 1}, got {index}")
+    if any(len(reference.logits) != 1 for reference in run.references):
+        raise _folded()
+    return Explained(
+        model=_Declared(model, meaning_of(model, images[:1])),
+        place=place,
+        references=run.references,
+        pixels=method.reference(images[:1]),
+        averaged=method.averaged,
+        classes=indices,
+    )
+
+
+def _folded() -> ExportError:
+    return ExportError(
+        "the network folds the images of a batch into other dimensions behind the layer, so that "
+        "one reference does not do for all of them, and a file holds no others; choose a layer "
+        "behind that part"
+    )
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    """Raise an `ExportError` that names why a network has no other form."""
+    try:
+        yield
+    except ExportError:
+        raise
+    except ShapeError as error:
+        raise _folded() from error
+    except AfmiError as error:
+        raise ExportError(f"the network cannot be exported: {first_line(error)}") from error
+    except (GuardOnDataDependentSymNode, UnsupportedFakeTensorException) as error:
+        raise _by_values(error) from error
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
+        if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+            raise _by_values(error) from error
+        raise ExportError(
+            f"the network cannot be exported: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _by_values(error: Exception) -> ExportError:
+    return ExportError(
+        "the network decides by numbers of the images what it computes, which a file cannot "
+        f"({first_line(error)}); write that without reading numbers"
+    )
+
+
+def _metadata(
+    model: nn.Module,
+    method: AFMI,
+    compute: Explained,
+    images: Tensor,
+    classes: ClassesLike,
+) -> dict[str, str]:
+    """Return what a file says of itself, as text or JSON."""
+    held = {
+        "afmi_version": __version__,
+        "model": name_of(model),
+        "fingerprint": fingerprint_of(model),
+        "method": method.name,
+        "layer": str(compute.place[1]),
+        "reference": str(method.reference),
+        "averaged": method.averaged,
+        "classes": classes if compute.classes is None else list(compute.classes),
+        "output": compute.model.declaration.meaning,
+        "image_size": list(images.shape[1:]),
+        "preprocessing": preparation_of(model),
+        "labels": list(labels_of(model)),
+    }
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in held.items()
+    }
+
+
+def _pt2_bytes(
+    program: ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    metadata: Mapping[str, str],
+) -> bytes:
+    """Return the bytes of a file for ``torch.export.load``."""
+    buffer = io.BytesIO()
+    held = {"afmi.json": json.dumps({**metadata, "inputs": inputs, "outputs": outputs})}
+    torch.export.save(program, buffer, extra_files=held)
+    return buffer.getvalue()
+
+
+def _run_pt2(content: bytes, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    program = torch.export.load(io.BytesIO(content))
+    return dict(zip(OUTPUTS, program.module()(*inputs.values()), strict=True))
+
+
+def _verified(run: Any, content: bytes, method: AFMI, images: Tensor, given: bool) -> float:
+    """Return by how much of its largest number a file's map differs from ours at most.
+
+    Raises:
+        ExportError: it differs by more than rounding.
+    """
+    worst = 0.0
+    # Of a batch of one, and of one that no program was made with.
+    for some in (images[:1], images):
+        inputs = {"images": some}
+        if given:
+            inputs["class"] = torch.full((len(some),), -1, device=some.device)
+        results = run(content, inputs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BlankMapWarning)
+            ours = [method.attribution(some, row.to(some.device)) for row in results["target"].T]
+        for t, attribution in enumerate(ours):
+            worst = max(worst, _difference(attribution, results, t, some))
+        if given and not torch.equal(
+            results["target"][:, 0].cpu(), results["outputs"].argmax(1).cpu()
+        ):
+            raise ExportError("the file does not explain the class that it predicts; report this")
+    return worst
+
+
+def _difference(attribution: Any, results: Mapping[str, Tensor], t: int, images: Tensor) -> float:
+    maps, logits = (x.double().cpu() for x in (attribution.maps[:, 0], attribution.logits))
+    theirs = results["map"][:, t].double().cpu()
+    outputs = results["outputs"].double().cpu()
+    allowed = _TOLERANCE
+    if images.dtype == torch.float16:
+        allowed = 10 * torch.finfo(torch.float16).eps
+    scale = logits.abs().amax().clamp_min(1e-30)
+    missed = float((outputs - logits).abs().amax() / scale)
+    if not missed <= allowed:
+        raise ExportError(
+            f"the file's outputs are not the network's: they differ by {missed:.1e} of the largest "
+            f"(expected at most {allowed:.0e}), so no file was written"
+        )
+    largest = maps.abs().flatten(1).amax(1)
+    apart = (theirs - maps).abs().flatten(1).amax(1)
+    floor = _OF_LOGITS * (allowed / _TOLERANCE) * scale
+    relative = float((apart / largest.clamp_min(1e-30)).amax())
+    if not bool((apart <= allowed * largest + floor).all()):
+        raise ExportError(
+            f"the file's maps are not ours: they differ by {relative:.1e} of the largest number "
+            f"(expected at most {allowed:.0e}), so no file was written"
+        )
+    return float((apart / (largest + floor / allowed)).amax())

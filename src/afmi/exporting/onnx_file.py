@@ -1,0 +1,166 @@
+"""ONNX: a program as the bytes of a file, and such bytes run in ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from afmi.errors import ExportError, first_line
+
+__all__ = ["check_packages", "onnx_bytes", "run_onnx"]
+
+OPSET = 20
+"""The version of the operators: the first with all that is needed in 16 bits."""
+
+_MOST_BYTES = 2**31
+"""What one file of ONNX's can hold."""
+
+_FOLDED = 2**24
+"""Numbers that a constant may have and be computed when the file is written."""
+
+
+def check_packages() -> None:
+    """Raise an `ExportError` unless the packages of the extra are installed."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ExportError(
+                f"an ONNX file needs the package {name!r}; install it with "
+                "pip install 'afmi[export]'"
+            ) from error
+
+
+def onnx_bytes(
+    program: ExportedProgram,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    metadata: Mapping[str, str],
+) -> bytes:
+    """Return the bytes of a file.
+
+    Args:
+        program: what it computes.
+        inputs: their names.
+        outputs: their names.
+        metadata: what it holds besides.
+
+    Raises:
+        ExportError: an operation has no translation, or the weights are too large for a file.
+    """
+    with _quietly():
+        try:
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                optimize=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise _untranslated(error) from error
+        assert written is not None
+        model = written.model
+        _tidied(model)
+    model.metadata_props.update(metadata)
+    model.producer_name = "afmi"
+    ir = importlib.import_module("onnx_ir")
+    proto = ir.to_proto(model)
+    size = proto.ByteSize()
+    if size >= _MOST_BYTES:
+        raise ExportError(
+            f"the file would have {size / 1e9:.1f} GB, and one file of ONNX's holds less than "
+            "2.1 GB; export in 16 bits (half=True), or a smaller network"
+        )
+    return proto.SerializeToString()
+
+
+def _tidied(model: Any) -> None:
+    """Compute what depends on no input, and leave out what nothing needs.
+
+    The optimizer of onnxscript is not used: it takes x + c for x where c is below 1e-8, and the
+    slopes of chords are NaN without such numbers.
+    """
+    optimizer = importlib.import_module("onnxscript.optimizer")
+    passes = importlib.import_module("onnx_ir.passes.common")
+    passes.InlinePass()(model)
+    optimizer.fold_constants(
+        model, input_size_limit=_FOLDED, output_size_limit=_FOLDED, should_fold=_is_small_enough
+    )
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)  # else the paths of source files go along
+
+
+def _is_small_enough(node: Any) -> bool | None:
+    """Leave the transposed weights of linear layers to the runtime: the file has them once."""
+    return False if node.op_type in ("Transpose", "Expand", "Tile") else None
+
+
+def _untranslated(error: Exception) -> ExportError:
+    """Return the error that names the operation for which there is no translation."""
+    text = str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        text += f" {cause}"
+        cause = cause.__cause__
+    found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload", text)
+    if found is None:
+        return ExportError(f"the network cannot be written as ONNX: {first_line(error)}")
+    return ExportError(
+        f"the operation {found[1]!r}, in the network's run or on the way back, has no form in ONNX; "
+        "write that part otherwise, or choose a layer behind it"
+    )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep PyTorch's and onnxscript's notes on their own progress away from the user."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def run_onnx(content: bytes, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a file gives in ONNX Runtime, on the CPU, by the names of its outputs.
+
+    Args:
+        content: of the file.
+        inputs: by their names.
+
+    Raises:
+        ExportError: ONNX Runtime does not take the file, or fails at it.
+    """
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        given = {name: np.asarray(x.cpu()) for name, x in inputs.items()}
+        results = session.run(names, given)
+    except Exception as error:  # of classes that the package does not name
+        raise ExportError(f"ONNX Runtime does not run the file: {first_line(error)}") from error
+    return {name: torch.from_numpy(x) for name, x in zip(names, results, strict=True)}

@@ -1,0 +1,151 @@
+"""Record the operations that give outputs and maps of images, for any number of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from afmi.exporting.decompositions import DECOMPOSITIONS, untraced
+from afmi.gradients.modified import ReferenceRun, traced_gradient
+from afmi.network.layers import Place
+from afmi.pictures.dimensions import beside, places
+from afmi.pictures.matrices import along_each, interpolation
+
+__all__ = ["OUTPUTS", "Explained", "exported_program"]
+
+OUTPUTS = ("outputs", "map", "target", "residual", "completeness_error")
+"""What a file gives, in this order."""
+
+TRACED_BATCH = 7
+"""Images of the batch that is traced: a number that no network has of its own, so that it shows
+where it stays."""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What is computed of images (N, C, *spatial): outputs, and maps of T classes.
+
+    Attributes:
+        model: the network, which has run images of this form.
+        place: of the layer.
+        references: the runs that images are compared with.
+        pixels: of the references, (R, C, *spatial).
+        averaged: as in `afmi.methods.AFMI`.
+        classes: T classes; None: the one predicted, or given with the images.
+    """
+
+    model: nn.Module
+    place: Place
+    references: tuple[ReferenceRun, ...]
+    pixels: Tensor
+    averaged: bool
+    classes: tuple[int, ...] | None = None
+
+    def __call__(self, images: Tensor, classes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return what `OUTPUTS` names.
+
+        Args:
+            images: (N, C, *spatial).
+            classes: int64 (N,), negative where the predicted class is meant; None: everywhere.
+
+        Returns:
+            Outputs (N, K), maps (N, T, *spatial), classes (N, T), and two kinds of error (N, T):
+            the residual, as `Attribution` has it, and by how much the modified gradients miss the
+            change of the output, relative to the largest of the outputs.
+        """
+        run = traced_gradient(self.model, images, self.place, self.references)
+        outputs = run.run.logits
+        rows = self._rows(outputs, classes)
+        maps, residuals, errors = zip(*(self._class(run, row) for row in rows), strict=True)
+        coarse = torch.cat(maps, 1)
+        with untraced():
+            sizes = zip(coarse.shape[2:], images.shape[2:], strict=True)
+            matrices = [interpolation(*sides).to(images.dtype) for sides in sizes]
+        fine = along_each(matrices, coarse)
+        # As `Method.attribution` has it of an image that is a reference: what is left is rounding.
+        same = self._same_as_reference(images, fine, outputs)
+        residual = torch.stack(residuals, 1)
+        residual = torch.where(beside(same, residual), torch.nan, residual)
+        fine = torch.where(beside(same, fine), 0.0, fine)
+        return outputs, fine, torch.stack(rows, 1), residual, torch.stack(errors, 1)
+
+    def _rows(self, outputs: Tensor, classes: Tensor | None) -> list[Tensor]:
+        """Return T rows of classes (N,)."""
+        predicted = outputs.argmax(1)
+        if self.classes is not None:
+            return [torch.full_like(predicted, index) for index in self.classes]
+        return [predicted if classes is None else torch.where(classes < 0, predicted, classes)]
+
+    def _class(self, run: Any, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the coarse maps (N, 1, *sides) of a class for each image, and the errors (N,)."""
+        maps, changes, errors = [], [], []
+        for r, reference in enumerate(self.references):
+            (terms,) = run.stage_terms(classes[None], r)
+            exact, change = terms.exact[0], run.output_change(classes[None], r)[0]
+            maps.append(terms.averaged[0] if self.averaged else exact)
+            changes.append(change)
+            missed = exact.sum(places(exact, 1)) + terms.extra_tokens[0] - change
+            scale = run.run.logits.abs().amax(1).maximum(reference.logits.abs().amax(1))
+            errors.append((missed.abs() / scale.maximum(change.abs()).clamp_min(1e-30)))
+        mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
+        residual = (mean.sum(places(mean, 1)) - change) / change.abs()
+        residual = torch.where(change == 0, torch.nan, residual)
+        return mean, residual, torch.stack(errors).amax(0)
+
+    def _same_as_reference(self, images: Tensor, maps: Tensor, outputs: Tensor) -> Tensor:
+        """Tell of each image whether it equals all references within rounding, bool (N,)."""
+        eps = torch.finfo(images.dtype).eps
+        small = maps.abs().amax(places(maps, 1)) <= eps**0.5 * outputs.abs().amax(1)
+        furthest = torch.stack([(images - one).abs() for one in self.pixels]).amax(0)
+        furthest = furthest.amax(places(images, 1))
+        return small & (furthest <= 4 * eps * images.abs().amax(places(images, 1)).clamp_min(1))
+
+
+def exported_program(compute: Explained, images: Tensor, *, given: bool) -> ExportedProgram:
+    """Return a program of what is computed of any number of images.
+
+    Args:
+        compute: what to record.
+        images: one of the form that the program is to take, (1, C, *spatial).
+        given: whether the program takes the classes as well.
+    """
+    arguments = [images.expand(TRACED_BATCH, *images.shape[1:]).contiguous()]
+    if given:
+        arguments.append(torch.full((TRACED_BATCH,), -1, device=images.device))
+    graph = _graph(compute, arguments)
+    batch = Dim("batch", min=1)
+    forms = tuple({0: batch} for _ in arguments)
+    return torch.export.export(graph, tuple(arguments), dynamic_shapes=forms)
+
+
+def _graph(compute: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphModule:
+    """Record a computation, whose arguments have a first dimension of any length."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    fakes = [
+        mode.from_tensor(
+            argument,
+            symbolic_context=StatelessSymbolicContext(
+                dynamic_sizes=[DimDynamic.DUCK, *[DimDynamic.STATIC] * (argument.dim() - 1)]
+            ),
+        )
+        for argument in arguments
+    ]
+    with mode, enable_python_dispatcher():
+        graph = make_fx(compute, decomposition_table=DECOMPOSITIONS)(*fakes)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
