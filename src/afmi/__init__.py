@@ -34,6 +34,7 @@ _HOMES = {
     "explain_classes": "afmi.api",
     "explain_dataset": "afmi.datasets.run",
     "explain_many": "afmi.api",
+    "export": "afmi.exporting.export",
     "figures": "afmi.pictures.figures",
     "find_class": "afmi.network.classifier",
     "find_images": "afmi.pictures.finding",

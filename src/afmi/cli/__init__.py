@@ -1,5 +1,5 @@
 """The command line, ``afmi``: explain, explain-dataset, compare, evaluate, report, audit,
-reproduce, train, demo, models, methods, metrics, doctor.
+reproduce, train, export, demo, models, methods, metrics, doctor.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -21,6 +21,7 @@ from afmi.cli.doctor import doctor
 from afmi.cli.evaluate import evaluate
 from afmi.cli.explain import explain
 from afmi.cli.explain_dataset import explain_dataset
+from afmi.cli.export import export
 from afmi.cli.group import DEBUG, AfmiGroup
 from afmi.cli.methods import methods
 from afmi.cli.metrics import metrics
@@ -90,6 +91,7 @@ for _command in (
     audit,
     reproduce,
     train,
+    export,
     demo,
     models,
     methods,
