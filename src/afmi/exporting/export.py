@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from afmi._version import __version__
-from afmi.errors import AfmiError, ExportError, ShapeError, UsageError, first_line
+from afmi.errors import AfmiError, ExportError, UsageError, first_line
 from afmi.exporting.onnx_file import check_packages, onnx_bytes, run_onnx
 from afmi.exporting.tracing import OUTPUTS, Explained, exported_program
 from afmi.files import write_files
@@ -222,16 +222,17 @@ class _Declared(Wrapper):
 def _computation(method: AFMI, images: Tensor, indices: tuple[int, ...] | None) -> Explained:
     model = method.model
     place = resolve_layer(model, method.layer, images[:1])
-    try:
-        run = modified_gradient(model, images[:2], layer=place, reference=method.reference)
-    except ShapeError as error:
-        raise _folded() from error
+    run = modified_gradient(model, images[:2], layer=place, reference=method.reference)
     outputs = run.run.logits.shape[1]
     for index in indices or ():
         if not 0 <= index < outputs:
             raise UsageError(f"expected classes from 0 to {outputs - 1}, got {index}")
     if any(len(reference.logits) != 1 for reference in run.references):
-        raise _folded()
+        raise ExportError(
+            "the network folds the images of a batch into other dimensions behind the layer, so "
+            "that one reference does not do for all of them, and a file holds no others; choose a "
+            "layer behind that part"
+        )
     return Explained(
         model=_Declared(model, meaning_of(model, images[:1])),
         place=place,
@@ -242,14 +243,6 @@ def _computation(method: AFMI, images: Tensor, indices: tuple[int, ...] | None) 
     )
 
 
-def _folded() -> ExportError:
-    return ExportError(
-        "the network folds the images of a batch into other dimensions behind the layer, so that "
-        "one reference does not do for all of them, and a file holds no others; choose a layer "
-        "behind that part"
-    )
-
-
 @contextmanager
 def _named_failures() -> Iterator[None]:
     """Raise an `ExportError` that names why a network has no other form."""
@@ -257,8 +250,6 @@ def _named_failures() -> Iterator[None]:
         yield
     except ExportError:
         raise
-    except ShapeError as error:
-        raise _folded() from error
     except AfmiError as error:
         raise ExportError(f"the network cannot be exported: {first_line(error)}") from error
     except (GuardOnDataDependentSymNode, UnsupportedFakeTensorException) as error:
@@ -314,7 +305,9 @@ def _pt2_bytes(
     """Return the bytes of a file for ``torch.export.load``."""
     buffer = io.BytesIO()
     held = {"afmi.json": json.dumps({**metadata, "inputs": inputs, "outputs": outputs})}
-    torch.export.save(program, buffer, extra_files=held)
+    with warnings.catch_warnings():  # of weights on other devices, where tensors share memory
+        warnings.simplefilter("ignore", UserWarning)
+        torch.export.save(program, buffer, extra_files=held)
     return buffer.getvalue()
 
 
@@ -336,15 +329,14 @@ def _verified(run: Any, content: bytes, method: AFMI, images: Tensor, given: boo
         if given:
             inputs["class"] = torch.full((len(some),), -1, device=some.device)
         results = run(content, inputs)
+        predicted = results["outputs"].argmax(1)
+        if given and not torch.equal(results["target"][:, 0], predicted):
+            raise ExportError("the file does not explain the class that it predicts")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BlankMapWarning)
             ours = [method.attribution(some, row.to(some.device)) for row in results["target"].T]
         for t, attribution in enumerate(ours):
             worst = max(worst, _difference(attribution, results, t, some))
-        if given and not torch.equal(
-            results["target"][:, 0].cpu(), results["outputs"].argmax(1).cpu()
-        ):
-            raise ExportError("the file does not explain the class that it predicts; report this")
     return worst
 
 

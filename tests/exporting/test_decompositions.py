@@ -1,0 +1,91 @@
+"""What stands for PyTorch's backward passes in a file gives their numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from afmi.errors import OperationError
+from afmi.exporting.decompositions import DECOMPOSITIONS
+
+
+class Decomposed(TorchDispatchMode):
+    """Runs what stands for an operation in its place, and notes its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in DECOMPOSITIONS:
+            self.met.add(str(func))
+            return DECOMPOSITIONS[func](*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+NORM = torch.nn.BatchNorm2d(4).double().eval()
+with torch.no_grad():
+    for tensor in (NORM.running_mean, NORM.running_var, NORM.weight, NORM.bias):
+        tensor.uniform_(0.5, 2)
+WEIGHT = torch.linspace(-1, 1, 4 * 2 * 9, dtype=torch.float64).reshape(4, 2, 3, 3)
+
+CASES = {
+    "mean pooling": lambda x: F.avg_pool2d(x, 3, 2, 1),
+    "mean pooling of what is there": lambda x: F.avg_pool2d(
+        x, 3, 2, 1, ceil_mode=True, count_include_pad=False
+    ),
+    "mean pooling, unequal sides": lambda x: F.avg_pool2d(x, (2, 3), (2, 1)),
+    "mean pooling of volumes": lambda x: F.avg_pool3d(x[:, :, None].expand(-1, -1, 4, -1, -1), 2),
+    "adaptive mean": lambda x: F.adaptive_avg_pool2d(x, (3, 4)),
+    "adaptive mean of volumes": lambda x: F.adaptive_avg_pool3d(x.unflatten(1, (2, 2)), (1, 2, 3)),
+    "interpolation": lambda x: F.interpolate(x, (11, 13), mode="bilinear", align_corners=False),
+    "interpolation by corners": lambda x: F.interpolate(
+        x, (11, 13), mode="bilinear", align_corners=True
+    ),
+    "interpolation of signals": lambda x: F.interpolate(x[..., 0], 11, mode="linear"),
+    "nearest": lambda x: F.interpolate(x, (14, 15), mode="nearest"),
+    "convolution": lambda x: F.conv2d(x, WEIGHT, None, 2, 1, 1, groups=2),
+    "dilated convolution": lambda x: F.conv2d(x, WEIGHT, None, 1, 2, 2, groups=2),
+    "transposed convolution": lambda x: F.conv_transpose2d(x, WEIGHT, None, 2, 1, 1, groups=2),
+    "batch norm": NORM,
+    "slice": lambda x: x[:, 1:3, 2:],
+    "place": lambda x: x[:, -1, 2],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_numbers_are_pytorchs(name: str) -> None:
+    def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = CASES[name](x)
+        cotangent = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+        return y, torch.autograd.grad(y, x, cotangent)[0]
+
+    x = torch.rand(2, 4, 7, 8, dtype=torch.float64, requires_grad=True)
+    with Decomposed() as mode:
+        results = gradient(x)
+    assert mode.met
+    torch.testing.assert_close(results, gradient(x))
+
+
+def test_every_entry_is_met() -> None:
+    met: set[str] = set()
+    for operation in (
+        *CASES.values(),
+        lambda x: F.interpolate(x[:, :, None], (3, 9, 9), mode="trilinear"),
+        lambda x: F.interpolate(x[:, :, None], (3, 14, 16), mode="nearest"),
+        lambda x: F.interpolate(x[..., 0], 14, mode="nearest"),
+    ):
+        x = torch.rand(1, 4, 7, 8, dtype=torch.float64, requires_grad=True)
+        with Decomposed() as mode:
+            operation(x).sum().backward()
+        met |= mode.met
+    assert met == {str(operation) for operation in DECOMPOSITIONS}
+
+
+def test_a_divisor_of_ones_own_is_refused() -> None:
+    x = torch.rand(1, 4, 8, 8, requires_grad=True)
+    with pytest.raises(OperationError, match="divisor_override"), Decomposed():
+        F.avg_pool2d(x, 2, divisor_override=3).sum().backward()
