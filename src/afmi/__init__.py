@@ -34,7 +34,7 @@ _HOMES = {
     "explain_classes": "afmi.api",
     "explain_dataset": "afmi.datasets.run",
     "explain_many": "afmi.api",
-    "export": "afmi.exporting.export",
+    "export": "afmi.exporting.writing",
     "figures": "afmi.pictures.figures",
     "find_class": "afmi.network.classifier",
     "find_images": "afmi.pictures.finding",

@@ -24,7 +24,7 @@ from afmi.evaluation.prototypes import fmi_prototypes as fmi_prototypes
 from afmi.evaluation.run import evaluate as evaluate
 from afmi.explanation import Explanation as Explanation
 from afmi.explanation import Gallery as Gallery
-from afmi.exporting import export as export
+from afmi.exporting.writing import export as export
 from afmi.methods.feature_maps.afmi import AFMI as AFMI
 from afmi.models.load import load_model as load_model
 from afmi.network.classifier import Classifier as Classifier

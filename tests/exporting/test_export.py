@@ -18,10 +18,11 @@ import afmi
 from afmi.errors import AfmiError, ExportError, UsageError
 from afmi.exporting import Exported, export
 from afmi.exporting import export as exporting
-from afmi.exporting.export import _verified
+from afmi.exporting.writing import _computation, _verified
 from afmi.methods import AFMI
 from afmi.network.classifier import Classifier
 from afmi.network.fingerprint import fingerprint_of
+from afmi.pictures.references import reference_of
 
 onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
 runtime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
@@ -115,26 +116,40 @@ def test_no_path_of_this_machine_goes_along(exported: Exported) -> None:
 
 
 def test_pt2_of_several_classes(tmp_path: Path) -> None:
-    """The second format, with the maps of several classes against two references."""
+    """The second format, with a map of each class."""
     torch.manual_seed(0)
-    head = [nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(16, 5)]
+    head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)]
     network = nn.Sequential(nn.Conv2d(3, 4, 3), *head)
     model = Classifier(network, labels=LABELS, crop=10, name="tiny")
-    references = ["black", "white"]
-    file = export(
-        model, tmp_path / "t.pt2", classes=["cat", 0], reference=references, averaged=False
-    )
+    file = export(model, tmp_path / "t.pt2", classes=["cat", 0], reference="white", averaged=False)
     assert file.inputs == ("images",)
     images = _images(4)[..., :10, :10]
     extra = {"afmi.json": ""}
     program = torch.export.load(io.BytesIO(file.path.read_bytes()), extra_files=extra)
     results = dict(zip(file.outputs, program.module()(images), strict=True))
-    method = AFMI(model, reference=references, averaged=False)  # type: ignore[arg-type]
+    method = AFMI(model, reference="white", averaged=False)  # type: ignore[arg-type]
     ours = torch.cat(list(method.attribute_classes(images, [2, 0])), 1)
     torch.testing.assert_close(results["map"], ours, rtol=0, atol=1e-5 * float(ours.abs().max()))
     assert results["target"].tolist() == [[2, 0]] * 4
     assert float(results["residual"].abs().max()) < 1e-3
     assert json.loads(extra["afmi.json"])["model"] == "tiny"
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_what_is_recorded_is_what_the_method_gives(averaged: bool) -> None:
+    """Several classes against several references, without being recorded."""
+    model = _classifier().double().eval()
+    images = _images(3).double()
+    references = reference_of(["black", "white"])
+    method = AFMI(model, reference=references, averaged=averaged)
+    compute = _computation(method, images, (3, 1))
+    outputs, maps, target, residual, error = compute(images)
+    for t, ours in enumerate(method.attributions(images, [3, 1])):
+        torch.testing.assert_close(maps[:, t], ours.maps[:, 0])
+        torch.testing.assert_close(residual[:, t], ours.residual)
+        torch.testing.assert_close(outputs, ours.logits)
+    assert target.tolist() == [[3, 1]] * 3
+    assert float(error.max()) < 1e-12
 
 
 def _other(results: dict[str, Tensor], name: str, change: Callable[[Tensor], Tensor]) -> Any:
@@ -171,7 +186,7 @@ def test_nothing_is_written_where_the_check_fails(
     def fail(*_: object) -> float:
         raise ExportError("no")
 
-    module = __import__("sys").modules["afmi.exporting.export"]
+    module = __import__("sys").modules["afmi.exporting.writing"]
     monkeypatch.setattr(module, "_verified", fail)
     monkeypatch.setattr(module, "exported_program", lambda *_, **__: None)
     monkeypatch.setattr(module, "_pt2_bytes", lambda *_: b"")
@@ -225,7 +240,6 @@ def test_networks_that_have_no_such_form_are_refused(
         ("net.pt2", {"classes": []}, UsageError, "or several, got none"),
         ("net.pt2", {"classes": [7]}, UsageError, "from 0 to 4"),
         ("net.pt2", {"classes": "cow"}, AfmiError, "no class is called"),
-        ("net.pt2", {"half": True}, UsageError, r"model.half\(\)"),
     ],
 )
 def test_arguments_that_cannot_be_used(

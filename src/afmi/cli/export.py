@@ -92,7 +92,6 @@ def export(
             reference=reference,
             averaged=not exact,
             size=size,
-            half=half,
         )
     if json_wanted:
         echo_json({**dataclasses.asdict(exported), "path": str(exported.path)})

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from afmi.exporting.export import Exported, export
+from afmi.exporting.writing import Exported, export
 
 __all__ = ["Exported", "export"]

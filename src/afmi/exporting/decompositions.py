@@ -1,7 +1,7 @@
 """Backward passes that runtimes lack, by operations that every runtime has.
 
-Pooling with means and interpolation act along each side of the maps alone, so a matrix for each side
-is all that there is to them, and its transpose to their backward passes.
+Pooling with means and interpolation act along each side of the maps by itself, so a matrix for
+each side is all that there is to them, and its transpose to their backward passes.
 """
 
 from __future__ import annotations
@@ -165,7 +165,12 @@ def _convolution_backward(
         left = [
             side - ((out - 1) * step - 2 * pad + gap * (kernel - 1) + 1)
             for side, out, kernel, step, pad, gap in zip(
-                x.shape[2:], gradient.shape[2:], weight.shape[2:], stride, padding, dilation,
+                x.shape[2:],
+                gradient.shape[2:],
+                weight.shape[2:],
+                stride,
+                padding,
+                dilation,
                 strict=True,
             )
         ]
@@ -187,7 +192,7 @@ def _batch_norm_backward(
     eps: float,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor, None, None]:
-    assert not train and running_var is not None  # else `rules.linear.batch_norm` has raised
+    assert running_var is not None  # in training the rule for batch norms has raised
     scale = (running_var + eps).rsqrt()
     scale = scale if weight is None else scale * weight
     return gradient * scale.view(1, -1, *[1] * (x.dim() - 2)), None, None

@@ -82,7 +82,7 @@ def onnx_bytes(
     if size >= _MOST_BYTES:
         raise ExportError(
             f"the file would have {size / 1e9:.1f} GB, and one file of ONNX's holds less than "
-            "2.1 GB; export in 16 bits (half=True), or a smaller network"
+            "2.1 GB; export the network in 16 bits, model.half(), or a smaller network"
         )
     return proto.SerializeToString()
 
@@ -121,7 +121,7 @@ def _untranslated(error: Exception) -> ExportError:
     if found is None:
         return ExportError(f"the network cannot be written as ONNX: {first_line(error)}")
     return ExportError(
-        f"the operation {found[1]!r}, in the network's run or on the way back, has no form in ONNX; "
+        f"the operation {found[1]!r}, of the network or of its backward pass, has no form in ONNX; "
         "write that part otherwise, or choose a layer behind it"
     )
 

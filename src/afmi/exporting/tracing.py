@@ -100,7 +100,7 @@ class Explained:
             changes.append(change)
             missed = exact.sum(places(exact, 1)) + terms.extra_tokens[0] - change
             scale = run.run.logits.abs().amax(1).maximum(reference.logits.abs().amax(1))
-            errors.append((missed.abs() / scale.maximum(change.abs()).clamp_min(1e-30)))
+            errors.append(missed.abs() / scale.maximum(change.abs()).clamp_min(1e-30))
         mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
         residual = (mean.sum(places(mean, 1)) - change) / change.abs()
         residual = torch.where(change == 0, torch.nan, residual)

@@ -15,7 +15,9 @@ __all__ = ["Windows", "adaptive_windows", "each_side"]
 Sides = tuple[int, ...]
 
 
-def each_side(value: int | Sequence[int | None], dimensions: int, like: Sequence[int] = ()) -> Sides:
+def each_side(
+    value: int | Sequence[int | None], dimensions: int, like: Sequence[int] = ()
+) -> Sides:
     """Return one number for each side, where one may stand for all.
 
     Args:

@@ -29,7 +29,6 @@ from afmi.methods.base import BlankMapWarning
 from afmi.methods.feature_maps.afmi import AFMI
 from afmi.network.classifier import (
     classifier_of,
-    device_of,
     find_class,
     input_channels,
     labels_of,
@@ -90,7 +89,6 @@ def export(
     reference: ReferenceLike = "black",
     averaged: bool = True,
     size: int | Sequence[int] | None = None,
-    half: bool = False,
 ) -> Exported:
     """Write one file that takes images and gives the network's outputs and A-FMI's map.
 
@@ -100,7 +98,8 @@ def export(
     are compared with ours before it gets its name.
 
     Args:
-        model: a `Classifier`, whose images are in [0, 1], or any ``nn.Module``; not changed.
+        model: a `Classifier`, whose images are in [0, 1], or any ``nn.Module``; not changed. The
+            file computes in the precision of its weights: ``model.half()`` for 16 bits.
         out: the file, ``.onnx`` or ``.pt2``.
         classes: ``"given"``: the file takes the class of each image as well, and explains the
             predicted one where that is negative. ``"predicted"``: it explains that always. Or a
@@ -109,7 +108,6 @@ def export(
         reference: as there; one that is the same for every image.
         averaged: as there.
         size: sides of the images in pixels, one for all or one each. None: the `Classifier`'s crop.
-        half: whether the file computes in 16 bits, float16.
 
     Raises:
         ExportError: the network has no such form, for the reason that it gives, or the file's maps
@@ -134,7 +132,7 @@ def export(
             f"a file compares all images with the same reference, and {chosen} is another for each "
             "image; choose black, white, mean, random or a picture"
         )
-    images = _images(model, size, half)
+    images = _images(model, size)
     method = AFMI(model, layer=layer, reference=chosen, averaged=averaged)
     indices = _indices(model, classes)
     with torch.no_grad(), evaluation_mode(model):
@@ -162,7 +160,7 @@ def _path(out: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _images(model: nn.Module, size: int | Sequence[int] | None, half: bool) -> Tensor:
+def _images(model: nn.Module, size: int | Sequence[int] | None) -> Tensor:
     """Return three images to try files with: one of noise, and two of soft spots."""
     classifier = classifier_of(model)
     if size is None:
@@ -172,22 +170,19 @@ def _images(model: nn.Module, size: int | Sequence[int] | None, half: bool) -> T
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if not all(isinstance(side, int) and side > 0 for side in sides):
         raise UsageError(f"expected a size of sides from 1 pixel, got size={size!r}")
-    weights = next(model.parameters(), torch.empty(0, dtype=torch.float32))
-    dtype = torch.float16 if half else weights.dtype
-    if weights.is_floating_point() and weights.numel() and weights.dtype != dtype:
-        raise UsageError(
-            f"a file in 16 bits is made of a network in 16 bits, and this one is in {weights.dtype};"
-            " pass model.half()"
-        )
+    weights = (p for p in model.parameters() if p.is_floating_point())
+    like = next(weights, torch.empty(0, dtype=torch.float32, device="cpu"))
     channels = input_channels(model)
     generator = generator_of(0)
     shape = (1, channels, *sides)
     noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
     cells = tuple(min(side, 5) for side in sides)
-    spots = torch.rand((2, channels, *cells), generator=generator, dtype=torch.float32, device="cpu")
+    spots = torch.rand(
+        (2, channels, *cells), generator=generator, dtype=torch.float32, device="cpu"
+    )
     mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(sides)]
     soft = F.interpolate(spots, size=sides, mode=mode, align_corners=False)
-    return torch.cat([noise, soft]).to(device_of(model), dtype)
+    return torch.cat([noise, soft]).to(like)
 
 
 def _indices(model: nn.Module, classes: ClassesLike) -> tuple[int, ...] | None:
@@ -286,7 +281,7 @@ def _metadata(
         "reference": str(method.reference),
         "averaged": method.averaged,
         "classes": classes if compute.classes is None else list(compute.classes),
-        "output": compute.model.declaration.meaning,
+        "output": declaration_of(compute.model).meaning,
         "image_size": list(images.shape[1:]),
         "preprocessing": preparation_of(model),
         "labels": list(labels_of(model)),

@@ -1,0 +1,110 @@
+"""What the map costs in an exported file: time and size against the plain network's own file.
+
+    python -m benchmarks.exports [--networks photos,imagenet,…] [--batches 1,8] [--rounds 15]
+
+Both files are run in ONNX Runtime on one thread, in turns; times are medians, in milliseconds, and
+the ratio is the median of the turns' own. Networks of torchvision's have random weights, which take
+the same time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import afmi
+from afmi.exporting.onnx_file import onnx_bytes
+from afmi.network.classifier import Classifier
+
+NETWORKS = "photos,imagenet,squeezenet1_1,resnet18,resnet50,vgg11"
+OWN = ("photos", "imagenet")
+
+
+def _plain(model: Classifier, images: Tensor) -> bytes:
+    """Return the file of the network alone, made as the one with the map is."""
+    batch = images.expand(2, *images.shape[1:]).contiguous()
+
+    class Outputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Any:
+            return self.model(x)
+
+    with torch.no_grad():
+        program = torch.export.export(
+            Outputs().eval(), (batch,), dynamic_shapes=({0: Dim("batch", min=1)},)
+        )
+    return onnx_bytes(program, ["images"], ["outputs"], {})
+
+
+def _session(content: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _milliseconds(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> float:
+    start = time.perf_counter()
+    session.run(None, inputs)
+    return 1000 * (time.perf_counter() - start)
+
+
+def _measured(name: str, batches: list[int], rounds: int) -> Iterator[str]:
+    torch.manual_seed(0)
+    weights = "default" if name in OWN else None
+    model = afmi.load_model(name, weights=weights, output="logits", device="cpu").eval()
+    side = model.crop
+    assert isinstance(side, int)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file = afmi.export(model, Path(folder) / "net.onnx", classes="predicted")
+        explained = file.path.read_bytes()
+    plain = _plain(model, torch.rand(1, 3, side, side))
+    sessions = _session(plain), _session(explained)
+    for batch in batches:
+        inputs = {"images": torch.rand(batch, 3, side, side).numpy()}
+        times: tuple[list[float], list[float]] = ([], [])
+        for turn in range(rounds + 2):
+            for session, taken in zip(sessions, times, strict=True):
+                milliseconds = _milliseconds(session, inputs)
+                if turn >= 2:  # the first warm up
+                    taken.append(milliseconds)
+        alone, both = map(statistics.median, times)
+        ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+        yield (
+            f"| {name} | {batch} | {file.difference:.0e} | {alone:.1f} | {both:.1f} | {ratio:.2f} "
+            f"| {len(explained) / len(plain):.3f} |"
+        )
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", default=NETWORKS, help="names, joined by commas")
+    parser.add_argument("--batches", default="1,8", help="images at a time, joined by commas")
+    parser.add_argument("--rounds", type=int, default=15, help="runs of each file")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| network | batch | map against ours | plain, ms | with map, ms | × | size × |")
+    print("|---|---|---|---|---|---|---|")
+    for name in given.networks.split(","):
+        for line in _measured(name, [int(n) for n in given.batches.split(",")], given.rounds):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
