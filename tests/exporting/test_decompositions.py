@@ -49,6 +49,8 @@ CASES = {
     "nearest": lambda x: F.interpolate(x, (14, 15), mode="nearest"),
     "convolution": lambda x: F.conv2d(x, WEIGHT, None, 2, 1, 1, groups=2),
     "dilated convolution": lambda x: F.conv2d(x, WEIGHT, None, 1, 2, 2, groups=2),
+    "narrow convolution": lambda x: F.conv2d(x, WEIGHT[..., :1], None, 1, 0, 1, groups=2),
+    "wide margin": lambda x: F.conv2d(x, WEIGHT, None, 1, 4, 1, groups=2),
     "transposed convolution": lambda x: F.conv_transpose2d(x, WEIGHT, None, 2, 1, 1, groups=2),
     "batch norm": NORM,
     "slice": lambda x: x[:, 1:3, 2:],

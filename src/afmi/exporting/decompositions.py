@@ -160,17 +160,28 @@ def _convolution_backward(
         )
     if not output_mask[0]:
         return None, None, None
+    reach = [gap * (kernel - 1) for kernel, gap in zip(weight.shape[2:], dilation, strict=True)]
+    around = [wide - pad for wide, pad in zip(reach, padding, strict=True)]
+    if not transposed and set(stride) == {1} and min(around) >= 0:
+        # As an ordinary convolution, which runtimes are several times as fast at.
+        back = _turned(weight, groups)
+        return (
+            aten.convolution.default(
+                gradient, back, None, stride, around, dilation, False, [0] * len(stride), groups
+            ),
+            None,
+            None,
+        )
     left = [0] * len(stride)
     if not transposed:
         left = [
-            side - ((out - 1) * step - 2 * pad + gap * (kernel - 1) + 1)
-            for side, out, kernel, step, pad, gap in zip(
+            side - ((out - 1) * step - 2 * pad + wide + 1)
+            for side, out, step, pad, wide in zip(
                 x.shape[2:],
                 gradient.shape[2:],
-                weight.shape[2:],
                 stride,
                 padding,
-                dilation,
+                reach,
                 strict=True,
             )
         ]
@@ -178,6 +189,14 @@ def _convolution_backward(
         gradient, weight, None, stride, padding, dilation, not transposed, left, groups
     )
     return back, None, None
+
+
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """Return weights (O, I/g, *kernel) as a convolution back from O to I channels has them."""
+    of_groups = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
+    back = of_groups.reshape(-1, *of_groups.shape[2:])
+    sides = [dim for dim in range(2, back.dim()) if back.shape[dim] > 1]
+    return back.flip(sides) if sides else back
 
 
 def _batch_norm_backward(

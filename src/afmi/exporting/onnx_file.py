@@ -25,8 +25,9 @@ OPSET = 20
 _MOST_BYTES = 2**31
 """What one file of ONNX's can hold."""
 
-_FOLDED = 2**24
-"""Numbers that a constant may have and be computed when the file is written."""
+_FOLDED = 2**16
+"""Numbers that a constant may have and be computed when the file is written. What is made of the
+weights is left to the runtime, which does it once: so the file has them once."""
 
 
 def check_packages() -> None:
@@ -96,18 +97,11 @@ def _tidied(model: Any) -> None:
     optimizer = importlib.import_module("onnxscript.optimizer")
     passes = importlib.import_module("onnx_ir.passes.common")
     passes.InlinePass()(model)
-    optimizer.fold_constants(
-        model, input_size_limit=_FOLDED, output_size_limit=_FOLDED, should_fold=_is_small_enough
-    )
+    optimizer.fold_constants(model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)  # else the paths of source files go along
-
-
-def _is_small_enough(node: Any) -> bool | None:
-    """Leave the transposed weights of linear layers to the runtime: the file has them once."""
-    return False if node.op_type in ("Transpose", "Expand", "Tile") else None
 
 
 def _untranslated(error: Exception) -> ExportError:

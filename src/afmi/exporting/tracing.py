@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -104,13 +105,13 @@ class Explained:
         mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
         residual = (mean.sum(places(mean, 1)) - change) / change.abs()
         residual = torch.where(change == 0, torch.nan, residual)
-        return mean, residual, torch.stack(errors).amax(0)
+        return mean, residual, reduce(torch.maximum, errors)
 
     def _same_as_reference(self, images: Tensor, maps: Tensor, outputs: Tensor) -> Tensor:
         """Tell of each image whether it equals all references within rounding, bool (N,)."""
         eps = torch.finfo(images.dtype).eps
         small = maps.abs().amax(places(maps, 1)) <= eps**0.5 * outputs.abs().amax(1)
-        furthest = torch.stack([(images - one).abs() for one in self.pixels]).amax(0)
+        furthest = reduce(torch.maximum, [(images - one).abs() for one in self.pixels])
         furthest = furthest.amax(places(images, 1))
         return small & (furthest <= 4 * eps * images.abs().amax(places(images, 1)).clamp_min(1))
 
