@@ -48,7 +48,9 @@ def _matrices(
     """Return what an operation is along each side, (outputs, inputs)."""
     with untraced():
         return [
-            along_side(torch.eye(size, dtype=torch.float64)[None], side)[0].T.to(like.dtype)
+            along_side(torch.eye(size, dtype=torch.float64, device="cpu")[None], side)[0].T.to(
+                like.device, like.dtype
+            )
             for side, size in enumerate(sizes)
         ]
 

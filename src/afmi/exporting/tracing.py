@@ -75,7 +75,7 @@ class Explained:
         coarse = torch.cat(maps, 1)
         with untraced():
             sizes = zip(coarse.shape[2:], images.shape[2:], strict=True)
-            matrices = [interpolation(*sides).to(images.dtype) for sides in sizes]
+            matrices = [interpolation(*sides).to(images.device, images.dtype) for sides in sizes]
         fine = along_each(matrices, coarse)
         # As `Method.attribution` has it of an image that is a reference: what is left is rounding.
         same = self._same_as_reference(images, fine, outputs)
@@ -126,7 +126,7 @@ def exported_program(compute: Explained, images: Tensor, *, given: bool) -> Expo
     """
     arguments = [images.expand(TRACED_BATCH, *images.shape[1:]).contiguous()]
     if given:
-        arguments.append(torch.full((TRACED_BATCH,), -1, device=images.device))
+        arguments.append(torch.full((TRACED_BATCH,), -1, dtype=torch.int64, device=images.device))
     graph = _graph(compute, arguments)
     batch = Dim("batch", min=1)
     forms = tuple({0: batch} for _ in arguments)

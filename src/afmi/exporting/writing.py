@@ -322,7 +322,7 @@ def _verified(run: Any, content: bytes, method: AFMI, images: Tensor, given: boo
     for some in (images[:1], images):
         inputs = {"images": some}
         if given:
-            inputs["class"] = torch.full((len(some),), -1, device=some.device)
+            inputs["class"] = torch.full((len(some),), -1, dtype=torch.int64, device=some.device)
         results = run(content, inputs)
         predicted = results["outputs"].argmax(1)
         if given and not torch.equal(results["target"][:, 0], predicted):
@@ -336,9 +336,9 @@ def _verified(run: Any, content: bytes, method: AFMI, images: Tensor, given: boo
 
 
 def _difference(attribution: Any, results: Mapping[str, Tensor], t: int, images: Tensor) -> float:
-    maps, logits = (x.double().cpu() for x in (attribution.maps[:, 0], attribution.logits))
-    theirs = results["map"][:, t].double().cpu()
-    outputs = results["outputs"].double().cpu()
+    maps, logits = (x.cpu().double() for x in (attribution.maps[:, 0], attribution.logits))
+    theirs = results["map"][:, t].cpu().double()
+    outputs = results["outputs"].cpu().double()
     allowed = _TOLERANCE
     if images.dtype == torch.float16:
         allowed = 10 * torch.finfo(torch.float16).eps
