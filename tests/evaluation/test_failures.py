@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,29 @@ def test_images_that_are_damaged_or_were_missing_are_to_blame(tmp_path: Path) ->
         read_image(images, 1, witness)
 
 
+def test_a_file_of_another_size_is_not_used(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    images = open_images(tmp_path, network(), labelled=False)
+    Image.new("RGB", (99, 99)).save(tmp_path / "a.png")
+    with pytest.raises(SourceError, match=r"a\.png' has \d+ bytes on .*, but had \d+ bytes when"):
+        read_image(images, 0, None)
+
+
+def test_files_of_a_stream_that_are_lost_end_it(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+
+    def paths() -> Any:
+        for n in range(4):
+            Image.new("RGB", (16, 16), (n, n, n)).save(photos / f"{n}.png")
+            if n == 2:
+                photos.rename(tmp_path / "gone")
+            yield str(photos / f"{n}.png") if n != 1 else "missing.png"
+
+    with pytest.raises(SourceError, match=r"2\.png' does not exist.* any more the last one"):
+        explain_dataset(network(), paths(), tmp_path / "out", batch_size=1, images_per_piece=1)
+
+
 def test_a_data_set_is_known_by_its_pixels_unless_they_are_drawn_anew() -> None:
     data = Items(ValueError("cut off"), torch.zeros(3, 16, 16))
     images = open_images(data, network())
@@ -300,8 +324,13 @@ def test_a_data_set_is_known_by_its_pixels_unless_they_are_drawn_anew() -> None:
     witness.check(images)
     assert isinstance(read_image(images, 0, witness), ImageError)
     data.items = (data.items[0], torch.ones(3, 16, 16))
-    with pytest.raises(SourceError, match="reads another image as item/1 of Items"):
-        witness.check(images)
+    witness.check(images)  # here the data set may have drawn it anew
+    elsewhere = replace(witness, process="another")
+    with pytest.warns(UserWarning, match="reads other pixels as item/1 of Items"):
+        elsewhere.check(images)
+    data.items = (data.items[0], torch.ones(3, 16, 17))
+    with pytest.raises(SourceError, match=r"another image as item/1 of Items \(\(3, 16, 17\)"):
+        elsewhere.check(images)
     data.lost = True
     with pytest.raises(SourceError, match=r"cannot read item/1 of Items .*Stale file handle"):
         read_image(images, 0, witness)

@@ -18,9 +18,9 @@ from afmi.data.classes import Classes
 from afmi.data.fields import Fields
 from afmi.data.folders import open_folder, open_imagenet, open_list
 from afmi.data.items import open_items, open_mnist
-from afmi.data.listing import Items, Listing, Source, listed
+from afmi.data.listing import Files, Items, Listing, Source, changed, listed
 from afmi.data.preparing import prepared, prepared_or_named
-from afmi.data.remote import open_remote
+from afmi.data.remote import RemoteFiles, open_remote
 from afmi.data.tars import is_tar, local_tars, open_tars
 from afmi.data.unlabelled import UNLABELLED, open_unlabelled
 from afmi.errors import AfmiError, ImageError, ModelError, SourceError, TargetError, UsageError
@@ -107,12 +107,32 @@ class LabelledImages:
 
         Raises:
             ImageError: it cannot be read; the message names the file.
+            SourceError: its file is not as large as when it was listed, or cannot be reached.
         """
-        key = self.keys[index]
-        picture = self.source.picture(key)
+        key, source = self.keys[index], self.source
+        if isinstance(source, Files):
+            self.check_size(index, source.size(key))
+        picture = source.picture(key)
+        if isinstance(source, RemoteFiles):
+            self.check_size(index, len(picture))
         if self.labels[index] == NO_CLASS:
-            raise ImageError(f"{self.source.where(key)} could not be read for its label before")
-        return prepared_or_named(self.model, picture, self.source.where(key))
+            raise ImageError(f"{source.where(key)} could not be read for its label before")
+        return prepared_or_named(self.model, picture, source.where(key))
+
+    def check_size(self, index: int, size: int) -> None:
+        """See that a picture's file is as large as when it was listed.
+
+        Args:
+            index: which picture, from 0.
+            size: the bytes that it has; -1: it is missing.
+
+        Raises:
+            SourceError: it is not, so that it is another file, or lost.
+        """
+        then = self.sizes[index]
+        unknown = then == 0 and isinstance(self.source, RemoteFiles)
+        if size != then and not (unknown and size >= 0):
+            raise changed(self.source.where(self.keys[index]), then, size)
 
     def limited(self, count: int) -> LabelledImages:
         """Return some of the pictures, spread over the classes as evenly as possible.

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from afmi.data.fields import Fields, label_of
-from afmi.errors import AfmiError, ImageError, one_line
+from afmi.errors import AfmiError, ImageError, SourceError, one_line
 from afmi.files import file_size
 
-__all__ = ["Files", "Items", "Listing", "Source", "listed"]
+__all__ = ["ADVICE", "Files", "Items", "Listing", "Source", "changed", "listed"]
+
+ADVICE = (
+    "see that each machine reads the same files under the same path, or give a URL; what was "
+    "finished is kept: the same command resumes"
+)
+"""What to do where data are not those that were listed."""
 
 _MOST_LISTED = 5
 """Parts that an error names."""
@@ -114,3 +121,18 @@ def listed(parts: Iterable[str]) -> str:
     parts = list(parts)
     more = f" and {len(parts) - _MOST_LISTED} more" if len(parts) > _MOST_LISTED else ""
     return ", ".join(parts[:_MOST_LISTED]) + more
+
+
+def changed(where: str, then: int, now: int) -> SourceError:
+    """Return the error that a file is not the one that was listed.
+
+    Args:
+        where: what the file is called.
+        then: its bytes when it was listed; -1: it was missing.
+        now: its bytes; -1: it is missing.
+    """
+    here = "is missing" if now < 0 else f"has {now} bytes"
+    before = "was missing" if then < 0 else f"had {then} bytes"
+    return SourceError(
+        f"{where} {here} on {platform.node()}, but {before} when the data were listed; {ADVICE}"
+    )

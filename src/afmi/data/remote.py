@@ -53,7 +53,7 @@ class RemoteFiles:
             ImageError: the file is missing or too large.
             SourceError: the store cannot be reached.
         """
-        path = f"{self.root.rstrip('/')}/{key}" if self.root else key
+        path = self._path(key)
         content = _reached(lambda: self._content(path), self.where(key))
         if len(content) > images.MAX_BYTES:
             raise ImageError(
@@ -61,6 +61,31 @@ class RemoteFiles:
                 "many: scale it down"
             )
         return content
+
+    def size(self, key: str) -> int:
+        """Return the bytes that a file has now; -1: there is none; 0: the store does not say.
+
+        Raises:
+            SourceError: the store cannot be reached, or does not answer.
+        """
+        path = self._path(key)
+        self.files.invalidate_cache()  # of what it had when it was listed
+        try:
+            return _reached(lambda: self._size(path), self.where(key))
+        except ImageError as error:
+            raise SourceError(
+                f"the store does not say whether it has a picture ({one_line(error)}); what was "
+                "finished is kept: the same command resumes"
+            ) from error
+
+    def _path(self, key: str) -> str:
+        return f"{self.root.rstrip('/')}/{key}" if self.root else key
+
+    def _size(self, path: str) -> int:
+        try:
+            return int(self.files.info(path).get("size") or 0)
+        except FileNotFoundError:
+            return -1
 
     def _content(self, path: str) -> bytes:
         with self.files.open(path, "rb") as file:

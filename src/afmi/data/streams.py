@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +34,9 @@ from afmi.data.remote import RemoteTars, open_remote
 from afmi.data.tars import Sample
 from afmi.data.unlabelled import UNLABELLED, picture_of
 from afmi.errors import AfmiError, ImageError, SourceError, TargetError, UsageError, one_line
-from afmi.network.classifier import classify, labels_of
+from afmi.network.classifier import classifier_of, classify, input_channels, labels_of
+from afmi.network.memory import check_memory
+from afmi.pictures.images import read_by, read_content
 from afmi.stores import is_remote
 
 __all__ = ["ImageStream", "Window", "open_data", "picture_digest"]
@@ -122,7 +126,8 @@ class ImageStream:
 
     A key ends in a digest of the picture, so data that come in another order, or hold other
     pictures, have other keys. It holds one window of prepared pictures at a time; without labels
-    they are as they came, and are prepared when they are read.
+    they are as they came, and are prepared when they are read. A path is read at once, so that the
+    digest is the file's, and workers need none.
 
     Args:
         name: what was opened, for reports.
@@ -140,6 +145,8 @@ class ImageStream:
     Raises:
         ImageError: there are no items, or no picture of the first window can be read.
         TargetError: no label of the first window is a class of the model.
+        SourceError: files that paths name are lost.
+        MemoryError: memory ran out.
         UsageError: the first item is no picture with a label.
         ShapeError: the first picture is no fit for the model.
     """
@@ -162,6 +169,7 @@ class ImageStream:
         self._fields = fields
         self._window = window
         self._keys: set[str] = set()
+        self._last_path: Path | None = None
         names = feature_names(data, _label_column(data, fields)) if labelled else ()
         self._items = itertools.starmap(
             self._item, enumerate(itertools.islice(_raw(data, name), limit))
@@ -210,7 +218,9 @@ class ImageStream:
         """Yield the data a window at a time; they are read on meanwhile, so this works once.
 
         Raises:
-            SourceError: the data end in an error, so that these are not all.
+            SourceError: the data end in an error, so that these are not all, or files that paths
+                name are lost.
+            MemoryError: memory ran out.
         """
         window = Window(0, self._first, last=False)
         self._first = window.part(0, 0)  # its pictures are let go with the window
@@ -232,7 +242,7 @@ class ImageStream:
         if not self._labelled:
             return self._unlabelled(position, key, parts, where)
         label = _result(lambda: self._fields.label_value(_unless_failed(parts), where))
-        raw = _result(lambda: self._fields.picture(_unless_failed(parts), where))
+        raw = _result(lambda: self._content(self._fields.picture(_unless_failed(parts), where)))
         picture = raw if _failed(raw) else _result(lambda: prepared(self._model, raw))
         if position == 0:
             _check_first(label, picture)
@@ -243,12 +253,52 @@ class ImageStream:
         return _Item(f"{key}@{picture_digest(raw)}", where, picture, label)
 
     def _unlabelled(self, position: int, key: str, parts: Any, where: str) -> _Item:
-        picture = _result(lambda: _held(picture_of(_unless_failed(parts), self._fields, where)))
+        picture = _result(
+            lambda: _held(self._content(picture_of(_unless_failed(parts), self._fields, where)))
+        )
         if position == 0:
             _check_first(picture, _result(lambda: _prepared(self._model, picture)))
         if isinstance(picture, Exception):
             picture = named_error(picture, where)
         return _Item(f"{key}@{picture_digest(picture)}", where, picture, UNLABELLED)
+
+    def _content(self, picture: Any) -> Any:
+        """Return what a path names; other pictures as they are.
+
+        Raises:
+            ImageError: that cannot be read.
+            SourceError: nor can the last one that could, so that the files are lost.
+        """
+        if not isinstance(picture, (str, os.PathLike)):
+            return picture
+        path = Path(picture)
+        try:
+            content = self._read_path(path)
+        except Exception as error:
+            check_memory(error)
+            self._check_last(error)
+            raise
+        self._last_path = path
+        return content
+
+    def _read_path(self, path: Path) -> Any:
+        classifier = classifier_of(self._model)
+        if classifier is None or classifier.reader is None:
+            return read_content(path)
+        return read_by(classifier.reader, path, input_channels(self._model))
+
+    def _check_last(self, failure: Exception) -> None:
+        if self._last_path is None:
+            return
+        try:
+            self._read_path(self._last_path)
+        except Exception as error:
+            check_memory(error)
+            raise SourceError(
+                f"{platform.node()} can read neither a picture of {self.name} "
+                f"({one_line(failure)}) nor any more the last one before it ({one_line(error)}); "
+                "see that the files are there; what was finished is kept: the same command resumes"
+            ) from error
 
     def _enter(self, key: str) -> None:
         if key in self._keys:
@@ -379,6 +429,7 @@ def _raw(data: Iterable[Any], name: str) -> Iterator[Any]:
         except AfmiError:
             raise
         except Exception as error:
+            check_memory(error)
             failures.append(error)
             if len(failures) == _MOST_FAILURES:
                 break
@@ -406,6 +457,7 @@ def _result(get: Callable[[], _Value]) -> _Value | Exception:
     except SourceError:
         raise
     except Exception as error:
+        check_memory(error)  # this process ran out of it, for which no picture is to blame
         # They would keep the pictures of their tracebacks.
         error.__traceback__ = error.__cause__ = error.__context__ = None
         return error
@@ -440,7 +492,8 @@ def picture_digest(picture: Any) -> str:
     """Return a digest of a picture's pixels, or of its file's bytes where it comes so."""
     try:
         parts = _bytes_of(picture)
-    except Exception:  # a PIL image is decoded here, and may be damaged
+    except Exception as error:  # a PIL image is decoded here, and may be damaged
+        check_memory(error)
         return _UNREAD
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
@@ -468,6 +521,4 @@ def _bytes_of(picture: Any) -> tuple[bytes, ...]:
         return f"{picture.mode} {picture.size}".encode(), palette, picture.tobytes()
     if isinstance(picture, (bytes, bytearray, memoryview)):
         return (bytes(picture),)
-    if isinstance(picture, (str, os.PathLike)):
-        return (os.fspath(picture).encode(errors="surrogateescape"),)
     raise TypeError(f"no picture is {type(picture).__name__}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from afmi.data.fields import ENCODED, Fields
-from afmi.data.listing import Listing, listed
+from afmi.data.listing import Listing, changed, listed
 from afmi.errors import ImageError, SourceError, UsageError, one_line
 from afmi.files import file_size, regular_file_size
 from afmi.pictures import images
@@ -261,9 +261,11 @@ class TarMembers:
 
     Attributes:
         places: by key the file, and offset and length in it; None: there is no picture.
+        files: the bytes of each file when it was listed.
     """
 
     places: dict[str, tuple[Path, int, int] | None] = field(repr=False)
+    files: dict[Path, int] = field(repr=False)
 
     def where(self, key: str) -> str:
         return repr(key)
@@ -279,10 +281,13 @@ class TarMembers:
             with path.open("rb") as file:
                 file.seek(offset)
                 content = file.read(size)
+                whole = os.fstat(file.fileno()).st_size
         except OSError as error:
             raise ImageError(f"{key!r} cannot be read: {error.strerror}") from error
         if len(content) < size:
             raise ImageError(f"{key!r} is cut short: {str(path)!r} has changed; get it again")
+        if whole != self.files[path]:  # others may lie at these places
+            raise changed(repr(str(path)), self.files[path], whole)
         return content
 
     def size(self, key: str) -> int:
@@ -299,6 +304,7 @@ def open_tars(
 ) -> Listing:
     """List the samples of tar files on a disk, without reading their pictures."""
     places: dict[str, tuple[Path, int, int] | None] = {}
+    files = {path: file_size(path) for path in paths}
     keys: list[str] = []
     labels: list[str | int | None] = []
     unlabelled: list[str] = []
@@ -323,7 +329,7 @@ def open_tars(
             "name another one with label_key= (--label-key)"
         )
     sizes = tuple(-1 if (at := places[key]) is None else at[2] for key in keys)
-    return Listing(name, TarMembers(places), tuple(keys), tuple(labels), "label", sizes)
+    return Listing(name, TarMembers(places, files), tuple(keys), tuple(labels), "label", sizes)
 
 
 def _local_samples(path: Path, shown: str, fields: Fields) -> Iterator[Sample]:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
 from afmi.data.witness import Witness
-from afmi.errors import DeviceError, SourceError, first_line, one_line
+from afmi.errors import DeviceError, SourceError, one_line
 from afmi.methods import Method
 from afmi.network.classifier import device_of
-from afmi.network.memory import from_lack_of_memory
+from afmi.network.memory import check_memory, from_lack_of_memory, is_out_of_memory
 
 __all__ = ["MemoryWarning", "check_device", "check_memory", "read_image", "taken_apart"]
 
@@ -49,7 +49,8 @@ def read_image(
     """
     try:
         return images.read(number)
-    except SourceError:  # later ones could not be read, either
+    except SourceError as error:  # later ones could not be read, either
+        check_memory(error)
         raise
     except Exception as error:
         check_device(device_of(images.model), f"{images.keys[number]} was read", error)
@@ -131,22 +132,10 @@ def check_device(device: torch.device, doing: str, error: Exception) -> None:
     """
     try:
         torch.zeros(1, dtype=torch.float32, device=device).cpu()
-    except torch.OutOfMemoryError:
-        pass
     except RuntimeError as dead:
+        if is_out_of_memory(dead):
+            return
         raise DeviceError(f"{device} works no longer since {doing} ({one_line(error)})") from dead
-
-
-def check_memory(error: Exception) -> None:
-    """Raise where an error says that memory ran out.
-
-    That is for the engine to answer: a smaller task, or a new process, may have enough.
-
-    Raises:
-        MemoryError: without the tensors that the error would keep.
-    """
-    if from_lack_of_memory(error):
-        raise MemoryError(first_line(error)) from None
 
 
 def _bare(error: Exception) -> Exception:

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
-__all__ = ["TOO_LITTLE_MEMORY", "from_lack_of_memory", "in_parts", "is_out_of_memory"]
+from afmi.errors import first_line
+
+__all__ = [
+    "TOO_LITTLE_MEMORY",
+    "check_memory",
+    "from_lack_of_memory",
+    "in_parts",
+    "is_out_of_memory",
+]
 
 TOO_LITTLE_MEMORY = "there is too little memory for it; scale it down, or choose a cheaper method"
 """Why an image could not be explained. How many bytes were missing changes from run to run."""
+
+_WORDS = (
+    *("can't allocate memory", "MPS backend out of memory", "CUDA error: out of memory"),
+    *("ALLOC_FAILED", "ALLOCATION_FAILED"),  # of cuBLAS, cuDNN, cuSOLVER, cuSPARSE and cuFFT
+)
+"""In plain RuntimeErrors of PyTorch: on a CPU, on Apple's GPUs, and of CUDA's libraries."""
 
 T = TypeVar("T")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory ran out, on a GPU or a CPU."""
-    # On a CPU and on Apple's GPUs PyTorch raises a plain RuntimeError, known by its words alone.
-    words = ("can't allocate memory", "MPS backend out of memory")
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or any(word in str(error) for word in words)
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return any(word in str(error) for word in _WORDS)
 
 
 def from_lack_of_memory(error: BaseException) -> bool:
@@ -31,6 +47,18 @@ def from_lack_of_memory(error: BaseException) -> bool:
         causes.append(cause)
         cause = cause.__cause__
     return any(map(is_out_of_memory, causes))
+
+
+def check_memory(error: BaseException) -> None:
+    """Raise where an error says that memory ran out.
+
+    That is for the engine to answer: a smaller task, or a new process, may have enough.
+
+    Raises:
+        MemoryError: without the tensors that the error would keep.
+    """
+    if from_lack_of_memory(error):
+        raise MemoryError(first_line(error)) from None
 
 
 def in_parts(run: Callable[[int, int], T], count: int, size: int) -> tuple[list[T], int]:

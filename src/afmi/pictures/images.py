@@ -11,7 +11,8 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -36,10 +37,12 @@ __all__ = [
     "MAX_BYTES",
     "MAX_PIXELS",
     "MAX_SIDE",
+    "FileContent",
     "ImageSource",
     "Reader",
     "read_by",
     "read_channels",
+    "read_content",
     "read_image",
     "read_pixels",
 ]
@@ -166,6 +169,32 @@ def read_by(reader: Reader, source: Any, channels: int) -> Pixels:
     return _pixels_of(array, f"the array that the model's reader made of {name}", channels)
 
 
+class FileContent(bytes):
+    """The bytes of an image's file, to be decoded later, or where the file is not.
+
+    Attributes:
+        path: the file's, which errors name.
+    """
+
+    path: Path
+
+    def __repr__(self) -> str:
+        return repr(str(self.path))
+
+
+def read_content(path: Path) -> FileContent:
+    """Return the bytes of an image's file.
+
+    Raises:
+        ImageError: it is missing, or cannot be opened, or is too large.
+    """
+    with _opening(path) as name:
+        _check_bytes(name, regular_file_size(path))
+        content = FileContent(path.read_bytes())
+    content.path = path
+    return content
+
+
 _Convert: TypeAlias = Callable[[Image.Image, str, "int | None"], Pixels]
 """Makes pixels of a decoded image, its name, and the number of channels wanted."""
 
@@ -196,6 +225,9 @@ def _read(source: Any, channels: int | None, page: int | None, convert: _Convert
         return _decode(source, name, wanted)
     if isinstance(source, np.ndarray):
         return _pixels_of(source, "the array", channels)
+    if isinstance(source, FileContent):
+        suffix = source.path.suffix.lower()
+        return _decode_file(io.BytesIO(source), repr(source), suffix, len(source), wanted)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_bytes(bytes(source), "the content given", wanted)
     if hasattr(source, "read"):
@@ -231,17 +263,32 @@ def _check_count(name: str, count: int) -> None:
         )
 
 
+def _check_bytes(name: str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(
+            f"{name} has more than {MAX_BYTES} bytes; expected at most so many: scale it down, or "
+            "raise afmi.images.MAX_BYTES if you trust it"
+        )
+
+
 def _one_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split()) or type(error).__name__
 
 
 def _read_path(path: Path, wanted: _Wanted) -> Pixels:
-    name = repr(str(path))  # repr keeps odd names (newlines, undecodable bytes) on one line
-    try:
+    with _opening(path) as name:
         size = regular_file_size(path)
         with path.open("rb") as file:
             return _decode_file(file, name, path.suffix.lower(), size, wanted)
+
+
+@contextmanager
+def _opening(path: Path) -> Iterator[str]:
+    """Give the name of a file, and name it in what is raised where it cannot be opened."""
+    name = repr(str(path))  # repr keeps odd names (newlines, undecodable bytes) on one line
+    try:
+        yield name
     except IsADirectoryError as error:
         raise ImageError(f"{name} is a folder; expected a file: name an image inside it") from error
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -276,11 +323,7 @@ def _read_bytes(content: bytes, name: str, wanted: _Wanted) -> Pixels:
 
 
 def _decode_file(file: BinaryIO, name: str, suffix: str, size: int, wanted: _Wanted) -> Pixels:
-    if size > MAX_BYTES:
-        raise ImageError(
-            f"{name} has more than {MAX_BYTES} bytes; expected at most so many: scale it down, or "
-            "raise afmi.images.MAX_BYTES if you trust it"
-        )
+    _check_bytes(name, size)
     head = file.read(512)
     if not head:
         raise ImageError(f"{name} is empty; {_EXPECTED}: get the file again (or rewind it)")
