@@ -24,7 +24,7 @@ def test_the_figure_and_each_method_are_saved(afmi, small, pictures, tmp_path):
         assert picture.format == "PNG"
     # The small network has a deep head, which CAM does not support and the others do.
     assert "afmi: CAM left out: CAM needs global average pooling" in result.stderr
-    assert len(list((tmp_path / "out").iterdir())) == 2 + 2 * 4
+    assert len(list((tmp_path / "out").iterdir())) == 2 + 2 * 5
     record = json.loads(figure.with_suffix(".json").read_text(encoding="utf-8"))
     assert [m["method"] for m in record["methods"]] == ["A-FMI", "Random"]
 
@@ -39,7 +39,7 @@ def test_namesakes_of_two_folders_are_both_kept(afmi, small, pictures, tmp_path)
         result = afmi("compare", tmp_path / folder / name, *small, "--methods", "random")
         assert result.exit_code == 0, result.stderr
     figures = sorted(out.glob("*comparison*.png"))
-    assert len(figures) == 2 and len(list(out.iterdir())) == 2 * (2 + 4)
+    assert len(figures) == 2 and len(list(out.iterdir())) == 2 * (2 + 5)
     assert figures[0].read_bytes() != figures[1].read_bytes()
 
 

@@ -20,6 +20,7 @@ COMMANDS = (
     "audit",
     "reproduce",
     "train",
+    "export",
     "demo",
     "models",
     "methods",

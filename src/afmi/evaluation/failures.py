@@ -17,7 +17,7 @@ from afmi.methods import Method
 from afmi.network.classifier import device_of
 from afmi.network.memory import check_memory, from_lack_of_memory, is_out_of_memory
 
-__all__ = ["MemoryWarning", "check_device", "check_memory", "read_image", "taken_apart"]
+__all__ = ["MemoryWarning", "check_device", "read_image", "taken_apart"]
 
 T = TypeVar("T")
 Result = TypeVar("Result")
