@@ -5,22 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from click.testing import CliRunner
 from results_folder import make_results
-
-from afmi.cli.group import AfmiGroup
-from afmi.cli.report import report
-
-
-@pytest.fixture
-def afmi():
-    """Run ``afmi`` with this command alone."""
-    group = AfmiGroup("afmi", commands=[report])
-
-    def run(*args: object):
-        return CliRunner().invoke(group, [str(arg) for arg in args], prog_name="afmi")
-
-    return run
 
 
 def test_the_table_and_the_paths_are_printed(afmi, tmp_path):
