@@ -7,8 +7,7 @@ import os
 import pytest
 
 import afmi as package
-from afmi.cli.explain_dataset import PiecePrinter
-from afmi.cli.runs import ProgressPrinter
+from afmi.cli.runs import PiecePrinter, ProgressPrinter
 from afmi.cli.terminal import Progress as Bar
 from afmi.datasets.folder import DatasetFolder
 from afmi.datasets.run import Progress

@@ -34,7 +34,7 @@ __all__ = [
 ISOLATED = 0.4
 """Mean silhouette from which a group counts as apart from the rest of its class.
 
-Chosen by ``python -m benchmarks.shortcuts``, on networks without shortcuts.
+Chosen by the classes without a plant of ``python -m benchmarks.shortcuts``.
 """
 STABLE = 0.75
 """Mean Jaccard index over resampling from which a group is stable (Hennig 2007)."""

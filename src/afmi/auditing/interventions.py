@@ -24,7 +24,7 @@ from afmi.report.statistics import Estimate, means
 __all__ = ["FILLS", "Change", "Intervention", "intervention_on"]
 
 _PAIRS = 64
-"""Images that regions are pasted into."""
+"""How often regions are pasted into images."""
 _PLACES = 16
 """Random places of which the control is the one that shares least with the region."""
 _INPAINTED_SIDE = 64
@@ -64,11 +64,14 @@ class Intervention:
         removed: from images of the group that are predicted as the class, in several ways; a
             prediction changes where it becomes another.
         area: mean share of the image that the region covers.
+        others: how many different images of other classes there were to paste into; each serves
+            several times where they are few.
     """
 
     pasted: Change | None
     removed: tuple[Change, ...]
     area: float
+    others: int
 
     @property
     def confirmed(self) -> bool:
@@ -93,9 +96,11 @@ def intervention_on(
     generator = np.random.default_rng(seed)
     controls = torch.cat([_control(region, generator) for region in group.regions])
     pasted = None
-    sized = torch.cat([_sized(one, group.images.shape[2:]) for one in others]) if others else None
-    below = None if sized is None else sized[_predicted(model, sized) != class_index]
-    if below is not None and len(below):
+    below = group.images[:0]
+    if others:
+        sized = torch.cat([_sized(one, group.images.shape[2:]) for one in others])
+        below = sized[_predicted(model, sized) != class_index]
+    if len(below):
         pasted = _pasted(model, group, controls, class_index, below, seed)
     right = _predicted(model, group.images) == class_index
     removed = []
@@ -107,7 +112,8 @@ def intervention_on(
                 for areas in (regions, held)
             ]
             removed.append(_change(name, changed[0], changed[1], seed))
-    return Intervention(pasted, tuple(removed), float(group.regions.float().mean()))
+    area = float(group.regions.float().mean())
+    return Intervention(pasted, tuple(removed), area, len(below))
 
 
 def _pasted(

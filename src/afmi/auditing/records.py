@@ -163,8 +163,8 @@ class Audit:
         versus: the class that each was set against; "" for none.
         threshold: mean silhouette from which a group is apart.
         folder: where everything was written.
-        page: the HTML page.
         seed: of everything random.
+        versions: of afmi, torch, torchvision and python.
     """
 
     classes: tuple[ClassAudit, ...]
@@ -296,6 +296,7 @@ def _intervention_dict(done: Intervention | None) -> dict[str, Any] | None:
         return None
     return {
         "area": done.area,
+        "others": done.others,
         "confirmed": done.confirmed,
         "pasted": None if done.pasted is None else _change_dict(done.pasted),
         "removed": _changes(done.removed),

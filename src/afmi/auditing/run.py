@@ -38,7 +38,8 @@ from afmi.targets import Difference, OneTarget
 __all__ = ["audit"]
 
 _HELD_BYTES = 512_000_000
-"""Contributions in memory at once; of more classes the tables are read again."""
+"""What describes images in memory at once; of more classes the tables are read again. A class is
+held whole."""
 _CHANGED = 32
 """Images of a group that are changed."""
 _MOST_PIXELS = 50_000_000
@@ -248,10 +249,10 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """The contributions of a class's images.
+    """What is known of a class's images.
 
     Attributes:
-        own: to the score of the class itself, (N, K).
+        own: contributions to the score of the class itself, (N, K).
         evidence: by which images are grouped, by what it says: ``"what"``, the feature maps that
             speak for the class (or for all audited ones); ``"where"``, the places of the exact map
             that do.
@@ -270,7 +271,8 @@ def _by_class(
     held: list[int] = []
     size = 0
     for index in classes:
-        more = len(rows.members(index)) * width * 4
+        # In float32, and once more where a class's parts are put together.
+        more = len(rows.members(index)) * width * 8
         if held and size + more > _HELD_BYTES:
             yield from _read(explained, rows, held)
             held, size = [], 0
@@ -283,7 +285,7 @@ def _read(
     explained: Explanations, rows: _Rows, classes: Sequence[int]
 ) -> Iterator[tuple[int, _Vectors]]:
     layout = explained.manifest["layout"]
-    described = "contributions" if layout["classes"] else "contribution"
+    columns = ["contribution", *(["contributions"] if layout["classes"] else [])]
     parts: dict[int, list[tuple[np.ndarray, ...]]] = {index: [] for index in classes}
     start = 0
     for table in explained.tables():
@@ -294,17 +296,21 @@ def _read(
             taken = table.take(np.flatnonzero((labels == index) & known)).combine_chunks()
             vectors = [
                 taken[name].combine_chunks().flatten().to_numpy().reshape(len(taken), -1)
-                for name in ("contribution", described)
+                for name in columns
             ]
             parts[index].append((*vectors, _shares(taken, layout["map"])))
-    nothing = (np.zeros((0, 0), np.float32),) * 3
-    for index, each in parts.items():
-        own, what, where = map(np.concatenate, zip(*(each or [nothing]), strict=True))
-        yield index, _Vectors(own, {"what": evidence_of(what), "where": evidence_of(where)})
+    nothing = (np.zeros((0, 0), np.float32),) * (len(columns) + 1)
+    for index in classes:
+        each = parts.pop(index) or [nothing]
+        *vectors, where = (np.concatenate(column) for column in zip(*each, strict=True))
+        evidence = {"what": evidence_of(vectors[-1]), "where": evidence_of(where)}
+        yield index, _Vectors(vectors[0], evidence)
 
 
 def _shares(table: pa.Table, sides: Sequence[int] | None) -> np.ndarray:
-    """Return for each image which share of what speaks for the class lies where, (N, 16 · 16).
+    """Return for each image which share of what speaks for the class lies where.
+
+    float32 (N, 16 · 16).
 
     Args:
         table: rows with maps.
@@ -319,7 +325,8 @@ def _shares(table: pa.Table, sides: Sequence[int] | None) -> np.ndarray:
         maps = [part.view(1, 1, *size) for part, size in zip(parts, sizes, strict=True)]
     pooled = torch.cat([F.adaptive_avg_pool2d(each.clamp_min(0), _PLACES) for each in maps])
     places = pooled.flatten(1).numpy().astype(np.float64)
-    return places / np.maximum(places.sum(1, keepdims=True), np.finfo(np.float64).tiny)
+    shares = places / np.maximum(places.sum(1, keepdims=True), np.finfo(np.float64).tiny)
+    return shares.astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -422,16 +429,17 @@ class _Run:
     def drawn(self, found: _Found, confirm: bool) -> Drawn:
         """Return a class with its groups drawn, and put to the test where that is wanted."""
         index = found.audit.index
-        others = self._others(index) if confirm else []
-        number_of_images = _CHANGED if confirm else _SHOWN
+        tested = confirm and found.audit.suspicious
+        others = self._others(index) if tested else []
+        most = _CHANGED if tested else _SHOWN
+        of_rest = found.members[_typical(found.grouping, 0)].tolist()
         groups, pictures, rests = [], [], []
         for number, group in enumerate(found.audit.groups, 1):
-            order = [int(found.members[n]) for n in _typical(found.grouping, number)]
+            order = found.members[_typical(found.grouping, number)].tolist()
             maps = np.array([lead.number for lead in group.maps], dtype=np.int64)
-            of_rest = [int(found.members[n]) for n in _typical(found.grouping, 0)]
-            rest = self._marked(of_rest, index, maps, number_of_images)
-            shown = self._marked(order, index, maps, number_of_images, rest)
-            if confirm and group.suspicious and shown is not None:
+            rest = self._marked(of_rest, index, maps, most)
+            shown = self._marked(order, index, maps, most, rest)
+            if tested and group.suspicious and shown is not None:
                 done = intervention_on(self.method.model, shown, index, others, seed=self.seed)
                 group = replace(group, intervention=done)
             groups.append(group)
@@ -486,8 +494,8 @@ class _Run:
     def _scatter(self, found: _Found) -> Scatter:
         count = len(found.members)
         generator = np.random.default_rng(self.seed)
-        # Of each group as many as it has of the class, small ones whole.
-        chosen = np.sort(generator.permutation(count)[:_PICTURED])
+        chosen = generator.permutation(count)[:_PICTURED]
+        # Some of each group in any case.
         small = [
             np.flatnonzero(found.grouping.groups == n + 1)[:_SHOWN]
             for n in range(len(found.grouping.isolation))

@@ -46,8 +46,10 @@ def about_intervention(label: str, done: Intervention) -> list[str]:
     sentences = [f"The marked region covers {done.area:.1%} of an image on average."]
     if done.pasted is not None:
         change = done.pasted
+        times = change.marked.count
+        different = f" ({done.others} different ones)" if done.others < times else ""
         sentences.append(
-            f"Pasted into {counted(change.marked.count, 'image')} of other classes it makes "
+            f"Pasted into {counted(times, 'image')} of other classes{different} it makes "
             f"{_percent(change.marked)} of them {label}, a random region of the same shape "
             f"{_percent(change.control)}{_doubt(change)}."
         )

@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from afmi.cli.explain_dataset import PiecePrinter
 from afmi.cli.group import debug_option
 from afmi.cli.options import (
-    batch_size_option,
     data_option,
-    engine_options,
     image_key_option,
     json_option,
     label_key_option,
@@ -19,10 +16,18 @@ from afmi.cli.options import (
     limit_option,
     model_options,
     out_option,
+    pieces_options,
     quiet_option,
-    threads_option,
+    reference_option,
 )
-from afmi.cli.runs import ProgressPrinter, command_line, kept_in, stoppable
+from afmi.cli.runs import (
+    PiecePrinter,
+    ProgressPrinter,
+    command_line,
+    kept_in,
+    stoppable,
+    warn_of_failed,
+)
 from afmi.cli.terminal import echo, echo_json, print_table
 
 if TYPE_CHECKING:
@@ -39,11 +44,7 @@ __all__ = ["audit"]
 @label_key_option
 @model_options
 @layer_option
-@click.option(
-    "--reference",
-    metavar="NAME|FILE",
-    help="What a picture is compared with, as in `afmi explain`.  [default: black]",
-)
+@reference_option("What a picture is compared with, as in `afmi explain`.  [default: black]")
 @click.option(
     "--classes",
     metavar="A,B,C",
@@ -83,9 +84,7 @@ __all__ = ["audit"]
     remote=True,
 )
 @limit_option("Audit N of the pictures, the classes taken in turn.")
-@batch_size_option
-@threads_option
-@engine_options
+@pieces_options
 @json_option("Print the record as JSON.")
 @quiet_option()
 @debug_option
@@ -158,12 +157,7 @@ def audit(
             command=command_line(),
             on_piece=printer.show,
         )
-    if printer.failed:
-        echo(
-            f"afmi: warning: {printer.failed} of {printer.done} pictures could not be read or "
-            "explained; images.csv says which",
-            err=True,
-        )
+    warn_of_failed(printer.failed, printer.done, "images.csv says which")
     if json_wanted:
         echo_json(result.to_dict())
     elif not quiet:

@@ -14,20 +14,18 @@ from afmi.cli.group import debug_option
 from afmi.cli.options import (
     TARGET,
     asked_target,
-    batch_size_option,
     data_option,
-    engine_options,
     image_key_option,
     label_key_option,
     layer_option,
     limit_option,
     model_options,
     out_option,
+    pieces_options,
     quiet_option,
-    threads_option,
     versus_option,
 )
-from afmi.cli.runs import ProgressPrinter, command_line, kept_in, stoppable
+from afmi.cli.runs import ProgressPrinter, command_line, kept_in, stoppable, warn_of_failed
 from afmi.cli.terminal import Progress, echo
 from afmi.errors import AfmiError
 
@@ -80,9 +78,7 @@ __all__ = ["evaluate"]
     "N)."
 )
 @layer_option
-@batch_size_option
-@threads_option
-@engine_options
+@pieces_options
 @quiet_option()
 @debug_option
 @click.pass_context
@@ -151,12 +147,7 @@ def evaluate(
             on_refusal=printer.refusal,
         )
     failed = {i for label in results.methods for i in results.errors(label)}
-    if failed:
-        echo(
-            f"afmi: warning: {len(failed)} of {len(results.images)} pictures could not be read or "
-            "explained; the report says why",
-            err=True,
-        )
+    warn_of_failed(len(failed), len(results.images), "the report says why")
     if not quiet:
         echo(f"results → {out}; `afmi report {shlex.quote(str(out))}` makes the tables")
 

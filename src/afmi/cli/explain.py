@@ -19,6 +19,7 @@ from afmi.cli.options import (
     model_options,
     out_option,
     quiet_option,
+    reference_option,
     versus_option,
     writable_folder,
 )
@@ -67,10 +68,8 @@ SOME_FAILED = 1
     metavar="NAME",
     help="Explanation method (`afmi methods` lists them); may be repeated.",
 )
-@click.option(
-    "--reference",
-    metavar="NAME|FILE",
-    help="What a picture is compared with: black, white, random, blurred, mean, several joined by "
+@reference_option(
+    "What a picture is compared with: black, white, random, blurred, mean, several joined by "
     "+ (black+white: averaged), or an image file.  [default: the method's; for A-FMI black]",
 )
 @click.option(

@@ -11,27 +11,32 @@ from afmi.cli.group import debug_option
 from afmi.cli.options import (
     TARGET,
     asked_target,
-    batch_size_option,
-    engine_options,
     image_key_option,
     label_key_option,
     layer_option,
     limit_option,
     model_options,
     out_option,
+    pieces_options,
     quiet_option,
-    threads_option,
+    reference_option,
     versus_option,
 )
-from afmi.cli.runs import ProgressPrinter, command_line, kept_in, stoppable
+from afmi.cli.runs import (
+    PiecePrinter,
+    ProgressPrinter,
+    command_line,
+    kept_in,
+    stoppable,
+    warn_of_failed,
+)
 from afmi.cli.terminal import echo
 
 if TYPE_CHECKING:
-    from afmi.datasets.run import Progress
     from afmi.engines import Engine
     from afmi.files import Location
 
-__all__ = ["PiecePrinter", "explain_dataset"]
+__all__ = ["explain_dataset"]
 
 
 @click.command("explain-dataset", short_help="Explain all pictures of a data set.")
@@ -59,11 +64,7 @@ __all__ = ["PiecePrinter", "explain_dataset"]
     metavar="NAME",
     help="Explanation method (`afmi methods` lists them).",
 )
-@click.option(
-    "--reference",
-    metavar="NAME|FILE",
-    help="What a picture is compared with, as in `afmi explain`.  [default: the method's]",
-)
+@reference_option("What a picture is compared with, as in `afmi explain`.  [default: the method's]")
 @click.option(
     "--vectors",
     type=click.Choice(["auto", "importance", "contribution", "none"]),
@@ -80,9 +81,7 @@ __all__ = ["PiecePrinter", "explain_dataset"]
     remote=True,
 )
 @limit_option("Explain N of the pictures, evenly spread (of tar files behind a URL, the first N).")
-@batch_size_option
-@threads_option
-@engine_options
+@pieces_options
 @quiet_option()
 @debug_option
 @click.pass_context
@@ -156,39 +155,8 @@ def explain_dataset(
             on_piece=printer.show,
         )
     count, failed = printer.done, printer.failed
-    if failed:
-        echo(
-            f"afmi: warning: {failed} of {count} pictures could not be read or explained; their "
-            "rows say why",
-            err=True,
-        )
+    warn_of_failed(failed, count, "their rows say why")
     if not quiet:
         echo(f"{count - failed} explanations → {out}")
     if failed:
         ctx.exit(SOME_FAILED)
-
-
-class PiecePrinter:
-    """Prints how many pictures are in finished pieces.
-
-    Args:
-        printer: prints.
-
-    Attributes:
-        done: pictures in finished pieces.
-        failed: those of them that could not be read or explained.
-    """
-
-    def __init__(self, printer: ProgressPrinter) -> None:
-        self._printer = printer
-        self.done = self.failed = 0
-
-    def show(self, at: Progress) -> None:
-        """Move the bar; without a terminal print a line now and then."""
-        self.done, self.failed = at.done, at.failed
-
-        def line(left: str) -> str:
-            of = "" if at.total is None else f" of {at.total:,}"
-            return f"{at.done:,}{of} pictures explained{left}"
-
-        self._printer.show("pictures explained", at.done, at.total, line, new=at.new)

@@ -33,7 +33,9 @@ __all__ = [
     "limit_option",
     "model_options",
     "out_option",
+    "pieces_options",
     "quiet_option",
+    "reference_option",
     "threads_option",
     "versus_option",
     "writable_folder",
@@ -148,6 +150,11 @@ label_key_option = click.option(
     metavar="NAME",
     help="Likewise of the labels: a suffix, a field of the JSON, or a column.",
 )
+
+
+def reference_option(help: str) -> Callable[..., Any]:
+    """Return the option ``--reference``."""
+    return click.option("--reference", metavar="NAME|FILE", help=help)
 
 
 def data_option(help: str) -> Callable[..., Any]:
@@ -387,6 +394,11 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_ENGINE_OPTIONS):
         decorated = option(decorated)
     return decorated
+
+
+def pieces_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of work in pieces: batches, threads, and the engine; see these."""
+    return batch_size_option(threads_option(engine_options(command)))
 
 
 def _engine(name: str, workers: int, placing: dict[str, Any]) -> Engine:

@@ -7,15 +7,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
 
 from afmi.cli.group import INTERRUPTED
-from afmi.cli.terminal import Progress, progress_shown
+from afmi.cli.terminal import Progress, echo, progress_shown
 from afmi.files import Location
 from afmi.progress import duration
 
-__all__ = ["EVERY", "ProgressPrinter", "command_line", "kept_in", "stoppable"]
+if TYPE_CHECKING:
+    from afmi.datasets.run import Progress as DatasetProgress
+
+__all__ = [
+    "EVERY",
+    "PiecePrinter",
+    "ProgressPrinter",
+    "command_line",
+    "kept_in",
+    "stoppable",
+    "warn_of_failed",
+]
 
 EVERY = 30
 """Seconds between lines of progress, where there is no terminal for a bar."""
@@ -104,3 +116,44 @@ class ProgressPrinter:
         if total is not None and done < total:
             left = f", about {duration((now - began) * (total - done) / (new - before))} left"
         self._progress.line(line(left), err=True)
+
+
+class PiecePrinter:
+    """Prints how many pictures are in finished pieces.
+
+    Args:
+        printer: prints.
+
+    Attributes:
+        done: pictures in finished pieces.
+        failed: those of them that could not be read or explained.
+    """
+
+    def __init__(self, printer: ProgressPrinter) -> None:
+        self._printer = printer
+        self.done = self.failed = 0
+
+    def show(self, at: DatasetProgress) -> None:
+        """Move the bar; without a terminal print a line now and then."""
+        self.done, self.failed = at.done, at.failed
+
+        def line(left: str) -> str:
+            of = "" if at.total is None else f" of {at.total:,}"
+            return f"{at.done:,}{of} pictures explained{left}"
+
+        self._printer.show("pictures explained", at.done, at.total, line, new=at.new)
+
+
+def warn_of_failed(failed: int, count: int, where: str) -> None:
+    """Warn of pictures that failed, if any did.
+
+    Args:
+        failed: how many.
+        count: of how many.
+        where: says what says why, such as ``the report says why``.
+    """
+    if failed:
+        echo(
+            f"afmi: warning: {failed} of {count} pictures could not be read or explained; {where}",
+            err=True,
+        )
