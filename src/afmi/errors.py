@@ -14,6 +14,7 @@ __all__ = [
     "ImageError",
     "ImageIndependenceWarning",
     "LayerError",
+    "MissingPackageError",
     "ModelError",
     "OperationError",
     "OutputsWarning",
@@ -58,6 +59,10 @@ class RecordError(AfmiError, ValueError):
 
 class SourceError(AfmiError, ConnectionError):
     """The place that images come from cannot be reached, or ends where it should not."""
+
+
+class MissingPackageError(AfmiError, ImportError):
+    """A part of afmi needs a package that is not installed; says how to install it."""
 
 
 class ModelError(AfmiError, ValueError):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
-from afmi.errors import SourceError, UsageError, one_line
+from afmi.errors import MissingPackageError, SourceError, UsageError, one_line
+from afmi.packages import imported
 
 __all__ = ["RemotePath", "file_system", "is_remote", "shown"]
 
@@ -45,19 +46,14 @@ def file_system(url: str, **options: Any) -> tuple[Any, str]:
         options: of the file system.
 
     Raises:
-        UsageError: fsspec does not know the URL, or it, or a package that it needs for the URL, is
-            not installed.
+        UsageError: fsspec does not know the URL.
+        MissingPackageError: it, or a package that it needs for the URL, is not installed.
     """
-    try:
-        fsspec = importlib.import_module("fsspec")
-    except ImportError as error:
-        raise UsageError(
-            f"{shown(url)!r} is read through fsspec, which is not installed; pip install fsspec"
-        ) from error
+    fsspec = imported("fsspec", f"{shown(url)!r}")
     try:
         return fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise UsageError(
+        raise MissingPackageError(
             f"{shown(url)!r} needs a package that is not installed ({one_line(error)}); "
             f"{_install(url)}"
         ) from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 from afmi.auditing import grouping as module
 from afmi.auditing.grouping import ISOLATED, LEAST, Grouping, evidence_of, grouping_of
-from afmi.errors import UsageError
+from afmi.errors import MissingPackageError
 
 
 def contributions(count: int, maps: int = 24, seed: int = 0) -> np.ndarray:
@@ -113,8 +115,8 @@ def test_what_speaks_against_the_class_describes_no_image():
 
 
 def test_without_scikit_learn_there_is_advice(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(UsageError, match=r"pip install 'afmi\[audit\]'"):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingPackageError, match=r"pip install 'afmi\[audit\]'"):
         module.check_installed()
 
 

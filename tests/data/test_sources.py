@@ -22,7 +22,7 @@ from afmi.data.classes import Classes
 from afmi.data.fields import Fields
 from afmi.data.labelled import open_images
 from afmi.data.tars import samples
-from afmi.errors import AfmiError, ImageError, TargetError, UsageError
+from afmi.errors import AfmiError, ImageError, MissingPackageError, TargetError, UsageError
 from afmi.network.classifier import Classifier
 from afmi.stores import shown
 
@@ -422,7 +422,7 @@ def test_urls_that_lead_nowhere(store: Callable[..., str], tmp_path: Path) -> No
         (
             "memory://x",
             "fsspec",
-            "is read through fsspec, which is not installed; pip install fsspe",
+            "needs the package 'fsspec', which cannot be .*; install it with pip install fsspec",
         ),
     ],
 )
@@ -430,7 +430,7 @@ def test_the_package_that_a_url_needs_is_named(
     url: str, blocked: str, match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, blocked, None)
-    with pytest.raises(UsageError, match=match):
+    with pytest.raises(MissingPackageError, match=match):
         open_images(url, model())
 
 

@@ -11,7 +11,7 @@ from jobs import doubling
 
 from afmi import engines
 from afmi.engines.workers import WorkerWarning
-from afmi.errors import UsageError
+from afmi.errors import MissingPackageError, UsageError
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -63,5 +63,5 @@ def test_engines_that_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
         engines.as_engine("rai")
     assert engines.as_engine(None) == engines.as_engine("local") == engines.Local()
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(UsageError, match=r"pip install 'afmi\[ray\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'afmi\[ray\]'"):
         engines.Ray().pool(doubling())

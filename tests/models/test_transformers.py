@@ -16,7 +16,7 @@ from networks import images
 from PIL import Image
 from torch import nn
 
-from afmi.errors import ModelError
+from afmi.errors import MissingPackageError, ModelError
 from afmi.methods import AFMI
 from afmi.models import describe_models, load_model
 from afmi.network.classifier import Classifier
@@ -340,7 +340,7 @@ def test_repositories_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ModelError, match=r"pip install 'afmi\[transformers\]'"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'afmi\[transformers\]'"):
         load_model("hf:vit", weights=None)
 
 

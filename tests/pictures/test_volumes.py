@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afmi.errors import ImageError, UsageError
+from afmi.errors import ImageError, MissingPackageError, UsageError
 from afmi.pictures.volumes import read_dicom, read_nifti
 
 
@@ -121,5 +121,5 @@ def test_a_missing_extra(
     read: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=r"pip install afmi\[medical\]"):
+    with pytest.raises(MissingPackageError, match=r"pip install 'afmi\[medical\]'"):
         read(tmp_path)

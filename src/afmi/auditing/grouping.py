@@ -12,13 +12,12 @@ stability*, Computational Statistics & Data Analysis 2007).
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from afmi.errors import UsageError
+from afmi.packages import imported
 
 __all__ = [
     "ISOLATED",
@@ -92,16 +91,8 @@ class Grouping:
 
 
 def check_installed() -> None:
-    """Raise unless scikit-learn is there.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if importlib.util.find_spec("sklearn") is None:
-        raise UsageError(
-            "an audit groups images by scikit-learn, which is not installed: "
-            "pip install 'afmi[audit]'"
-        )
+    """Raise a `MissingPackageError` unless scikit-learn is there."""
+    imported("sklearn", "an audit, which groups images,", "afmi[audit]")
 
 
 def evidence_of(contributions: np.ndarray) -> np.ndarray:

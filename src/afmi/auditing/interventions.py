@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from afmi.auditing.regions import Marked
 from afmi.network.classifier import classify
+from afmi.packages import imported
 from afmi.pictures.references import Blurred
 from afmi.report.statistics import Estimate, means
 
@@ -177,14 +178,13 @@ def _mean(images: Tensor, areas: Tensor) -> Tensor:
 
 def _inpainted(images: Tensor, areas: Tensor) -> Tensor:
     """Return the images with their areas filled in smoothly from around (biharmonic)."""
-    from skimage.restoration import inpaint_biharmonic
-
+    fill = imported("skimage.restoration", "an audit", "afmi[audit]").inpaint_biharmonic
     scale = min(_INPAINTED_SIDE / max(images.shape[2:]), 1.0)
     size = [max(round(scale * side), 4) for side in images.shape[2:]]
     small = F.interpolate(images, size, mode="area").cpu()
     holes = F.adaptive_max_pool2d(areas.float(), size).bool().cpu()
     filled = [
-        inpaint_biharmonic(image.permute(1, 2, 0).numpy(), hole[0].numpy(), channel_axis=-1)
+        fill(image.permute(1, 2, 0).numpy(), hole[0].numpy(), channel_axis=-1)
         for image, hole in zip(small, holes, strict=True)
     ]
     smooth = torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).clamp(0, 1).to(images)

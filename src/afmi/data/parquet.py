@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from afmi.errors import UsageError, first_line
 from afmi.files import regular_file_size
+from afmi.packages import imported
 
 __all__ = ["PARQUET", "parquet_columns"]
 
@@ -29,6 +27,8 @@ def parquet_columns(path: Path, name: str, wanted: Sequence[str]) -> list[list[A
     Raises:
         UsageError: it cannot be read, lacks a column, or a row has nothing in one.
     """
+    pq: Any = imported("pyarrow.parquet", "a Parquet file", "afmi[evaluation]")
+    pa: Any = imported("pyarrow", "a Parquet file", "afmi[evaluation]")
     try:
         regular_file_size(path)
         with pq.ParquetFile(path) as file:

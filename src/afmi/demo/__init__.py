@@ -1,1 +1,5 @@
 """The tour on real photographs."""
+
+from afmi.packages import imported
+
+imported("skimage", "the demo, for its photographs,", "afmi[demo]")

@@ -22,6 +22,7 @@ from afmi.engines.workers import (
     WorkerWarning,
 )
 from afmi.errors import AfmiError, UsageError, first_line
+from afmi.packages import imported
 
 __all__ = ["Ray"]
 
@@ -84,13 +85,7 @@ class Ray(Engine):
 
 
 def _ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise UsageError(
-            f"the engine ray needs the package ray ({first_line(error)}): pip install 'afmi[ray]'"
-        ) from error
-    return ray
+    return imported("ray", "the engine ray", "afmi[ray]")
 
 
 class _RayPool(WorkerPool[Any, Any]):

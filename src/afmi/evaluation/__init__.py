@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from afmi.packages import imported
+
 if TYPE_CHECKING:
     from afmi.data.labelled import LabelledImages, open_images
     from afmi.evaluation.failures import MemoryWarning
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from afmi.evaluation.results import Results
     from afmi.evaluation.run import evaluate
     from afmi.evaluation.shard import MetricWarning, Shard, ShardResult, evaluate_shard
+
+imported("pyarrow", "an evaluation", "afmi[evaluation]")
 
 # A report needs no PyTorch, whose import takes seconds, so names are loaded when first used.
 _HOMES = {

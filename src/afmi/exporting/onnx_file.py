@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from afmi.errors import ExportError, first_line
+from afmi.packages import imported
 
 __all__ = ["check_packages", "onnx_bytes", "run_onnx"]
 
@@ -31,15 +32,9 @@ weights is left to the runtime, which does it once: so the file has them once.""
 
 
 def check_packages() -> None:
-    """Raise an `ExportError` unless the packages of the extra are installed."""
+    """Raise a `MissingPackageError` unless the packages of the extra are installed."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise ExportError(
-                f"an ONNX file needs the package {name!r}; install it with "
-                "pip install 'afmi[export]'"
-            ) from error
+        imported(name, "an ONNX file", "afmi[export]")
 
 
 def onnx_bytes(

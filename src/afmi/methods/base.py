@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from afmi import specs
-from afmi.errors import AfmiError, ShapeError, TargetError, UsageError
+from afmi.errors import AfmiError, MissingPackageError, ShapeError, TargetError, UsageError
 from afmi.methods.work import Work
 from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_images, check_model, named_failures
@@ -153,8 +153,11 @@ class Method(ABC):
 
     @classmethod
     def default_cost(cls) -> str:
-        """Return the `cost` of the method with its defaults."""
-        return cls(nn.Identity()).cost
+        """Return the `cost` of the method with its defaults; in words where it cannot be told."""
+        try:
+            return cls(nn.Identity()).cost
+        except MissingPackageError:  # which its superpixels need
+            return "told once its packages are installed"
 
     def attribute(
         self,

@@ -7,7 +7,6 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from afmi.errors import UsageError
@@ -15,6 +14,7 @@ from afmi.methods.base import Method
 from afmi.methods.work import Work
 from afmi.metrics.base import Case, Metric, blank_maps_allowed
 from afmi.metrics.columns import Column
+from afmi.packages import imported
 from afmi.pictures.dimensions import places
 from afmi.pictures.maps import rank_correlation
 from afmi.pictures.references import Black, Random, Reference, White, reference_of
@@ -132,11 +132,11 @@ def _ssim(first: Tensor, second: Tensor) -> Tensor:
     """Return the structural similarity of each pair of maps (N, 1, *spatial): float64 (N,)."""
     side = min(first.shape[2:])
     window = min(_WINDOW, side - 1 + side % 2)  # odd, and no larger than the maps
+    metrics: Any = imported("skimage.metrics", "structural similarity", "afmi[regions]")
     values = torch.full((first.shape[0],), torch.nan, dtype=torch.float64, device="cpu")
     for i, (one, other) in enumerate(zip(_stretched(first), _stretched(second), strict=True)):
         if window >= 3 and bool(torch.isfinite(one).all() and torch.isfinite(other).all()):
-            # With other options it returns a tuple, and its types do not tell which.
-            similarity: Any = structural_similarity(
+            similarity = metrics.structural_similarity(
                 one.numpy(), other.numpy(), data_range=1.0, win_size=window
             )
             values[i] = float(similarity)

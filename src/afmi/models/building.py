@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import warnings
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,7 +23,6 @@ __all__ = [
     "build_with_weights",
     "call",
     "error_text",
-    "imported",
     "quiet",
     "weights_path",
 ]
@@ -49,25 +46,6 @@ class ModelEntry:
     top1: float | None
     input_size: int | None
     weights_file: str | None
-
-
-def imported(package: str, install: str | None = None) -> ModuleType:
-    """Import a package that takes long to import, or that not every installation has.
-
-    Args:
-        package: its name.
-        install: what pip is asked for; None: the package.
-
-    Raises:
-        ModelError: it is not installed; says how to.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise ModelError(
-            f"this model needs the package {package!r}, which cannot be imported here "
-            f"({first_line(error)}); install it with pip install {install or package}"
-        ) from error
 
 
 @contextmanager

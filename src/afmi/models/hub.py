@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from afmi.errors import ModelError, first_line
-from afmi.models.building import imported
+from afmi.packages import imported
 
 __all__ = ["fetching"]
 
@@ -30,7 +30,7 @@ def fetching(repository: str | None, what: str, instead: str) -> Iterator[bool]:
         ModelError: there is no such repository, or a file can neither be fetched nor is it in the
             cache.
     """
-    hub: Any = imported("huggingface_hub")
+    hub: Any = imported("huggingface_hub", "a network of the Hugging Face Hub")
     failure = _failure(hub, repository) if repository else None
     offline = hub.constants.HF_HUB_OFFLINE
     hub.constants.HF_HUB_OFFLINE = offline or failure is not None

@@ -13,7 +13,6 @@ from afmi.models.building import (
     ModelEntry,
     build_with_weights,
     call,
-    imported,
     quiet,
     weights_path,
 )
@@ -21,6 +20,7 @@ from afmi.models.hub import fetching
 from afmi.models.weights import read_weights
 from afmi.network.in_hand import of_timm
 from afmi.network.preprocessing import Preprocessing
+from afmi.packages import imported
 
 __all__ = ["PREFIX", "build", "entries"]
 
@@ -31,7 +31,7 @@ _INSTEAD = "pass weights= a local file, or weights=None for random weights"
 
 def entries() -> list[ModelEntry]:
     """Return an entry for each set of weights, and for each architecture that has none."""
-    timm: Any = imported("timm")
+    timm: Any = imported("timm", "a network of timm")
     names = timm.list_models(pretrained=True)
     names += sorted({*timm.list_models()} - {name.partition(".")[0] for name in names})
     return [_entry(name, timm.get_pretrained_cfg(name)) for name in sorted(names)]
@@ -54,7 +54,7 @@ def build(name: str, weights: object, options: dict[str, Any]) -> tuple[nn.Modul
     Raises:
         ModelError: timm is not installed, has no such model, or its weights cannot be loaded.
     """
-    timm: Any = imported("timm")
+    timm: Any = imported("timm", "a network of timm")
     name = name.lower()
     known = timm.list_models(pretrained=True)
     if not timm.is_model(name.partition(".")[0]) or ("." in name and name not in known):

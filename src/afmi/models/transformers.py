@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from afmi.errors import ModelError, first_line, near_matches
-from afmi.models.building import ModelEntry, build_error, imported, quiet, weights_path
+from afmi.models.building import ModelEntry, build_error, quiet, weights_path
 from afmi.models.hub import fetching
 from afmi.models.weights import (
     classes_in_file,
@@ -24,12 +24,12 @@ from afmi.models.weights import (
 from afmi.network import image_processors
 from afmi.network.in_hand import BlueFirst, of_processor, with_config_labels
 from afmi.network.preprocessing import Preprocessing
+from afmi.packages import imported
 
 __all__ = ["PREFIX", "build", "entries"]
 
 PREFIX = "hf"
 
-_INSTALL = "'afmi[transformers]'"
 _INSTEAD = f"pass a folder that save_pretrained wrote, {PREFIX}:path/to/folder"
 _UNLISTED = ("attn_implementation", "num_labels")  # options that a configuration does not show
 
@@ -66,7 +66,7 @@ def build(
 @contextmanager
 def _transformers() -> Iterator[Any]:
     """Import the library, and keep it from writing to the terminal."""
-    library: Any = imported("transformers", _INSTALL)
+    library = _library()
     logging = library.utils.logging
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -78,9 +78,13 @@ def _transformers() -> Iterator[Any]:
             logging.enable_progress_bar()
 
 
+def _library() -> Any:
+    return imported("transformers", "a network of transformers", "afmi[transformers]")
+
+
 def _types() -> dict[str, Any]:
     """Return the names of the image classifiers' classes, by the type of network."""
-    auto: Any = imported("transformers", _INSTALL).models.auto.modeling_auto
+    auto = _library().models.auto.modeling_auto
     return dict(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 
 

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,17 @@ from torch import Tensor
 
 from afmi import specs
 from afmi.errors import ShapeError, UsageError
+from afmi.packages import imported
 
 __all__ = ["Grid", "Quickshift", "Segmentation", "Slic", "superpixels"]
 
 
 _LIGHTNESS = 100
 """From black to white in CIELAB, the space that the settings for photographs are meant for."""
+
+
+def _segmentation() -> Any:
+    return imported("skimage.segmentation", "a cut into superpixels", "afmi[regions]")
 
 
 class Segmentation(ABC):
@@ -61,8 +67,7 @@ class Quickshift(Segmentation):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if image.ndim != 3:
             return Slic()(image)
-        from skimage.segmentation import quickshift
-
+        quickshift = _segmentation().quickshift
         channels = image.shape[2]
         color = channels == 3
         bands = image if color else image * (_LIGHTNESS / math.sqrt(channels))
@@ -103,8 +108,7 @@ class Slic(Segmentation):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if image.ndim == 2:
             return Grid(self.segments)(image)
-        from skimage.segmentation import slic
-
+        slic = _segmentation().slic
         channels = image.shape[-1]
         color = channels == 3
         labels = slic(

@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import ImageError, UsageError, first_line
+from afmi.packages import imported
 
 __all__ = ["Volume", "read_dicom", "read_nifti"]
 
@@ -60,7 +60,7 @@ def read_nifti(path: str | os.PathLike[str]) -> Volume:
 
     Raises:
         ImageError: when it cannot be read, is no volume, or holds NaN.
-        UsageError: when nibabel is not installed.
+        MissingPackageError: when nibabel is not installed.
     """
     nibabel = _module("nibabel")
     source = _existing(path)
@@ -92,7 +92,7 @@ def read_dicom(path: str | os.PathLike[str]) -> Volume:
     Raises:
         ImageError: when a file cannot be read, or the slices are not those of one volume: of
             several series, of different sizes or directions, or not equally far apart.
-        UsageError: when pydicom is not installed.
+        MissingPackageError: when pydicom is not installed.
     """
     pydicom = _module("pydicom")
     source = _existing(path)
@@ -229,9 +229,4 @@ def _unreadable(source: str, kind: str, error: Exception) -> ImageError:
 
 
 def _module(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UsageError(
-            f"reading this file needs {name}, which is not installed: pip install afmi[medical]"
-        ) from error
+    return imported(name, "reading this file", "afmi[medical]")

@@ -9,8 +9,6 @@ from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 import torch
-from scipy import ndimage
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from afmi.errors import UsageError
@@ -18,6 +16,7 @@ from afmi.gradients.integrated import Integrated, check_steps, integrated_gradie
 from afmi.gradients.passes import BatchRunner
 from afmi.methods.base import Attribution, Method
 from afmi.methods.work import Work
+from afmi.packages import imported
 from afmi.pictures.references import Black, Reference, Several, White
 from afmi.targets import Columns
 
@@ -127,8 +126,7 @@ class XRAI(Method):
 
     def _labels(self, picture: np.ndarray, scale: float) -> np.ndarray:
         """Return each pixel's segment at one scale, (224, 224), of a picture (224, 224, C)."""
-        from skimage.segmentation import felzenszwalb
-
+        felzenszwalb = imported("skimage.segmentation", "XRAI", "afmi[regions]").felzenszwalb
         labels = felzenszwalb(
             picture, scale=scale, sigma=0.8, min_size=self.smallest, channel_axis=-1
         )
@@ -156,8 +154,7 @@ def _picture(image: Tensor) -> np.ndarray:
     They are meant for three channels, too: pixels that differ alike in every channel are brought
     as far apart as they are in three, and of more channels the three principal components stay.
     """
-    from skimage.transform import resize
-
+    resize = imported("skimage.transform", "XRAI", "afmi[regions]").resize
     pixels = image.detach().to("cpu", torch.float64).numpy()
     low, high = float(pixels.min()), float(pixels.max())
     stretched = (pixels - low) / max(high - low, 1e-12) * 2 - 1
@@ -186,6 +183,8 @@ def _widened(labels: list[np.ndarray], shape: tuple[int, int], dilation: int) ->
         shape: H, W.
         dilation: radius of the disk, in pixels.
     """
+    from scipy import ndimage
+
     rows, columns = (((np.arange(n) + 0.5) * _SIDE / n).astype(int) for n in shape)
     masks: list[np.ndarray] = []
     for scale in labels:
@@ -238,6 +237,8 @@ def merge_regions(attribution: np.ndarray, masks: np.ndarray, *, least_gain: int
     Returns:
         (H, W).
     """
+    from scipy.sparse import csr_array
+
     pixels = attribution.astype(np.float64).ravel()
     members = [np.flatnonzero(mask) for mask in masks]
     counts = np.array([len(inside) for inside in members])
