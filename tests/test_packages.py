@@ -72,6 +72,14 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "afmi = afmi.__main__:main" in commands
 
 
+def test_an_index_would_take_both(built: Path) -> None:
+    pytest.importorskip("twine", reason="twine, which checks them, is not installed")
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, built.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("PASSED") == 2
+
+
 def test_the_source_distribution_builds_and_tests_itself(built: Path) -> None:
     with tarfile.open(built / f"{NAME}.tar.gz") as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
