@@ -300,7 +300,8 @@ class Explanation:
     ) -> PIL.Image.Image:
         """Return the map over the whole photograph, at the photograph's own size.
 
-        A frame shows the part that the network saw, where it did not see all.
+        A frame shows the part that the network saw, where it did not see all; a region or box that
+        is explained is outlined.
 
         Args:
             photograph: what was explained, in any form that `afmi.images.read_image` takes. None:
@@ -323,7 +324,9 @@ class Explanation:
                 "pass it: full_overlay(photograph), or use overlay()"
             )
         pixels, box = same_photograph(photograph, self.image, self.preparation)
-        return plots.full_overlay(pixels, self.map, box, signed=self.signed, style=style)
+        return plots.full_overlay(
+            pixels, self.map, box, signed=self.signed, style=style, area=self._area
+        )
 
     def heatmap(
         self, *, cmap: str | Colormap | None = None, sign: Sign = "both"

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import io
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -202,77 +201,14 @@ def check_record(record: Any) -> None:
             f"it has schema {number}, and this version of afmi reads schema {SCHEMA}; install a "
             "later version"
         )
-    wrong = _mismatch(record, schema(), "")
+    # Imported here, since who explains an image opens no record.
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    wrong = best_match(Draft202012Validator(schema()).iter_errors(record))
     if wrong is not None:
-        raise RecordError(f"{wrong} (schema {SCHEMA})")
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "array": (list,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "null": (type(None),),
-    "number": (int, float),
-    "object": (dict,),
-    "string": (str,),
-}
-
-
-def _mismatch(value: Any, rules: Mapping[str, Any], place: str) -> str | None:
-    """Say in what a value does not fit a schema, of the words that ours uses; None: it fits."""
-    if "$ref" in rules:
-        rules = schema()["$defs"][rules["$ref"].rpartition("/")[2]]
-    name = place or "it"
-    kinds = rules.get("type", [])
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    if kinds and not any(_is(value, kind) for kind in kinds):
-        return f"expected {name} to be {' or '.join(kinds)}, got {value!r:.60}"
-    if "const" in rules and (value != rules["const"] or isinstance(value, bool)):
-        return f"expected {name} to be {rules['const']!r}, got {value!r:.60}"
-    if "enum" in rules and value not in rules["enum"]:
-        return f"expected {name} to be one of {', '.join(rules['enum'])}, got {value!r:.60}"
-    if isinstance(value, dict):
-        return _mismatch_of_object(value, rules, place)
-    if isinstance(value, list):
-        return _mismatch_of_list(value, rules, name)
-    return _mismatch_of_scalar(value, rules, name)
-
-
-def _is(value: Any, kind: str) -> bool:
-    # True is an int to Python, and no number to JSON.
-    return isinstance(value, _TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
-
-
-def _mismatch_of_object(value: dict[str, Any], rules: Mapping[str, Any], place: str) -> str | None:
-    missing = [key for key in rules.get("required", ()) if key not in value]
-    if missing:
-        return f"expected {place or 'it'} to have {', '.join(missing)}"
-    known, more = rules.get("properties", {}), rules.get("additionalProperties", {})
-    found = (
-        _mismatch(item, known.get(key, more), f"{place}.{key}".lstrip("."))
-        for key, item in value.items()
-    )
-    return next((wrong for wrong in found if wrong is not None), None)
-
-
-def _mismatch_of_list(value: list[Any], rules: Mapping[str, Any], name: str) -> str | None:
-    least, most = rules.get("minItems", 0), rules.get("maxItems", len(value))
-    if not least <= len(value) <= most:
-        return f"expected {name} to have {least} to {most} items, got {len(value)}"
-    found = (
-        _mismatch(item, rules.get("items", {}), f"{name}[{n}]") for n, item in enumerate(value)
-    )
-    return next((wrong for wrong in found if wrong is not None), None)
-
-
-def _mismatch_of_scalar(value: Any, rules: Mapping[str, Any], name: str) -> str | None:
-    if isinstance(value, str):
-        fits = re.search(rules.get("pattern", ""), value) is not None
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        fits = rules.get("minimum", value) <= value <= rules.get("maximum", value)
-    else:
-        fits = True
-    return None if fits else f"{name} is {value!r:.60}, which cannot be"
+        where = wrong.json_path.removeprefix("$").lstrip(".") or "it"
+        raise RecordError(f"{where}: {wrong.message:.120} (schema {SCHEMA})")
 
 
 def _numbers(path: Path, record: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Tensor:

@@ -135,6 +135,19 @@ def test_a_large_photograph_is_drawn_in_strips(monkeypatch: pytest.MonkeyPatch) 
     assert full_overlay(photograph, map_, box, signed=False).tobytes() == once.tobytes()
 
 
+def test_the_outline_of_an_area_lies_where_the_map_has_it() -> None:
+    photograph = np.full((60, 80, 3), 128, np.uint8)
+    area = torch.zeros(6, 6, dtype=torch.bool)
+    area[1:3, 2:5] = True
+    box = (10.0, 0.0, 70.0, 60.0)  # ten pixels a number
+    plain = np.asarray(full_overlay(photograph, torch.zeros(6, 6), box))
+    drawn = np.asarray(full_overlay(photograph, torch.zeros(6, 6), box, area=area))
+    changed = np.argwhere((drawn != plain).any(2))
+    assert changed.min(0).tolist() == [9, 29]  # a black line outside of rows 10–29, columns 30–59
+    assert changed.max(0).tolist() == [30, 60]
+    assert not (drawn != plain)[12:28, 32:58].any()
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)

@@ -263,6 +263,7 @@ def full_overlay(
     *,
     signed: bool = True,
     style: Style | None = None,
+    area: Tensor | None = None,
 ) -> Image.Image:
     """Draw a map over the whole photograph that it is of a part of, at the photograph's own size.
 
@@ -276,6 +277,7 @@ def full_overlay(
             `afmi.transforms.crop_box`.
         signed: as of `heatmap`.
         style: as of `overlay`.
+        area: bool (h, w), of which the outline is drawn; None: of nothing.
 
     Returns:
         RGB, W × H pixels.
@@ -300,7 +302,7 @@ def full_overlay(
     drawn = Image.fromarray(picture)
     if not (rows.inside.all() and columns.inside.all()):
         _draw_frame(drawn, box)
-    return drawn
+    return drawn if area is None else outlined(drawn, _of_photograph(area, rows, columns))
 
 
 @dataclass(frozen=True)
@@ -319,6 +321,11 @@ class _Between:
     second: np.ndarray
     share: np.ndarray
 
+    @property
+    def nearest(self) -> np.ndarray:
+        """The number that is nearest, int (pixels,)."""
+        return np.where(self.share < 0.5, self.first, self.second)
+
     def part(self, some: slice) -> _Between:
         return _Between(*(getattr(self, name)[some] for name in self.__dataclass_fields__))
 
@@ -335,6 +342,12 @@ def _interpolated(values: np.ndarray, rows: _Between, columns: _Between) -> np.n
     share = rows.share[:, None]
     lines = values[rows.first] * (1 - share) + values[rows.second] * share
     return lines[:, columns.first] * (1 - columns.share) + lines[:, columns.second] * columns.share
+
+
+def _of_photograph(area: Tensor, rows: _Between, columns: _Between) -> Tensor:
+    """Return in which pixels of the photograph an area lies, bool (H, W)."""
+    lines = area.cpu().numpy()[rows.nearest] & rows.inside[:, None]
+    return torch.from_numpy(lines[:, columns.nearest] & columns.inside)
 
 
 def _draw_frame(picture: Image.Image, box: tuple[float, float, float, float]) -> None:
@@ -394,8 +407,16 @@ def outlined(picture: Image.Image, area: Tensor) -> Image.Image:
 
 def _spread(area: Tensor, by: int, *, beyond: bool = False) -> Tensor:
     """Return an area with all that lies within ``by`` pixels of it; what is beyond the edges?"""
-    padded = F.pad(area[None, None].float(), (by,) * 4, value=float(beyond))
-    return F.max_pool2d(padded, 2 * by + 1, stride=1)[0, 0] > 0
+    window = 2 * by + 1
+    spread = F.pad(area, (by,) * 4, value=beyond)
+    for side in (0, 1):
+        reached = 1
+        while reached < window:  # in steps that double: a photograph's lines are wide
+            step = min(reached, window - reached)
+            left = spread.shape[side] - step
+            spread = spread.narrow(side, 0, left) | spread.narrow(side, step, left)
+            reached += step
+    return spread
 
 
 def colorbar(scale: Scale, width: int, height: int, style: Style | None = None) -> Image.Image:

@@ -1,6 +1,6 @@
 """Read volumes of NIfTI and DICOM files: voxels in their own units, and where they lie.
 
-nibabel and pydicom are imported only when a file of theirs is read: ``pip install 'afmi[medical]'``.
+nibabel and pydicom are imported only when a file of theirs is read: the extra ``medical``.
 """
 
 from __future__ import annotations
