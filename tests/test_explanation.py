@@ -922,5 +922,7 @@ def test_lists_show_themselves(model, photo):
     assert many.count("<img ") == 24
     assert "and 6 more" in many
     assert "no explanations" in afmi.Gallery()._repr_html_()
+    gaps = afmi.Gallery([*gallery, Unexplained(2, None, "image 3 has a < b pixels")])
+    assert "image 3 has a &lt; b pixels" in gaps._repr_html_()
     assert ">Most of the evidence" not in gallery[1]._repr_html_()  # in the alt text alone
     assert "Most of the evidence lies" in gallery[1]._repr_html_()

@@ -121,7 +121,7 @@ def explain_classes(
     method: MethodLike = "AFMI",
     prototypes: PrototypesLike | None = None,
     **parameters: Any,
-) -> Gallery:
+) -> Gallery[Explanation]:
     """Explain several classes of one image, with as few forward passes as possible.
 
     Args:

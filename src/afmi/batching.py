@@ -28,7 +28,7 @@ from afmi.errors import (
     UsageError,
     first_line,
 )
-from afmi.explanation import Explanation, explanation_of, shown_image
+from afmi.explanation import Explanation, explanation_of, shown_image, tile
 from afmi.methods import Attribution, Method
 from afmi.network.arguments import ForwardArguments
 from afmi.network.checking import check_dense, first_convolution
@@ -85,6 +85,10 @@ class Unexplained:
     index: int
     source: str | None
     reason: str
+
+    def tile(self) -> str:
+        """Return it as HTML for an `afmi.Gallery`."""
+        return tile("", self.reason)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -64,6 +64,7 @@ __all__ = [
     "number",
     "percent",
     "shown_image",
+    "tile",
 ]
 
 
@@ -555,13 +556,10 @@ class Explanation:
         alt = html.escape(self.alt_text, quote=True)
         return f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{picture}">'
 
-    def _tile(self) -> str:
+    def tile(self) -> str:
+        """Return it as HTML for a `Gallery`: a small picture, with the answer and the method."""
         picture = image_tag(self.overlay(), self.alt_text, _TILE_SIDE)
-        words = html.escape(f"{self.answer} — {self.method}")
-        return (
-            f'<figure style="margin:0;width:{_TILE_SIDE}px;overflow-wrap:anywhere">{picture}'
-            f"<figcaption>{words}</figcaption></figure>"
-        )
+        return tile(picture, f"{self.answer} — {self.method}")
 
     def __repr__(self) -> str:
         size = "×".join(map(str, reversed(self.map.shape)))
@@ -573,20 +571,33 @@ class Explanation:
         return f"{self._title()} ({self._note()})"
 
 
-class Gallery(list[Explanation]):
+class Tiled(Protocol):
+    """What a `Gallery` shows: an `Explanation`, or an image that has none."""
+
+    def tile(self) -> str:
+        """Return it as HTML, as wide as the others."""
+        ...
+
+
+Shown = TypeVar("Shown", bound=Tiled)
+
+
+class Gallery(list[Shown]):
     """A list of explanations that shows itself in a notebook: a small picture of each, with words.
+
+    ``Gallery(afmi.explain_many(…))`` shows why an image has none, too.
 
     Example:
         >>> from afmi import Classifier, explain_many
         >>> model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)))
         >>> explanations = explain_many(model, torch.rand(3, 3, 4, 4), method="gradient")
-        >>> gallery = Gallery(one for one in explanations if isinstance(one, Explanation))
+        >>> gallery = Gallery(explanations)
         >>> gallery._repr_html_().count("<img ")
         3
     """
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Gallery:
+    def load(cls, folder: str | os.PathLike[str]) -> Gallery[Explanation]:
         """Open all explanations that were saved in a folder, by the names of their records.
 
         Raises:
@@ -598,12 +609,12 @@ class Gallery(list[Explanation]):
                 f"'{os.fspath(folder)}' holds no record of an explanation; give a folder that "
                 "Explanation.save or afmi explain wrote to"
             )
-        return cls(map(Explanation.load, found))
+        return Gallery(map(Explanation.load, found))
 
     def _repr_html_(self) -> str:
         if not self:
             return "<em>no explanations</em>"
-        tiles = [one._tile() for one in self[:_TILES]]
+        tiles = [one.tile() for one in self[:_TILES]]
         more = len(self) - len(tiles)
         note = f"<p>and {more} more</p>" if more > 0 else ""
         return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(tiles)}</div>{note}'
@@ -612,6 +623,19 @@ class Gallery(list[Explanation]):
 _TILES = 24
 """The most explanations of a list that a notebook shows: each is a picture inside of the page."""
 _TILE_SIDE = 224
+
+
+def tile(content: str, words: str) -> str:
+    """Return HTML of a tile of a gallery.
+
+    Args:
+        content: its picture, as HTML.
+        words: below it, as text.
+    """
+    return (
+        f'<figure style="margin:0;width:{_TILE_SIDE}px;overflow-wrap:anywhere">{content}'
+        f"<figcaption>{html.escape(words)}</figcaption></figure>"
+    )
 
 
 def image_tag(picture: PIL.Image.Image, alt: str, side: int) -> str:
