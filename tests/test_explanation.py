@@ -23,7 +23,15 @@ from torch import Tensor, nn
 import afmi
 from afmi.api import explain, explain_classes, explain_files, explain_many
 from afmi.batching import Unexplained
-from afmi.errors import AfmiError, ImageError, ModelError, ShapeError, TargetError, UsageError
+from afmi.errors import (
+    AfmiError,
+    DeviceError,
+    ImageError,
+    ModelError,
+    ShapeError,
+    TargetError,
+    UsageError,
+)
 from afmi.explanation import Explanation
 from afmi.files import save_record
 from afmi.methods import AFMI, BlankMapWarning, DeepLIFT, GradCAM, Gradient, Method, Random
@@ -455,6 +463,35 @@ def test_an_image_that_fails_does_not_stop_the_rest_of_its_batch(failure, words,
     for image, result in zip(images, results, strict=True):
         if isinstance(result, Explanation):
             torch.testing.assert_close(result.map, explain(model, image, method=method).map)
+
+
+class Dying(Failing):
+    """Fails at the same image, and at each call from then on, as a GPU after an assertion."""
+
+    dead = False
+
+    def forward(self, x):
+        self.dead = self.dead or bool((x[:, :, 0, 0].amin(1) > self.limit).any())
+        if self.dead:
+            raise RuntimeError("device-side assert triggered")
+        return self.inner(x)
+
+
+def test_a_device_that_is_lost_is_no_fault_of_the_images(monkeypatch):
+    network = Dying(0.0)
+    model = afmi.Classifier(network, layer="inner.features.5")
+    zeros = torch.zeros
+
+    def zeros_if_alive(*size, **options):
+        if network.dead and "device" in options:
+            raise RuntimeError("device-side assert triggered")
+        return zeros(*size, **options)
+
+    monkeypatch.setattr(torch, "zeros", zeros_if_alive)
+    results = explain_many(model, _ten_images(), batch_size=2)
+    assert all(isinstance(next(results), Explanation) for _ in range(4))
+    with pytest.raises(DeviceError, match="cpu works no longer since image 4 was explained"):
+        next(results)
 
 
 def test_a_file_that_fails_is_named_and_the_rest_go_on(tmp_path):

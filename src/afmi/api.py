@@ -196,6 +196,7 @@ def explain_many(
         TargetError: when there is no such class, or not one for each image.
         AfmiError: when the network, the method or an option cannot be used at all: none of the
             images up to there could be explained.
+        DeviceError: when a device, such as a GPU, works no longer.
 
     Example:
         >>> import torch

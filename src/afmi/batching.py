@@ -35,10 +35,12 @@ from afmi.network.checking import check_dense, first_convolution
 from afmi.network.classifier import (
     classifier_of,
     classify,
+    device_of,
     input_channels,
     shown_bands_of,
     with_arguments,
 )
+from afmi.network.devices import check_device
 from afmi.network.fingerprint import remembered_fingerprint
 from afmi.network.memory import TOO_LITTLE_MEMORY, is_out_of_memory
 from afmi.network.outputs import Outputs, check_outputs
@@ -134,14 +136,25 @@ def items_of(
             yield Item.of(model, image, targets, index)
         except Exception as error:  # one bad image must not stop the rest
             source = _source(image)
+            _check_device(model, index, source, "prepared for the network", error)
             if isinstance(error, ImageError) and source is not None:
                 yield Unexplained(index, source, str(error))  # which names the file
             else:
                 yield _unexplained(index, source, "prepared for the network", error)
 
 
+def _check_device(
+    model: nn.Module, index: int, source: str | None, what: str, error: Exception
+) -> None:
+    check_device(device_of(model), f"{_name(index, source)} was {what}", error)
+
+
+def _name(index: int, source: str | None) -> str:
+    return f"image {index}" if source is None else repr(source)
+
+
 def _unexplained(index: int, source: str | None, what: str, error: Exception) -> Unexplained:
-    name = f"image {index}" if source is None else repr(source)
+    name = _name(index, source)
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         text = TOO_LITTLE_MEMORY
@@ -266,6 +279,7 @@ def explain_items(
     Raises:
         AfmiError: the network, the method or an option cannot be used, so that no image has been
             explained.
+        DeviceError: the device works no longer.
     """
 
     def shape(item: Item | Unexplained) -> tuple[object, ...] | None:
@@ -290,6 +304,7 @@ def explain_items(
             elif isinstance(outcome := next(remaining), list):
                 yield outcome
             else:
+                _check_device(method.model, item.index, item.source, "explained", outcome)
                 yield _unexplained(item.index, item.source, "explained", outcome)
 
 

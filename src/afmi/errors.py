@@ -90,7 +90,8 @@ class DeviceError(AfmiError):
 
     def __str__(self) -> str:
         return (
-            f"{self.reason}; start the command again, which resumes after the last finished piece"
+            f"{self.reason}; start the command again, in a new process: evaluations and data sets "
+            "resume after the last finished piece"
         )
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from afmi.data.labelled import LabelledImages
 from afmi.data.witness import Witness
-from afmi.errors import DeviceError, SourceError, one_line
+from afmi.errors import SourceError
 from afmi.methods import Method
 from afmi.network.classifier import device_of
-from afmi.network.memory import check_memory, from_lack_of_memory, is_out_of_memory
+from afmi.network.devices import check_device
+from afmi.network.memory import check_memory, from_lack_of_memory
 
-__all__ = ["MemoryWarning", "check_device", "read_image", "taken_apart"]
+__all__ = ["MemoryWarning", "read_image", "taken_apart"]
 
 T = TypeVar("T")
 Result = TypeVar("Result")
@@ -117,25 +118,6 @@ def taken_apart(
         for part in parts
         for result in taken_apart(run, part, device, method, name, fatal=fatal)
     ]
-
-
-def check_device(device: torch.device, doing: str, error: Exception) -> None:
-    """Raise unless a device works: after some errors of a GPU every later call fails, too.
-
-    Args:
-        device: where an error arose.
-        doing: what it arose at, such as the method and the pictures, in words.
-        error: what it was.
-
-    Raises:
-        DeviceError: it works no longer.
-    """
-    try:
-        torch.zeros(1, dtype=torch.float32, device=device).cpu()
-    except RuntimeError as dead:
-        if is_out_of_memory(dead):
-            return
-        raise DeviceError(f"{device} works no longer since {doing} ({one_line(error)})") from dead
 
 
 def _bare(error: Exception) -> Exception:

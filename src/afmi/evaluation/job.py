@@ -14,12 +14,12 @@ from afmi.engines.job import Job
 from afmi.engines.workers import Shared
 from afmi.errors import AfmiError, LayerError, OperationError
 from afmi.evaluation.asked import Asked
-from afmi.evaluation.failures import check_device
 from afmi.evaluation.folder import ERROR
 from afmi.evaluation.shard import Shard, ShardResult, evaluate_shard
 from afmi.methods import Method
 from afmi.metrics import Metric
 from afmi.network.classifier import device_of
+from afmi.network.devices import check_device
 from afmi.network.fingerprint import fingerprint_of
 
 __all__ = ["EvaluationJob", "PieceTask", "Refusal", "check_worker", "middle_of"]

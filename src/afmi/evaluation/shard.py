@@ -19,7 +19,7 @@ from afmi.data.labelled import LabelledImages
 from afmi.data.witness import Witness
 from afmi.errors import AfmiError, LayerError, ModelError, OperationError, one_line
 from afmi.evaluation.asked import Asked
-from afmi.evaluation.failures import MemoryWarning, check_device, read_image, taken_apart
+from afmi.evaluation.failures import MemoryWarning, read_image, taken_apart
 from afmi.evaluation.folder import ERROR, Row
 from afmi.evaluation.meter import measured
 from afmi.explanation import shown_image
@@ -27,6 +27,7 @@ from afmi.methods import Method
 from afmi.metrics import Case, Metric
 from afmi.metrics.base import blank_maps_allowed
 from afmi.network.classifier import classify, shown_bands_of
+from afmi.network.devices import check_device
 from afmi.network.memory import from_lack_of_memory
 from afmi.network.outputs import check_outputs
 from afmi.pictures.batches import neighbours
