@@ -25,6 +25,7 @@ _HOMES = {
     "Unexplained": "afmi.batching",
     "audit": "afmi.auditing.run",
     "compare": "afmi.comparison",
+    "compat": "afmi.compat",
     "datasets": "afmi.datasets",
     "engines": "afmi.engines",
     "errors": "afmi.errors",

@@ -1,4 +1,5 @@
 # Written by `make format` from __init__.py and the modules that it names.
+from afmi import compat as compat
 from afmi import datasets as datasets
 from afmi import engines as engines
 from afmi import errors as errors
@@ -51,6 +52,7 @@ __all__ = [
     "Unexplained",
     "audit",
     "compare",
+    "compat",
     "datasets",
     "engines",
     "errors",
