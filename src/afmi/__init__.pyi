@@ -40,6 +40,8 @@ from afmi.pictures import references as references
 from afmi.pictures import transforms as transforms
 from afmi.pictures import volumes as volumes
 from afmi.pictures.finding import find_images as find_images
+from afmi.tracking import callbacks as callbacks
+from afmi.tracking.logging import log as log
 from afmi.training.masking_model import train_masking_model as train_masking_model
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "Gallery",
     "Unexplained",
     "audit",
+    "callbacks",
     "compare",
     "compat",
     "datasets",
@@ -71,6 +74,7 @@ __all__ = [
     "gradients",
     "images",
     "load_model",
+    "log",
     "maps",
     "methods",
     "metrics",
