@@ -78,9 +78,7 @@ def test_sparseness_is_the_gini_index_of_our_maps(quantus: Any) -> None:
 def test_pixel_flipping_begins_with_the_pixels_that_count(quantus: Any) -> None:
     """On a network that adds up pixels the exact map has what each adds, so the curve is known."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(256, 5, bias=False)).eval()
-    metric = quantus.PixelFlipping(
-        features_in_step=32, perturb_baseline=0.0, disable_warnings=True
-    )
+    metric = quantus.PixelFlipping(features_in_step=32, perturb_baseline=0.0, disable_warnings=True)
     images = _images()[:, :1]
     curves = metric(
         model=network,

@@ -76,25 +76,23 @@ def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("WANDB_SILENT", "true")
     with pytest.raises(UsageError, match=r"wandb.init\(\)"):
         afmi.log(_explanation(), 0, to=wandb)
-    run = wandb.init(mode="disabled", dir=str(tmp_path))
-    logged: list[Any] = []
-    original = run.log
+    one = _explanation()
+    run = wandb.init(mode="offline", dir=str(tmp_path))
     try:
-        monkeypatch.setattr(
-            run, "log", lambda data, step=None: (logged.append((data, step)), original(data, step))
-        )
-        one = _explanation()
+        run.log({"loss": 1.0})
         afmi.log(one, 7, to=run)
+        run.log({"loss": 0.5})  # a step of the run's own
         afmi.log(one, 8, to=wandb, key="maps", picture="overlay")
     finally:
         run.finish()
-    (first, step), (second, _) = logged
-    assert step >= 7
-    assert first["explanations_step"] == 7 and second["maps_step"] == 8
-    assert first["explanations/image/score"] == one.score
-    assert json.loads(first["explanations/image/record"]) == json.loads(json.dumps(one.to_dict()))
-    assert isinstance(second["maps/image"], wandb.Image)
-    drawn = np.asarray(PIL.Image.open(second["maps/image"]._path))
+        wandb.teardown()
+    (kept,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = kept.read_bytes()
+    for word in ("explanations/image/score", "explanations/image/record", "maps/image/score"):
+        assert word.encode() in content
+    assert content.count(f"{one.score:.6f}".encode()) >= 2  # once in each picture's row
+    (overlay,) = tmp_path.glob("wandb/offline-run-*/files/media/images/maps/image_*.png")
+    drawn = np.asarray(PIL.Image.open(overlay))
     np.testing.assert_array_equal(drawn, np.asarray(one.overlay()))
 
 
@@ -185,7 +183,7 @@ def test_tags_are_the_same_at_every_step() -> None:
 def test_a_comparison_is_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(afmi.Comparison, "figure", lambda self: Figure((1, 1), dpi=20))
     comparison = afmi.compare(
-        _model(), torch.rand(3, 8, 8), "dog", methods="a-fmi,gradient", fractions=()
+        _model(), torch.rand(3, 8, 8), "dog", methods="a-fmi,gradient", fractions=(0.5,)
     )
     writer = _Printer()
     assert afmi.log(comparison, 0, to=writer) == ("explanations/image",)
