@@ -60,6 +60,6 @@ def explain_func(
             "move it with model.to(…), or leave the device out"
         )
     chosen = method_of(model, method, **parameters)
-    images = torch.as_tensor(inputs).to(place)
+    images = torch.as_tensor(inputs, device=place)
     classes = torch.as_tensor(np.asarray(targets), device=place)
     return chosen.attribute(images, classes).cpu().numpy()
