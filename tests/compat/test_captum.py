@@ -221,6 +221,20 @@ def test_afmi_in_the_same_shape() -> None:
     torch.testing.assert_close(mine, expected)
 
 
+def test_another_baseline_is_another() -> None:
+    """Also one that was changed in place, or comes in another precision."""
+    network, baseline = _network(), _images(2)[:1]
+    deeplift, theirs = ours.DeepLift(network), captum.DeepLift(copy.deepcopy(network))
+    for change in (0.0, 1.0):
+        baseline += change
+        mine = deeplift.attribute(_images(1), baseline, target=1)
+        _close(mine, theirs.attribute(_images(1), baseline.clone(), target=1))
+    wide = network.double()
+    mine = ours.DeepLift(wide).attribute(_images(1).double(), baseline.double() / 3, target=1)
+    again = deeplift.attribute(_images(1).double(), baseline.double() / 3, target=1)
+    assert torch.equal(mine, again)
+
+
 def test_the_network_is_left_as_it_was() -> None:
     network = _network().train()
     state = torch.get_rng_state()

@@ -34,6 +34,7 @@ class Adapter:
     def __init__(self, forward_func: nn.Module) -> None:
         self.forward_func = forward_func
         self._network = as_given(forward_func)
+        self._shared = Image(torch.zeros(1, 1, dtype=torch.float32, device="cpu"))
 
     def has_convergence_delta(self) -> bool:
         """Tell whether ``return_convergence_delta`` is taken."""
@@ -65,7 +66,7 @@ class Adapter:
         parts, deltas = [], []
         rows = _rows(images, one_or_none(baselines))
         for part in _parts(self._network, images, rows, _target(target), additional_forward_args):
-            reference = Black() if part.baseline is None else Image(part.baseline)
+            reference = self._reference(part, shared=len(part.images) == len(images))
             attribution = make(part.network, reference).attribution(part.images, part.target)
             found = of(attribution)
             assert found is not None
@@ -80,6 +81,17 @@ class Adapter:
         attributions = torch.cat(parts)
         shaped = (attributions,) if isinstance(inputs, tuple) else attributions
         return (shaped, torch.cat(deltas)) if delta else shaped
+
+    def _reference(self, part: _Part, *, shared: bool) -> Reference:
+        if part.baseline is None:
+            return Black()
+        if not shared:
+            return _Own(part.baseline)
+        # The same object for the same baseline, so that the reference's own run is made once.
+        kept = self._shared
+        if not _equal(kept.source, part.baseline):
+            kept = self._shared = Image(part.baseline.clone())
+        return kept
 
     def one(self, inputs: Any) -> Tensor:
         """Return the one tensor that was given, perhaps in a tuple as Captum takes it."""
@@ -101,6 +113,24 @@ class Adapter:
                     f"{type(self).__name__} of afmi.compat.captum takes {name}={served!r} only, "
                     f"got {value!r:.80}: {why}"
                 )
+
+
+@dataclass(frozen=True, eq=False)
+class _Own(Reference):
+    """The baseline of one image, whose run is not kept."""
+
+    row: Tensor
+    per_image = True
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return self.row.expand_as(inputs)
+
+
+def _equal(kept: object, baseline: Tensor) -> bool:
+    if not isinstance(kept, Tensor) or kept.shape != baseline.shape:
+        return False
+    same = (kept.dtype, kept.device) == (baseline.dtype, baseline.device)
+    return same and torch.equal(kept, baseline)
 
 
 def one_or_none(baselines: Any) -> Any:
