@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,17 @@ def test_a_bad_configuration_raises_before_the_first_step(
 def test_bad_arguments_raise_at_once(name: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         getattr(afmi.callbacks, name)(**{"images": IMAGES, **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("lightning", "pip install lightning"), ("transformers", "accelerate")]
+)
+def test_a_missing_package_is_named(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(afmi.callbacks, "_is_installed", lambda name: False)
+    for module in ("lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(UsageError, match=f"not installed.*{words}"):
+        getattr(afmi.callbacks, name)(IMAGES)
 
 
 def test_a_callback_travels_to_other_processes() -> None:
