@@ -1,4 +1,5 @@
 # Written by `make format` from __init__.py and the modules that it names.
+from afmi import compat as compat
 from afmi import datasets as datasets
 from afmi import engines as engines
 from afmi import errors as errors
@@ -39,6 +40,8 @@ from afmi.pictures import references as references
 from afmi.pictures import transforms as transforms
 from afmi.pictures import volumes as volumes
 from afmi.pictures.finding import find_images as find_images
+from afmi.tracking import callbacks as callbacks
+from afmi.tracking.logging import log as log
 from afmi.training.masking_model import train_masking_model as train_masking_model
 
 __all__ = [
@@ -50,7 +53,9 @@ __all__ = [
     "Gallery",
     "Unexplained",
     "audit",
+    "callbacks",
     "compare",
+    "compat",
     "datasets",
     "engines",
     "errors",
@@ -69,6 +74,7 @@ __all__ = [
     "gradients",
     "images",
     "load_model",
+    "log",
     "maps",
     "methods",
     "metrics",

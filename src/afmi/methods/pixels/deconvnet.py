@@ -28,8 +28,8 @@ from afmi.gradients.rule_sets import (
     positive_part,
 )
 from afmi.gradients.tape import Entry
-from afmi.methods.base import Attribution, Method
-from afmi.methods.work import Work
+from afmi.methods.base import Attribution
+from afmi.methods.gradient_methods import GradientMethod
 from afmi.network.operations import Trait, operations_with
 from afmi.pictures.maps import channel_maximum
 from afmi.targets import Columns
@@ -38,7 +38,7 @@ __all__ = ["DeconvNet"]
 
 
 @dataclass(frozen=True)
-class DeconvNet(Method):
+class DeconvNet(GradientMethod):
     """Show the pattern of pixels from which a deconvolutional network builds up the class score.
 
     At each rectifier R_in = max(R_out, 0), whether or not it was open on the way forward, where R
@@ -87,15 +87,14 @@ class DeconvNet(Method):
     signed = False
     paper = "Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014"
 
-    def work(self, inputs: Tensor) -> Work:
-        """See `Method.work`."""
-        return Work(1, 1)
+    def _reduce(self, inputs: Tensor, gradient: Tensor) -> Tensor:
+        return channel_maximum(gradient)
 
     def _attribute(self, inputs: Tensor, columns: Columns) -> Attribution:
         gates: set[str] = set()
         run = forward_pass(self.model, inputs, layer=None, rules=_rules(gates))
         classes = columns.of(run.logits)
-        maps = channel_maximum(run.gradient(classes, last=True))
+        maps = self._reduce(inputs, run.gradient(classes, last=True))
         if not gates:
             warnings.warn(
                 f"{self.name}'s signal meets nothing on its way back that depends on the image, "
