@@ -1,0 +1,42 @@
+"""Make a page of each notebook: run while the documentation is built, and shown with its outputs."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from base64 import b64decode
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
+from tools.notebooks import NOTEBOOKS, executed
+
+INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
+NOTE = (
+    "*This page is a notebook that was run when this documentation was built: "
+    "[download it]({name}), and run it yourself.*"
+)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages, and their pictures as files of their own."""
+    for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
+        with tempfile.TemporaryDirectory() as folder:
+            content = executed(notebook, Path(folder))
+        page, resources = MarkdownExporter().from_notebook_node(content)
+        pictures = {name: bytes(data) for name, data in resources["outputs"].items()}
+
+        def apart(match: re.Match[str], stem: str = notebook.stem, into: dict = pictures) -> str:
+            name = f"{stem}-{len(into)}.png"
+            into[name] = b64decode(match[1])
+            return f"../{name}"  # from the page's own folder
+
+        page = INLINE.sub(apart, page)
+        for name, data in pictures.items():
+            files.append(File.generated(config, f"notebooks/{name}", content=data))
+        title, _, rest = page.partition("\n")
+        page = f"{title}\n\n{NOTE.format(name=notebook.name)}\n{rest}".replace(".ipynb)", ".md)")
+        page = page.replace(f"[download it]({notebook.stem}.md)", f"[download it]({notebook.name})")
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
+    return files
