@@ -11,7 +11,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 if TYPE_CHECKING:
-    from afmi import Classifier, Explanation
+    from afmi import Classifier
     from afmi.methods import Method
 
 # So that methods of hundreds of passes cost little; everything else is the method's default.
@@ -57,15 +57,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _gallery(pictures: dict[str, bytes]) -> str:
-    from sklearn.datasets import load_sample_image
     from skimage.data import chelsea, coffee
+    from sklearn.datasets import load_sample_image
 
     import afmi
     from afmi.methods import CATALOGUE
 
     models = {name: afmi.load_model(name) for name in NETWORKS}
-    images = {"coffee": coffee(), "tower": load_sample_image("china.jpg"), "cat": chelsea()}
-    places = [(models[network], image, pixels) for image, pixels in images.items() for network in NETWORKS]
+    images = {"coffee": coffee(), "temple": load_sample_image("china.jpg"), "cat": chelsea()}
+    places = [(model, *image) for image in images.items() for model in models.values()]
     rows, costly = [], []
     for name, cls in CATALOGUE.items():
         settings = DRAFTS.get(name, {})

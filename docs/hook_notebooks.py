@@ -1,4 +1,4 @@
-"""Make a page of each notebook: run while the documentation is built, and shown with its outputs."""
+"""Make a page of each notebook, which is run for it while the documentation is built."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from nbconvert import MarkdownExporter
+
 from tools.notebooks import NOTEBOOKS, executed
 
 INLINE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")

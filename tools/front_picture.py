@@ -22,7 +22,7 @@ WIDTH = 1200
 
 
 def explanations() -> list[Explanation]:
-    """Explain a picture of a cat above a cup: the one, the other, and the one rather than the other."""
+    """Explain a picture of a cat and a cup: the cup, the cat, and the one rather than the other."""
     import numpy as np
     from PIL import Image
     from skimage.data import chelsea, coffee
