@@ -34,7 +34,12 @@ def executed(notebook: Path, folder: Path) -> NotebookNode:
     from nbclient import NotebookClient
 
     content = nbformat.read(notebook, as_version=4)
-    client = NotebookClient(content, timeout=LONGEST, resources={"metadata": {"path": folder}})
+    client = NotebookClient(
+        content,
+        timeout=LONGEST,
+        extra_arguments=["--log-level=ERROR"],  # of the kernel itself, not of what runs in it
+        resources={"metadata": {"path": folder}},
+    )
     return client.execute(env=_surroundings(folder))
 
 
