@@ -25,8 +25,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for notebook in sorted(NOTEBOOKS.glob("*.ipynb")):
         with tempfile.TemporaryDirectory() as folder:
             content = executed(notebook, Path(folder))
-        page, resources = MarkdownExporter().from_notebook_node(content)
-        pictures = {name: bytes(data) for name, data in resources["outputs"].items()}
+        named = {"unique_key": notebook.stem}
+        page, resources = MarkdownExporter().from_notebook_node(content, named)
+        # Of outputs in several forms the page shows one only.
+        pictures = {name: data for name, data in resources["outputs"].items() if name in page}
 
         def apart(match: re.Match[str], stem: str = notebook.stem, into: dict = pictures) -> str:
             name = f"{stem}-{len(into)}.png"
@@ -36,8 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         page = INLINE.sub(apart, page)
         for name, data in pictures.items():
             files.append(File.generated(config, f"notebooks/{name}", content=data))
+        page = page.replace(".ipynb)", ".md)").replace("![png](", "![What the lines above draw](")
         title, _, rest = page.partition("\n")
-        page = f"{title}\n\n{NOTE.format(name=notebook.name)}\n{rest}".replace(".ipynb)", ".md)")
-        page = page.replace(f"[download it]({notebook.stem}.md)", f"[download it]({notebook.name})")
+        page = f"{title}\n\n{NOTE.format(name=notebook.name)}\n{rest}"
         files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=page))
     return files
