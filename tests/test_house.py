@@ -83,7 +83,9 @@ def test_license_is_the_one_declared() -> None:
 
 def test_pages_of_the_documentation_exist() -> None:
     named = set(re.findall(r"([\w/-]+\.md)", _read("mkdocs.yml").partition("nav:")[2]))
-    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    docs = ROOT / "docs"
+    pages = {str(p.relative_to(docs)) for p in docs.rglob("*.md")}
+    pages |= {str(p.relative_to(docs).with_suffix(".md")) for p in docs.rglob("*.ipynb")}
     assert named == pages
 
 
