@@ -71,11 +71,22 @@ def test_maps_are_ours_for_any_number_of_images(exported: Exported, count: int) 
     assert float(results["completeness_error"].max()) < 1e-5
 
 
-def test_a_negative_class_is_the_predicted_one(exported: Exported) -> None:
+def test_minus_one_is_the_predicted_class(exported: Exported) -> None:
     images = _images(3)
     results = _run(exported.path, images=images, **{"class": torch.tensor([-1, 2, -1])})
     predicted = results["outputs"].argmax(1)
     assert results["target"][:, 0].tolist() == [predicted[0], 2, predicted[2]]
+
+
+def test_a_number_that_is_no_class_gives_no_map_and_harms_no_other(exported: Exported) -> None:
+    images = _images(4)
+    right = _run(exported.path, images=images, **{"class": torch.tensor([0, 1, 2, 4])})
+    results = _run(exported.path, images=images, **{"class": torch.tensor([5, 1, -2, 4])})
+    assert results["target"][:, 0].tolist() == [-1, 1, -1, 4]
+    for name in ("map", "residual", "completeness_error"):
+        assert np.isnan(results[name][[0, 2]]).all()
+        np.testing.assert_array_equal(results[name][[1, 3]], right[name][[1, 3]])
+    np.testing.assert_array_equal(results["outputs"], right["outputs"])
 
 
 def test_the_reference_itself_has_a_map_of_zeros(exported: Exported) -> None:

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.overrides import TorchFunctionMode
 
 from afmi.errors import OperationError
 from afmi.pictures.matrices import along_each
 
-__all__ = ["DECOMPOSITIONS", "untraced"]
+__all__ = ["DECOMPOSITIONS", "MeansOfWholeSides", "untraced"]
 
 aten = torch.ops.aten
 
@@ -29,6 +30,34 @@ def untraced() -> Iterator[None]:
     """Compute at once what does not depend on the images: the trace holds what comes of it."""
     with disable_proxy_modes_tracing(), unset_fake_temporarily():
         yield
+
+
+class MeansOfWholeSides(TorchFunctionMode):
+    """Computes adaptive pooling to one place as the mean that it is.
+
+    PyTorch's own changes the strides of what it gives in place where tokens were turned to maps,
+    and the backward pass of that writes into memory by its addresses, which no runtime has.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        sides = _ADAPTIVE_MEANS.get(getattr(func, "__name__", ""))
+        if sides is not None:
+            x, size = (*args, *(kwargs or {}).values())
+            if (
+                size == 1
+                or list(size if isinstance(size, (list, tuple)) else [size]) == [1] * sides
+            ):
+                return x.mean(tuple(range(-sides, 0)), keepdim=True)
+        return func(*args, **(kwargs or {}))
+
+
+_ADAPTIVE_MEANS = {f"adaptive_avg_pool{sides}d": sides for sides in (1, 2, 3)}
 
 
 def _along(x: Tensor, sizes: Sequence[int], along_side: Callable[[Tensor, int], Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from afmi.exporting.decompositions import DECOMPOSITIONS, untraced
+from afmi.exporting.decompositions import DECOMPOSITIONS, MeansOfWholeSides, untraced
 from afmi.gradients.modified import ReferenceRun, traced_gradient
 from afmi.network.layers import Place
 from afmi.pictures.dimensions import beside, places
@@ -61,16 +61,17 @@ class Explained:
 
         Args:
             images: (N, C, *spatial).
-            classes: int64 (N,), negative where the predicted class is meant; None: everywhere.
+            classes: int64 (N,), −1 where the predicted class is meant; None: everywhere.
 
         Returns:
             Outputs (N, K), maps (N, T, *spatial), classes (N, T), and two kinds of error (N, T):
             the residual, as `Attribution` has it, and by how much the modified gradients miss the
-            change of the output, relative to the largest of the outputs.
+            change of the output, relative to the largest of the outputs. A number that is no class,
+            below −1 or from K, cannot raise here: the map and the errors are NaN, the class is −1.
         """
         run = traced_gradient(self.model, images, self.place, self.references)
         outputs = run.run.logits
-        rows = self._rows(outputs, classes)
+        rows, unknown = self._rows(outputs, classes)
         maps, residuals, errors = zip(*(self._class(run, row) for row in rows), strict=True)
         coarse = torch.cat(maps, 1)
         with untraced():
@@ -82,14 +83,24 @@ class Explained:
         residual = torch.stack(residuals, 1)
         residual = torch.where(beside(same, residual), torch.nan, residual)
         fine = torch.where(beside(same, fine), 0.0, fine)
-        return outputs, fine, torch.stack(rows, 1), residual, torch.stack(errors, 1)
+        target, error = torch.stack(rows, 1), torch.stack(errors, 1)
+        if unknown is not None:
+            fine = torch.where(beside(unknown, fine), torch.nan, fine)
+            residual, error = (
+                torch.where(unknown[:, None], torch.nan, x) for x in (residual, error)
+            )
+            target = torch.where(unknown[:, None], -1, target)
+        return outputs, fine, target, residual, error
 
-    def _rows(self, outputs: Tensor, classes: Tensor | None) -> list[Tensor]:
-        """Return T rows of classes (N,)."""
+    def _rows(self, outputs: Tensor, classes: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """Return T rows of classes (N,), and where those that were given are none, bool (N,)."""
         predicted = outputs.argmax(1)
         if self.classes is not None:
-            return [torch.full_like(predicted, index) for index in self.classes]
-        return [predicted if classes is None else torch.where(classes < 0, predicted, classes)]
+            return [torch.full_like(predicted, index) for index in self.classes], None
+        if classes is None:
+            return [predicted], None
+        unknown = (classes < -1) | (classes >= outputs.shape[1])
+        return [torch.where((classes == -1) | unknown, predicted, classes)], unknown
 
     def _class(self, run: Any, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the coarse maps (N, 1, *sides) of a class for each image, and the errors (N,)."""
@@ -145,7 +156,7 @@ def _graph(compute: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMod
         )
         for argument in arguments
     ]
-    with mode, enable_python_dispatcher():
+    with mode, enable_python_dispatcher(), MeansOfWholeSides():
         graph = make_fx(compute, decomposition_table=DECOMPOSITIONS)(*fakes)
     graph.graph.eliminate_dead_code()
     graph.recompile()
