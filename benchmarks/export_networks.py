@@ -125,9 +125,6 @@ def row_within(
         work: what the process does.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["benchmarks.networks", "onnxscript.function_libs.torch_lib.ops"]
-    )
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(name, there))
     process.start()
@@ -154,6 +151,9 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=300, help="seconds that a network may take")
     parser.add_argument("--out", type=Path, default=TABLE, help="CSV to append to")
     options = parser.parse_args()
+    multiprocessing.set_forkserver_preload(
+        ["benchmarks.networks", "onnxscript.function_libs.torch_lib.ops"]
+    )
     known, done = read(KNOWN), read(options.out)
     if options.again is not None:
         done = {
