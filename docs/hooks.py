@@ -14,6 +14,7 @@ import doctest
 import io
 import re
 import warnings
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,6 +228,29 @@ def _networks() -> str:
     return _table(tuple(heads), [tuple(cell.replace("|", "/") for cell in row) for row in rows])
 
 
+def _exports() -> str:
+    """Say how many networks became files, and show those and the reasons of the others."""
+    from benchmarks.export_networks import KNOWN, TABLE, read
+
+    known, tried = read(KNOWN), read(TABLE)
+    outcomes = Counter(row["outcome"] for row in tried.values())
+    open_ones = [name for name in known if name not in tried]
+    families = {row["family"] for row in known.values()}
+    tried_families = {known[name]["family"] for name in tried}
+    counts = [f"{count} {outcome}" for outcome, count in outcomes.most_common()]
+    counts.append(f"{len(open_ones)} not tried")
+    shown = ("network", "outcome", "map against ours", "file / weights", "not in WebGPU", "reason")
+    rows = [tuple(row[key].replace("|", "/") for key in shown) for row in tried.values()]
+    return "\n\n".join(
+        [
+            f"Of {len(known)} networks: {', '.join(counts)}. Of {len(families)} families, "
+            f"{len(tried_families)} have a network that was tried.",
+            _table(shown, rows),
+            "Not tried: " + (", ".join(open_ones) or "none") + ".",
+        ]
+    )
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [heads, tuple("---" for _ in heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -244,5 +268,6 @@ MADE = {
         for scenario in ("feature maps", "sizes", "pixels", "masked pictures", "growth", "options")
     },
     "<!-- table of networks -->": _networks,
+    "<!-- table of exported networks -->": _exports,
 }
 """What a page may ask for."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afmi.errors import OperationError
-from afmi.exporting.decompositions import DECOMPOSITIONS
+from afmi.exporting.decompositions import DECOMPOSITIONS, MeansOfWholeSides, by_rows
+from afmi.pictures.matrices import along_each
 
 
 class Decomposed(TorchDispatchMode):
@@ -40,6 +44,7 @@ CASES = {
     "mean pooling, unequal sides": lambda x: F.avg_pool2d(x, (2, 3), (2, 1)),
     "mean pooling of volumes": lambda x: F.avg_pool3d(x[:, :, None].expand(-1, -1, 4, -1, -1), 2),
     "adaptive mean": lambda x: F.adaptive_avg_pool2d(x, (3, 4)),
+    "adaptive mean to the sides that there are": lambda x: F.adaptive_avg_pool2d(x * x, (7, 8)),
     "adaptive mean of volumes": lambda x: F.adaptive_avg_pool3d(x.unflatten(1, (2, 2)), (1, 2, 3)),
     "interpolation": lambda x: F.interpolate(x, (11, 13), mode="bilinear", align_corners=False),
     "interpolation by corners": lambda x: F.interpolate(
@@ -91,3 +96,33 @@ def test_a_divisor_of_ones_own_is_refused() -> None:
     x = torch.rand(1, 4, 8, 8, requires_grad=True)
     with pytest.raises(OperationError, match="divisor_override"), Decomposed():
         F.avg_pool2d(x, 2, divisor_override=3).sum().backward()
+
+
+def test_the_mean_of_tokens_is_recorded_without_addresses() -> None:
+    """PyTorch's own pooling of turned tokens to one place sets strides, also on the way back."""
+
+    def gradient(tokens: Tensor) -> Tensor:
+        tokens = tokens.requires_grad_()
+        pooled = F.adaptive_avg_pool1d(tokens.transpose(1, 2), 1).flatten(1)
+        return torch.autograd.grad((pooled * pooled).sum(), tokens)[0]
+
+    tokens = torch.rand(2, 5, 3)
+    assert "as_strided" in make_fx(gradient)(tokens).code
+    with MeansOfWholeSides():
+        graph = make_fx(gradient)(tokens)
+    assert "as_strided" not in graph.code
+    torch.testing.assert_close(graph(tokens), gradient(tokens.clone()))
+
+
+@pytest.mark.parametrize("size", [1, (1, 1), [1, None], (2, 1)])
+def test_only_means_of_whole_sides_are_taken_as_such(size: Any) -> None:
+    x = torch.rand(2, 3, 4, 5)
+    with MeansOfWholeSides():
+        y = F.adaptive_avg_pool2d(x, output_size=size)
+    torch.testing.assert_close(y, F.adaptive_avg_pool2d(x, size))
+
+
+def test_products_with_rows_are_those_along_each_side() -> None:
+    x = torch.rand(2, 3, 4, 5, 6)
+    matrices = [torch.rand(n, m) for n, m in ((7, 4), (2, 5), (9, 6))]
+    torch.testing.assert_close(by_rows(matrices, x), along_each(matrices, x))

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.overrides import TorchFunctionMode
 
 from afmi.errors import OperationError
-from afmi.pictures.matrices import along_each
 
-__all__ = ["DECOMPOSITIONS", "untraced"]
+__all__ = ["DECOMPOSITIONS", "MeansOfWholeSides", "by_rows", "untraced"]
 
 aten = torch.ops.aten
 
@@ -31,6 +31,46 @@ def untraced() -> Iterator[None]:
         yield
 
 
+class MeansOfWholeSides(TorchFunctionMode):
+    """Computes adaptive pooling to one place as the mean that it is.
+
+    PyTorch's own changes the strides of what it gives in place where tokens were turned to maps,
+    and the backward pass of that writes into memory by its addresses, which no runtime has.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        sides = _ADAPTIVE_MEANS.get(getattr(func, "__name__", ""))
+        if sides is not None:
+            x, size = (*args, *(kwargs or {}).values())
+            if (
+                size == 1
+                or list(size if isinstance(size, (list, tuple)) else [size]) == [1] * sides
+            ):
+                return x.mean(tuple(range(-sides, 0)), keepdim=True)
+        return func(*args, **(kwargs or {}))
+
+
+_ADAPTIVE_MEANS = {f"adaptive_avg_pool{sides}d": sides for sides in (1, 2, 3)}
+
+
+def by_rows(matrices: Sequence[Tensor], x: Tensor) -> Tensor:
+    """Do as `afmi.pictures.matrices.along_each`, by products with a matrix on the right alone.
+
+    One on the left is copied for each row of x in a file.
+    """
+    for side, matrix in enumerate(matrices, -len(matrices)):
+        turned = x.movedim(side, -1)
+        rows = turned.reshape(-1, matrix.shape[1]) @ matrix.mT
+        x = rows.reshape(-1, *turned.shape[1:-1], len(matrix)).movedim(-1, side)
+    return x
+
+
 def _along(x: Tensor, sizes: Sequence[int], along_side: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Return x taken from the last sides of ``sizes`` to its own, by the transposed matrices.
 
@@ -39,7 +79,7 @@ def _along(x: Tensor, sizes: Sequence[int], along_side: Callable[[Tensor, int], 
         sizes: of what it was given, one number for each side.
         along_side: the operation on rows (1, rows, size) along a side.
     """
-    return along_each([matrix.mT for matrix in _matrices(sizes, along_side, x)], x)
+    return by_rows([matrix.mT for matrix in _matrices(sizes, along_side, x)], x)
 
 
 def _matrices(
@@ -96,7 +136,9 @@ def _average_pool_backward(
 def _adaptive_average_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
     if all(size == 1 for size in output_size):
         return x.mean(tuple(range(2, x.dim())), keepdim=True)
-    return along_each(
+    if tuple(output_size) == tuple(x.shape[2:]):
+        return x
+    return by_rows(
         _matrices(
             x.shape[2:], lambda rows, side: F.adaptive_avg_pool1d(rows, output_size[side]), x
         ),
@@ -106,6 +148,8 @@ def _adaptive_average_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
 
 def _adaptive_average_pool_backward(gradient: Tensor, x: Tensor) -> Tensor:
     sizes = gradient.shape[2:]
+    if sizes == x.shape[2:]:
+        return gradient
     return _along(
         gradient, x.shape[2:], lambda rows, side: F.adaptive_avg_pool1d(rows, sizes[side])
     )
@@ -117,7 +161,7 @@ def _linear_interpolation(
     def along_side(rows: Tensor, side: int) -> Tensor:
         return F.interpolate(rows, output_size[side], mode="linear", align_corners=align_corners)
 
-    return along_each(_matrices(x.shape[2:], along_side, x), x)
+    return by_rows(_matrices(x.shape[2:], along_side, x), x)
 
 
 def _linear_interpolation_backward(

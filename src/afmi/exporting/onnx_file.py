@@ -89,14 +89,44 @@ def _tidied(model: Any) -> None:
     The optimizer of onnxscript is not used: it takes x + c for x where c is below 1e-8, and the
     slopes of chords are NaN without such numbers.
     """
+    ir = importlib.import_module("onnx_ir")
     optimizer = importlib.import_module("onnxscript.optimizer")
     passes = importlib.import_module("onnx_ir.passes.common")
     passes.InlinePass()(model)
     optimizer.fold_constants(model, input_size_limit=_FOLDED, output_size_limit=_FOLDED)
     passes.CommonSubexpressionEliminationPass()(model)
+    _with_constant_shapes(model.graph, ir)
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     passes.ClearMetadataAndDocStringPass()(model)  # else the paths of source files go along
+
+
+def _with_constant_shapes(graph: Any, ir: Any) -> None:
+    """Let Reshape find the number of images itself, instead of having its shape put together.
+
+    A shape of constants above 0 and one number that depends on the images is the same with −1
+    there. On small networks the steps that make shapes take a tenth of the time.
+    """
+    for node in list(graph):
+        shape = node.inputs[1].producer() if node.op_type == "Reshape" else None
+        if shape is None or shape.op_type != "Concat":
+            continue
+        parts = [ir.convenience.get_const_tensor(part) for part in shape.inputs]
+        sizes = [[-1] if part is None else part.numpy().ravel().tolist() for part in parts]
+        known = [side for size in sizes for side in size if side != -1]
+        rank = node.outputs[0].shape
+        if (
+            sum(part is None for part in parts) != 1
+            or rank is None
+            or len(rank) != len(known) + 1
+            or 0 in known
+        ):
+            continue
+        numbers = np.array([side for size in sizes for side in size], np.int64)
+        name = f"{node.outputs[0].name}_shape"
+        value = ir.Value(name=name, const_value=ir.tensor(numbers, name=name))
+        graph.register_initializer(value)
+        node.replace_input_with(1, value)
 
 
 def _untranslated(error: Exception) -> ExportError:

@@ -20,11 +20,11 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from afmi.exporting.decompositions import DECOMPOSITIONS, untraced
-from afmi.gradients.modified import ReferenceRun, traced_gradient
+from afmi.exporting.decompositions import DECOMPOSITIONS, MeansOfWholeSides, by_rows, untraced
+from afmi.gradients.modified import ModifiedGradient, ReferenceRun, traced_gradient
 from afmi.network.layers import Place
 from afmi.pictures.dimensions import beside, places
-from afmi.pictures.matrices import along_each, interpolation
+from afmi.pictures.matrices import interpolation
 
 __all__ = ["OUTPUTS", "Explained", "exported_program"]
 
@@ -61,48 +61,68 @@ class Explained:
 
         Args:
             images: (N, C, *spatial).
-            classes: int64 (N,), negative where the predicted class is meant; None: everywhere.
+            classes: int64 (N,), −1 where the predicted class is meant; None: everywhere.
 
         Returns:
             Outputs (N, K), maps (N, T, *spatial), classes (N, T), and two kinds of error (N, T):
             the residual, as `Attribution` has it, and by how much the modified gradients miss the
-            change of the output, relative to the largest of the outputs.
+            change of the output, relative to the largest of the outputs. A number that is no class,
+            below −1 or from K, cannot raise here: the map and the errors are NaN, the class is −1.
         """
         run = traced_gradient(self.model, images, self.place, self.references)
         outputs = run.run.logits
-        rows = self._rows(outputs, classes)
+        rows, unknown = self._rows(outputs, classes)
         maps, residuals, errors = zip(*(self._class(run, row) for row in rows), strict=True)
         coarse = torch.cat(maps, 1)
+        target, residual, error = (torch.stack(each, 1) for each in (rows, residuals, errors))
+        # As `Method.attribution` has it of an image that is a reference: what is left is rounding.
+        same = self._same_as_reference(images, coarse, outputs)
+        residual = torch.where(same[:, None], torch.nan, residual)
+        coarse = torch.where(beside(same, coarse), 0.0, coarse)
+        if unknown is not None:
+            coarse = torch.where(beside(unknown, coarse), torch.nan, coarse)
+            residual, error = (
+                torch.where(unknown[:, None], torch.nan, x) for x in (residual, error)
+            )
+            target = torch.where(unknown[:, None], -1, target)
         with untraced():
             sizes = zip(coarse.shape[2:], images.shape[2:], strict=True)
             matrices = [interpolation(*sides).to(images.device, images.dtype) for sides in sizes]
-        fine = along_each(matrices, coarse)
-        # As `Method.attribution` has it of an image that is a reference: what is left is rounding.
-        same = self._same_as_reference(images, fine, outputs)
-        residual = torch.stack(residuals, 1)
-        residual = torch.where(beside(same, residual), torch.nan, residual)
-        fine = torch.where(beside(same, fine), 0.0, fine)
-        return outputs, fine, torch.stack(rows, 1), residual, torch.stack(errors, 1)
+        return outputs, by_rows(matrices, coarse), target, residual, error
 
-    def _rows(self, outputs: Tensor, classes: Tensor | None) -> list[Tensor]:
-        """Return T rows of classes (N,)."""
+    def _rows(self, outputs: Tensor, classes: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
+        """Return T rows of classes (N,), and where those that were given are none, bool (N,)."""
         predicted = outputs.argmax(1)
         if self.classes is not None:
-            return [torch.full_like(predicted, index) for index in self.classes]
-        return [predicted if classes is None else torch.where(classes < 0, predicted, classes)]
+            return [torch.full_like(predicted, index) for index in self.classes], None
+        if classes is None:
+            return [predicted], None
+        unknown = (classes < -1) | (classes >= outputs.shape[1])
+        return [torch.where((classes == -1) | unknown, predicted, classes)], unknown
 
-    def _class(self, run: Any, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the coarse maps (N, 1, *sides) of a class for each image, and the errors (N,)."""
+    def _class(self, run: ModifiedGradient, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the coarse maps (N, 1, *sides) of a class for each image, and the errors (N,).
+
+        Sums over maps and places are products of matrices here, at which runtimes are faster.
+        """
         maps, changes, errors = [], [], []
         for r, reference in enumerate(self.references):
             (terms,) = run.stage_terms(classes[None], r)
-            exact, change = terms.exact[0], run.output_change(classes[None], r)[0]
-            maps.append(terms.averaged[0] if self.averaged else exact)
+            gradient, features = terms.gradient[0], terms.change
+            change = run.output_change(classes[None], r)[0]
+            total = (gradient.flatten(1)[:, None] @ features.flatten(1)[:, :, None])[:, 0, 0]
+            if 0 not in run.run.extra_tokens.shape[1:]:
+                total = total + terms.extra_tokens[0]
+            if self.averaged:
+                summed = terms.importance[0][:, None] @ features.flatten(2)
+                maps.append(summed.unflatten(2, features.shape[2:]))
+            else:
+                maps.append(terms.exact[0])
             changes.append(change)
-            missed = exact.sum(places(exact, 1)) + terms.extra_tokens[0] - change
             scale = run.run.logits.abs().amax(1).maximum(reference.logits.abs().amax(1))
-            errors.append(missed.abs() / scale.maximum(change.abs()).clamp_min(1e-30))
-        mean, change = torch.stack(maps).mean(0), torch.stack(changes).mean(0)
+            missed = (total - change).abs()
+            errors.append(missed / scale.maximum(change.abs()).clamp_min(1e-30))
+        mean, change = _mean(maps), _mean(changes)
         residual = (mean.sum(places(mean, 1)) - change) / change.abs()
         residual = torch.where(change == 0, torch.nan, residual)
         return mean, residual, reduce(torch.maximum, errors)
@@ -111,9 +131,33 @@ class Explained:
         """Tell of each image whether it equals all references within rounding, bool (N,)."""
         eps = torch.finfo(images.dtype).eps
         small = maps.abs().amax(places(maps, 1)) <= eps**0.5 * outputs.abs().amax(1)
-        furthest = reduce(torch.maximum, [(images - one).abs() for one in self.pixels])
-        furthest = furthest.amax(places(images, 1))
-        return small & (furthest <= 4 * eps * images.abs().amax(places(images, 1)).clamp_min(1))
+        with untraced():
+            pixels = list(self.pixels)
+            levels = [_level(one) for one in pixels]
+        # By the ends of each channel, so that no copy of the images is made for an even reference.
+        apart = [
+            _furthest(images - one) if level is None else _furthest(images, level)
+            for one, level in zip(pixels, levels, strict=True)
+        ]
+        furthest = reduce(torch.maximum, apart)
+        return small & (furthest <= 4 * eps * _furthest(images).clamp_min(1))
+
+
+def _mean(each: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(each)).mean(0) if len(each) > 1 else each[0]
+
+
+def _level(image: Tensor) -> Tensor | None:
+    """Return the one number of each channel of an image (C, *spatial), (C,); None: it has more."""
+    numbers = image.flatten(1)
+    return numbers[:, 0] if bool((numbers == numbers[:, :1]).all()) else None
+
+
+def _furthest(images: Tensor, level: Tensor | float = 0.0) -> Tensor:
+    """Return how far numbers (N, C, *spatial) are at most from the level of their channel, (N,)."""
+    inside = places(images, 2)
+    above, below = images.amax(inside) - level, level - images.amin(inside)
+    return above.maximum(below).amax(1)
 
 
 def exported_program(compute: Explained, images: Tensor, *, given: bool) -> ExportedProgram:
@@ -145,7 +189,7 @@ def _graph(compute: Callable[..., Any], arguments: Sequence[Tensor]) -> GraphMod
         )
         for argument in arguments
     ]
-    with mode, enable_python_dispatcher():
+    with mode, enable_python_dispatcher(), MeansOfWholeSides():
         graph = make_fx(compute, decomposition_table=DECOMPOSITIONS)(*fakes)
     graph.graph.eliminate_dead_code()
     graph.recompile()

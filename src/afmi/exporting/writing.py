@@ -25,7 +25,7 @@ from afmi.exporting.onnx_file import check_packages, onnx_bytes, run_onnx
 from afmi.exporting.tracing import OUTPUTS, Explained, exported_program
 from afmi.files import write_files
 from afmi.gradients.modified import modified_gradient
-from afmi.methods.base import BlankMapWarning
+from afmi.methods.base import Attribution, BlankMapWarning
 from afmi.methods.feature_maps.afmi import AFMI
 from afmi.network.classifier import (
     classifier_of,
@@ -102,8 +102,9 @@ def export(
             file computes in the precision of its weights: ``model.half()`` for 16 bits.
         out: the file, ``.onnx`` or ``.pt2``.
         classes: ``"given"``: the file takes the class of each image as well, and explains the
-            predicted one where that is negative. ``"predicted"``: it explains that always. Or a
-            class, as index or label, or several, each of which it gives a map of.
+            predicted one where that is −1; of a number that is no class it gives NaN and −1.
+            ``"predicted"``: it explains that always. Or a class, as index or label, or several,
+            each of which it gives a map of.
         layer: as in `afmi.methods.AFMI`.
         reference: as there; one that is the same for every image.
         averaged: as there.
@@ -348,16 +349,42 @@ def _furthest(method: AFMI, results: Mapping[str, Tensor], images: Tensor) -> fl
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BlankMapWarning)
         ours = [method.attribution(images, row.to(images.device)) for row in results["target"].T]
-    return max(_difference(one, results, t, images) for t, one in enumerate(ours))
+    try:
+        return max(_difference(one, results, t, images) for t, one in enumerate(ours))
+    except ExportError as error:
+        raise ExportError(f"{error}{_of_rounding(method, images, ours[0])}") from error
+
+
+def _of_rounding(method: AFMI, images: Tensor, before: Attribution) -> str:
+    """Return a clause that blames the network where rounding alone changes what it answers."""
+    nudged = images * (1 + 4 * torch.finfo(images.dtype).eps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BlankMapWarning)
+        after = method.attribution(nudged, before.target)
+    assert before.logits is not None
+    assert after.logits is not None
+    moved = max(
+        float((a - b).abs().amax() / b.abs().amax().clamp_min(1e-30))
+        for a, b in ((after.logits, before.logits), (after.maps, before.maps))
+    )
+    if not moved > _allowed(images) / 10:
+        return ""
+    return (
+        f". The network enlarges rounding errors: its own answers change by {moved:.1e} where "
+        "images change in the last digit, so another runtime cannot give the same; look for "
+        "activations or attention scores that are far too large, as random weights have them"
+    )
+
+
+def _allowed(images: Tensor) -> float:
+    return 10 * torch.finfo(torch.float16).eps if images.dtype == torch.float16 else _TOLERANCE
 
 
 def _difference(attribution: Any, results: Mapping[str, Tensor], t: int, images: Tensor) -> float:
     maps, logits = (x.cpu().double() for x in (attribution.maps[:, 0], attribution.logits))
     theirs = results["map"][:, t].cpu().double()
     outputs = results["outputs"].cpu().double()
-    allowed = _TOLERANCE
-    if images.dtype == torch.float16:
-        allowed = 10 * torch.finfo(torch.float16).eps
+    allowed = _allowed(images)
     scale = logits.abs().amax().clamp_min(1e-30)
     missed = float((outputs - logits).abs().amax() / scale)
     if not missed <= allowed:
