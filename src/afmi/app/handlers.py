@@ -1,0 +1,268 @@
+"""What happens when a visitor chooses something: each function answers one event of the page.
+
+Gradio takes seconds to import, so that nothing here imports it before there is a page.
+"""
+
+from __future__ import annotations
+
+import html
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from afmi.app import words, work
+from afmi.app.choices import Choices
+from afmi.app.photographs import Example, Photograph, frame_content
+from afmi.app.sessions import Session, StoppedError
+from afmi.errors import AfmiError, one_line
+from afmi.network.memory import TOO_LITTLE_MEMORY, from_lack_of_memory
+from afmi.pictures.images import FileContent
+from afmi.progress import Reporter
+
+__all__ = ["NO_CLASS", "Handlers", "in_words", "with_event", "with_progress"]
+
+NO_CLASS = -1
+"""Stands for no class in a list of them."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def in_words(error: Exception) -> str:
+    """Return one line for the visitor; what nobody expected goes to the server's log as well."""
+    if isinstance(error, AfmiError):
+        return one_line(error)
+    if from_lack_of_memory(error):
+        return f"The photograph cannot be explained so: {TOO_LITTLE_MEMORY}."
+    _LOG.error("unexpected error", exc_info=error)
+    return f"unexpected {type(error).__name__}; the log of the server says where"
+
+
+def with_progress(handler: Callable[..., Any], inputs: int) -> Callable[..., Any]:
+    """Return a handler in the form in which Gradio hands over what shows progress, as the last.
+
+    Args:
+        handler: takes it behind the inputs.
+        inputs: how many there are.
+    """
+    import gradio as gr
+
+    def run(*values: Any) -> Any:
+        return handler(*values)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [inspect.Parameter(f"input{k}", kind) for k in range(inputs)]
+    last = inspect.Parameter("progress", kind, default=gr.Progress())
+    vars(run)["__signature__"] = inspect.Signature([*names, last])
+    return run
+
+
+def with_event(handler: Callable[..., Any], kind: type) -> Callable[..., Any]:
+    """Return a handler of a session in the form in which Gradio hands over what happened.
+
+    Args:
+        handler: takes the session, and the event.
+        kind: Gradio's class of the event.
+    """
+
+    def run(session: Any, event: Any) -> Any:
+        return handler(session, event)
+
+    run.__annotations__ = {"event": kind}  # the class itself: Gradio resolves no text here
+    return run
+
+
+class Handlers:
+    """The functions that answer events, for one network.
+
+    Those of a photograph's arrival return what the page shows of it: predictions, frame slider,
+    class, other class, map, its record, top pixels, comparison, its records; all but `take` and
+    `turn` return a preview before.
+
+    Args:
+        choices: of the network.
+        offered: the examples.
+    """
+
+    def __init__(self, choices: Choices, offered: Sequence[Example]) -> None:
+        import gradio
+
+        self._gr: Any = gradio
+        self._choices = choices
+        self._offered = offered
+
+    def take(self, session: Session, content: FileContent | None) -> tuple[Any, ...]:
+        """Take an uploaded photograph; None: it was removed."""
+        with self._told():
+            if content is not None:
+                return self._arrived(session, Photograph.of(self._choices.model, content))
+            session.take(None)
+            hidden = self._gr.update(visible=False)
+            return (hidden, hidden, self._gr.skip(), self._gr.skip(), *self._cleared())
+
+    def take_file(self, session: Session, content: FileContent) -> tuple[Any, ...]:
+        """Take an uploaded file that the page has to show."""
+        with self._told():
+            return self._previewed(session, content)
+
+    def take_example(self, session: Session, event: Any) -> tuple[Any, ...]:
+        """Take the example at ``event.index``."""
+        with self._told():
+            return self._previewed(session, self._offered[event.index].content)
+
+    def take_frame(self, session: Session, event: Any) -> tuple[Any, ...]:
+        """Take a frame of a video, which the browser decoded."""
+        with self._told():
+            sent = event._data if isinstance(event._data, dict) else {}
+            content = frame_content(sent.get("frame"), sent.get("name"))
+            return self._previewed(session, content)
+
+    def turn(self, session: Session, number: float) -> tuple[Any, ...]:
+        """Take another frame, from 1, of the same file."""
+        with self._told():
+            photograph = work.chosen_photograph(session)
+            return self._arrived(session, photograph.at_page(self._choices.model, int(number) - 1))
+
+    def explain(
+        self,
+        session: Session,
+        of: int | None,
+        versus: int | None,
+        method: str,
+        reference: str,
+        layer: str,
+        progress: Any,
+    ) -> tuple[Any, ...]:
+        """Return the map, and its record's button, which is not ready yet."""
+        with self._told():
+            return self._explained(session, _asked(of, versus, method, reference, layer), progress)
+
+    def explain_first(
+        self,
+        session: Session,
+        of: int | None,
+        versus: int | None,
+        method: str,
+        reference: str,
+        layer: str,
+        progress: Any,
+    ) -> tuple[Any, ...]:
+        """Do as `explain` for a photograph that has just arrived, unless that takes long."""
+        with self._told():
+            if session.photograph is None:
+                return self._gr.skip(), self._gr.skip()
+            choice = work.chosen_method(self._choices, method)
+            if not choice.quick:
+                text = f"Press Explain: {choice.label} takes {choice.cost}."
+                return words.waiting_html(text), self._gr.skip()
+            return self._explained(session, _asked(of, versus, method, reference, layer), progress)
+
+    def keep(self, session: Session, share: float) -> str:
+        """Return the top pixels, so many per cent, and what the network says of them."""
+        with self._told():
+            if session.explanation is None:
+                return words.waiting_html()
+            fraction = min(max(share / 100, 0.0), 1.0)
+            explanation, response = work.kept_response(self._choices, session, fraction)
+            return words.kept_html(explanation, fraction, response, session.curve)
+
+    def save(self, session: Session, folder: Path) -> Path | None:
+        """Write the record of the explanation; None: there is none."""
+        with self._told():
+            one = session.explanation
+            return None if one is None else work.saved_archive(one, folder)
+
+    def save_comparison(self, session: Session, folder: Path) -> Path | None:
+        """Likewise of the comparison."""
+        with self._told():
+            one = session.comparison
+            return None if one is None else work.saved_archive(one, folder)
+
+    def compare(
+        self,
+        session: Session,
+        of: int | None,
+        versus: int | None,
+        methods: list[str],
+        progress: Any,
+    ) -> tuple[Any, ...]:
+        """Return the maps side by side, and their records' button, which is not ready yet."""
+        with self._told():
+            wanted = _asked(of, versus, "", "", "")
+            show = _reporter(progress)
+            made = work.compare_methods(self._choices, session, wanted, methods, show)
+            return words.comparison_html(made), self._off()
+
+    def stop(self, session: Session) -> None:
+        """Let the visitor's work end."""
+        session.stop()
+        self._gr.Info("The work ends at its next step.", title="Stopped")
+
+    def choose_method(self, method: str) -> tuple[Any, ...]:
+        """Return what can be chosen of a method: reference, layer, the button's text."""
+        choice, update = self._choices.methods[method], self._gr.update
+        return (
+            update(value="", interactive=choice.takes_reference, info=choice.about_reference),
+            update(value="", interactive=choice.takes_layer, info=choice.about_layer),
+            update(value=choice.button),
+        )
+
+    def choose_methods(self, methods: list[str]) -> Any:
+        """Return the button that compares methods."""
+        text = f"Compare ({self._choices.cost(methods)})" if methods else "Compare"
+        return self._gr.update(value=text, interactive=bool(methods))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what goes wrong into one line for the visitor."""
+        try:
+            yield
+        except StoppedError:
+            text = "The work was stopped, or another photograph was chosen."
+            raise self._gr.Error(text, title="Stopped", print_exception=False) from None
+        except Exception as error:
+            text = html.escape(in_words(error))
+            title = "That did not work"
+            raise self._gr.Error(text, 20, title=title, print_exception=False) from None
+
+    def _off(self) -> Any:
+        return self._gr.update(value=None, interactive=False)
+
+    def _cleared(self) -> tuple[Any, ...]:
+        return words.waiting_html(), self._off(), words.waiting_html(), "", self._off()
+
+    def _arrived(self, session: Session, photograph: Photograph) -> tuple[Any, ...]:
+        session.take(photograph)
+        predictions = work.predict(self._choices, photograph)
+        turning = self._gr.update(
+            visible=photograph.pages > 1,
+            maximum=max(photograph.pages, 2),
+            value=photograph.page + 1,
+            label=f"Frame, of {photograph.pages}",
+        )
+        table = words.predictions_html(self._choices, predictions)
+        shown = self._gr.update(value=table, visible=True)
+        return (shown, turning, predictions[0].index, NO_CLASS, *self._cleared())
+
+    def _previewed(self, session: Session, content: FileContent) -> tuple[Any, ...]:
+        photograph = Photograph.of(self._choices.model, content)
+        return (photograph.preview(), *self._arrived(session, photograph))
+
+    def _explained(self, session: Session, wanted: work.Asked, progress: Any) -> tuple[Any, ...]:
+        photograph = work.chosen_photograph(session)
+        show = _reporter(progress)
+        explanation, notes = work.explain_photograph(self._choices, session, wanted, show)
+        checks = words.checks_of(explanation, notes)
+        return words.map_html(explanation, photograph, checks), self._off()
+
+
+def _asked(of: int | None, versus: int | None, *how: str) -> work.Asked:
+    method, reference, layer = how
+    other = None if versus in (None, NO_CLASS) else versus
+    return work.Asked(of, other, method, reference or None, layer or None)
+
+
+def _reporter(progress: Any) -> Reporter:
+    return lambda what, done, total: progress((done, total), desc=what, unit="steps")

@@ -1,0 +1,124 @@
+"""Serve the page: where, for whom, and with which limits."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from afmi.app.guard import Guard
+from afmi.app.page import page
+from afmi.errors import UsageError
+
+__all__ = ["Server", "is_for_this_machine", "served"]
+
+_MEGABYTE = 1_000_000
+_TEMPORARY = "GRADIO_TEMP_DIR"
+_VISITORS = 100
+"""How many sessions are kept; the oldest makes room."""
+_LOOPBACK = ("127.", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Server:
+    """A page that is being served.
+
+    Attributes:
+        address: of the page.
+        blocks: the page.
+    """
+
+    address: str
+    blocks: Any
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def wait(self) -> None:
+        """Return when the program is interrupted."""
+        while not self._ended.wait(1):  # in steps, so that every system notices Ctrl-C
+            pass
+
+
+def is_for_this_machine(host: str) -> bool:
+    """Tell whether only programs of this machine reach an address.
+
+    Example:
+        >>> is_for_this_machine("127.0.0.1"), is_for_this_machine("0.0.0.0")
+        (True, False)
+    """
+    return host.startswith(_LOOPBACK)
+
+
+@contextmanager
+def served(
+    model: nn.Module,
+    *,
+    host: str,
+    port: int,
+    most_megabytes: float,
+    examples: Path | None = None,
+    accounts: Mapping[str, str] | None = None,
+) -> Iterator[Server]:
+    """Serve the page within this block; see `afmi.app.serve`.
+
+    What visitors upload and save lies in a folder that only this user can read, and that is removed
+    at the end.
+    """
+    from gradio.themes import Default
+    from starlette.middleware import Middleware
+
+    most_bytes = int(most_megabytes * _MEGABYTE)
+    with tempfile.TemporaryDirectory(prefix="afmi-app-") as folder, _environment(folder):
+        blocks = page(model, examples=examples)
+        try:
+            _, address, _ = blocks.launch(
+                server_name=host,
+                server_port=port,
+                max_file_size=most_bytes,
+                auth=None if not accounts else list(accounts.items()),
+                theme=Default(
+                    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+                ),
+                app_kwargs={"middleware": [Middleware(Guard, most_bytes=most_bytes)]},
+                state_session_capacity=_VISITORS,
+                prevent_thread_lock=True,
+                quiet=True,
+                inbrowser=False,
+                share=False,
+                show_error=False,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                pwa=False,
+            )
+        except OSError as error:
+            raise UsageError(
+                f"the page cannot be served at {host}:{port}: {error}; choose another --port, or "
+                "--host 127.0.0.1"
+            ) from error
+        try:
+            yield Server(address, blocks)
+        finally:
+            blocks.close(verbose=False)
+
+
+@contextmanager
+def _environment(folder: str) -> Iterator[None]:
+    """Let Gradio keep its files in a folder."""
+    before = os.environ.get(_TEMPORARY)
+    os.environ[_TEMPORARY] = folder
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_TEMPORARY]
+        else:
+            os.environ[_TEMPORARY] = before
