@@ -68,15 +68,15 @@ class MethodChoice:
     def about_reference(self) -> str:
         """What is said of the choice of a reference."""
         if not self.takes_reference:
-            return f"{self.label} compares with nothing."
-        return f"That of {self.label} is {self._reference}."
+            return "The method compares with nothing."
+        return f"Its own: {self._reference}."
 
     @property
     def about_layer(self) -> str:
         """What is said of the choice of a layer."""
         if self.takes_layer:
-            return "Later layers know things, earlier ones places."
-        return f"{self.label} reads no layer."
+            return "Earlier ones are finer."
+        return "The method reads no layer."
 
     @property
     def _reference(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from afmi.app import words, work
 from afmi.app.choices import Choices
-from afmi.app.photographs import Example, Photograph, frame_content
+from afmi.app.photographs import Example, Photograph, frame_content, uploaded_content
 from afmi.app.sessions import Session, StoppedError
 from afmi.errors import AfmiError, one_line
 from afmi.network.memory import TOO_LITTLE_MEMORY, from_lack_of_memory
@@ -84,28 +84,31 @@ class Handlers:
     Args:
         choices: of the network.
         offered: the examples.
+        uploads: the folder in which uploads lie.
     """
 
-    def __init__(self, choices: Choices, offered: Sequence[Example]) -> None:
+    def __init__(self, choices: Choices, offered: Sequence[Example], uploads: Path) -> None:
         import gradio
 
         self._gr: Any = gradio
+        self._uploads = uploads
         self._choices = choices
         self._offered = offered
 
-    def take(self, session: Session, content: FileContent | None) -> tuple[Any, ...]:
+    def take(self, session: Session, upload: Any) -> tuple[Any, ...]:
         """Take an uploaded photograph; None: it was removed."""
         with self._told():
-            if content is not None:
+            if upload is not None:
+                content = uploaded_content(upload, self._uploads)
                 return self._arrived(session, Photograph.of(self._choices.model, content))
             session.take(None)
             hidden = self._gr.update(visible=False)
             return (hidden, hidden, self._gr.skip(), self._gr.skip(), *self._cleared())
 
-    def take_file(self, session: Session, content: FileContent) -> tuple[Any, ...]:
+    def take_file(self, session: Session, upload: Any) -> tuple[Any, ...]:
         """Take an uploaded file that the page has to show."""
         with self._told():
-            return self._previewed(session, content)
+            return self._previewed(session, uploaded_content(upload, self._uploads))
 
     def take_example(self, session: Session, event: Any) -> tuple[Any, ...]:
         """Take the example at ``event.index``."""

@@ -12,9 +12,8 @@ from torch import nn
 from afmi.app import words, work
 from afmi.app.choices import REFERENCES, Choices
 from afmi.app.handlers import NO_CLASS, Handlers, with_event, with_progress
-from afmi.app.photographs import Example, examples_of, named_content
+from afmi.app.photographs import Example, examples_of
 from afmi.app.sessions import Session
-from afmi.pictures.images import FileContent, read_content
 from afmi.pictures.plots import OPACITY
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ _OFTEN, _OLD = 600, 3600
 _SETTINGS = ("session", "of", "versus", "method", "reference", "layer")
 _PLAIN: dict[str, Any] = {"api_visibility": "private"}
 _AT_ONCE = {**_PLAIN, "concurrency_id": "light", "concurrency_limit": _LIGHT}
+# Gradio decodes nothing of what was uploaded: only our own readers see its bytes.
+_UPLOAD = {**_AT_ONCE, "preprocess": False}
 _QUIET = {**_AT_ONCE, "show_progress": "hidden"}
 _HEAVY_WORK = {**_PLAIN, "concurrency_id": "heavy", "concurrency_limit": _HEAVY}
 _STRENGTH = "(s) => document.documentElement.style.setProperty('--afmi-strength', s / 100)"
@@ -57,11 +58,11 @@ def page(model: nn.Module, *, examples: Path | None = None) -> Blocks:
             with gr.Column(scale=3, min_width=320):
                 parts |= _questions(choices)
                 with gr.Tabs():
-                    with gr.Tab("The map"):
+                    with gr.Tab("Map"):
                         parts |= _map()
-                    with gr.Tab("The top pixels alone"):
+                    with gr.Tab("Top pixels"):
                         parts |= _top_pixels()
-                    with gr.Tab("Methods side by side"):
+                    with gr.Tab("Side by side"):
                         parts |= _comparison(choices)
         _wire(parts, choices, offered)
     # What answers at once, such as a slider, has a line of its own and waits behind nothing long.
@@ -72,23 +73,7 @@ def page(model: nn.Module, *, examples: Path | None = None) -> Blocks:
 def _photograph(offered: list[Example]) -> dict[str, Any]:
     import gradio as gr
 
-    class Photograph(gr.Image):
-        """An image of which Gradio decodes nothing: only our own readers see its bytes."""
-
-        is_template = True  # so that it looks like gr.Image
-
-        def preprocess(self, payload: Any) -> FileContent | None:
-            return _content(payload)
-
-    class OtherFile(gr.UploadButton):
-        """Likewise a file of a kind that browsers do not show."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> FileContent | None:
-            return _content(payload)
-
-    photo = Photograph(
+    photo = gr.Image(
         label="Photograph",
         sources=["upload", "webcam", "clipboard"],
         height=260,
@@ -97,10 +82,11 @@ def _photograph(offered: list[Example]) -> dict[str, Any]:
         elem_id="photograph",
     )
     frame = gr.Slider(1, 2, 1, step=1, visible=False, label="Frame", elem_id="frame", buttons=[])
+    predictions = gr.HTML(visible=False, elem_id="predictions")
     gallery = gr.Gallery(
-        [(one.thumbnail, one.caption) for one in offered],
+        [(one.thumbnail, one.title) for one in offered],
         label="Or take one of these",
-        columns=2,
+        columns=4,
         height="auto",
         object_fit="cover",
         allow_preview=False,
@@ -109,12 +95,12 @@ def _photograph(offered: list[Example]) -> dict[str, Any]:
         visible=bool(offered),
         elem_id="examples",
     )
+    gr.HTML(words.credits_html(offered), visible=bool(offered))
     with gr.Accordion("A video, or another kind of file", open=False):
         video = gr.HTML(
             html_template=words.video_html(), js_on_load=_text("video.js"), elem_id="video"
         )
-        other = OtherFile("Open a TIFF or .npy file", size="sm", elem_id="other")
-    predictions = gr.HTML(visible=False, elem_id="predictions")
+        other = gr.UploadButton("Open a TIFF or .npy file", size="sm", elem_id="other")
     return {
         "photo": photo,
         "frame": frame,
@@ -135,14 +121,14 @@ def _questions(choices: Choices) -> dict[str, Any]:
             choices.classes,
             value=None if choices.has_classes else 0,
             label="Explain" if choices.has_classes else "Explain the output",
-            info="Type to search. The predicted one unless you choose another.",
+            info="Type to search.",
             elem_id="of",
         )
         versus = list_of(
             [("– nothing –", NO_CLASS), *choices.classes],
             value=NO_CLASS,
             label="Rather than",
-            info="To ask why the one and not the other.",
+            info="Why the one and not the other?",
             visible=choices.has_classes,
             elem_id="versus",
         )
@@ -151,7 +137,7 @@ def _questions(choices: Choices) -> dict[str, Any]:
             [(one.words, one.label) for one in choices.methods.values()],
             value=first.label,
             label="Method",
-            info="With what it costs on this computer.",
+            info="Times are for this computer.",
             elem_id="method",
         )
         reference = list_of(
@@ -239,7 +225,7 @@ def _comparison(choices: Choices) -> dict[str, Any]:
 
 
 def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> None:
-    answer = Handlers(choices, offered)
+    answer = Handlers(choices, offered, Path(parts["photo"].GRADIO_CACHE))
     explained = [
         *_wire_arrivals(parts, answer),
         parts["go"].click(
@@ -282,9 +268,9 @@ def _wire_arrivals(parts: dict[str, Any], answer: Handlers) -> list[Any]:
     example = with_event(answer.take_example, gr.SelectData)
     frame = with_event(answer.take_frame, gr.EventData)
     arrivals = [
-        parts["photo"].input(answer.take, [session, parts["photo"]], news, **_AT_ONCE),
+        parts["photo"].input(answer.take, [session, parts["photo"]], news, **_UPLOAD),
         parts["frame"].release(answer.turn, [session, parts["frame"]], news, **_AT_ONCE),
-        parts["other"].upload(answer.take_file, [session, parts["other"]], previewed, **_AT_ONCE),
+        parts["other"].upload(answer.take_file, [session, parts["other"]], previewed, **_UPLOAD),
         parts["gallery"].select(example, session, previewed, **_AT_ONCE),
         parts["video"].submit(frame, session, previewed, **_AT_ONCE),
     ]
@@ -309,13 +295,6 @@ def _saving(save: Any, session: Any, button: Any) -> tuple[Any, Any, Any]:
         return gr.update(value=str(path), interactive=True)
 
     return saved, session, button
-
-
-def _content(payload: Any) -> FileContent | None:
-    """Return what was uploaded, under the name that it had there."""
-    if payload is None:
-        return None
-    return named_content(read_content(Path(payload.path)), payload.orig_name)
 
 
 def _text(name: str) -> str:

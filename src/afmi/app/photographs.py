@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,7 +21,15 @@ from afmi.pictures.finding import find_images
 from afmi.pictures.images import FileContent, count_pages, read_content, read_image, read_pixels
 from afmi.pictures.transforms import crop_box
 
-__all__ = ["SHOWN_SIDE", "Example", "Photograph", "examples_of", "frame_content", "named_content"]
+__all__ = [
+    "SHOWN_SIDE",
+    "Example",
+    "Photograph",
+    "examples_of",
+    "frame_content",
+    "named_content",
+    "uploaded_content",
+]
 
 SHOWN_SIDE = 1280
 """Longest side, in pixels, of the photograph that the page shows."""
@@ -98,12 +107,14 @@ class Example:
     """A picture that the page offers.
 
     Attributes:
-        caption: what it shows and whose it is.
+        title: what it shows.
+        credit: whose it is, and under which licence; "" where nobody said.
         thumbnail: RGB.
         content: its file.
     """
 
-    caption: str
+    title: str
+    credit: str
     thumbnail: Image.Image
     content: FileContent
 
@@ -121,7 +132,8 @@ def examples_of(model: Classifier, folder: Path | None) -> list[Example]:
             return []
         return [
             Example(
-                f"{one.title}. Photograph: {one.credit}",
+                one.title,
+                one.credit,
                 _within(one.picture, _THUMBNAIL),
                 named_content(_png(one.picture), one.name),
             )
@@ -132,7 +144,7 @@ def examples_of(model: Classifier, folder: Path | None) -> list[Example]:
         content = named_content(read_content(path), path.name)
         page = 0 if count_pages(content) > 1 else None
         thumbnail = _within(read_image(content, page=page), _THUMBNAIL)
-        examples.append(Example(path.stem.replace("_", " "), thumbnail, content))
+        examples.append(Example(path.stem.replace("_", " "), "", thumbnail, content))
     return examples
 
 
@@ -150,6 +162,28 @@ def named_content(content: bytes, name: str | None) -> FileContent:
     return named
 
 
+def uploaded_content(upload: Any, folder: Path) -> FileContent:
+    """Return a file that a visitor uploaded.
+
+    Args:
+        upload: Gradio's record of it, with its ``path`` and ``orig_name``, which a visitor can
+            forge.
+        folder: in which uploads lie, and nothing else is read.
+
+    Raises:
+        ImageError: it is no upload, or is there no longer.
+    """
+    record = upload if isinstance(upload, dict) else vars(upload)
+    path, name = record.get("path"), record.get("orig_name")
+    if isinstance(path, str):
+        place = Path(os.path.realpath(path))
+        if place.is_relative_to(os.path.realpath(folder)) and place.is_file():
+            return named_content(read_content(place), name if isinstance(name, str) else None)
+    raise ImageError(
+        "expected an uploaded file, got none, or one that was deleted; upload it again"
+    )
+
+
 def frame_content(address: object, name: object) -> FileContent:
     """Return the frame of a video that the visitor's browser decoded, as a PNG file.
 
@@ -164,7 +198,7 @@ def frame_content(address: object, name: object) -> FileContent:
         raise ImageError("expected a frame of a video as PNG, got none; play the video first")
     try:
         content = base64.b64decode(address[len(_FRAME) :], validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # of which binascii's is one
         raise ImageError(f"the frame of the video came damaged ({error}); take it again") from error
     return named_content(content, f"{name if isinstance(name, str) else 'video'}.png")
 

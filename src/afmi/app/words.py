@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from afmi.app.choices import REFERENCES, Choices
-from afmi.app.photographs import Photograph
+from afmi.app.photographs import Example, Photograph
 from afmi.app.work import CURVE, Prediction
 from afmi.comparison import Comparison
 from afmi.explanation import Explanation, number, percent
@@ -25,6 +25,7 @@ __all__ = [
     "Check",
     "checks_of",
     "comparison_html",
+    "credits_html",
     "head_html",
     "kept_html",
     "map_html",
@@ -95,9 +96,10 @@ def _of_residual(explanation: Explanation) -> Check:
         return Check("good", f"The map accounts for the score to within {off:.1%}.")
     if off <= _OFF:
         return Check("note", f"The map accounts for the score to within {off:.0%}.")
-    return Check(
-        "care", f"The map misses {off:.0%} of what it should account for: treat it with care."
-    )
+    text = f"The map misses {off:.0%} of what it should account for: treat it with care"
+    if explanation.agreement is not None:  # which averaged maps alone have
+        text += ", or choose A-FMI (averaged=false), whose sum is exact"
+    return Check("care", f"{text}.")
 
 
 def _how(explanation: Explanation) -> str:
@@ -123,6 +125,11 @@ def head_html(choices: Choices) -> str:
         count=f"{len(choices.labels):,}",
         has_classes=choices.has_classes,
     )
+
+
+def credits_html(offered: Sequence[Example]) -> str:
+    """Return whose the examples are."""
+    return _render("credits.html", offered=[one for one in offered if one.credit])
 
 
 def waiting_html(text: str = _FRESH) -> str:

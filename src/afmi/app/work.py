@@ -204,7 +204,7 @@ def saved_archive(saved: Explanation | Comparison, folder: Path) -> Path:
     first = each[0]
     names = [Path(first.source or "image").stem, first.label]
     names.append(first.method if isinstance(saved, Explanation) else "comparison")
-    archive = place / f"{'-'.join(slug(name, 60) for name in names)}.zip"
+    archive = place / f"{'-'.join(slug(name, 60) for name in names).lower()}.zip"
     with tempfile.TemporaryDirectory() as written:
         for one in (*each, *([saved] if isinstance(saved, Comparison) else [])):
             one.save(written)

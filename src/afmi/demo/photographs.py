@@ -57,8 +57,8 @@ def scikit_image_photographs() -> list[Credited]:
         Credited(f"{load.__name__}.png", title, credit, read_image(load()))
         for load, title, credit in (
             (skimage.data.chelsea, "A cat", CAT),
-            (skimage.data.coffee, "A cup of coffee", COFFEE),
-            (skimage.data.camera, "A man with a camera", CAMERA),
+            (skimage.data.coffee, "Coffee", COFFEE),
+            (skimage.data.camera, "A camera", CAMERA),
             (skimage.data.rocket, "A rocket", ROCKET),
         )
     ]
