@@ -81,12 +81,13 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.terminate()
-            server.wait()
+            server.communicate()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium."""
+    sync_api.expect.set_options(timeout=WAIT)
     with sync_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
@@ -179,17 +180,17 @@ def test_from_a_photograph_to_its_record(visit: Callable[[], Any], tmp_path: Pat
     # Another class rather than a second, by another method.
     choose(page, "of", "collie")
     choose(page, "versus", "tabby")
-    choose(page, "method", "integrated")
+    choose(page, "method", "deeplift")
     sync_api.expect(page.locator("#layer input")).to_be_disabled()
     page.click("#explain")
     title = page.locator("#map h3")
     sync_api.expect(title).to_contain_text("collie rather than tabby cat")
     checks = page.locator("#map .afmi-checks").inner_text()
     assert "The map accounts for the score to within" in checks
-    assert "Integrated Gradients" in checks
+    assert "DeepLIFT" in checks
     explanation = Explanation.load(saved(page, "record", tmp_path))
     assert explanation.source == "my photo.png"
-    assert explanation.method == "Integrated Gradients"
+    assert explanation.method == "DeepLIFT"
     # The pixels that it ranks first.
     page.get_by_role("tab", name="Top pixels").click()
     page.wait_for_selector("#kept svg")
@@ -208,9 +209,7 @@ def test_frames_and_examples(visit: Callable[[], Any], tmp_path: Path) -> None:
     bring(page, save_animation(tmp_path / "moving.gif"))
     page.wait_for_selector("#map .afmi-stack")
     before = page.locator("#map .afmi-stack img").first.get_attribute("src")
-    page.locator("#frame input[type=range]").focus()
-    page.keyboard.press("End")
-    page.keyboard.up("End")
+    slide(page, "frame", 3)
     page.wait_for_function("was => document.querySelector('#map img')?.src != was", arg=before)
     page.locator("#examples button").first.click()
     page.wait_for_function(
@@ -272,12 +271,12 @@ def test_visitors_neither_wait_for_each_other_nor_see_each_other(
     # While it runs, another visitor is served, and so are the first one's sliders.
     bring(ben, save_picture(tmp_path / "ben.png"))
     ben.wait_for_selector("#map .afmi-stack")
-    assert "ada" not in ben.content()
+    assert "ada.png" not in ben.content()
     ada.get_by_role("tab", name="Top pixels").click()
     slide(ada, "share", 41)
     sync_api.expect(ada.locator("#kept")).to_contain_text("top 41% of the pixels")
     ada.click("#stop")
-    sync_api.expect(ada.locator(".toast-body").last).to_contain_text("Stopped")
+    sync_api.expect(ada.locator(".toast-body").last).to_contain_text("ends at its next step")
     ada.get_by_role("tab", name="Map").click()
     assert "RISE" not in ada.locator("#map").inner_text()
 

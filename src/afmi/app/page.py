@@ -252,7 +252,7 @@ def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> No
     parts["method"].change(answer.choose_method, parts["method"], chosen, **_QUIET)
     parts["methods"].change(answer.choose_methods, parts["methods"], parts["both"], **_QUIET)
     running = [*explained, compared]
-    parts["halt"].click(answer.stop, parts["session"], None, cancels=running, queue=False, **_PLAIN)
+    parts["halt"].click(answer.stop, parts["session"], None, cancels=running, **_QUIET)
 
 
 def _wire_arrivals(parts: dict[str, Any], answer: Handlers) -> list[Any]:
@@ -269,7 +269,9 @@ def _wire_arrivals(parts: dict[str, Any], answer: Handlers) -> list[Any]:
     frame = with_event(answer.take_frame, gr.EventData)
     arrivals = [
         parts["photo"].input(answer.take, [session, parts["photo"]], news, **_UPLOAD),
-        parts["frame"].release(answer.turn, [session, parts["frame"]], news, **_AT_ONCE),
+        parts["frame"].input(
+            answer.turn, [session, parts["frame"]], news, trigger_mode="always_last", **_AT_ONCE
+        ),
         parts["other"].upload(answer.take_file, [session, parts["other"]], previewed, **_UPLOAD),
         parts["gallery"].select(example, session, previewed, **_AT_ONCE),
         parts["video"].submit(frame, session, previewed, **_AT_ONCE),
