@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from afmi.app.choices import AT_ONCE, Choices, MethodChoice, cost_in_words
-from afmi.errors import UsageError
+from afmi.errors import ModelError, UsageError
 from afmi.methods import AFMI, CATALOGUE
 from afmi.network.classifier import Classifier
 
@@ -54,6 +54,10 @@ def test_values_are_no_classes() -> None:
     assert choices.labels == ("output 0", "output 1")
 
 
-def test_a_bare_network_is_refused() -> None:
+def test_what_the_page_has_no_use_for_is_refused() -> None:
     with pytest.raises(UsageError, match="expected a Classifier"):
         Choices.of(nn.Flatten())
+    with pytest.raises(UsageError, match="got one of signals or volumes"):
+        Choices.of(Classifier(nn.Conv3d(1, 2, 3), mean=[0.5], std=[0.5]))
+    with pytest.raises(ModelError):
+        Choices.of(Classifier(nn.Conv2d(3, 4, 3), crop=8, output="logits"))

@@ -13,6 +13,7 @@ from afmi import specs
 from afmi.comparison import estimate
 from afmi.errors import AfmiError, UsageError
 from afmi.methods import CATALOGUE, LayerMethod, Method, chosen_methods
+from afmi.network.checking import first_convolution
 from afmi.network.classifier import Classifier, class_label, classifier_of, classify
 from afmi.network.layer_list import LayerMaps, grey_image, list_layers
 from afmi.network.outputs import Meaning
@@ -38,6 +39,7 @@ _EXACT = "a-fmi:averaged=false"
 _FIRST = ("A-FMI", "A-FMI (averaged=false)", "Multiscale A-FMI", "Grad-CAM")
 _BESIDE = ("A-FMI", "Multiscale A-FMI", "Grad-CAM", "Gradient")
 _CONTROL = "control"
+_PICTURES = 2
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,12 @@ def _checked(model: nn.Module) -> Classifier:
         raise UsageError(
             f"expected a Classifier, which knows how pictures are prepared, got "
             f"{type(model).__name__}; pass afmi.load_model(…), or afmi.Classifier(network, …)"
+        )
+    first = first_convolution(classifier)
+    if first is not None and first[0] != _PICTURES:
+        raise UsageError(
+            "expected a network of pictures, got one of signals or volumes; explain it "
+            "from Python, with afmi.explain"
         )
     return classifier
 
