@@ -94,7 +94,10 @@ def test_the_top_pixels_alone(choices: Choices, session: Session) -> None:
     assert session.curve[-1] == pytest.approx(explanation.probability)
 
 
+@pytest.mark.usefixtures("small_figures")
 def test_records_are_opened_again(choices: Choices, session: Session, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing to save"):
+        work.saved_archive(session.explanation, tmp_path)
     explanation, _ = work.explain_photograph(choices, session, asked(), silent)
     comparison = work.compare_methods(choices, session, asked(), ["A-FMI", "Grad-CAM"], silent)
     for saved, count in ((explanation, 1), (comparison, 2)):

@@ -138,7 +138,7 @@ class Handlers:
         layer: str,
         progress: Any,
     ) -> tuple[Any, ...]:
-        """Return the map, and its record's button, which is not ready yet."""
+        """Return the map, and the button that saves its record."""
         with self._told():
             return self._explained(session, _asked(of, versus, method, reference, layer), progress)
 
@@ -171,17 +171,15 @@ class Handlers:
             explanation, response = work.kept_response(self._choices, session, fraction)
             return words.kept_html(explanation, fraction, response, session.curve)
 
-    def save(self, session: Session, folder: Path) -> Path | None:
-        """Write the record of the explanation; None: there is none."""
+    def save(self, session: Session, folder: Path) -> Path:
+        """Write the record of the explanation into a folder."""
         with self._told():
-            one = session.explanation
-            return None if one is None else work.saved_archive(one, folder)
+            return work.saved_archive(session.explanation, folder)
 
-    def save_comparison(self, session: Session, folder: Path) -> Path | None:
+    def save_comparison(self, session: Session, folder: Path) -> Path:
         """Likewise of the comparison."""
         with self._told():
-            one = session.comparison
-            return None if one is None else work.saved_archive(one, folder)
+            return work.saved_archive(session.comparison, folder)
 
     def compare(
         self,
@@ -191,12 +189,12 @@ class Handlers:
         methods: list[str],
         progress: Any,
     ) -> tuple[Any, ...]:
-        """Return the maps side by side, and their records' button, which is not ready yet."""
+        """Return the maps side by side, and the button that saves their records."""
         with self._told():
             wanted = _asked(of, versus, "", "", "")
             show = _reporter(progress)
             made = work.compare_methods(self._choices, session, wanted, methods, show)
-            return words.comparison_html(made), self._off()
+            return words.comparison_html(made), self._gr.update(interactive=True)
 
     def stop(self, session: Session) -> None:
         """Let the visitor's work end."""
@@ -230,11 +228,9 @@ class Handlers:
             title = "That did not work"
             raise self._gr.Error(text, 20, title=title, print_exception=False) from None
 
-    def _off(self) -> Any:
-        return self._gr.update(value=None, interactive=False)
-
     def _cleared(self) -> tuple[Any, ...]:
-        return words.waiting_html(), self._off(), words.waiting_html(), "", self._off()
+        off = self._gr.update(interactive=False)
+        return words.waiting_html(), off, words.waiting_html(), "", off
 
     def _arrived(self, session: Session, photograph: Photograph) -> tuple[Any, ...]:
         session.take(photograph)
@@ -258,7 +254,8 @@ class Handlers:
         show = _reporter(progress)
         explanation, notes = work.explain_photograph(self._choices, session, wanted, show)
         checks = words.checks_of(explanation, notes)
-        return words.map_html(explanation, photograph, checks), self._off()
+        text = words.map_html(explanation, photograph, checks)
+        return text, self._gr.update(interactive=True)
 
 
 def _asked(of: int | None, versus: int | None, *how: str) -> work.Asked:

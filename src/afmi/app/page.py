@@ -186,8 +186,8 @@ def _map() -> dict[str, Any]:
     )
     # The browser alone does it, at once: the strength is how opaque the upper picture is.
     strength.input(None, strength, None, js=_STRENGTH)
-    record = gr.DownloadButton("Save the record (zip)", interactive=False, elem_id="record")
-    return {"shown": shown, "record": record}
+    record = gr.Button("Save the record (zip)", interactive=False, elem_id="record")
+    return {"shown": shown, "record": record, "record_file": gr.DownloadButton(visible=False)}
 
 
 def _top_pixels() -> dict[str, Any]:
@@ -220,8 +220,9 @@ def _comparison(choices: Choices) -> dict[str, Any]:
     )
     both = gr.Button(f"Compare ({choices.cost(choices.beside)})", elem_id="compare")
     table = gr.HTML("", elem_id="comparison")
-    records = gr.DownloadButton("Save all records (zip)", interactive=False, elem_id="records")
-    return {"methods": methods, "both": both, "table": table, "records": records}
+    records = gr.Button("Save all records (zip)", interactive=False, elem_id="records")
+    parts = {"methods": methods, "both": both, "table": table, "records": records}
+    return {**parts, "records_file": gr.DownloadButton(visible=False)}
 
 
 def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> None:
@@ -238,7 +239,6 @@ def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> No
     kept = _named(parts, "session", "share"), parts["kept"]
     for event in explained:
         event.success(answer.keep, *kept, **_QUIET)
-        event.success(*_saving(answer.save, parts["session"], parts["record"]), **_QUIET)
     wanted = _named(parts, "session", "of", "versus", "methods")
     compared = parts["both"].click(
         with_progress(answer.compare, len(wanted)),
@@ -246,7 +246,10 @@ def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> No
         _named(parts, "table", "records"),
         **_HEAVY_WORK,
     )
-    compared.success(*_saving(answer.save_comparison, parts["session"], parts["records"]), **_QUIET)
+    for name, save in (("record", answer.save), ("records", answer.save_comparison)):
+        file = parts[f"{name}_file"]
+        written = parts[name].click(_saving(save, file), parts["session"], file, **_QUIET)
+        written.success(None, file, None, js=_text("download.js"))
     parts["share"].input(answer.keep, *kept, trigger_mode="always_last", **_QUIET)
     chosen = _named(parts, "reference", "layer", "go")
     parts["method"].change(answer.choose_method, parts["method"], chosen, **_QUIET)
@@ -285,18 +288,15 @@ def _named(parts: dict[str, Any], *names: str) -> list[Any]:
     return [parts[name] for name in names]
 
 
-def _saving(save: Any, session: Any, button: Any) -> tuple[Any, Any, Any]:
-    """Return what writes a record for a button, with its input and output."""
-    import gradio as gr
+def _saving(save: Any, file: Any) -> Any:
+    """Return what writes a record for the browser to save."""
 
-    def saved(session: Session) -> Any:
-        path = save(session, Path(button.GRADIO_CACHE))
-        if path is None:
-            return gr.update(interactive=False)
-        button.temp_files.add(str(path))  # which are deleted after a while
-        return gr.update(value=str(path), interactive=True)
+    def saved(session: Session) -> str:
+        path = str(save(session, Path(file.GRADIO_CACHE)))
+        file.temp_files.add(path)  # which are deleted after a while
+        return path
 
-    return saved, session, button
+    return saved
 
 
 def _text(name: str) -> str:

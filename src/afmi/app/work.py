@@ -191,13 +191,15 @@ def kept_response(choices: Choices, session: Session, fraction: float) -> tuple[
     return explanation, answer
 
 
-def saved_archive(saved: Explanation | Comparison, folder: Path) -> Path:
+def saved_archive(saved: Explanation | Comparison | None, folder: Path) -> Path:
     """Write what `Explanation.save`, or `Comparison.save`, writes into one zip file.
 
     Args:
         saved: what is saved; of a comparison each explanation, too.
         folder: of the file, to which a folder of a name that nobody guesses is added.
     """
+    if saved is None:
+        raise UsageError("nothing is explained yet, so there is nothing to save")
     place = folder / secrets.token_hex(16)
     place.mkdir(parents=True)
     each = [saved] if isinstance(saved, Explanation) else list(saved.explanations)
