@@ -249,6 +249,10 @@ def test_a_frame_of_a_video(visit: Callable[[], Any]) -> None:
 
 def test_what_is_no_photograph_is_named(visit: Callable[[], Any], tmp_path: Path) -> None:
     page = visit()
+    page.locator("#examples button").first.click()
+    page.wait_for_selector("#map .afmi-stack")
+    page.click("#photograph [aria-label='Remove Image']")
+    page.wait_for_selector("#map .afmi-stack", state="detached")
     (tmp_path / "notes.png").write_text("plain words")
     bring(page, tmp_path / "notes.png")
     toast = page.locator(".toast-body")

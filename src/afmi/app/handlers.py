@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from afmi.app.photographs import Example, Photograph, frame_content, uploaded_co
 from afmi.app.sessions import Session, StoppedError
 from afmi.errors import AfmiError, one_line
 from afmi.network.memory import TOO_LITTLE_MEMORY, from_lack_of_memory
-from afmi.pictures.images import FileContent
 from afmi.progress import Reporter
 
 __all__ = ["NO_CLASS", "Handlers", "in_words", "with_event", "with_progress"]
@@ -27,6 +27,7 @@ __all__ = ["NO_CLASS", "Handlers", "in_words", "with_event", "with_progress"]
 NO_CLASS = -1
 """Stands for no class in a list of them."""
 
+_FAILED = "That did not work"
 _LOG = logging.getLogger(__name__)
 
 
@@ -77,9 +78,8 @@ def with_event(handler: Callable[..., Any], kind: type) -> Callable[..., Any]:
 class Handlers:
     """The functions that answer events, for one network.
 
-    Those of a photograph's arrival return what the page shows of it: predictions, frame slider,
-    class, other class, map, its record, top pixels, comparison, its records; all but `take` and
-    `turn` return a preview before.
+    Those of a photograph's arrival return what the page shows of it: a preview, predictions, frame
+    slider, class, other class, map, its record, top pixels, comparison, its records.
 
     Args:
         choices: of the network.
@@ -97,36 +97,31 @@ class Handlers:
 
     def take(self, session: Session, upload: Any) -> tuple[Any, ...]:
         """Take an uploaded photograph; None: it was removed."""
-        with self._told():
-            if upload is not None:
-                content = uploaded_content(upload, self._uploads)
-                return self._arrived(session, Photograph.of(self._choices.model, content))
+        if upload is None:
             session.take(None)
-            hidden = self._gr.update(visible=False)
-            return (hidden, hidden, self._gr.skip(), self._gr.skip(), *self._cleared())
-
-    def take_file(self, session: Session, upload: Any) -> tuple[Any, ...]:
-        """Take an uploaded file that the page has to show."""
-        with self._told():
-            return self._previewed(session, uploaded_content(upload, self._uploads))
+            return self._nothing()
+        content = partial(uploaded_content, upload, self._uploads)
+        return self._arrived(session, lambda: Photograph.of(self._choices.model, content()))
 
     def take_example(self, session: Session, event: Any) -> tuple[Any, ...]:
         """Take the example at ``event.index``."""
-        with self._told():
-            return self._previewed(session, self._offered[event.index].content)
+        return self._arrived(
+            session,
+            lambda: Photograph.of(self._choices.model, self._offered[event.index].content),
+        )
 
     def take_frame(self, session: Session, event: Any) -> tuple[Any, ...]:
         """Take a frame of a video, which the browser decoded."""
-        with self._told():
-            sent = event._data if isinstance(event._data, dict) else {}
-            content = frame_content(sent.get("frame"), sent.get("name"))
-            return self._previewed(session, content)
+        sent = event._data if isinstance(event._data, dict) else {}
+        content = partial(frame_content, sent.get("frame"), sent.get("name"))
+        return self._arrived(session, lambda: Photograph.of(self._choices.model, content()))
 
     def turn(self, session: Session, number: float) -> tuple[Any, ...]:
         """Take another frame, from 1, of the same file."""
-        with self._told():
-            photograph = work.chosen_photograph(session)
-            return self._arrived(session, photograph.at_page(self._choices.model, int(number) - 1))
+        return self._arrived(
+            session,
+            lambda: work.chosen_photograph(session).at_page(self._choices.model, int(number) - 1),
+        )
 
     def explain(
         self,
@@ -225,16 +220,26 @@ class Handlers:
             raise self._gr.Error(text, title="Stopped", print_exception=False) from None
         except Exception as error:
             text = html.escape(in_words(error))
-            title = "That did not work"
-            raise self._gr.Error(text, 20, title=title, print_exception=False) from None
+            raise self._gr.Error(text, 20, title=_FAILED, print_exception=False) from None
 
     def _cleared(self) -> tuple[Any, ...]:
         off = self._gr.update(interactive=False)
         return words.waiting_html(), off, words.waiting_html(), "", off
 
-    def _arrived(self, session: Session, photograph: Photograph) -> tuple[Any, ...]:
+    def _nothing(self) -> tuple[Any, ...]:
+        hidden, same = self._gr.update(visible=False), self._gr.skip()
+        return (None, hidden, hidden, same, same, *self._cleared())
+
+    def _arrived(self, session: Session, read: Callable[[], Photograph]) -> tuple[Any, ...]:
+        try:
+            photograph = read()
+            predictions = work.predict(self._choices, photograph)
+        except Exception as error:
+            # Nothing of the photograph before stays beside the name of another.
+            session.take(None)
+            self._gr.Warning(html.escape(in_words(error)), 20, title=_FAILED)
+            return self._nothing()
         session.take(photograph)
-        predictions = work.predict(self._choices, photograph)
         turning = self._gr.update(
             visible=photograph.pages > 1,
             maximum=max(photograph.pages, 2),
@@ -243,11 +248,8 @@ class Handlers:
         )
         table = words.predictions_html(self._choices, predictions)
         shown = self._gr.update(value=table, visible=True)
-        return (shown, turning, predictions[0].index, NO_CLASS, *self._cleared())
-
-    def _previewed(self, session: Session, content: FileContent) -> tuple[Any, ...]:
-        photograph = Photograph.of(self._choices.model, content)
-        return (photograph.preview(), *self._arrived(session, photograph))
+        news = (shown, turning, predictions[0].index, NO_CLASS, *self._cleared())
+        return (photograph.preview(), *news)
 
     def _explained(self, session: Session, wanted: work.Asked, progress: Any) -> tuple[Any, ...]:
         photograph = work.chosen_photograph(session)

@@ -31,9 +31,9 @@ _OFTEN, _OLD = 600, 3600
 _SETTINGS = ("session", "of", "versus", "method", "reference", "layer")
 _PLAIN: dict[str, Any] = {"api_visibility": "private"}
 _AT_ONCE = {**_PLAIN, "concurrency_id": "light", "concurrency_limit": _LIGHT}
-# Gradio decodes nothing of what was uploaded: only our own readers see its bytes.
-_UPLOAD = {**_AT_ONCE, "preprocess": False}
 _QUIET = {**_AT_ONCE, "show_progress": "hidden"}
+# Gradio decodes nothing of what was uploaded: only our own readers see its bytes.
+_UPLOAD = {**_QUIET, "preprocess": False}
 _HEAVY_WORK = {**_PLAIN, "concurrency_id": "heavy", "concurrency_limit": _HEAVY}
 _STRENGTH = "(s) => document.documentElement.style.setProperty('--afmi-strength', s / 100)"
 
@@ -82,7 +82,7 @@ def _photograph(offered: list[Example]) -> dict[str, Any]:
         elem_id="photograph",
     )
     frame = gr.Slider(1, 2, 1, step=1, visible=False, label="Frame", elem_id="frame", buttons=[])
-    predictions = gr.HTML(visible=False, elem_id="predictions")
+    predictions = gr.HTML(visible=False, elem_id="predictions", apply_default_css=False)
     gallery = gr.Gallery(
         [(one.thumbnail, one.title) for one in offered],
         label="Or take one of these",
@@ -265,19 +265,18 @@ def _wire_arrivals(parts: dict[str, Any], answer: Handlers) -> list[Any]:
     session = parts["session"]
     news = _named(
         parts,
-        *("predictions", "frame", "of", "versus", "shown", "record", "kept", "table", "records"),
+        *("photo", "predictions", "frame", "of", "versus"),
+        *("shown", "record", "kept", "table", "records"),
     )
-    previewed = [parts["photo"], *news]
     example = with_event(answer.take_example, gr.SelectData)
     frame = with_event(answer.take_frame, gr.EventData)
+    turning: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
     arrivals = [
         parts["photo"].input(answer.take, [session, parts["photo"]], news, **_UPLOAD),
-        parts["frame"].input(
-            answer.turn, [session, parts["frame"]], news, trigger_mode="always_last", **_AT_ONCE
-        ),
-        parts["other"].upload(answer.take_file, [session, parts["other"]], previewed, **_UPLOAD),
-        parts["gallery"].select(example, session, previewed, **_AT_ONCE),
-        parts["video"].submit(frame, session, previewed, **_AT_ONCE),
+        parts["other"].upload(answer.take, [session, parts["other"]], news, **_UPLOAD),
+        parts["frame"].input(answer.turn, [session, parts["frame"]], news, **turning),
+        parts["gallery"].select(example, session, news, **_QUIET),
+        parts["video"].submit(frame, session, news, **_QUIET),
     ]
     explain = with_progress(answer.explain_first, len(_SETTINGS))
     settings, result = _named(parts, *_SETTINGS), _named(parts, "shown", "record")
