@@ -83,6 +83,13 @@ def test_nothing_is_explained_without_a_photograph(choices: Choices) -> None:
         work.chosen_method(choices, "Nonsense")
 
 
+def test_only_what_is_listed_can_be_asked_for(choices: Choices, session: Session) -> None:
+    for reference, layer in (("/etc/passwd", None), ("image:source=x.png", None), (None, "0")):
+        wanted = work.Asked(None, None, "A-FMI", reference, layer)
+        with pytest.raises(UsageError, match="expected one of"):
+            work.explain_photograph(choices, session, wanted, silent)
+
+
 def test_the_top_pixels_alone(choices: Choices, session: Session) -> None:
     assert session.photograph is not None
     work.explain_photograph(choices, session, asked(), silent)

@@ -54,7 +54,7 @@ def serve(
     accounts: dict[str, str] | None = None,
     on_ready: Callable[[str], object] | None = None,
 ) -> None:
-    """Serve the page until KeyboardInterrupt.
+    """Serve the page until KeyboardInterrupt, or until the program is asked to end (SIGTERM).
 
     Args:
         model: as in `build`.

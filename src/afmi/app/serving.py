@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -40,9 +41,17 @@ class Server:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def wait(self) -> None:
-        """Return when the program is interrupted."""
-        while not self._ended.wait(1):  # in steps, so that every system notices Ctrl-C
-            pass
+        """Return when the program is asked to end; raise KeyboardInterrupt at Ctrl-C."""
+        before = None
+        if threading.current_thread() is threading.main_thread():
+            # Without this the program would end at once, and leave the visitors' files behind.
+            before = signal.signal(signal.SIGTERM, lambda *_: self._ended.set())
+        try:
+            while not self._ended.wait(1):  # in steps, so that every system notices Ctrl-C
+                pass
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
 
 def is_for_this_machine(host: str) -> bool:

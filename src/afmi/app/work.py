@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from afmi.api import explain
-from afmi.app.choices import Choices, MethodChoice
+from afmi.app.choices import REFERENCES, Choices, MethodChoice
 from afmi.app.photographs import Photograph
 from afmi.app.sessions import Session, noted_warnings
 from afmi.comparison import Comparison, compare, inserted_responses
@@ -124,9 +124,10 @@ def explain_photograph(
     choice = chosen_method(choices, asked.method)
     given = {}
     if asked.reference is not None and choice.takes_reference:
-        given["reference"] = asked.reference
+        # Of those that are listed alone: another text could name a file of this machine.
+        given["reference"] = _listed(asked.reference, [value for _, value in REFERENCES])
     if asked.layer is not None and choice.takes_layer:
-        given["layer"] = asked.layer
+        given["layer"] = _listed(asked.layer, [layer.layer for layer in choices.layers])
     with noted_warnings() as notes, session.working(show) as check:
         method = dataclasses.replace(choice.method, **given)
         made = explain(None, photograph.inputs, asked.target(choices), method=method)
@@ -214,6 +215,12 @@ def saved_archive(saved: Explanation | Comparison | None, folder: Path) -> Path:
             for path in sorted(Path(written).iterdir()):
                 file.write(path, path.name)
     return archive
+
+
+def _listed(value: str, values: Sequence[str]) -> str:
+    if value not in values:
+        raise UsageError(f"expected one of {', '.join(values)}, got {value!r}")
+    return value
 
 
 def chosen_photograph(session: Session) -> Photograph:
