@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from afmi.app.guard import Guard
 from afmi.app.page import page
 from afmi.errors import UsageError
 
-__all__ = ["Server", "is_for_this_machine", "served"]
+__all__ = ["Server", "check_address", "is_for_this_machine", "served"]
 
 _MEGABYTE = 1_000_000
 _TEMPORARY = "GRADIO_TEMP_DIR"
@@ -64,6 +65,25 @@ def is_for_this_machine(host: str) -> bool:
     return host.startswith(_LOOPBACK)
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise a `UsageError` where the page cannot be served, before it is built."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            # As the server does, so that a port that was just given up can be had.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+    except OSError as error:
+        raise _unusable(host, port) from error
+
+
+def _unusable(host: str, port: int) -> UsageError:
+    return UsageError(
+        f"the page cannot be served at {host}:{port}, which is in use or no address of this "
+        "machine; choose another --port or --host"
+    )
+
+
 @contextmanager
 def served(
     model: nn.Module,
@@ -82,6 +102,7 @@ def served(
     from gradio.themes import Default
     from starlette.middleware import Middleware
 
+    check_address(host, port)
     most_bytes = int(most_megabytes * _MEGABYTE)
     with tempfile.TemporaryDirectory(prefix="afmi-app-") as folder, _environment(folder):
         blocks = page(model, examples=examples)
@@ -109,10 +130,7 @@ def served(
                 pwa=False,
             )
         except OSError as error:
-            raise UsageError(
-                f"the page cannot be served at {host}:{port}: {error}; choose another --port, or "
-                "--host 127.0.0.1"
-            ) from error
+            raise _unusable(host, port) from error
         try:
             yield Server(address, blocks)
         finally:
