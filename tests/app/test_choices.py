@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from afmi.app.choices import AT_ONCE, Choices, MethodChoice, cost_in_words
@@ -38,6 +39,16 @@ def test_classes_of_one_name_are_told_apart(choices: Choices) -> None:
 def test_layers_are_one_a_size_besides_the_chosen_one(choices: Choices) -> None:
     assert [layer.layer for layer in choices.layers] == ["2"]
     assert choices.layers_in_words == [("2 (4 maps of 7 × 7)", "2")]
+
+
+def test_layers_of_another_shape_than_the_picture_are_left_out() -> None:
+    class Tokens(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(2).reshape(len(x), 1, 6, -1)
+
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), Tokens(), nn.Flatten())
+    choices = Choices.of(Classifier(nn.Sequential(network, nn.Linear(216, 2)), crop=8))
+    assert all("Tokens" not in layer.module for layer in choices.layers)
 
 
 def test_cost_is_said_in_words(model: Classifier) -> None:

@@ -144,7 +144,7 @@ class Choices:
             outputs = classify(classifier, image).shape[1]
             meaning = meaning_of(classifier, image)
             methods, refused = _methods(classifier, image)
-            layers = _one_a_size(list_layers(classifier))
+            layers = _one_a_size(list_layers(classifier), image)
         if not methods:
             raise UsageError(f"no method can be used: {next(iter(refused.values()))}")
         name = "output {}".format if meaning == "value" else lambda k: class_label(classifier, k)
@@ -257,7 +257,16 @@ def _rank(one: MethodChoice) -> tuple[int, int, str]:
     return first, kind, one.label.casefold()
 
 
-def _one_a_size(layers: Iterable[LayerMaps]) -> list[LayerMaps]:
-    """Return the last layer of each size of maps, and the one found automatically."""
-    last = {layer.maps[1:]: layer for layer in layers if max(layer.maps[1:]) > 1}
+def _one_a_size(layers: Iterable[LayerMaps], image: Tensor) -> list[LayerMaps]:
+    """Return the last layer of each size of maps, but for the one found automatically.
+
+    What has not the shape of the picture is no map of places, such as tokens by their numbers.
+    """
+    height, width = image.shape[2:]
+    last: dict[tuple[int, ...], LayerMaps] = {}
+    for layer in layers:
+        rows, columns = layer.maps[1:]
+        alike = abs(rows * width - columns * height) <= max(height, width)
+        if alike and max(rows, columns) > 1:
+            last[rows, columns] = layer
     return [layer for layer in last.values() if not layer.chosen]
