@@ -12,7 +12,7 @@ from PIL import Image
 
 import afmi
 from afmi.cli.terminal import visible
-from afmi.demo import run
+from afmi.demo import photographs, run
 from afmi.models.photos import LABELS, PhotoVGG
 from afmi.network.labels import imagenet_labels
 from afmi.report.page import Page, Section, Table, Tile, TileRow, render_page
@@ -64,7 +64,7 @@ def _read(text: str) -> _Reader:
 
 def test_without_scikit_learn_its_photograph_is_left_out(monkeypatch):
     every = {stop.name for stop in run._stops()}
-    monkeypatch.setattr(run, "find_spec", lambda _name: None)
+    monkeypatch.setattr(photographs, "find_spec", lambda _name: None)
     stops = run._stops()
     assert {stop.name for stop in stops} == every - {"temple"}
     assert not any(run.TEMPLE in stop.credit for stop in stops)
@@ -74,7 +74,7 @@ def test_without_scikit_learn_its_photograph_is_left_out(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::afmi.methods.BlankMapWarning")
 def test_the_tour_without_scikit_learn(models, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "find_spec", lambda _name: None)
+    monkeypatch.setattr(photographs, "find_spec", lambda _name: None)
     lines: list[str] = []
     result = run.run_demo(tmp_path / "out", lines.append, models)
     check_files(result, lines, scikit_learn=False)

@@ -61,6 +61,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
         "audit": f"audit --data data {photos} --out audit",
         "export": f"export {photos} --out x.onnx",
         "demo": "demo --out demo",
+        "app": f"app {photos}",
     }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CODE],
@@ -95,6 +96,7 @@ def test_what_explains_images_works(command: str, answers: dict[str, tuple[int, 
         ("audit", "pyarrow", "evaluation"),
         ("export", "onnx", "export"),
         ("demo", "skimage", "demo"),
+        ("app", "gradio", "app"),
     ],
 )
 def test_the_rest_says_what_to_install(

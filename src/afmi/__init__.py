@@ -23,6 +23,7 @@ _HOMES = {
     "Explanation": "afmi.explanation",
     "Gallery": "afmi.explanation",
     "Unexplained": "afmi.batching",
+    "app": "afmi.app",
     "audit": "afmi.auditing.run",
     "callbacks": "afmi.tracking.callbacks",
     "compare": "afmi.comparison",

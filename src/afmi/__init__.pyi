@@ -1,4 +1,5 @@
 # Written by `make format` from __init__.py and the modules that it names.
+from afmi import app as app
 from afmi import compat as compat
 from afmi import datasets as datasets
 from afmi import engines as engines
@@ -52,6 +53,7 @@ __all__ = [
     "Explanation",
     "Gallery",
     "Unexplained",
+    "app",
     "audit",
     "callbacks",
     "compare",

@@ -34,7 +34,7 @@ from afmi.targets import OneTarget, response
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate"]
+__all__ = ["FRACTIONS", "Comparison", "Estimate", "compare", "estimate", "inserted_responses"]
 
 FRACTIONS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """The shares of the pixels that the paper's figures keep."""
@@ -276,14 +276,24 @@ def compare(
     if not explanations:
         raise AfmiError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
     inputs = prepare(model, image)
-    inserted = [_inserted(model, inputs, e, fractions) for e in explanations]
+    inserted = [inserted_responses(model, inputs, e, fractions) for e in explanations]
     return Comparison(tuple(explanations), tuple(inserted), refused, seconds, tuple(fractions))
 
 
-def _inserted(
+def inserted_responses(
     model: nn.Module, inputs: Tensor, explanation: Explanation, fractions: Sequence[float]
 ) -> tuple[float, ...]:
-    """Return what the network answers when only the top of the map is kept."""
+    """Return what the network answers when only the top of the map is kept, the rest black.
+
+    Args:
+        model: the network.
+        inputs: (1, C, H, W), what was explained.
+        explanation: of it.
+        fractions: shares of the pixels, from 0 to 1.
+
+    Returns:
+        For each of them the probability of the class, or the score of another target.
+    """
     map_ = explanation.map[None, None]
     masks = torch.cat([top_mask(map_, fraction) for fraction in fractions]).to(inputs.device)
     return tuple(response(model, explanation.target, inputs * masks).tolist())

@@ -21,6 +21,7 @@ COMMANDS = (
     "reproduce",
     "train",
     "export",
+    "app",
     "demo",
     "models",
     "methods",

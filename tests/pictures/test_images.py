@@ -25,7 +25,7 @@ from torchvision.transforms import functional as tvf
 from afmi.errors import ImageError, ShapeError, UsageError
 from afmi.pictures import images
 from afmi.pictures.finding import IMAGE_SUFFIXES, find_images, read_images
-from afmi.pictures.images import read_image
+from afmi.pictures.images import read_content, read_image
 from afmi.pictures.transforms import resize_and_crop, to_image, to_tensor
 
 RED, GREEN, BLUE, WHITE, BLACK = (
@@ -1023,3 +1023,16 @@ def test_threads_leave_the_warning_filters_alone():
     for thread in threads:
         thread.join()
     assert warnings.filters == before
+
+
+def test_pages_are_counted_before_one_is_read(tmp_path: Path) -> None:
+    pages = [Image.new("L", (4, 3), shade) for shade in (0, 128, 255)]
+    for name, several in (("a.tif", True), ("b.gif", True), ("c.png", False), ("d.jpg", False)):
+        more = {"save_all": True, "append_images": pages[1:]} if several else {}
+        pages[0].save(tmp_path / name, **more)
+        assert images.count_pages(read_content(tmp_path / name)) == (3 if several else 1)
+    np.save(tmp_path / "e.npy", np.zeros((2, 2, 5), np.float32))
+    assert images.count_pages(read_content(tmp_path / "e.npy")) == 1
+    (tmp_path / "f.png").write_text("words")
+    with pytest.raises(ImageError, match="is not an image"):
+        images.count_pages(read_content(tmp_path / "f.png"))

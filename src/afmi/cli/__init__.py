@@ -1,5 +1,5 @@
 """The command line, ``afmi``: explain, explain-dataset, compare, evaluate, report, audit,
-reproduce, train, export, demo, models, methods, metrics, doctor.
+reproduce, train, export, app, demo, models, methods, metrics, doctor.
 
 Nothing here imports PyTorch before a command needs it, so help answers at once.
 
@@ -14,6 +14,7 @@ import importlib.metadata
 import click
 
 import afmi
+from afmi.cli.app import app
 from afmi.cli.audit import audit
 from afmi.cli.compare import compare
 from afmi.cli.demo import demo
@@ -70,6 +71,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
       afmi explain dog.jpg --model resnet50 --target collie
       afmi explain photos/ --json > records.jsonl
       afmi explain-dataset photos/ --out tables   all of them, into tables that resume
+      afmi app                                    the same on a page in the browser
       afmi compare dog.jpg                        several methods side by side
       afmi evaluate --data photographs/           which method deserves belief on your data
       afmi report afmi-results                    the tables and curves of an evaluation
@@ -92,6 +94,7 @@ for _command in (
     reproduce,
     train,
     export,
+    app,
     demo,
     models,
     methods,

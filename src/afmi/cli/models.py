@@ -112,40 +112,10 @@ def _labels(name: str) -> list[dict[str, Any]]:
 
 
 def _layers(name: str) -> list[dict[str, Any]]:
-    """Run one grey image and list the modules that give feature maps (K, h, w), in this order."""
-    import torch
-    from torch import Tensor, nn
-
     from afmi.errors import LayerError
-    from afmi.network.guards import evaluation_mode, watching_all_modules
-    from afmi.network.layers import resolve_layer
-    from afmi.network.wrappers import within
+    from afmi.network.layer_list import list_layers
 
-    model = _built(name)
-    crop = model.crop or model.resize or 224
-    size = crop if isinstance(crop, tuple) else (crop, crop)
-    image = model.mean.new_full((1, model.mean.shape[0], *size), 0.5)
-    names = {module: name for name, module in within(model).named_modules() if name}
-    shapes: dict[nn.Module, list[int]] = {}
-
-    def note(module: nn.Module, output: object) -> None:
-        if module in names and isinstance(output, Tensor) and output.dim() == 4:
-            shapes[module] = list(output.shape[1:])
-
-    with torch.no_grad(), evaluation_mode(model), watching_all_modules(note):
-        model(image)
-    try:
-        layer = resolve_layer(model, None, image)[1]
-    except LayerError:  # such a network's layers are the more worth listing
-        layer = None
-    records = []
-    for module, shape in shapes.items():
-        record = {"layer": names[module], "module": type(module).__name__, "maps": shape}
-        chosen = layer is not None and layer.name == names[module]
-        records.append({**record, "chosen": chosen and layer is not None and layer.then is None})
-        if chosen and layer is not None and layer.then is not None:
-            # An activation that is a function call, behind this module: no module of its own.
-            records.append({**record, "layer": str(layer), "module": layer.then, "chosen": True})
+    records = [asdict(layer) for layer in list_layers(_built(name))]
     if not records:
         raise LayerError(f"{name} has no layer that gives feature maps (N, K, h, w)")
     return records

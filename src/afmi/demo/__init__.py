@@ -2,4 +2,4 @@
 
 from afmi.packages import imported
 
-imported("skimage", "the demo, for its photographs,", "afmi[demo]")
+imported("skimage", "a photograph to begin with", "afmi[demo]")

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from afmi.api import explain
+from afmi.demo.photographs import (
+    CAMERA,
+    CAT,
+    COFFEE,
+    COINS,
+    ROCKET,
+    TEMPLE,
+    scikit_image_photographs,
+    scikit_learn_photograph,
+)
 from afmi.explanation import Explanation
 from afmi.files import write_files
 from afmi.methods import AFMI, GradCAM, Gradient, Method
@@ -36,16 +45,6 @@ KEPT = 0.25
 
 THOUSAND, ELEVEN = "imagenet", "photos"
 """The networks, as `load_model` calls them: how many things they know."""
-
-CAT, COFFEE, CAMERA, TEMPLE, ROCKET, COINS = (
-    "Stéfan van der Walt (CC0)",
-    "Rachel Michetti (CC0)",
-    "Lav Varshney (CC0)",
-    "Daniel Buechele (CC BY 2.0)",
-    "SpaceX (public domain)",
-    "Brooklyn Museum (no known copyright restrictions)",
-)
-"""Whose photographs these are; NOTICE says more."""
 
 NEXT = (
     "afmi explain PHOTO.jpg",
@@ -149,9 +148,8 @@ def run_demo(
 
 
 def _stops() -> list[_Stop]:
-    images = (skimage.data.chelsea, skimage.data.coffee, skimage.data.camera, skimage.data.rocket)
-    cat, coffee, camera, rocket = (read_image(image()) for image in images)
-    temple = _scikit_learn_photograph("china.jpg")
+    cat, coffee, camera, rocket = (one.picture for one in scikit_image_photographs())
+    temple = scikit_learn_photograph("china.jpg")
     # Where scikit-learn is not installed, the tower of the launch pad stands in for the temple.
     tower, where, credit = (rocket, 0.3, ROCKET) if temple is None else (temple, 0.42, TEMPLE)
     half = _upright(cat, 0.6)
@@ -240,15 +238,6 @@ def _stops() -> list[_Stop]:
         )
         stops.insert(2, _Stop("temple", THOUSAND, "A temple", story, temple, TEMPLE))
     return stops
-
-
-def _scikit_learn_photograph(name: str) -> Image.Image | None:
-    """Return a photograph that scikit-learn ships, or None where that is not installed."""
-    spec = find_spec("sklearn")
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent / "datasets" / "images" / name
-    return read_image(path) if path.exists() else None
 
 
 def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:

@@ -40,6 +40,7 @@ __all__ = [
     "FileContent",
     "ImageSource",
     "Reader",
+    "count_pages",
     "read_by",
     "read_channels",
     "read_content",
@@ -142,6 +143,26 @@ def read_pixels(
         array([76], dtype=uint8)
     """
     return np.array(_read(source, channels, page, pixels_of_image))
+
+
+def count_pages(content: FileContent) -> int:
+    """Return how many pages or frames a file has, of which `read_image` takes one.
+
+    Raises:
+        ImageError: it is no image.
+    """
+    name = repr(content)
+    _check_bytes(name, len(content))
+    head = content[:512]
+    if head.startswith(NPY):
+        return 1
+    file = io.BytesIO(content)
+    bounded: Any = BoundedFile(file, name)
+    image = _opened(bounded, head, name)
+    if image is not None and image.format == "MPO":  # a photograph with its preview
+        return 1
+    bounded.header_read(len(content), steps=0)
+    return len(_pages(file, image)) or 1
 
 
 def read_channels(source: ImageSource, channels: int) -> Pixels:
@@ -390,14 +411,19 @@ def _bands_of_tiff(file: BinaryIO, name: str, size: int, wanted: _Wanted) -> Pix
 
 def _turn_to_page(file: BinaryIO, image: Any, name: str, page: int | None) -> None:
     """Turn an opened file to the page or frame wanted, and refuse several where none is named."""
-    if image.format == "TIFF":
-        chosen = _chosen(tiff.full_pages(file), "pages", name, page)
-    else:
-        # Behind the photograph of an MPO, which is a JPEG file, lie its preview or depth.
-        frames = 1 if image.format == "MPO" and page is None else getattr(image, "n_frames", 1)
-        chosen = _chosen(range(frames), "frames", name, page)
+    noun = "pages" if image.format == "TIFF" else "frames"
+    # Behind the photograph of an MPO, which is a JPEG file, lie its preview or depth.
+    one = image.format == "MPO" and page is None
+    chosen = _chosen([0] if one else _pages(file, image), noun, name, page)
     if chosen != image.tell():
         image.seek(chosen)
+
+
+def _pages(file: BinaryIO, image: Any) -> Sequence[int]:
+    """Return the pages or frames of a file; no image: a TIFF file that Pillow cannot open."""
+    if image is None or image.format == "TIFF":
+        return tiff.full_pages(file)
+    return range(getattr(image, "n_frames", 1))
 
 
 def _chosen(pages: Sequence[int], noun: str, name: str, page: int | None) -> int:

@@ -1,0 +1,124 @@
+"""What belongs to one visitor, how long work is stopped, and what it warned of."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from afmi.app.photographs import Photograph
+from afmi.comparison import Comparison
+from afmi.explanation import Explanation
+from afmi.progress import Reporter, reporting
+
+__all__ = ["Session", "StoppedError", "noted_warnings"]
+
+
+class StoppedError(Exception):
+    """The visitor stopped the work, or chose another photograph meanwhile."""
+
+
+@dataclass
+class Session:
+    """What one visitor sees, and no other.
+
+    Attributes:
+        photograph: the one chosen.
+        explanation: the last one of it.
+        curve: what the network answers for ever more of the pixels that it ranks first.
+        comparison: the last one of it.
+        stops: how often work was stopped.
+    """
+
+    photograph: Photograph | None = None
+    explanation: Explanation | None = None
+    curve: tuple[float, ...] = ()
+    comparison: Comparison | None = None
+    stops: int = 0
+
+    def take(self, photograph: Photograph | None) -> None:
+        """Choose a photograph, and forget all of the one before."""
+        self.stop()
+        self.photograph = photograph
+        self.explanation = self.comparison = None
+        self.curve = ()
+
+    def stop(self) -> None:
+        """Let the work that is done for the visitor end at its next step."""
+        self.stops += 1
+
+    @contextmanager
+    def working(self, show: Reporter) -> Iterator[Callable[[], None]]:
+        """Report progress in this block, and end it where the visitor stops it.
+
+        Args:
+            show: gets the progress.
+
+        Yields:
+            What raises where the work was stopped: before its outcome is kept, say.
+
+        Raises:
+            StoppedError: at a step of the work, or when asked.
+        """
+        begun = self.stops
+
+        def check() -> None:
+            if self.stops != begun:
+                raise StoppedError
+
+        def step(what: str, done: int, total: int) -> None:
+            check()
+            show(what, done, total)
+
+        with reporting(step):
+            yield check
+
+
+_noted: ContextVar[list[str] | None] = ContextVar("afmi_app_warnings", default=None)
+_lock = threading.Lock()
+_listeners = 0
+_undo: Any = None
+
+
+@contextmanager
+def noted_warnings() -> Iterator[list[str]]:
+    """Collect what this thread is warned of in this block; other threads have lists of their own.
+
+    Python's warnings belong to the whole process: the first block to begin redirects them, and the
+    last one to end puts them back.
+    """
+    global _listeners, _undo
+    notes: list[str] = []
+    with _lock:
+        _listeners += 1
+        if _listeners == 1:
+            _undo = warnings.catch_warnings()
+            _undo.__enter__()
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _listening(warnings.showwarning)
+    token = _noted.set(notes)
+    try:
+        yield notes
+    finally:
+        _noted.reset(token)
+        with _lock:
+            _listeners -= 1
+            if _listeners == 0:
+                _undo.__exit__(None, None, None)
+
+
+def _listening(show: Callable[..., None]) -> Callable[..., None]:
+    def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        notes = _noted.get()
+        if notes is None or not issubclass(category, UserWarning):
+            show(message, category, *rest, **more)
+            return
+        text = " ".join(str(message).split())
+        if text not in notes:
+            notes.append(text)
+
+    return note
