@@ -19,7 +19,7 @@ from afmi.app.guard import Guard
 from afmi.app.page import page
 from afmi.errors import UsageError
 
-__all__ = ["Server", "check_address", "is_for_this_machine", "served"]
+__all__ = ["Server", "check_address", "served"]
 
 _MEGABYTE = 1_000_000
 _TEMPORARY = "GRADIO_TEMP_DIR"
