@@ -67,6 +67,18 @@ def test_every_method_gives_maps_from_0_to_1(name: str) -> None:
     np.testing.assert_allclose(cam(_images(1), targets[:1])[0], maps[0], atol=1e-4)
 
 
+def test_the_outputs_need_no_second_run() -> None:
+    """As pytorch-grad-cam's readme takes them, also of targets that are no classes."""
+    network = _network().train()
+    targets: list[Any] = [ClassifierOutputTarget(1)] * 3
+    for each in (targets, None, [lambda output: output[1] - output[2]] * 3):
+        cam = ours.GradCAM(model=network, target_layers=[network[1], network[3]])
+        assert cam.outputs is None
+        cam(input_tensor=_images(), targets=each)
+        torch.testing.assert_close(cam.outputs, _network()(_images()).detach())
+        assert not cam.outputs.requires_grad and network.training
+
+
 def test_afmi_is_the_positive_part_of_ours() -> None:
     network, reference = _network(), torch.full((3, 16, 16), -0.5)
     with torch.no_grad():
