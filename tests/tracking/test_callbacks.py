@@ -201,6 +201,7 @@ def test_a_bad_configuration_raises_before_the_first_step(
         ({"every": 0}, "from 1, got 0"),
         ({"images": "dog.jpg"}, "list of images, got 'dog.jpg'"),
         ({"images": []}, "list of images"),
+        ({"images": (image for image in IMAGES)}, "list of images, got <generator"),
         ({"picture": "map"}, "'figure' or 'overlay'"),
     ],
 )
