@@ -152,6 +152,7 @@ REFUSED: list[tuple[type[AfmiError], str, Any]] = [
     (TargetError, "list of 3 targets.*got 1", lambda n: ours.GradCAM(n)(_images(), [1])),
     (TargetError, "from 0 to 4, got 7", lambda n: ours.GradCAM(n)(_images(1), [7])),
     (ShapeError, r"\(N, C, H, W\)", lambda n: ours.GradCAM(n)(_images()[0])),
+    (ShapeError, "floating-point.*uint8", lambda n: ours.GradCAM(n)(_images().to(torch.uint8))),
     (UsageError, "looks at all", lambda n: ours.FullGrad(n, [n[3]])),
     (UsageError, "ratio", lambda n: ours.AblationCAM(n, ratio_channels_to_ablate=0.5)),
     (

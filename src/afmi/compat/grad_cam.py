@@ -132,6 +132,11 @@ class _CAM:
         if not isinstance(input_tensor, Tensor) or input_tensor.dim() != 4:
             got = getattr(input_tensor, "shape", type(input_tensor).__name__)
             raise ShapeError(f"expected images (N, C, H, W) as a tensor, got {got}")
+        if not input_tensor.is_floating_point():
+            raise ShapeError(
+                f"expected images of floating-point numbers, got {input_tensor.dtype}; prepare "
+                "them as the network takes them"
+            )
         images = input_tensor.detach().to(device_of(self._network))
         wanted = self._targets(images, targets)
         layers = [_stretched(maps) for maps in self._maps(images, wanted)]
