@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import inspect
 from typing import Any
 
 import pytest
@@ -110,6 +112,69 @@ def test_grad_cam_of_a_layer(relu: bool) -> None:
         mine = ours.LayerGradCam(network, layer)
         _close(mine.attribute(images, target=1, relu_attributions=relu), expected)
     _close(mine.interpolate(expected, (8, 8)), theirs.interpolate(expected, (8, 8)))
+
+
+def test_a_map_of_a_layer_is_no_tuple() -> None:
+    """However the inputs come, so that it can be interpolated."""
+    network, images = _network(), _images(1)
+    expected = captum.LayerGradCam(network, network[3]).attribute((images,), target=1)
+    mine = ours.LayerGradCam(network, network[3]).attribute((images,), target=1)
+    _close(ours.LayerAttribution.interpolate(mine, (8, 8)), nn.functional.interpolate(expected, 8))
+    map_, delta = ours.LayerAFMI(network).attribute(
+        (images,), target=1, return_convergence_delta=True
+    )
+    assert map_.shape == (3, 1, 6, 6) and delta.shape == (3,)
+
+
+CLASSES = [name for name in ours.__all__ if name not in ("LayerAFMI", "LayerAttribution")]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("of", ["__init__", "attribute"])
+def test_arguments_have_captum_s_names(name: str, of: str) -> None:
+    """And its order and defaults; what is ours alone comes after them, by keyword."""
+    theirs, mine = (
+        [
+            (parameter.name, parameter.default)
+            for parameter in inspect.signature(
+                getattr(getattr(package, name), of)
+            ).parameters.values()
+            if parameter.name != "seed"
+        ]
+        for package in (captum, ours)
+    )
+    assert mine == theirs
+
+
+class _Drawn:
+    """Functions of baselines that are no plain ones."""
+
+    def method(self) -> Tensor:
+        return _images(2)[:2]
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return inputs[:2] * 0.5
+
+
+DISTRIBUTIONS: list[tuple[str, Any]] = [
+    ("method", _Drawn().method),
+    ("object", _Drawn()),
+    ("partial", functools.partial(lambda inputs, scale: scale * inputs[:2], scale=0.5)),
+    ("tuple", lambda: (_images(2)[:2],)),
+]
+
+
+@pytest.mark.parametrize("draw", [pytest.param(draw, id=name) for name, draw in DISTRIBUTIONS])
+def test_baselines_by_any_callable(draw: Any) -> None:
+    _close(*_both("DeepLiftShap", _network(), _images(1), draw, target=1))
+
+
+def test_a_function_of_baselines_gets_the_inputs_as_they_are() -> None:
+    def draw(inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (inputs[0][:2] * 0.5,)
+
+    (mine,), (theirs,) = _both("DeepLiftShap", _network(), (_images(1),), draw, target=1)
+    _close(mine, theirs)
 
 
 def test_multiplied_by_the_inputs_or_not() -> None:

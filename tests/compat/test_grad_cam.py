@@ -67,6 +67,18 @@ def test_every_method_gives_maps_from_0_to_1(name: str) -> None:
     np.testing.assert_allclose(cam(_images(1), targets[:1])[0], maps[0], atol=1e-4)
 
 
+def test_the_outputs_need_no_second_run() -> None:
+    """As pytorch-grad-cam's readme takes them, also of targets that are no classes."""
+    network = _network().train()
+    targets: list[Any] = [ClassifierOutputTarget(1)] * 3
+    for each in (targets, None, [lambda output: output[1] - output[2]] * 3):
+        cam = ours.GradCAM(model=network, target_layers=[network[1], network[3]])
+        assert cam.outputs is None
+        cam(input_tensor=_images(), targets=each)
+        torch.testing.assert_close(cam.outputs, _network()(_images()).detach())
+        assert not cam.outputs.requires_grad and network.training
+
+
 def test_afmi_is_the_positive_part_of_ours() -> None:
     network, reference = _network(), torch.full((3, 16, 16), -0.5)
     with torch.no_grad():
@@ -140,6 +152,7 @@ REFUSED: list[tuple[type[AfmiError], str, Any]] = [
     (TargetError, "list of 3 targets.*got 1", lambda n: ours.GradCAM(n)(_images(), [1])),
     (TargetError, "from 0 to 4, got 7", lambda n: ours.GradCAM(n)(_images(1), [7])),
     (ShapeError, r"\(N, C, H, W\)", lambda n: ours.GradCAM(n)(_images()[0])),
+    (ShapeError, "floating-point.*uint8", lambda n: ours.GradCAM(n)(_images().to(torch.uint8))),
     (UsageError, "looks at all", lambda n: ours.FullGrad(n, [n[3]])),
     (UsageError, "ratio", lambda n: ours.AblationCAM(n, ratio_channels_to_ablate=0.5)),
     (

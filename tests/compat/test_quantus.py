@@ -39,6 +39,13 @@ def test_maps_are_ours(wrap: Any) -> None:
     np.testing.assert_array_equal(maps, expected.numpy())
 
 
+def test_images_in_numpy_s_own_precision() -> None:
+    """Float64, as arithmetic in numpy often gives it: Quantus' own functions take it."""
+    maps = explain_func(_network(), _images().astype("float64"), CLASSES)
+    assert maps.dtype == np.float64
+    np.testing.assert_array_equal(maps, explain_func(_network(), _images(), CLASSES))
+
+
 def test_what_cannot_be_served_is_refused() -> None:
     with pytest.raises(UsageError, match="cuda"):
         explain_func(_network(), _images(), CLASSES, device="cuda")

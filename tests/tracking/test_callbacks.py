@@ -7,6 +7,7 @@ import pickle
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,7 @@ def test_a_bad_configuration_raises_before_the_first_step(
         ({"every": 0}, "from 1, got 0"),
         ({"images": "dog.jpg"}, "list of images, got 'dog.jpg'"),
         ({"images": []}, "list of images"),
+        ({"images": (image for image in IMAGES)}, "list of images, got <generator"),
         ({"picture": "map"}, "'figure' or 'overlay'"),
     ],
 )
@@ -320,6 +322,19 @@ def test_transformers_trains_as_without(hugging_face: Any, tmp_path: Path) -> No
     with torch.no_grad():
         expected = watched.eval()((IMAGES - 0.5) / 0.25).logits[:, 1]
     assert [value for *_, value in writer.scores[-2:]] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_an_epoch_that_max_steps_cuts_short_counts_as_one(
+    hugging_face: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in Lightning."""
+    due: list[float] = []
+    callback = afmi.callbacks.transformers(IMAGES, every=2, folder="nowhere")
+    monkeypatch.setattr(callback, "_show_again", lambda model, step: due.append(step))
+    for epoch in (0.3, 1.0, 1.3, 1.9999999, 2.5, 4.0000001):
+        state = SimpleNamespace(is_world_process_zero=True, epoch=epoch, global_step=epoch)
+        callback.on_epoch_end(None, state, None, model=None)
+    assert due == [1.3, 1.9999999, 4.0000001]
 
 
 def test_transformers_without_a_place_for_pictures(hugging_face: Any, tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ class _Run:
     """A run of Weights & Biases that is ahead of the training's step."""
 
     __module__ = "wandb.sdk.run"
-    step = 50
 
     def __init__(self) -> None:
+        self.step = 50
         self.at: list[int] = []
 
     def define_metric(self, name: str, **_: Any) -> None:
@@ -110,6 +110,7 @@ class _Run:
 
     def log(self, data: dict[str, Any], step: int) -> None:
         self.at.append(step)
+        self.step = max(step, self.step)
 
 
 _Run.__name__ = "Run"
@@ -126,6 +127,22 @@ def test_nothing_is_logged_behind_the_step_of_a_run(monkeypatch: pytest.MonkeyPa
     for step in (3, 60):
         afmi.log(_explanation(), step, to=run)
     assert run.at == [50, 60]
+
+
+@pytest.mark.usefixtures("quick")
+def test_each_step_of_a_training_has_its_row_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those of checkpoints that are explained after the training, in any order."""
+    import sys
+
+    fake = SimpleNamespace(Image=lambda image, caption: image)
+    monkeypatch.setitem(sys.modules, "wandb", fake)  # type: ignore[arg-type]
+    run, one = _Run(), _explanation()
+    for step in (10, 20, 5):
+        afmi.log([one, one], step, to=run)
+        afmi.log(one, step, to=run, key="other")
+    run.step = 80  # other numbers
+    afmi.log(one, 6, to=run)
+    assert run.at == [50, 50, 50, 51, 51, 51, 52, 52, 52, 80]
 
 
 @pytest.mark.usefixtures("quick")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ class Adapter:
     Args:
         forward_func: the network, an ``nn.Module``.
     """
+
+    _of_layer: ClassVar = False
+    """Attributions are like a layer's one output, and never in a tuple as the inputs may be."""
 
     def __init__(self, forward_func: nn.Module) -> None:
         self.forward_func = forward_func
@@ -79,7 +83,8 @@ class Adapter:
                 change = change - _scores(part.network, start, attribution)
                 deltas.append(found.flatten(1).sum(1) - change)
         attributions = torch.cat(parts)
-        shaped = (attributions,) if isinstance(inputs, tuple) else attributions
+        in_tuple = isinstance(inputs, tuple) and not self._of_layer
+        shaped = (attributions,) if in_tuple else attributions
         return (shaped, torch.cat(deltas)) if delta else shaped
 
     def _reference(self, part: _Part, *, shared: bool) -> Reference:
@@ -239,11 +244,18 @@ def _scores(network: nn.Module, images: Tensor, attribution: Attribution) -> Ten
     )
 
 
-def distribution(images: Tensor, baselines: Any) -> Tensor:
-    """Return the baselines (B, C, *spatial) to average over."""
+def distribution(inputs: Any, images: Tensor, baselines: Any) -> Tensor:
+    """Return the baselines (B, C, *spatial) to average over.
+
+    Args:
+        inputs: as the user passed them, and as Captum hands them to a function of baselines.
+        images: the one tensor of them.
+        baselines: a tensor, or a function of the inputs or of nothing; perhaps in tuples.
+    """
     if callable(baselines) and not isinstance(baselines, Tensor):
-        takes = getattr(baselines, "__code__", None)
-        baselines = baselines(images) if takes is not None and takes.co_argcount else baselines()
+        takes = inspect.signature(baselines).parameters
+        baselines = baselines(inputs) if takes else baselines()
+    baselines = one_or_none(baselines)
     if not _are_like(images, baselines) or not len(baselines):
         got = tuple(baselines.shape) if isinstance(baselines, Tensor) else repr(baselines)[:80]
         raise ShapeError(

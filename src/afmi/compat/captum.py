@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afmi.compat.adapter import Adapter, Baseline, Distribution, distribution, one_or_none
+from afmi.compat.adapter import Adapter, Baseline, Distribution, distribution
 from afmi.compat.unreduced import (
     DeconvNetSignal,
     ExpectedGradients,
@@ -89,9 +89,15 @@ class GuidedBackprop(Adapter):
     """Guided backpropagation; ours is `afmi.methods.GuidedBackprop`.
 
     Captum's is the plain gradient where activations are no ``nn.ReLU``; ours knows them all.
+
+    Args:
+        model: the network.
     """
 
     _method: type[Method] = GuidedSignal
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
 
     def attribute(
         self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None
@@ -114,15 +120,15 @@ class DeepLift(Adapter):
     modules are reused, functional, or pool; an operation without a rule raises an error.
 
     Args:
-        forward_func: the network.
+        model: the network.
         multiply_by_inputs: whether the modified gradient is multiplied by the change of the input.
         eps: 1e-10, Captum's default: our rules need no such threshold.
     """
 
     def __init__(
-        self, forward_func: nn.Module, multiply_by_inputs: bool = True, eps: float = 1e-10
+        self, model: nn.Module, multiply_by_inputs: bool = True, eps: float = 1e-10
     ) -> None:
-        super().__init__(forward_func)
+        super().__init__(model)
         self.refuse(eps=(eps, 1e-10, "our rules have no threshold"))
         self._multiplied = multiply_by_inputs
 
@@ -173,8 +179,8 @@ class DeepLift(Adapter):
 class DeepLiftShap(DeepLift):
     """DeepLIFT's mean over a distribution of baselines."""
 
-    def __init__(self, forward_func: nn.Module, multiply_by_inputs: bool = True) -> None:
-        super().__init__(forward_func, multiply_by_inputs)
+    def __init__(self, model: nn.Module, multiply_by_inputs: bool = True) -> None:
+        super().__init__(model, multiply_by_inputs)
 
     def attribute(  # type: ignore[override]
         self,
@@ -206,7 +212,7 @@ class DeepLiftShap(DeepLift):
                 return_convergence_delta=True,
                 custom_attribution_func=custom_attribution_func,
             )
-            for row in distribution(images, one_or_none(baselines))
+            for row in distribution(inputs, images, baselines)
         ]
         mean = torch.stack([attributions for attributions, _ in each]).mean(0)
         shaped = (mean,) if isinstance(inputs, tuple) else mean
@@ -324,7 +330,7 @@ class GradientShap(Adapter):
                 "Captum gives one for each point drawn; take IntegratedGradients",
             ),
         )
-        drawn = distribution(self.one(inputs), one_or_none(baselines))
+        drawn = distribution(inputs, self.one(inputs), baselines)
 
         def make(network: nn.Module, _: Reference) -> Method:
             return ExpectedGradients(network, samples=n_samples, reference=Image(drawn), seed=seed)
@@ -419,6 +425,8 @@ class LayerAttribution(Adapter):
         layer: the module whose outputs are the feature maps, or its dotted name.
     """
 
+    _of_layer = True
+
     def __init__(self, forward_func: nn.Module, layer: Any, device_ids: None = None) -> None:
         super().__init__(forward_func)
         self.refuse(
@@ -447,6 +455,7 @@ class LayerGradCam(LayerAttribution):
         attribute_to_layer_input: bool = False,
         relu_attributions: bool = False,
         attr_dim_summation: bool = True,
+        grad_kwargs: None = None,
     ) -> Any:
         """Return Σ_k α_k A^k at the layer's size, (N, 1, h, w).
 
@@ -457,6 +466,7 @@ class LayerGradCam(LayerAttribution):
             attribute_to_layer_input: False.
             relu_attributions: whether negative values become 0.
             attr_dim_summation: True.
+            grad_kwargs: None.
         """
         self.refuse(
             attribute_to_layer_input=(
@@ -465,6 +475,7 @@ class LayerGradCam(LayerAttribution):
                 "pass the layer before, whose outputs they are",
             ),
             attr_dim_summation=(attr_dim_summation, True, "the maps are summed over"),
+            grad_kwargs=(grad_kwargs, None, "gradients are not taken by torch.autograd.grad alone"),
         )
 
         def coarse(attribution: Attribution) -> Tensor | None:

@@ -22,6 +22,7 @@ from afmi.compat.as_given import as_given
 from afmi.errors import ShapeError, TargetError, UsageError
 from afmi.methods import Method
 from afmi.network.classifier import classify, device_of
+from afmi.network.guards import evaluation_mode
 from afmi.pictures.maps import upsample
 from afmi.pictures.references import ReferenceLike, reference_of
 from afmi.targets import Scalar, Target
@@ -66,6 +67,10 @@ class _CAM:
             of the network, or their dotted names. None: the last stage, which is found.
         reshape_transform: None: tokens are arranged as maps without it.
 
+    Attributes:
+        outputs: what the network returned for the images of the last call, in evaluation mode and
+            without gradients; None before it.
+
     Raises:
         UsageError: when an argument cannot be served.
     """
@@ -93,6 +98,7 @@ class _CAM:
         self.model = model
         self.target_layers = list(target_layers or ())
         self._network = as_given(model)
+        self.outputs: Any = None
 
     def __call__(
         self,
@@ -126,6 +132,11 @@ class _CAM:
         if not isinstance(input_tensor, Tensor) or input_tensor.dim() != 4:
             got = getattr(input_tensor, "shape", type(input_tensor).__name__)
             raise ShapeError(f"expected images (N, C, H, W) as a tensor, got {got}")
+        if not input_tensor.is_floating_point():
+            raise ShapeError(
+                f"expected images of floating-point numbers, got {input_tensor.dtype}; prepare "
+                "them as the network takes them"
+            )
         images = input_tensor.detach().to(device_of(self._network))
         wanted = self._targets(images, targets)
         layers = [_stretched(maps) for maps in self._maps(images, wanted)]
@@ -140,12 +151,19 @@ class _CAM:
 
     def _maps(self, images: Tensor, target: Any) -> list[Tensor]:
         """Return the maps (N, 1, h, w) of each layer, at its size, without negative values."""
-        found = []
+        found, outputs = [], None
         for method in self._methods():
-            coarse = method.attribution(images, target).coarse
+            attribution = method.attribution(images, target)
+            coarse, outputs = attribution.coarse, attribution.logits
             assert coarse is not None
             found.append(coarse.float().clamp_min(0))
+        # Of other targets than classes a method returns the scores alone.
+        self.outputs = self._run(images) if outputs is None else outputs
         return found
+
+    def _run(self, images: Tensor) -> Any:
+        with torch.no_grad(), evaluation_mode(self._network):
+            return self._network(images.clone())
 
     def _methods(self) -> list[Method]:
         """Return the method for each layer."""

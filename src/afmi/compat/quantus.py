@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from afmi.api import MethodLike, method_of
 from afmi.errors import UsageError
@@ -34,7 +34,8 @@ def explain_func(
 
     Args:
         model: the network.
-        inputs: (N, C, *spatial), as the network takes them; an array or a tensor.
+        inputs: (N, C, *spatial), as the network takes them; an array or a tensor. Floating-point
+            numbers of another precision become the network's, as in Quantus' own functions.
         targets: the classes, (N,).
         method: as in `afmi.explain`.
         device: where to compute; None: where the network is. Any other is refused.
@@ -53,7 +54,8 @@ def explain_func(
         >>> explain_func(network, images + 1, np.zeros(5, int), method="gradient").shape
         (5, 1, 4, 4)
     """
-    place = device_of(runnable(model))
+    network = runnable(model)
+    place = device_of(network)
     if device is not None and torch.device(device).type != place.type:
         raise UsageError(
             f"expected the network on {device}, where it is to be explained, got it on {place}; "
@@ -62,4 +64,13 @@ def explain_func(
     chosen = method_of(model, method, **parameters)
     images = torch.as_tensor(inputs, device=place)
     classes = torch.as_tensor(np.asarray(targets), device=place)
-    return chosen.attribute(images, classes).cpu().numpy()
+    maps = chosen.attribute(_in_its_precision(network, images), classes)
+    return maps.to(images.dtype).cpu().numpy()
+
+
+def _in_its_precision(network: nn.Module, images: Tensor) -> Tensor:
+    """Return images in the precision of a network's weights, where both are floating-point."""
+    weights = next((each for each in network.parameters() if each.is_floating_point()), None)
+    if weights is None or not images.is_floating_point():
+        return images
+    return images.to(weights.dtype)

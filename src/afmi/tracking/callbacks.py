@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -190,7 +191,9 @@ class _TransformersHooks(_Hooks):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, *, model: Any, **_: Any) -> None:
         """Explain the images after an epoch."""
-        if state.is_world_process_zero and self.watch.is_due(round(state.epoch)):
+        # One that ends before its last step, by max_steps, is an epoch as well.
+        epochs = math.ceil(round(state.epoch, 6))
+        if state.is_world_process_zero and self.watch.is_due(epochs):
             self._show_again(model, state.global_step)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Watch:
         self._warned = False
         if type(self.every) is not int or self.every < 1:
             raise UsageError(f"expected every as a number of epochs from 1, got {self.every!r}")
-        if isinstance(self.images, (str, os.PathLike)) or not len(self.images):
+        several = isinstance(self.images, Sized) and not isinstance(self.images, (str, os.PathLike))
+        if not several or not len(self.images):
             raise UsageError(f"expected a list of images, got {self.images!r:.80}")
         if self.picture not in ("figure", "overlay"):
             raise UsageError(f"expected picture as 'figure' or 'overlay', got {self.picture!r}")

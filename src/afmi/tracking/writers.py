@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import PIL.Image
@@ -86,6 +87,7 @@ class WeightsAndBiases(Writer):
 
     A run drops what comes with a step behind its own, which need not be that of the training: so
     entries go to the later of both, and the training's step is written beside them, as their axis.
+    A row holds one value of a name, so entries of another step of the training begin another row.
 
     Args:
         run: as ``wandb.init`` returns it.
@@ -102,7 +104,17 @@ class WeightsAndBiases(Writer):
         values: dict[str, Any] = {f"{entry.tag}/{k}": v for k, v in entry.scalars.items()}
         values[entry.tag] = wandb.Image(entry.image, caption=entry.caption)
         values[f"{entry.tag}/record"] = json.dumps(entry.record, ensure_ascii=False)
-        self.run.log({**values, axis: entry.step}, step=max(entry.step, self.run.step))
+        row = max(entry.step, self.run.step)
+        rows = _ROWS.setdefault(self.run, {})
+        last, step = rows.get(axis, (-1, entry.step))
+        if last == row and step != entry.step:
+            row += 1
+        rows[axis] = row, entry.step
+        self.run.log({**values, axis: entry.step}, step=row)
+
+
+_ROWS: MutableMapping[Any, dict[str, tuple[int, int]]] = WeakKeyDictionary()
+"""Of each run of Weights & Biases, by axes: the row written last, and the training's step in it."""
 
 
 @dataclass(frozen=True)
