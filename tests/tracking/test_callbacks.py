@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import afmi
-from afmi.errors import AfmiError, ModelError, UsageError
+from afmi.errors import AfmiError, MissingPackageError, ModelError, UsageError
 
 pytestmark = pytest.mark.usefixtures("small_figures")
 
@@ -212,13 +212,16 @@ def test_bad_arguments_raise_at_once(name: str, options: dict[str, Any], words: 
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("lightning", "pip install lightning"), ("transformers", "accelerate")]
+    ("name", "words"),
+    [("lightning", "pip install lightning"), ("transformers", r"pip install 'afmi\[transf")],
 )
 def test_a_missing_package_is_named(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(afmi.callbacks, "_is_installed", lambda name: False)
     for module in ("lightning.pytorch", "pytorch_lightning"):
         monkeypatch.delitem(sys.modules, module, raising=False)
-    with pytest.raises(UsageError, match=f"not installed.*{words}"):
+    for module in ("lightning", "transformers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingPackageError, match=f"needs the package.*{words}"):
         getattr(afmi.callbacks, name)(IMAGES)
 
 

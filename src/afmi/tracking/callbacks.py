@@ -7,7 +7,6 @@ mode and left as it was, and the random state too.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import math
 import os
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from afmi.api import MethodLike
 from afmi.batching import AnyImage
 from afmi.errors import UsageError
+from afmi.packages import imported
 from afmi.targets import OneTarget
 from afmi.tracking.logging import Picture
 from afmi.tracking.watching import Watch
@@ -220,23 +220,16 @@ def _lightning(watch: Watch) -> Any:
     found = [name for name in names if name in sys.modules] or [
         name for name in names if _is_installed(name)
     ][:1]
-    if not found:
-        raise UsageError(
-            "Lightning is not installed, whose callback this is: pip install lightning"
-        )
-    bases = [importlib.import_module(name).Callback for name in found]
+    bases = [
+        imported(name, "a callback of Lightning", "lightning").Callback
+        for name in found or names[:1]
+    ]
     return _made(_LightningHooks, bases, watch)
 
 
 def _transformers(watch: Watch) -> Any:
-    if not _is_installed("transformers"):
-        raise UsageError(
-            "transformers is not installed, whose callback this is: "
-            "pip install 'afmi[transformers]' accelerate"
-        )
-    return _made(
-        _TransformersHooks, [importlib.import_module("transformers").TrainerCallback], watch
-    )
+    library = imported("transformers", "a callback of transformers", "afmi[transformers]")
+    return _made(_TransformersHooks, [library.TrainerCallback], watch)
 
 
 _LightningHooks._make = staticmethod(_lightning)
