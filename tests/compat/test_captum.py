@@ -368,6 +368,11 @@ REFUSED: list[tuple[type[AfmiError], str, Any]] = [
         "tuple of indices",
         lambda: ours.Saliency(_network()).attribute(_images(1), target=("cat",)),
     ),
+    (
+        TargetError,
+        r"of the shape \(\d+,\), got \(1, 9\)",
+        lambda: ours.Saliency(_network()).attribute(_images(1), target=(1, 9)),
+    ),
 ]
 
 

@@ -193,3 +193,9 @@ def test_it_is_what_the_peer_gives(name: str, within: float) -> None:
     mine = getattr(ours, name)(network, [network[3]])(_images(), targets)
     theirs = getattr(peer, name)(network, [network[3]])(_images(), targets)
     np.testing.assert_allclose(mine, theirs, atol=within)
+
+
+def test_a_class_is_named_by_its_index() -> None:
+    assert ClassifierOutputTarget(np.int64(3)).category == 3  # type: ignore[arg-type]
+    with pytest.raises(TargetError, match="expected a class by its index, got 'cat'"):
+        ClassifierOutputTarget("cat")  # type: ignore[arg-type]

@@ -218,7 +218,17 @@ def _indexed(index: tuple[Any, ...]) -> Any:
         )
     if len(index) == 1:
         return index[0]
-    return Scalar(lambda outputs: outputs[(slice(None), *index)], name=f"output {list(index)}")
+
+    def score(outputs: Tensor) -> Tensor:
+        try:
+            return outputs[(slice(None), *index)]
+        except IndexError:
+            raise TargetError(
+                f"expected indices into an image's outputs of the shape "
+                f"{tuple(outputs.shape[1:])}, got {index!r}"
+            ) from None
+
+    return Scalar(score, name=f"output {list(index)}")
 
 
 def _of_row(target: Any, n: int, count: int) -> Any:

@@ -49,9 +49,16 @@ class ClassifierOutputTarget:
 
     Args:
         category: its index.
+
+    Raises:
+        TargetError: when it is no whole number.
     """
 
     category: int
+
+    def __post_init__(self) -> None:
+        if not hasattr(type(self.category), "__index__"):
+            raise TargetError(f"expected a class by its index, got {self.category!r}")
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """Return the class's output of one image (K,), or of each of several, (N, K)."""
