@@ -22,8 +22,9 @@ def test_doctor_tells_what_there_is(afmi, monkeypatch):
     facts = json.loads(result.stdout)
     assert facts["afmi"]["version"] == package.__version__
     assert facts["packages"]["torch"] == importlib.metadata.version("torch")
-    assert {"pyarrow", "timm", "torchvision"} <= set(facts["packages"])
+    assert {"pillow", "timm", "torchvision"} <= set(facts["packages"])
     assert {"medical", "ray", "transformers"} <= set(facts["extras"])
+    assert f"pyarrow {importlib.metadata.version('pyarrow')}" in facts["extras"]["evaluation"]
     assert facts["devices"][0] == "cpu"
     assert facts["variables"]["OMP_NUM_THREADS"] == "1"
     assert facts["check"]["works"] is True

@@ -15,7 +15,7 @@ from networks import TinyVGG
 from torch import Tensor, nn
 
 import afmi
-from afmi.errors import AfmiError, ExportError, UsageError
+from afmi.errors import AfmiError, ExportError, MissingPackageError, UsageError
 from afmi.exporting import Exported, export
 from afmi.exporting import export as exporting
 from afmi.exporting.writing import _computation, _verified
@@ -285,7 +285,7 @@ def test_the_size_of_images_must_be_known(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    with pytest.raises(ExportError, match=r"'onnxscript'.*afmi\[export\]"):
+    with pytest.raises(MissingPackageError, match=r"'onnxscript'.*afmi\[export\]"):
         export(_classifier(), tmp_path / "net.onnx")
 
 

@@ -83,17 +83,21 @@ def _facts() -> dict[str, Any]:
         "python": {"version": platform.python_version(), "program": sys.executable},
         "platform": {"system": platform.platform(), "machine": platform.machine()},
         "packages": {name: _version(name) for name in needed},
-        "extras": {
-            extra: "installed"
-            if all(map(_version, names))
-            else f"missing {', '.join(name for name in names if _version(name) is None)}"
-            for extra, names in extras.items()
-        },
+        "extras": {extra: _state(names) for extra, names in extras.items()},
         **_machine(),
         "caches": _caches(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "check": _check(),
     }
+
+
+def _state(names: list[str]) -> str:
+    """Return which packages of an extra are missing, or the versions of all of them."""
+    versions = {name: _version(name) for name in names}
+    missing = [name for name, version in versions.items() if version is None]
+    if missing:
+        return f"missing {', '.join(missing)}"
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "nothing more"
 
 
 def _version(package: str) -> str | None:
