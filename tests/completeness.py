@@ -79,6 +79,8 @@ def torchvision_classifier(name: str, size: int) -> Classifier:
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):  # their own initialisation takes a minute
         options = {"init_weights": False, "aux_logits": False}
+    elif name.startswith("vit"):
+        options = {"image_size": size}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = torchvision.models.get_model(name, weights=None, **options)

@@ -1,4 +1,4 @@
-"""What stands for PyTorch's backward passes in a file gives their numbers."""
+"""What stands for PyTorch's operations in a file gives their numbers."""
 
 from __future__ import annotations
 
@@ -58,6 +58,9 @@ CASES = {
     "wide margin": lambda x: F.conv2d(x, WEIGHT, None, 1, 4, 1, groups=2),
     "transposed convolution": lambda x: F.conv_transpose2d(x, WEIGHT, None, 2, 1, 1, groups=2),
     "batch norm": NORM,
+    "SiLU": lambda x: F.silu(40 * x - 20),
+    "Mish": lambda x: F.mish(40 * x - 20),
+    "limits": lambda x: x.clamp(0.2, 1 - 1e-15) * x.clamp(min=0.5) * x.clamp(max=0.5),
     "slice": lambda x: x[:, 1:3, 2:],
     "place": lambda x: x[:, -1, 2],
 }

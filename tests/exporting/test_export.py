@@ -20,6 +20,7 @@ from afmi.exporting import Exported, export
 from afmi.exporting import export as exporting
 from afmi.exporting.writing import _computation, _verified
 from afmi.methods import AFMI
+from afmi.methods.base import BlankMapWarning
 from afmi.network.classifier import Classifier
 from afmi.network.fingerprint import fingerprint_of
 from afmi.pictures.references import reference_of
@@ -95,6 +96,33 @@ def test_the_reference_itself_has_a_map_of_zeros(exported: Exported) -> None:
     assert not results["map"][0].any()
     assert np.isnan(results["residual"][0, 0])
     assert results["map"][1].any()
+
+
+def test_norms_of_even_maps_give_our_maps(tmp_path: Path) -> None:
+    """Their coefficients hold numbers just below 1, which float32 would round to 1, and 0/0."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.GroupNorm(2, 8),
+        nn.SiLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    )
+    file = export(network, tmp_path / "net.onnx", size=16, layer="0")
+    images = torch.cat([torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 1e-7), _images(2)])
+    classes = torch.tensor([1, 2, 3, 0])
+    maps = _run(file.path, images=images, **{"class": classes})["map"]
+    with pytest.warns(BlankMapWarning):
+        ours = AFMI(network.eval(), layer="0").attribution(images, classes).maps
+    np.testing.assert_allclose(maps, ours.numpy(), atol=1e-5 * float(ours.abs().max()), rtol=0)
+
+
+def test_weights_that_no_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("afmi.exporting.onnx_file._MOST_BYTES", 4_000)
+    with pytest.raises(ExportError, match=r"at most 4e-06 GB; write a \.pt2 file"):
+        export(_classifier(), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_holds_standard_operators_only(exported: Exported) -> None:

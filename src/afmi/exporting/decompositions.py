@@ -1,4 +1,4 @@
-"""Backward passes that runtimes lack, by operations that every runtime has.
+"""What runtimes or translations lack, by operations that every runtime has: mostly backward passes.
 
 Pooling with means and interpolation act along each side of the maps by itself, so a matrix for
 each side is all that there is to them, and its transpose to their backward passes.
@@ -280,9 +280,39 @@ def _select_backward(gradient: Tensor, input_sizes: Sequence[int], dim: int, ind
     return F.pad(gradient.unsqueeze(dim), ends)
 
 
+def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Clamp float64 by tensors: the translation takes numbers through float32, 1 − 1e-15 as 1."""
+    if x.dtype != torch.float64:
+        return NotImplemented
+    with untraced():
+        like = torch.empty((), dtype=x.dtype, device=x.device)
+        lower, upper = (None if end is None else torch.full_like(like, end) for end in (low, high))
+    x = x if lower is None else x.maximum(lower)
+    return x if upper is None else x.minimum(upper)
+
+
+def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    wide = _at_least_single(x)
+    gate = wide.sigmoid()
+    return gradient * (gate * (1 + wide * (1 - gate))).to(x.dtype)
+
+
+def _mish_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    wide = _at_least_single(x)
+    gate = F.softplus(wide).tanh()
+    return gradient * (gate + wide * wide.sigmoid() * (1 - gate * gate)).to(x.dtype)
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.convolution_backward.default: _convolution_backward,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
+    aten.clamp.default: _clamp,
+    aten.silu_backward.default: _silu_backward,
+    aten.mish_backward.default: _mish_backward,
     aten.avg_pool2d_backward.default: _average_pool_backward,
     aten.avg_pool3d_backward.default: _average_pool_backward,
     aten._adaptive_avg_pool2d.default: _adaptive_average_pool,

@@ -23,8 +23,8 @@ __all__ = ["check_packages", "onnx_bytes", "run_onnx"]
 OPSET = 20
 """The version of the operators: the first with all that is needed in 16 bits."""
 
-_MOST_BYTES = 2**31
-"""What one file of ONNX's can hold."""
+_MOST_BYTES = 2**31 - 2**26
+"""Of weights that one file of ONNX's can hold, beside what is computed with them."""
 
 _FOLDED = 2**16
 """Numbers that a constant may have and be computed when the file is written. What is made of the
@@ -72,15 +72,21 @@ def onnx_bytes(
         _tidied(model)
     model.metadata_props.update(metadata)
     model.producer_name = "afmi"
+    _check_size(model)
     ir = importlib.import_module("onnx_ir")
-    proto = ir.to_proto(model)
-    size = proto.ByteSize()
+    return ir.to_proto(model).SerializeToString()
+
+
+def _check_size(model: Any) -> None:
+    """Raise unless one file holds the weights: protobuf can neither count nor write more."""
+    constants = (value.const_value for value in model.graph.initializers.values())
+    size = sum(constant.nbytes for constant in constants if constant is not None)
     if size >= _MOST_BYTES:
         raise ExportError(
-            f"the file would have {size / 1e9:.1f} GB, and one file of ONNX's holds less than "
-            "2.1 GB; export the network in 16 bits, model.half(), or a smaller network"
+            f"the weights have {size / 1e9:.2g} GB, and one ONNX file holds at most "
+            f"{_MOST_BYTES / 1e9:.2g} GB; write a .pt2 file, export the network in 16 bits, "
+            "model.half(), or choose a smaller one"
         )
-    return proto.SerializeToString()
 
 
 def _tidied(model: Any) -> None:

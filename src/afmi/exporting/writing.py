@@ -53,6 +53,9 @@ _TOLERANCE = 1e-4
 """By how much of its largest number a file's map may differ from ours; measured are 1e-6 to 1e-5.
 In 16 bits, ten times the rounding."""
 
+_CELLS = 5
+"""Along each side of an image to try files with: its coarsest spots."""
+
 _OF_LOGITS = 1e-6
 """What a map may differ by in any case, in shares of the logits: one of a network that answers all
 images alike is rounding alone."""
@@ -147,6 +150,8 @@ def export(
         with _named_failures():
             content = write(program, inputs, OUTPUTS, metadata)
         run = run_onnx if path.suffix == ".onnx" else _run_pt2
+        # An image that is the reference, where maps may be even, is no image like others.
+        images = torch.cat([images, chosen(images[:1])[:1]])
         difference = _verified(run, content, method, images, given)
         if given:
             outputs = compute.references[0].logits.shape[1]
@@ -165,7 +170,7 @@ def _path(out: str | os.PathLike[str]) -> Path:
 
 
 def _images(model: nn.Module, size: int | Sequence[int] | None) -> Tensor:
-    """Return three images to try files with: one of noise, and two of soft spots."""
+    """Return two images to try files with, random ones that a network can take for pictures."""
     classifier = classifier_of(model)
     if size is None:
         size = None if classifier is None else classifier.crop or classifier.resize
@@ -178,15 +183,27 @@ def _images(model: nn.Module, size: int | Sequence[int] | None) -> Tensor:
     like = next(weights, torch.empty(0, dtype=torch.float32, device="cpu"))
     channels = input_channels(model)
     generator = generator_of(0)
-    shape = (1, channels, *sides)
-    noise = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
-    cells = tuple(min(side, 5) for side in sides)
-    spots = torch.rand(
-        (2, channels, *cells), generator=generator, dtype=torch.float32, device="cpu"
-    )
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(sides)]
-    soft = F.interpolate(spots, size=sides, mode=mode, align_corners=False)
-    return torch.cat([noise, soft]).to(like)
+    return _clouds((2, channels, *sides), generator).to(like)
+
+
+def _clouds(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return random images (N, C, *spatial) in [0, 1] whose contrast falls with the frequency.
+
+    So does that of photographs. White noise is far from all that networks were trained with, and
+    where their parts multiply each other they enlarge it so much that rounding decides the answer.
+    """
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(shape) - 2]
+    sides = shape[2:]
+    images, weights = torch.zeros(shape, dtype=torch.float32, device="cpu"), 0.0
+    for octave in range(max(sides).bit_length()):
+        cells = tuple(min(side, _CELLS * 2**octave) for side in sides)
+        drawn = (*shape[:2], *cells)
+        spots = torch.rand(drawn, generator=generator, dtype=torch.float32, device="cpu")
+        images += 2.0**-octave * F.interpolate(spots, size=sides, mode=mode, align_corners=False)
+        weights += 2.0**-octave
+        if cells == sides:
+            break
+    return images / weights
 
 
 def _indices(model: nn.Module, classes: ClassesLike) -> tuple[int, ...] | None:
@@ -357,10 +374,11 @@ def _furthest(method: AFMI, results: Mapping[str, Tensor], images: Tensor) -> fl
 
 def _of_rounding(method: AFMI, images: Tensor, before: Attribution) -> str:
     """Return a clause that blames the network where rounding alone changes what it answers."""
-    nudged = images * (1 + 4 * torch.finfo(images.dtype).eps)
+    reference = reference_of(_nudged(method.reference(images[:1])))
+    nudged = AFMI(method.model, layer=method.layer, reference=reference, averaged=method.averaged)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BlankMapWarning)
-        after = method.attribution(nudged, before.target)
+        after = nudged.attribution(_nudged(images), before.target)
     assert before.logits is not None
     assert after.logits is not None
     moved = max(
@@ -371,9 +389,16 @@ def _of_rounding(method: AFMI, images: Tensor, before: Attribution) -> str:
         return ""
     return (
         f". The network enlarges rounding errors: its own answers change by {moved:.1e} where "
-        "images change in the last digit, so another runtime cannot give the same; look for "
-        "activations or attention scores that are far too large, as random weights have them"
+        "images and reference change in the last digit, so another runtime cannot give the same; "
+        "look for activations or attention scores that are far too large, as random weights have "
+        "them"
     )
+
+
+def _nudged(pixels: Tensor) -> Tensor:
+    """Return pixels moved by a few digits of rounding towards the middle of [0, 1]."""
+    step = 4 * torch.finfo(pixels.dtype).eps
+    return torch.where(pixels < 0.5, pixels + step, pixels - step)
 
 
 def _allowed(images: Tensor) -> float:

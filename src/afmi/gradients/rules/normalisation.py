@@ -176,7 +176,7 @@ def _coefficients(of_reference: Tensor, rows: _Rows, square: Tensor, eps: float)
     # its digits are lost, as long as S is that of the same z.
     smallest = torch.finfo(square.dtype).eps
     rest = p0 * p1 * torch.addcmul(square, both, both, value=eps)
-    rest.clamp_(smallest**2, 1 - 8 * smallest)
+    rest = rest.clamp(smallest**2, 1 - 8 * smallest)
     field, z2 = rest.reciprocal(), 1 - rest
     z = z2.sqrt()
     twice = (2 * (z + z2) * field).log1p_() / z  # 2L
