@@ -120,7 +120,9 @@ class Handlers:
         """Take another frame, from 1, of the same file."""
         return self._arrived(
             session,
-            lambda: work.chosen_photograph(session).at_page(self._choices.model, int(number) - 1),
+            lambda: work.chosen_subject(session).photograph.at_page(
+                self._choices.model, int(number) - 1
+            ),
         )
 
     def explain(
@@ -149,7 +151,7 @@ class Handlers:
     ) -> tuple[Any, ...]:
         """Do as `explain` for a photograph that has just arrived, unless that takes long."""
         with self._told():
-            if session.photograph is None:
+            if session.subject is None:
                 return self._gr.skip(), self._gr.skip()
             choice = work.chosen_method(self._choices, method)
             if not choice.quick:
@@ -157,24 +159,30 @@ class Handlers:
                 return words.waiting_html(text), self._gr.skip()
             return self._explained(session, _asked(of, versus, method, reference, layer), progress)
 
-    def keep(self, session: Session, share: float) -> str:
+    def keep(self, session: Session, share: float) -> Any:
         """Return the top pixels, so many per cent, and what the network says of them."""
         with self._told():
-            if session.explanation is None:
+            subject = session.subject
+            explained = None if subject is None else subject.explained
+            if subject is None or explained is None:
                 return words.waiting_html()
             fraction = min(max(share / 100, 0.0), 1.0)
-            explanation, response = work.kept_response(self._choices, session, fraction)
-            return words.kept_html(explanation, fraction, response, session.curve)
+            response = work.kept_response(self._choices, subject.photograph, explained, fraction)
+            if session.subject is not subject:  # another one was chosen meanwhile
+                return self._gr.skip()
+            return words.kept_html(explained.explanation, fraction, response, explained.curve)
 
     def save(self, session: Session, folder: Path) -> Path:
         """Write the record of the explanation into a folder."""
         with self._told():
-            return work.saved_archive(session.explanation, folder)
+            explained = None if session.subject is None else session.subject.explained
+            return work.saved_archive(explained and explained.explanation, folder)
 
     def save_comparison(self, session: Session, folder: Path) -> Path:
         """Likewise of the comparison."""
         with self._told():
-            return work.saved_archive(session.comparison, folder)
+            comparison = None if session.subject is None else session.subject.comparison
+            return work.saved_archive(comparison, folder)
 
     def compare(
         self,
@@ -252,9 +260,10 @@ class Handlers:
         return (photograph.preview(), *news)
 
     def _explained(self, session: Session, wanted: work.Asked, progress: Any) -> tuple[Any, ...]:
-        photograph = work.chosen_photograph(session)
         show = _reporter(progress)
-        explanation, notes = work.explain_photograph(self._choices, session, wanted, show)
+        photograph, explanation, notes = work.explain_photograph(
+            self._choices, session, wanted, show
+        )
         checks = words.checks_of(explanation, notes)
         text = words.map_html(explanation, photograph, checks)
         return text, self._gr.update(interactive=True)

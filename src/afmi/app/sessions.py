@@ -15,37 +15,60 @@ from afmi.comparison import Comparison
 from afmi.explanation import Explanation
 from afmi.progress import Reporter, reporting
 
-__all__ = ["Session", "StoppedError", "noted_warnings"]
+__all__ = ["Explained", "Session", "StoppedError", "Subject", "noted_warnings"]
 
 
 class StoppedError(Exception):
     """The visitor stopped the work, or chose another photograph meanwhile."""
 
 
+@dataclass(eq=False)
+class Explained:
+    """An explanation, and what was computed of it.
+
+    Attributes:
+        explanation: of a photograph.
+        curve: what the network answers for ever more of the pixels that it ranks first; empty
+            until somebody looks at it.
+    """
+
+    explanation: Explanation
+    curve: tuple[float, ...] = ()
+
+
+@dataclass(eq=False)
+class Subject:
+    """A photograph, and all that was made of it, so that nothing is ever shown beside another.
+
+    Attributes:
+        photograph: the one chosen.
+        explained: the last explanation of it.
+        comparison: the last one of it.
+    """
+
+    photograph: Photograph
+    explained: Explained | None = None
+    comparison: Comparison | None = None
+
+
 @dataclass
 class Session:
     """What one visitor sees, and no other.
 
+    Several threads work for a visitor who is quick: each reads `subject` once and keeps to it.
+
     Attributes:
-        photograph: the one chosen.
-        explanation: the last one of it.
-        curve: what the network answers for ever more of the pixels that it ranks first.
-        comparison: the last one of it.
+        subject: the photograph chosen, with what was made of it.
         stops: how often work was stopped.
     """
 
-    photograph: Photograph | None = None
-    explanation: Explanation | None = None
-    curve: tuple[float, ...] = ()
-    comparison: Comparison | None = None
+    subject: Subject | None = None
     stops: int = 0
 
     def take(self, photograph: Photograph | None) -> None:
         """Choose a photograph, and forget all of the one before."""
-        self.stop()
-        self.photograph = photograph
-        self.explanation = self.comparison = None
-        self.curve = ()
+        self.subject = None if photograph is None else Subject(photograph)
+        self.stop()  # after it, so that no work begins for the one before and is not stopped
 
     def stop(self) -> None:
         """Let the work that is done for the visitor end at its next step."""
