@@ -44,3 +44,21 @@ def test_top_pixels_of_a_photograph_that_was_removed_meanwhile_are_not_shown(
     monkeypatch.setattr(work, "kept_response", removed_meanwhile)
     assert handlers.keep(session, 20) == gradio.skip()
     assert "Nothing is explained yet" in handlers.keep(session, 30)
+
+
+def test_methods_are_listed_once_the_page_is_open(handlers: Handlers, choices: Choices) -> None:
+    method, reference, layer, go, methods, both = handlers.list_methods()
+    assert (method["value"], method["interactive"]) == ("A-FMI", True)
+    assert [label for _, label in method["choices"]] == list(choices.methods)
+    assert reference["interactive"] and layer["interactive"] and go["interactive"]
+    assert methods["value"] == choices.beside
+    assert all(name in methods["info"] for name in choices.refused)
+    assert both["interactive"]
+
+
+def test_a_photograph_that_comes_before_the_methods_are_listed_is_explained(
+    handlers: Handlers, session: Session
+) -> None:
+    session.take(work.chosen_subject(session).photograph)
+    text, _ = handlers.explain_first(session, None, None, None, "", "", lambda *_, **__: None)
+    assert "A-FMI" in text

@@ -35,6 +35,7 @@ _QUIET = {**_AT_ONCE, "show_progress": "hidden"}
 # Gradio decodes nothing of what was uploaded: only our own readers see its bytes.
 _UPLOAD = {**_QUIET, "preprocess": False}
 _HEAVY_WORK = {**_PLAIN, "concurrency_id": "heavy", "concurrency_limit": _HEAVY}
+_TRYING = "They are being tried on this network, which takes some seconds."
 _STRENGTH = "(s) => document.documentElement.style.setProperty('--afmi-strength', s / 100)"
 
 
@@ -63,8 +64,12 @@ def page(model: nn.Module, *, examples: Path | None = None) -> Blocks:
                     with gr.Tab("Top pixels"):
                         parts |= _top_pixels()
                     with gr.Tab("Side by side"):
-                        parts |= _comparison(choices)
-        _wire(parts, choices, offered)
+                        parts |= _comparison()
+        answer = Handlers(choices, offered, Path(parts["photo"].GRADIO_CACHE))
+        _wire(parts, answer)
+        # The page opens before the methods are tried.
+        listed = ("method", "reference", "layer", "go", "methods", "both")
+        blocks.load(answer.list_methods, None, _named(parts, *listed), **_QUIET)
     # What answers at once, such as a slider, has a line of its own and waits behind nothing long.
     blocks.queue(max_size=_WAITING, default_concurrency_limit=_LIGHT, api_open=False)
     return blocks
@@ -115,7 +120,6 @@ def _questions(choices: Choices) -> dict[str, Any]:
     import gradio as gr
 
     list_of = partial(gr.Dropdown, min_width=200)
-    first = next(iter(choices.methods.values()))
     with gr.Row():
         of = list_of(
             choices.classes,
@@ -134,30 +138,29 @@ def _questions(choices: Choices) -> dict[str, Any]:
         )
     with gr.Row():
         method = list_of(
-            [(one.words, one.label) for one in choices.methods.values()],
-            value=first.label,
+            [],
+            value=None,
             label="Method",
-            info="Times are for this computer.",
+            info=_TRYING,
+            interactive=False,
             elem_id="method",
         )
         reference = list_of(
             [("the method's own", ""), *REFERENCES],
             value="",
             label="Compared with",
-            info=first.about_reference,
-            interactive=first.takes_reference,
+            interactive=False,
             elem_id="reference",
         )
         layer = list_of(
             [("found automatically", ""), *choices.layers_in_words],
             value="",
             label="Layer",
-            info=first.about_layer,
-            interactive=first.takes_layer,
+            interactive=False,
             elem_id="layer",
         )
     with gr.Row():
-        go = gr.Button(first.button, variant="primary", elem_id="explain")
+        go = gr.Button("Explain", variant="primary", interactive=False, elem_id="explain")
         halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=90, scale=0)
     return {
         "of": of,
@@ -206,27 +209,26 @@ def _top_pixels() -> dict[str, Any]:
     return {"share": share, "kept": gr.HTML(words.waiting_html(), elem_id="kept", min_height=160)}
 
 
-def _comparison(choices: Choices) -> dict[str, Any]:
+def _comparison() -> dict[str, Any]:
     import gradio as gr
 
     methods = gr.Dropdown(
-        [(one.words, one.label) for one in choices.methods.values()],
-        value=choices.beside,
+        [],
         multiselect=True,
         max_choices=work.MOST_METHODS,
         label="Methods",
-        info="Each with its own reference and layer." + choices.without,
+        info=_TRYING,
+        interactive=False,
         elem_id="methods",
     )
-    both = gr.Button(f"Compare ({choices.cost(choices.beside)})", elem_id="compare")
+    both = gr.Button("Compare", interactive=False, elem_id="compare")
     table = gr.HTML("", elem_id="comparison")
     records = gr.Button("Save all records (zip)", interactive=False, elem_id="records")
     parts = {"methods": methods, "both": both, "table": table, "records": records}
     return {**parts, "records_file": gr.DownloadButton(visible=False)}
 
 
-def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> None:
-    answer = Handlers(choices, offered, Path(parts["photo"].GRADIO_CACHE))
+def _wire(parts: dict[str, Any], answer: Handlers) -> None:
     explained = [
         *_wire_arrivals(parts, answer),
         parts["go"].click(
@@ -252,8 +254,8 @@ def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> No
         written.success(None, file, None, js=_text("download.js"))
     parts["share"].input(answer.keep, *kept, trigger_mode="always_last", **_QUIET)
     chosen = _named(parts, "reference", "layer", "go")
-    parts["method"].change(answer.choose_method, parts["method"], chosen, **_QUIET)
-    parts["methods"].change(answer.choose_methods, parts["methods"], parts["both"], **_QUIET)
+    parts["method"].input(answer.choose_method, parts["method"], chosen, **_QUIET)
+    parts["methods"].input(answer.choose_methods, parts["methods"], parts["both"], **_QUIET)
     running = [*explained, compared]
     parts["halt"].click(answer.stop, parts["session"], None, cancels=running, **_QUIET)
 

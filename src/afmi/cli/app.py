@@ -87,7 +87,6 @@ def app(
         )
     with one_line_warnings():
         classifier = load_model(**network, layer=layer)
-        echo(f"{classifier.name}: trying which methods it allows", err=True)
         serve(
             classifier,
             host=host,
