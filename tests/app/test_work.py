@@ -166,11 +166,20 @@ def test_each_visitor_is_warned_of_their_own() -> None:
             both.wait()
         notes[name] = noted
 
-    shown, filters = warnings.showwarning, warnings.filters[:]
     threads = [threading.Thread(target=visit, args=(name,)) for name in ("ada", "ben")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert notes == {"ada": ["a warning for ada"], "ben": ["a warning for ben"]}
-    assert warnings.showwarning is shown and warnings.filters == filters
+
+
+def test_no_warning_is_lost_to_a_file_that_is_read_meanwhile() -> None:
+    with noted_warnings():  # as the page does before the first visitor
+        pass
+    other = warnings.catch_warnings()
+    other.__enter__()
+    with noted_warnings() as notes:
+        other.__exit__(None, None, None)
+        warnings.warn("something is assumed", UserWarning, stacklevel=1)
+    assert notes == ["something is assumed"]

@@ -102,46 +102,45 @@ class Session:
 
 
 _noted: ContextVar[list[str] | None] = ContextVar("afmi_app_warnings", default=None)
-_lock = threading.Lock()
-_listeners = 0
-_undo: Any = None
+_installing = threading.Lock()
 
 
 @contextmanager
 def noted_warnings() -> Iterator[list[str]]:
     """Collect what this thread is warned of in this block; other threads have lists of their own.
 
-    Python's warnings belong to the whole process: the first block to begin redirects them, and the
-    last one to end puts them back.
+    Python's warnings belong to the whole process. The first block redirects them for good: whoever
+    puts them back as they were, such as a thread that reads a file meanwhile, then puts back this.
     """
-    global _listeners, _undo
+    _listen()
     notes: list[str] = []
-    with _lock:
-        _listeners += 1
-        if _listeners == 1:
-            _undo = warnings.catch_warnings()
-            _undo.__enter__()
-            warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = _listening(warnings.showwarning)
     token = _noted.set(notes)
     try:
         yield notes
     finally:
         _noted.reset(token)
-        with _lock:
-            _listeners -= 1
-            if _listeners == 0:
-                _undo.__exit__(None, None, None)
 
 
-def _listening(show: Callable[..., None]) -> Callable[..., None]:
-    def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+def _listen() -> None:
+    with _installing:
+        if not isinstance(warnings.showwarning, _Listener):
+            warnings.showwarning = _Listener(warnings.showwarning)
+            warnings.simplefilter("always", UserWarning)
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Note what a visitor's thread is warned of, and show everything else as before."""
+
+    show: Callable[..., None]
+
+    def __call__(
+        self, message: Warning | str, category: type[Warning], *rest: Any, **more: Any
+    ) -> None:
         notes = _noted.get()
         if notes is None or not issubclass(category, UserWarning):
-            show(message, category, *rest, **more)
+            self.show(message, category, *rest, **more)
             return
         text = " ".join(str(message).split())
         if text not in notes:
             notes.append(text)
-
-    return note
