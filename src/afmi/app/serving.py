@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from afmi.app.guard import Guard
+from afmi.app.guard import Guard, is_for_this_machine
 from afmi.app.page import page
 from afmi.errors import UsageError
 
@@ -93,6 +93,8 @@ def served(
 
     check_address(host, port)
     most_bytes = int(most_megabytes * _MEGABYTE)
+    # With passwords no other name is dangerous: browsers keep them by the name of the page.
+    local = is_for_this_machine(host) and not accounts
     with tempfile.TemporaryDirectory(prefix="afmi-app-") as folder, _environment(folder):
         blocks = page(model, examples=examples)
         try:
@@ -104,7 +106,7 @@ def served(
                 theme=Default(
                     font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
                 ),
-                app_kwargs={"middleware": [Middleware(Guard, most_bytes=most_bytes)]},
+                app_kwargs={"middleware": [Middleware(Guard, most_bytes=most_bytes, local=local)]},
                 state_session_capacity=_VISITORS,
                 prevent_thread_lock=True,
                 quiet=True,
