@@ -36,7 +36,7 @@ def explanation(session: Session) -> Explanation:
 @pytest.mark.parametrize(
     ("residual", "kind", "text"),
     [
-        (0.0001, "good", "The map accounts for the score to within 0.0%."),
+        (0.0001, "good", "The map accounts for the score to within 0.1%."),
         (-0.08, "note", "The map accounts for the score to within 8%."),
         (-0.28, "care", "The map misses 28% of what it should account for: treat it with care."),
         (None, "note", "There is no sum to check"),

@@ -25,6 +25,8 @@ _HEAVY = 4
 """How many visitors' explanations are computed at once; others wait for their turn."""
 _LIGHT = 8
 """The same of what answers at once, which does not wait behind explanations."""
+_ARRIVING = 2
+"""How many photographs are read at once: one of many pixels takes more than a gigabyte."""
 _WAITING = 64
 _OFTEN, _OLD = 600, 3600
 """Seconds: how often files are looked at, and how old they become."""
@@ -32,10 +34,11 @@ _SETTINGS = ("session", "of", "versus", "method", "reference", "layer")
 _PLAIN: dict[str, Any] = {"api_visibility": "private"}
 _AT_ONCE = {**_PLAIN, "concurrency_id": "light", "concurrency_limit": _LIGHT}
 _QUIET = {**_AT_ONCE, "show_progress": "hidden"}
+_ARRIVAL = {**_QUIET, "concurrency_id": "arrivals", "concurrency_limit": _ARRIVING}
 # Gradio decodes nothing of what was uploaded: only our own readers see its bytes.
-_UPLOAD = {**_QUIET, "preprocess": False}
+_UPLOAD = {**_ARRIVAL, "preprocess": False}
 _HEAVY_WORK = {**_PLAIN, "concurrency_id": "heavy", "concurrency_limit": _HEAVY}
-_TRYING = "They are being tried on this network, which takes some seconds."
+_TRYING = "Methods are being tried on this network, which takes some seconds."
 _STRENGTH = "(s) => document.documentElement.style.setProperty('--afmi-strength', s / 100)"
 
 
@@ -161,7 +164,7 @@ def _questions(choices: Choices) -> dict[str, Any]:
         )
     with gr.Row():
         go = gr.Button("Explain", variant="primary", interactive=False, elem_id="explain")
-        halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=90, scale=0)
+        halt = gr.Button("Stop", elem_id="stop", min_width=90, scale=0)
     return {
         "of": of,
         "versus": versus,
@@ -176,7 +179,6 @@ def _questions(choices: Choices) -> dict[str, Any]:
 def _map() -> dict[str, Any]:
     import gradio as gr
 
-    shown = gr.HTML(words.waiting_html(), elem_id="map", min_height=160)
     strength = gr.Slider(
         0,
         100,
@@ -187,6 +189,7 @@ def _map() -> dict[str, Any]:
         elem_id="strength",
         buttons=[],
     )
+    shown = gr.HTML(words.waiting_html(), elem_id="map", min_height=160)
     # The browser alone does it, at once: the strength is how opaque the upper picture is.
     strength.input(None, strength, None, js=_STRENGTH)
     record = gr.Button("Save the record (zip)", interactive=False, elem_id="record")
@@ -272,13 +275,13 @@ def _wire_arrivals(parts: dict[str, Any], answer: Handlers) -> list[Any]:
     )
     example = with_event(answer.take_example, gr.SelectData)
     frame = with_event(answer.take_frame, gr.EventData)
-    turning: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
+    turning: dict[str, Any] = {**_ARRIVAL, "trigger_mode": "always_last"}
     arrivals = [
         parts["photo"].input(answer.take, [session, parts["photo"]], news, **_UPLOAD),
         parts["other"].upload(answer.take, [session, parts["other"]], news, **_UPLOAD),
         parts["frame"].input(answer.turn, [session, parts["frame"]], news, **turning),
-        parts["gallery"].select(example, session, news, **_QUIET),
-        parts["video"].submit(frame, session, news, **_QUIET),
+        parts["gallery"].select(example, session, news, **_ARRIVAL),
+        parts["video"].submit(frame, session, news, **_ARRIVAL),
     ]
     explain = with_progress(answer.explain_first, len(_SETTINGS))
     settings, result = _named(parts, *_SETTINGS), _named(parts, "shown", "record")

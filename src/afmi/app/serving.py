@@ -88,7 +88,6 @@ def served(
     What visitors upload and save lies in a folder that only this user can read, and that is removed
     at the end.
     """
-    from gradio.themes import Default
     from starlette.middleware import Middleware
 
     check_address(host, port)
@@ -103,9 +102,7 @@ def served(
                 server_port=port,
                 max_file_size=most_bytes,
                 auth=None if not accounts else list(accounts.items()),
-                theme=Default(
-                    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-                ),
+                theme=_theme(),
                 app_kwargs={"middleware": [Middleware(Guard, most_bytes=most_bytes, local=local)]},
                 state_session_capacity=_VISITORS,
                 prevent_thread_lock=True,
@@ -126,6 +123,22 @@ def served(
             yield Server(address, blocks)
         finally:
             blocks.close(verbose=False)
+
+
+def _theme() -> Any:
+    """Return Gradio's own theme with the system's fonts, and colours that everyone can read."""
+    from gradio.themes import Default
+
+    theme = Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
 
 
 @contextmanager
