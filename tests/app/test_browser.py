@@ -1,90 +1,90 @@
-"""The page in a real browser, served by ``afmi app`` as a visitor finds it."""
+"""The page in a real browser, as a visitor finds it."""
 
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import re
 import shutil
-import socket
-import subprocess
 import sys
+import tempfile
+import time
 import urllib.error
 import urllib.request
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure  # noqa: F401, which the server would import otherwise
 import pytest
+import torch
 from PIL import Image
+from ports import free_port
+from torch import nn
 
+from afmi.app import serve
+from afmi.app.choices import Choices
 from afmi.explanation import Explanation
+from afmi.network.classifier import Classifier
 
 pytest.importorskip("gradio", reason="the extra app is not installed")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
+    pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs processes that fork"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning"),
+]
 
 ROOT = Path(__file__).parents[2]
 WAIT = 60_000
 """Milliseconds, for machines that do much else."""
 
-# It takes its time with many pictures, so that methods of many passes can be stopped.
-NETWORK = """
-import time
-
-import torch
-from torch import nn
-
-from afmi import Classifier
-
 
 class Slow(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 3)
-        )
+    """Takes its time with many pictures, so that methods of many passes can be stopped."""
 
-    def forward(self, x):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.inner = nn.Sequential(
+                nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(196, 3)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         time.sleep(0.003 * len(x))
         return self.inner(x)
 
 
-def build():
-    labels = ["tabby cat", "tiger cat", "collie"]
-    return Classifier(Slow(), labels=labels, resize=16, crop=16, output="logits", name="slow")
-"""
-
-
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory, choices: Choices) -> Iterator[str]:
     """Where the page is served."""
-    folder = tmp_path_factory.mktemp("app")
-    (folder / "nets.py").write_text(NETWORK)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [*(sys.executable, "-m", "afmi", "app"), *("--threads", "1", "--port", str(port))]
-    command += ["--model", f"{folder / 'nets.py'}:build", "--max-upload", "0.1"]
-    files = folder / "files"
-    files.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(files)}
-    with (folder / "log.txt").open("w") as log:
-        server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-        )
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        try:
-            assert "slow: open http" in line, (folder / "log.txt").read_text()
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.communicate()
+    files = tmp_path_factory.mktemp("files")
+    port = free_port()
+    # A process of its own, whose warnings are no errors; forked, so that nothing is imported again.
+    assert choices.methods, "and what methods import"
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Event()
+    server = fork.Process(target=serve_slow, args=(port, str(files), ready), daemon=True)
+    server.start()
+    assert ready.wait(60), "the page is not served"
+    yield f"http://127.0.0.1:{port}"
+    server.terminate()
+    server.join(60)
+    assert server.exitcode == 0
     assert not [*files.glob("afmi-app-*")], "what visitors brought is still there"
+
+
+def serve_slow(port: int, files: str, ready: Any) -> None:
+    """Serve the page of a slow network until the process is asked to end."""
+    warnings.resetwarnings()
+    tempfile.tempdir = files
+    labels = ["tabby cat", "tiger cat", "collie"]
+    model = Classifier(Slow(), labels=labels, resize=16, crop=16, output="logits", name="slow")
+    serve(model, port=port, most_megabytes=0.1, on_ready=lambda _: ready.set())
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +145,17 @@ def save_animation(path: Path) -> Path:
 
 
 def choose(page: Any, what: str, name: str) -> None:
-    """Choose from a list, as by keyboard."""
+    """Choose from a list by keyboard, as fast as the page follows."""
     field = page.locator(f"#{what} input")
-    field.fill(name)
+    field.click()
+    field.select_text()
+    # Not all of it, so that the whole name can come from the list alone.
+    field.press_sequentially(name[:-1])
+    whole = re.compile(re.escape(name), re.IGNORECASE)
+    first = page.locator(f"#{what} [role=option]").first
+    sync_api.expect(first).to_have_text(whole)
     field.press("Enter")
+    sync_api.expect(field).to_have_value(whole)
 
 
 def slide(page: Any, what: str, value: int) -> None:
@@ -188,7 +195,7 @@ def test_from_a_photograph_to_its_record(visit: Callable[[], Any], tmp_path: Pat
     sync_api.expect(strong).to_have_css("opacity", "0.2")
     # Another class rather than a second, by another method.
     choose(page, "of", "collie")
-    choose(page, "versus", "tabby")
+    choose(page, "versus", "tabby cat")
     choose(page, "method", "deeplift")
     sync_api.expect(page.locator("#layer input")).to_be_disabled()
     page.click("#explain")

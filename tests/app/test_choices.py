@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+import afmi.app.choices as choices_module
 from afmi.app.choices import AT_ONCE, Choices, MethodChoice, cost_in_words
 from afmi.errors import ModelError, UsageError
 from afmi.methods import AFMI, CATALOGUE
@@ -21,6 +26,28 @@ def test_methods_that_work_are_listed_and_others_refused(choices: Choices) -> No
     assert {"CAM", "Masking model"} <= set(choices.refused)
     assert "CAM" in choices.without
     assert {"RISE", "Grad-CAM", "Integrated Gradients"} <= set(choices.methods)
+
+
+def test_methods_are_tried_once_and_not_before_they_are_asked_for(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def trial(*_: Any) -> tuple[dict[str, MethodChoice], dict[str, str]]:
+        tried.append(threading.get_ident())
+        time.sleep(0.05)
+        return {"A-FMI": MethodChoice("A-FMI", AFMI(model), 1.0)}, {"CAM": "a reason"}
+
+    monkeypatch.setattr(choices_module, "_methods", trial)
+    choices = Choices.of(model)
+    assert tried == []
+    visitors = [threading.Thread(target=lambda: choices.methods) for _ in range(3)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert len(tried) == 1
+    assert (choices.first.label, choices.refused) == ("A-FMI", {"CAM": "a reason"})
 
 
 def test_what_a_method_takes(choices: Choices) -> None:

@@ -17,6 +17,7 @@ def ask(
     method: str = "GET",
     bodies: tuple[bytes, ...] = (b"",),
     headers: dict[str, str] | None = None,
+    local: bool = False,
 ) -> tuple[int, dict[bytes, bytes], bytes]:
     """Send a request through a guard to an application that echoes it."""
 
@@ -43,7 +44,7 @@ def ask(
 
     pairs = [(k.encode(), v.encode()) for k, v in (headers or {}).items()]
     scope = {"type": "http", "path": path, "method": method, "headers": pairs}
-    asyncio.run(Guard(echo, most_bytes=100)(scope, receive, send))
+    asyncio.run(Guard(echo, most_bytes=100, local=local)(scope, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]
 
 
@@ -76,5 +77,50 @@ def test_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "MOST_JSON", 10)
     assert ask("/x", "POST", (b"12345", b"67890"))[0] == 200
     assert ask("/x", "POST", (b"12345", b"678901"))[0] == 413
-    form = {"content-type": "multipart/form-data; boundary=x", "content-length": "201"}
-    assert ask("/gradio_api/upload", "POST", headers=form)[0] == 413
+    for kind, size, status in (
+        ("multipart/form-data; boundary=x", "200", 200),
+        ("multipart/form-data; boundary=x", "201", 413),
+        ("Multipart/Form-Data; boundary=x", "201", 413),
+        ("multipart/form-data; boundary=x", "", 411),
+    ):
+        form = {"content-type": kind, "content-length": size}
+        assert ask("/gradio_api/upload", "POST", headers=form)[0] == status
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:7860", 200),
+        ("localhost", 200),
+        ("[::1]:7860", 200),
+        ("evil.example:7860", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("[", 421),
+        ("", 421),
+    ],
+)
+def test_a_page_for_this_machine_answers_under_its_names_alone(host: str, status: int) -> None:
+    assert ask("/config", headers={"host": host}, local=True)[0] == status
+    assert ask("/config", headers={"host": host})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "site", "status"),
+    [
+        (None, None, 200),  # no browser, or a link
+        (None, "cross-site", 200),
+        ("https://page.example", None, 200),
+        ("https://known-by-another-name.example", "same-origin", 200),
+        ("https://evil.example", "cross-site", 403),
+        ("https://page.example:444", "same-site", 403),
+        ("https://evil.example", None, 403),
+        ("null", None, 403),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_other_sites_are_answered_nothing(
+    method: str, origin: str | None, site: str | None, status: int
+) -> None:
+    given = {"host": "page.example", "origin": origin, "sec-fetch-site": site}
+    headers = {name: value for name, value in given.items() if value is not None}
+    assert ask("/gradio_api/queue/join", method, headers=headers)[0] == status

@@ -29,14 +29,14 @@ def session(choices: Choices, content: FileContent) -> Session:
 
 @pytest.fixture
 def explanation(session: Session) -> Explanation:
-    assert session.explanation is not None
-    return session.explanation
+    assert session.subject is not None and session.subject.explained is not None
+    return session.subject.explained.explanation
 
 
 @pytest.mark.parametrize(
     ("residual", "kind", "text"),
     [
-        (0.0001, "good", "The map accounts for the score to within 0.0%."),
+        (0.0001, "good", "The map accounts for the score to within 0.1%."),
         (-0.08, "note", "The map accounts for the score to within 8%."),
         (-0.28, "care", "The map misses 28% of what it should account for: treat it with care."),
         (None, "note", "There is no sum to check"),
@@ -63,15 +63,17 @@ def test_what_calls_for_care_comes_first(explanation: Explanation) -> None:
 
 
 def test_labels_stay_text(choices: Choices, session: Session, explanation: Explanation) -> None:
-    assert session.photograph is not None
-    response = work.kept_response(choices, session, 0.1)[1]
+    subject = session.subject
+    assert subject is not None and subject.explained is not None
+    photograph, explained = subject.photograph, subject.explained
+    response = work.kept_response(choices, photograph, explained, 0.1)
     comparison = work.compare_methods(
         choices, session, work.Asked(4, None, "", None, None), ["A-FMI"], lambda *_: None
     )
     pieces = [
-        words.predictions_html(choices, work.predict(choices, session.photograph)),
-        words.map_html(explanation, session.photograph, words.checks_of(explanation)),
-        words.kept_html(explanation, 0.1, response, session.curve),
+        words.predictions_html(choices, work.predict(choices, photograph)),
+        words.map_html(explanation, photograph, words.checks_of(explanation)),
+        words.kept_html(explanation, 0.1, response, explained.curve),
         words.comparison_html(comparison),
     ]
     for piece in pieces:
@@ -81,8 +83,8 @@ def test_labels_stay_text(choices: Choices, session: Session, explanation: Expla
 
 
 def test_the_maps_picture_has_words(session: Session, explanation: Explanation) -> None:
-    assert session.photograph is not None
-    piece = words.map_html(explanation, session.photograph, [])
+    assert session.subject is not None
+    piece = words.map_html(explanation, session.subject.photograph, [])
     assert explanation.where in piece.lower()
     assert "blue: speaks against it" in piece and "red: speaks for it" in piece
     assert "inside of the frame only" in piece  # it is wider than high, and the crop is square

@@ -14,7 +14,7 @@ import afmi
 from afmi.app import work
 from afmi.app.choices import Choices
 from afmi.app.photographs import Photograph
-from afmi.app.sessions import Session, StoppedError, noted_warnings
+from afmi.app.sessions import Explained, Session, StoppedError, noted_warnings
 from afmi.errors import TargetError, UsageError
 from afmi.explanation import Explanation, Gallery
 from afmi.pictures.images import FileContent
@@ -33,14 +33,23 @@ def session(choices: Choices, content: FileContent) -> Session:
     return made
 
 
+def photograph_of(session: Session) -> Photograph:
+    return work.chosen_subject(session).photograph
+
+
+def explained_of(session: Session) -> Explained:
+    explained = work.chosen_subject(session).explained
+    assert explained is not None
+    return explained
+
+
 def asked(method: str = "A-FMI", of: int | None = None, versus: int | None = None) -> work.Asked:
     return work.Asked(of, versus, method, None, None)
 
 
 def test_the_most_probable_classes_come_first(choices: Choices, session: Session) -> None:
-    assert session.photograph is not None
-    predictions = work.predict(choices, session.photograph)
-    answers = choices.model(session.photograph.inputs).softmax(1)[0]
+    predictions = work.predict(choices, photograph_of(session))
+    answers = choices.model(photograph_of(session).inputs).softmax(1)[0]
     assert [one.index for one in predictions] == answers.argsort(descending=True).tolist()
     assert [one.response for one in predictions] == pytest.approx(
         answers.sort(descending=True).values.tolist()
@@ -48,12 +57,11 @@ def test_the_most_probable_classes_come_first(choices: Choices, session: Session
 
 
 def test_it_explains_as_afmi_does(choices: Choices, session: Session) -> None:
-    assert session.photograph is not None
     wanted = work.Asked(3, None, "A-FMI (averaged=false)", "white", "2")
-    explanation, notes = work.explain_photograph(choices, session, wanted, silent)
+    photograph, explanation, notes = work.explain_photograph(choices, session, wanted, silent)
     expected = afmi.explain(
         choices.model,
-        session.photograph.inputs,
+        photograph.inputs,
         3,
         averaged=False,
         reference="white",
@@ -65,12 +73,13 @@ def test_it_explains_as_afmi_does(choices: Choices, session: Session) -> None:
         "2",
         "white",
     )
-    assert session.explanation is explanation
+    assert explained_of(session).explanation is explanation
+    assert photograph_of(session) is photograph
     assert notes == []
 
 
 def test_a_class_rather_than_another(choices: Choices, session: Session) -> None:
-    explanation, _ = work.explain_photograph(choices, session, asked(of=0, versus=1), silent)
+    _, explanation, _ = work.explain_photograph(choices, session, asked(of=0, versus=1), silent)
     assert explanation.label == "tabby cat rather than tiger cat"
     with pytest.raises(TargetError, match="expected two classes"):
         work.explain_photograph(choices, session, asked(of=1, versus=1), silent)
@@ -91,21 +100,21 @@ def test_only_what_is_listed_can_be_asked_for(choices: Choices, session: Session
 
 
 def test_the_top_pixels_alone(choices: Choices, session: Session) -> None:
-    assert session.photograph is not None
     work.explain_photograph(choices, session, asked(), silent)
-    explanation, answer = work.kept_response(choices, session, 0.25)
-    inputs = session.photograph.inputs
+    photograph, explained = photograph_of(session), explained_of(session)
+    answer = work.kept_response(choices, photograph, explained, 0.25)
+    inputs, explanation = photograph.inputs, explained.explanation
     kept = inputs * afmi.maps.top_mask(explanation.map[None, None], 0.25)
     assert answer == pytest.approx(float(response(choices.model, explanation.target, kept)))
-    assert len(session.curve) == len(work.CURVE)
-    assert session.curve[-1] == pytest.approx(explanation.probability)
+    assert len(explained.curve) == len(work.CURVE)
+    assert explained.curve[-1] == pytest.approx(explanation.probability)
 
 
 @pytest.mark.usefixtures("small_figures")
 def test_records_are_opened_again(choices: Choices, session: Session, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing to save"):
-        work.saved_archive(session.explanation, tmp_path)
-    explanation, _ = work.explain_photograph(choices, session, asked(), silent)
+        work.saved_archive(None, tmp_path)
+    _, explanation, _ = work.explain_photograph(choices, session, asked(), silent)
     comparison = work.compare_methods(choices, session, asked(), ["A-FMI", "Grad-CAM"], silent)
     for saved, count in ((explanation, 1), (comparison, 2)):
         archive = work.saved_archive(saved, tmp_path / "saved")
@@ -130,7 +139,7 @@ def test_a_method_is_stopped_at_its_next_step(choices: Choices, session: Session
     with pytest.raises(StoppedError):
         work.explain_photograph(choices, session, asked("RISE"), show)
     assert len(steps) == 2
-    assert session.explanation is None
+    assert work.chosen_subject(session).explained is None
     assert choices.model.training == before
 
 
@@ -157,11 +166,20 @@ def test_each_visitor_is_warned_of_their_own() -> None:
             both.wait()
         notes[name] = noted
 
-    shown, filters = warnings.showwarning, warnings.filters[:]
     threads = [threading.Thread(target=visit, args=(name,)) for name in ("ada", "ben")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert notes == {"ada": ["a warning for ada"], "ben": ["a warning for ben"]}
-    assert warnings.showwarning is shown and warnings.filters == filters
+
+
+def test_no_warning_is_lost_to_a_file_that_is_read_meanwhile() -> None:
+    with noted_warnings():  # as the page does before the first visitor
+        pass
+    other = warnings.catch_warnings()
+    other.__enter__()
+    with noted_warnings() as notes:
+        other.__exit__(None, None, None)
+        warnings.warn("something is assumed", UserWarning, stacklevel=1)
+    assert notes == ["something is assumed"]

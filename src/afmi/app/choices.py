@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+import threading
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 
 from torch import Tensor, nn
 
 from afmi import specs
+from afmi.app.sessions import noted_warnings
 from afmi.comparison import estimate
 from afmi.errors import AfmiError, UsageError
 from afmi.methods import CATALOGUE, LayerMethod, Method, chosen_methods
@@ -59,12 +62,12 @@ class MethodChoice:
     @property
     def takes_reference(self) -> bool:
         """Whether it compares with a reference that can be chosen."""
-        return "reference" in {field.name for field in fields(self.method)}
+        return "reference" in {one.name for one in fields(self.method)}
 
     @property
     def takes_layer(self) -> bool:
         """Whether it reads feature maps of a layer that can be chosen."""
-        return "layer" in {field.name for field in fields(self.method)}
+        return "layer" in {one.name for one in fields(self.method)}
 
     @property
     def about_reference(self) -> str:
@@ -108,7 +111,7 @@ class MethodChoice:
         return f"{self.label} – {self.cost}{control}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """What can be chosen for a network.
 
@@ -116,17 +119,14 @@ class Choices:
         model: the network.
         labels: the name of each class, or output.
         meaning: what its outputs are.
-        methods: those that it allows, by their labels, as they are listed.
-        refused: why it does not allow the others, by their names.
         layers: where feature maps can be taken, one for each size of maps.
     """
 
     model: Classifier
     labels: tuple[str, ...]
     meaning: Meaning
-    methods: dict[str, MethodChoice]
-    refused: dict[str, str]
     layers: tuple[LayerMaps, ...]
+    _trying: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def of(cls, model: nn.Module) -> Choices:
@@ -138,19 +138,39 @@ class Choices:
         """
         classifier = _checked(model)
         image = grey_image(classifier)
-        # What a grey picture brings says nothing of a photograph.
-        with warnings.catch_warnings(), reporting(None):
-            warnings.simplefilter("ignore")
+        with _quiet():
             outputs = classify(classifier, image).shape[1]
             meaning = meaning_of(classifier, image)
-            methods, refused = _methods(classifier, image)
             layers = _one_a_size(list_layers(classifier), image)
-        if not methods:
-            raise UsageError(f"no method can be used: {next(iter(refused.values()))}")
         name = "output {}".format if meaning == "value" else lambda k: class_label(classifier, k)
-        return cls(
-            classifier, tuple(map(name, range(outputs))), meaning, methods, refused, tuple(layers)
-        )
+        return cls(classifier, tuple(map(name, range(outputs))), meaning, tuple(layers))
+
+    @property
+    def methods(self) -> dict[str, MethodChoice]:
+        """The methods that the network allows, by their labels, as they are listed.
+
+        Whoever asks first waits while they are tried, which takes some seconds.
+        """
+        return self._tried()[0]
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why the network does not allow the others, by their names; waits as `methods` does."""
+        return self._tried()[1]
+
+    @property
+    def first(self) -> MethodChoice:
+        """The method that is chosen until a visitor chooses another."""
+        return next(iter(self.methods.values()))
+
+    def _tried(self) -> tuple[dict[str, MethodChoice], dict[str, str]]:
+        with self._trying:  # one visitor tries, the others wait for the outcome
+            return self._trial
+
+    @cached_property
+    def _trial(self) -> tuple[dict[str, MethodChoice], dict[str, str]]:
+        with _quiet():
+            return _methods(self.model, grey_image(self.model))
 
     @property
     def has_classes(self) -> bool:
@@ -175,6 +195,11 @@ class Choices:
         ]
 
     @property
+    def methods_in_words(self) -> list[tuple[str, str]]:
+        """Each method as it is listed, with its label."""
+        return [(one.words, one.label) for one in self.methods.values()]
+
+    @property
     def beside(self) -> list[str]:
         """The methods that stand side by side unless others are chosen."""
         return [label for label in _BESIDE if label in self.methods]
@@ -194,6 +219,13 @@ class Choices:
 def cost_in_words(seconds: float) -> str:
     """Return how long something takes: ``at once``, ``about 4 min``."""
     return "at once" if seconds <= AT_ONCE else f"about {duration(seconds)}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show nothing of what a grey picture brings: it says nothing of a photograph."""
+    with noted_warnings(), reporting(None):
+        yield
 
 
 def _checked(model: nn.Module) -> Classifier:

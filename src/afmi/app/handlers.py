@@ -27,6 +27,7 @@ __all__ = ["NO_CLASS", "Handlers", "in_words", "with_event", "with_progress"]
 NO_CLASS = -1
 """Stands for no class in a list of them."""
 
+_TIMES = "Times are for this computer."
 _FAILED = "That did not work"
 _LOG = logging.getLogger(__name__)
 
@@ -95,6 +96,23 @@ class Handlers:
         self._choices = choices
         self._offered = offered
 
+    def list_methods(self) -> tuple[Any, ...]:
+        """Return what is listed once the methods were tried.
+
+        The method, its reference, its layer and button, the methods side by side and their button.
+        """
+        update = self._gr.update
+        with self._told():
+            listed, first = self._choices.methods_in_words, self._choices.first.label
+            beside, without = self._choices.beside, self._choices.without
+            about = f"Each with its own reference and layer.{without}"
+            return (
+                update(choices=listed, value=first, interactive=True, info=_TIMES),
+                *self.choose_method(first),
+                update(choices=listed, value=beside, interactive=True, info=about),
+                self.choose_methods(beside),
+            )
+
     def take(self, session: Session, upload: Any) -> tuple[Any, ...]:
         """Take an uploaded photograph; None: it was removed."""
         if upload is None:
@@ -120,7 +138,9 @@ class Handlers:
         """Take another frame, from 1, of the same file."""
         return self._arrived(
             session,
-            lambda: work.chosen_photograph(session).at_page(self._choices.model, int(number) - 1),
+            lambda: work.chosen_subject(session).photograph.at_page(
+                self._choices.model, int(number) - 1
+            ),
         )
 
     def explain(
@@ -142,39 +162,49 @@ class Handlers:
         session: Session,
         of: int | None,
         versus: int | None,
-        method: str,
+        method: str | None,
         reference: str,
         layer: str,
         progress: Any,
     ) -> tuple[Any, ...]:
-        """Do as `explain` for a photograph that has just arrived, unless that takes long."""
+        """Do as `explain` for a photograph that has just arrived, unless that takes long.
+
+        It may have come before the methods are listed, of which the first is chosen then.
+        """
         with self._told():
-            if session.photograph is None:
+            if session.subject is None:
                 return self._gr.skip(), self._gr.skip()
-            choice = work.chosen_method(self._choices, method)
+            choice = work.chosen_method(self._choices, method or self._choices.first.label)
             if not choice.quick:
                 text = f"Press Explain: {choice.label} takes {choice.cost}."
                 return words.waiting_html(text), self._gr.skip()
-            return self._explained(session, _asked(of, versus, method, reference, layer), progress)
+            wanted = _asked(of, versus, choice.label, reference, layer)
+            return self._explained(session, wanted, progress)
 
-    def keep(self, session: Session, share: float) -> str:
+    def keep(self, session: Session, share: float) -> Any:
         """Return the top pixels, so many per cent, and what the network says of them."""
         with self._told():
-            if session.explanation is None:
+            subject = session.subject
+            explained = None if subject is None else subject.explained
+            if subject is None or explained is None:
                 return words.waiting_html()
             fraction = min(max(share / 100, 0.0), 1.0)
-            explanation, response = work.kept_response(self._choices, session, fraction)
-            return words.kept_html(explanation, fraction, response, session.curve)
+            response = work.kept_response(self._choices, subject.photograph, explained, fraction)
+            if session.subject is not subject:  # another one was chosen meanwhile
+                return self._gr.skip()
+            return words.kept_html(explained.explanation, fraction, response, explained.curve)
 
     def save(self, session: Session, folder: Path) -> Path:
         """Write the record of the explanation into a folder."""
         with self._told():
-            return work.saved_archive(session.explanation, folder)
+            explained = None if session.subject is None else session.subject.explained
+            return work.saved_archive(explained and explained.explanation, folder)
 
     def save_comparison(self, session: Session, folder: Path) -> Path:
         """Likewise of the comparison."""
         with self._told():
-            return work.saved_archive(session.comparison, folder)
+            comparison = None if session.subject is None else session.subject.comparison
+            return work.saved_archive(comparison, folder)
 
     def compare(
         self,
@@ -202,7 +232,7 @@ class Handlers:
         return (
             update(value="", interactive=choice.takes_reference, info=choice.about_reference),
             update(value="", interactive=choice.takes_layer, info=choice.about_layer),
-            update(value=choice.button),
+            update(value=choice.button, interactive=True),
         )
 
     def choose_methods(self, methods: list[str]) -> Any:
@@ -252,9 +282,10 @@ class Handlers:
         return (photograph.preview(), *news)
 
     def _explained(self, session: Session, wanted: work.Asked, progress: Any) -> tuple[Any, ...]:
-        photograph = work.chosen_photograph(session)
         show = _reporter(progress)
-        explanation, notes = work.explain_photograph(self._choices, session, wanted, show)
+        photograph, explanation, notes = work.explain_photograph(
+            self._choices, session, wanted, show
+        )
         checks = words.checks_of(explanation, notes)
         text = words.map_html(explanation, photograph, checks)
         return text, self._gr.update(interactive=True)

@@ -25,6 +25,8 @@ _HEAVY = 4
 """How many visitors' explanations are computed at once; others wait for their turn."""
 _LIGHT = 8
 """The same of what answers at once, which does not wait behind explanations."""
+_ARRIVING = 2
+"""How many photographs are read at once: one of many pixels takes more than a gigabyte."""
 _WAITING = 64
 _OFTEN, _OLD = 600, 3600
 """Seconds: how often files are looked at, and how old they become."""
@@ -32,9 +34,11 @@ _SETTINGS = ("session", "of", "versus", "method", "reference", "layer")
 _PLAIN: dict[str, Any] = {"api_visibility": "private"}
 _AT_ONCE = {**_PLAIN, "concurrency_id": "light", "concurrency_limit": _LIGHT}
 _QUIET = {**_AT_ONCE, "show_progress": "hidden"}
+_ARRIVAL = {**_QUIET, "concurrency_id": "arrivals", "concurrency_limit": _ARRIVING}
 # Gradio decodes nothing of what was uploaded: only our own readers see its bytes.
-_UPLOAD = {**_QUIET, "preprocess": False}
+_UPLOAD = {**_ARRIVAL, "preprocess": False}
 _HEAVY_WORK = {**_PLAIN, "concurrency_id": "heavy", "concurrency_limit": _HEAVY}
+_TRYING = "Methods are being tried on this network, which takes some seconds."
 _STRENGTH = "(s) => document.documentElement.style.setProperty('--afmi-strength', s / 100)"
 
 
@@ -63,8 +67,12 @@ def page(model: nn.Module, *, examples: Path | None = None) -> Blocks:
                     with gr.Tab("Top pixels"):
                         parts |= _top_pixels()
                     with gr.Tab("Side by side"):
-                        parts |= _comparison(choices)
-        _wire(parts, choices, offered)
+                        parts |= _comparison()
+        answer = Handlers(choices, offered, Path(parts["photo"].GRADIO_CACHE))
+        _wire(parts, answer)
+        # The page opens before the methods are tried.
+        listed = ("method", "reference", "layer", "go", "methods", "both")
+        blocks.load(answer.list_methods, None, _named(parts, *listed), **_QUIET)
     # What answers at once, such as a slider, has a line of its own and waits behind nothing long.
     blocks.queue(max_size=_WAITING, default_concurrency_limit=_LIGHT, api_open=False)
     return blocks
@@ -115,7 +123,6 @@ def _questions(choices: Choices) -> dict[str, Any]:
     import gradio as gr
 
     list_of = partial(gr.Dropdown, min_width=200)
-    first = next(iter(choices.methods.values()))
     with gr.Row():
         of = list_of(
             choices.classes,
@@ -134,31 +141,30 @@ def _questions(choices: Choices) -> dict[str, Any]:
         )
     with gr.Row():
         method = list_of(
-            [(one.words, one.label) for one in choices.methods.values()],
-            value=first.label,
+            [],
+            value=None,
             label="Method",
-            info="Times are for this computer.",
+            info=_TRYING,
+            interactive=False,
             elem_id="method",
         )
         reference = list_of(
             [("the method's own", ""), *REFERENCES],
             value="",
             label="Compared with",
-            info=first.about_reference,
-            interactive=first.takes_reference,
+            interactive=False,
             elem_id="reference",
         )
         layer = list_of(
             [("found automatically", ""), *choices.layers_in_words],
             value="",
             label="Layer",
-            info=first.about_layer,
-            interactive=first.takes_layer,
+            interactive=False,
             elem_id="layer",
         )
     with gr.Row():
-        go = gr.Button(first.button, variant="primary", elem_id="explain")
-        halt = gr.Button("Stop", variant="stop", elem_id="stop", min_width=90, scale=0)
+        go = gr.Button("Explain", variant="primary", interactive=False, elem_id="explain")
+        halt = gr.Button("Stop", elem_id="stop", min_width=90, scale=0)
     return {
         "of": of,
         "versus": versus,
@@ -173,7 +179,6 @@ def _questions(choices: Choices) -> dict[str, Any]:
 def _map() -> dict[str, Any]:
     import gradio as gr
 
-    shown = gr.HTML(words.waiting_html(), elem_id="map", min_height=160)
     strength = gr.Slider(
         0,
         100,
@@ -184,6 +189,7 @@ def _map() -> dict[str, Any]:
         elem_id="strength",
         buttons=[],
     )
+    shown = gr.HTML(words.waiting_html(), elem_id="map", min_height=160)
     # The browser alone does it, at once: the strength is how opaque the upper picture is.
     strength.input(None, strength, None, js=_STRENGTH)
     record = gr.Button("Save the record (zip)", interactive=False, elem_id="record")
@@ -206,27 +212,26 @@ def _top_pixels() -> dict[str, Any]:
     return {"share": share, "kept": gr.HTML(words.waiting_html(), elem_id="kept", min_height=160)}
 
 
-def _comparison(choices: Choices) -> dict[str, Any]:
+def _comparison() -> dict[str, Any]:
     import gradio as gr
 
     methods = gr.Dropdown(
-        [(one.words, one.label) for one in choices.methods.values()],
-        value=choices.beside,
+        [],
         multiselect=True,
         max_choices=work.MOST_METHODS,
         label="Methods",
-        info="Each with its own reference and layer." + choices.without,
+        info=_TRYING,
+        interactive=False,
         elem_id="methods",
     )
-    both = gr.Button(f"Compare ({choices.cost(choices.beside)})", elem_id="compare")
+    both = gr.Button("Compare", interactive=False, elem_id="compare")
     table = gr.HTML("", elem_id="comparison")
     records = gr.Button("Save all records (zip)", interactive=False, elem_id="records")
     parts = {"methods": methods, "both": both, "table": table, "records": records}
     return {**parts, "records_file": gr.DownloadButton(visible=False)}
 
 
-def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> None:
-    answer = Handlers(choices, offered, Path(parts["photo"].GRADIO_CACHE))
+def _wire(parts: dict[str, Any], answer: Handlers) -> None:
     explained = [
         *_wire_arrivals(parts, answer),
         parts["go"].click(
@@ -252,8 +257,8 @@ def _wire(parts: dict[str, Any], choices: Choices, offered: list[Example]) -> No
         written.success(None, file, None, js=_text("download.js"))
     parts["share"].input(answer.keep, *kept, trigger_mode="always_last", **_QUIET)
     chosen = _named(parts, "reference", "layer", "go")
-    parts["method"].change(answer.choose_method, parts["method"], chosen, **_QUIET)
-    parts["methods"].change(answer.choose_methods, parts["methods"], parts["both"], **_QUIET)
+    parts["method"].input(answer.choose_method, parts["method"], chosen, **_QUIET)
+    parts["methods"].input(answer.choose_methods, parts["methods"], parts["both"], **_QUIET)
     running = [*explained, compared]
     parts["halt"].click(answer.stop, parts["session"], None, cancels=running, **_QUIET)
 
@@ -270,13 +275,13 @@ def _wire_arrivals(parts: dict[str, Any], answer: Handlers) -> list[Any]:
     )
     example = with_event(answer.take_example, gr.SelectData)
     frame = with_event(answer.take_frame, gr.EventData)
-    turning: dict[str, Any] = {**_QUIET, "trigger_mode": "always_last"}
+    turning: dict[str, Any] = {**_ARRIVAL, "trigger_mode": "always_last"}
     arrivals = [
         parts["photo"].input(answer.take, [session, parts["photo"]], news, **_UPLOAD),
         parts["other"].upload(answer.take, [session, parts["other"]], news, **_UPLOAD),
         parts["frame"].input(answer.turn, [session, parts["frame"]], news, **turning),
-        parts["gallery"].select(example, session, news, **_QUIET),
-        parts["video"].submit(frame, session, news, **_QUIET),
+        parts["gallery"].select(example, session, news, **_ARRIVAL),
+        parts["video"].submit(frame, session, news, **_ARRIVAL),
     ]
     explain = with_progress(answer.explain_first, len(_SETTINGS))
     settings, result = _named(parts, *_SETTINGS), _named(parts, "shown", "record")

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from afmi.app.guard import Guard
+from afmi.app.guard import Guard, is_for_this_machine
 from afmi.app.page import page
 from afmi.errors import UsageError
 
@@ -88,11 +88,12 @@ def served(
     What visitors upload and save lies in a folder that only this user can read, and that is removed
     at the end.
     """
-    from gradio.themes import Default
     from starlette.middleware import Middleware
 
     check_address(host, port)
     most_bytes = int(most_megabytes * _MEGABYTE)
+    # With passwords no other name is dangerous: browsers keep them by the name of the page.
+    local = is_for_this_machine(host) and not accounts
     with tempfile.TemporaryDirectory(prefix="afmi-app-") as folder, _environment(folder):
         blocks = page(model, examples=examples)
         try:
@@ -101,10 +102,8 @@ def served(
                 server_port=port,
                 max_file_size=most_bytes,
                 auth=None if not accounts else list(accounts.items()),
-                theme=Default(
-                    font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-                ),
-                app_kwargs={"middleware": [Middleware(Guard, most_bytes=most_bytes)]},
+                theme=_theme(),
+                app_kwargs={"middleware": [Middleware(Guard, most_bytes=most_bytes, local=local)]},
                 state_session_capacity=_VISITORS,
                 prevent_thread_lock=True,
                 quiet=True,
@@ -124,6 +123,22 @@ def served(
             yield Server(address, blocks)
         finally:
             blocks.close(verbose=False)
+
+
+def _theme() -> Any:
+    """Return Gradio's own theme with the system's fonts, and colours that everyone can read."""
+    from gradio.themes import Default
+
+    theme = Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        block_info_text_color="*neutral_600",
+        color_accent="*primary_700",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
 
 
 @contextmanager

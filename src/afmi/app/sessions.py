@@ -15,37 +15,60 @@ from afmi.comparison import Comparison
 from afmi.explanation import Explanation
 from afmi.progress import Reporter, reporting
 
-__all__ = ["Session", "StoppedError", "noted_warnings"]
+__all__ = ["Explained", "Session", "StoppedError", "Subject", "noted_warnings"]
 
 
 class StoppedError(Exception):
     """The visitor stopped the work, or chose another photograph meanwhile."""
 
 
+@dataclass(eq=False)
+class Explained:
+    """An explanation, and what was computed of it.
+
+    Attributes:
+        explanation: of a photograph.
+        curve: what the network answers for ever more of the pixels that it ranks first; empty
+            until somebody looks at it.
+    """
+
+    explanation: Explanation
+    curve: tuple[float, ...] = ()
+
+
+@dataclass(eq=False)
+class Subject:
+    """A photograph, and all that was made of it, so that nothing is ever shown beside another.
+
+    Attributes:
+        photograph: the one chosen.
+        explained: the last explanation of it.
+        comparison: the last one of it.
+    """
+
+    photograph: Photograph
+    explained: Explained | None = None
+    comparison: Comparison | None = None
+
+
 @dataclass
 class Session:
     """What one visitor sees, and no other.
 
+    Several threads work for a visitor who is quick: each reads `subject` once and keeps to it.
+
     Attributes:
-        photograph: the one chosen.
-        explanation: the last one of it.
-        curve: what the network answers for ever more of the pixels that it ranks first.
-        comparison: the last one of it.
+        subject: the photograph chosen, with what was made of it.
         stops: how often work was stopped.
     """
 
-    photograph: Photograph | None = None
-    explanation: Explanation | None = None
-    curve: tuple[float, ...] = ()
-    comparison: Comparison | None = None
+    subject: Subject | None = None
     stops: int = 0
 
     def take(self, photograph: Photograph | None) -> None:
         """Choose a photograph, and forget all of the one before."""
-        self.stop()
-        self.photograph = photograph
-        self.explanation = self.comparison = None
-        self.curve = ()
+        self.subject = None if photograph is None else Subject(photograph)
+        self.stop()  # after it, so that no work begins for the one before and is not stopped
 
     def stop(self) -> None:
         """Let the work that is done for the visitor end at its next step."""
@@ -79,46 +102,45 @@ class Session:
 
 
 _noted: ContextVar[list[str] | None] = ContextVar("afmi_app_warnings", default=None)
-_lock = threading.Lock()
-_listeners = 0
-_undo: Any = None
+_installing = threading.Lock()
 
 
 @contextmanager
 def noted_warnings() -> Iterator[list[str]]:
     """Collect what this thread is warned of in this block; other threads have lists of their own.
 
-    Python's warnings belong to the whole process: the first block to begin redirects them, and the
-    last one to end puts them back.
+    Python's warnings belong to the whole process. The first block redirects them for good: whoever
+    puts them back as they were, such as a thread that reads a file meanwhile, then puts back this.
     """
-    global _listeners, _undo
+    _listen()
     notes: list[str] = []
-    with _lock:
-        _listeners += 1
-        if _listeners == 1:
-            _undo = warnings.catch_warnings()
-            _undo.__enter__()
-            warnings.simplefilter("always", UserWarning)
-            warnings.showwarning = _listening(warnings.showwarning)
     token = _noted.set(notes)
     try:
         yield notes
     finally:
         _noted.reset(token)
-        with _lock:
-            _listeners -= 1
-            if _listeners == 0:
-                _undo.__exit__(None, None, None)
 
 
-def _listening(show: Callable[..., None]) -> Callable[..., None]:
-    def note(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+def _listen() -> None:
+    with _installing:
+        if not isinstance(warnings.showwarning, _Listener):
+            warnings.showwarning = _Listener(warnings.showwarning)
+            warnings.simplefilter("always", UserWarning)
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Note what a visitor's thread is warned of, and show everything else as before."""
+
+    show: Callable[..., None]
+
+    def __call__(
+        self, message: Warning | str, category: type[Warning], *rest: Any, **more: Any
+    ) -> None:
         notes = _noted.get()
         if notes is None or not issubclass(category, UserWarning):
-            show(message, category, *rest, **more)
+            self.show(message, category, *rest, **more)
             return
         text = " ".join(str(message).split())
         if text not in notes:
             notes.append(text)
-
-    return note

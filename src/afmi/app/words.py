@@ -93,7 +93,7 @@ def _of_residual(explanation: Explanation) -> Check:
         )
     off = abs(residual)
     if off <= _EXACT:
-        return Check("good", f"The map accounts for the score to within {off:.1%}.")
+        return Check("good", f"The map accounts for the score to within {max(off, 0.001):.1%}.")
     if off <= _OFF:
         return Check("note", f"The map accounts for the score to within {off:.0%}.")
     text = f"The map misses {off:.0%} of what it should account for: treat it with care"

@@ -15,7 +15,7 @@ import torch
 from afmi.api import explain
 from afmi.app.choices import REFERENCES, Choices, MethodChoice
 from afmi.app.photographs import Photograph
-from afmi.app.sessions import Session, noted_warnings
+from afmi.app.sessions import Explained, Session, Subject, noted_warnings
 from afmi.comparison import Comparison, compare, inserted_responses
 from afmi.errors import UsageError
 from afmi.explanation import Explanation
@@ -32,7 +32,7 @@ __all__ = [
     "Asked",
     "Prediction",
     "chosen_method",
-    "chosen_photograph",
+    "chosen_subject",
     "compare_methods",
     "explain_photograph",
     "kept_response",
@@ -104,7 +104,7 @@ def predict(choices: Choices, photograph: Photograph) -> list[Prediction]:
 
 def explain_photograph(
     choices: Choices, session: Session, asked: Asked, show: Reporter
-) -> tuple[Explanation, list[str]]:
+) -> tuple[Photograph, Explanation, list[str]]:
     """Explain the photograph of a session, and keep the explanation there.
 
     Args:
@@ -114,13 +114,12 @@ def explain_photograph(
         show: gets the progress.
 
     Returns:
-        The explanation, and what the visitor is to be warned of.
+        The photograph, its explanation, and what the visitor is to be warned of.
 
     Raises:
         StoppedError: the visitor stopped it.
         AfmiError: it cannot be explained so.
     """
-    photograph = chosen_photograph(session)
     choice = chosen_method(choices, asked.method)
     given = {}
     if asked.reference is not None and choice.takes_reference:
@@ -129,12 +128,14 @@ def explain_photograph(
     if asked.layer is not None and choice.takes_layer:
         given["layer"] = _listed(asked.layer, [layer.layer for layer in choices.layers])
     with noted_warnings() as notes, session.working(show) as check:
+        subject = chosen_subject(session)
+        photograph = subject.photograph
         method = dataclasses.replace(choice.method, **given)
         made = explain(None, photograph.inputs, asked.target(choices), method=method)
         check()
         explanation = dataclasses.replace(made, method=asked.method, source=photograph.name)
-        session.explanation, session.curve = explanation, ()
-    return explanation, notes
+        subject.explained = Explained(explanation)
+    return photograph, explanation, notes
 
 
 def compare_methods(
@@ -153,11 +154,12 @@ def compare_methods(
         StoppedError: the visitor stopped it.
         AfmiError: none of them can be used.
     """
-    photograph = chosen_photograph(session)
     if not 1 <= len(methods) <= MOST_METHODS:
         raise UsageError(f"expected one to {MOST_METHODS} methods, got {len(methods)}")
     chosen = [chosen_method(choices, label).method for label in methods]
     with noted_warnings(), session.working(show) as check:
+        subject = chosen_subject(session)
+        photograph = subject.photograph
         made = compare(
             choices.model,
             photograph.inputs,
@@ -168,28 +170,31 @@ def compare_methods(
         )
         check()
         named = [dataclasses.replace(one, source=photograph.name) for one in made.explanations]
-        session.comparison = dataclasses.replace(made, explanations=tuple(named))
-    return session.comparison
+        comparison = dataclasses.replace(made, explanations=tuple(named))
+        subject.comparison = comparison
+    return comparison
 
 
-def kept_response(choices: Choices, session: Session, fraction: float) -> tuple[Explanation, float]:
-    """Return the explanation, and what the network answers for the pixels that it puts first.
+def kept_response(
+    choices: Choices, photograph: Photograph, explained: Explained, fraction: float
+) -> float:
+    """Return what the network answers for the pixels that an explanation puts first.
 
-    The curve of it, at the shares of `CURVE`, is kept in the session.
+    The curve of it, at the shares of `CURVE`, is kept beside the explanation.
 
     Args:
         choices: as in `explain_photograph`.
-        session: as in `explain_photograph`.
+        photograph: that is explained.
+        explained: its explanation.
         fraction: share of the pixels, from 0 to 1.
     """
-    photograph, explanation = chosen_photograph(session), session.explanation
-    if explanation is None:
-        raise UsageError("nothing is explained yet; press Explain first")
-    wanted = (fraction, *(() if session.curve else CURVE))
-    answer, *curve = inserted_responses(choices.model, photograph.inputs, explanation, wanted)
-    if curve and session.explanation is explanation:
-        session.curve = tuple(curve)
-    return explanation, answer
+    wanted = (fraction, *(() if explained.curve else CURVE))
+    answer, *curve = inserted_responses(
+        choices.model, photograph.inputs, explained.explanation, wanted
+    )
+    if curve:
+        explained.curve = tuple(curve)
+    return answer
 
 
 def saved_archive(saved: Explanation | Comparison | None, folder: Path) -> Path:
@@ -223,11 +228,12 @@ def _listed(value: str, values: Sequence[str]) -> str:
     return value
 
 
-def chosen_photograph(session: Session) -> Photograph:
-    """Return the photograph of a session."""
-    if session.photograph is None:
+def chosen_subject(session: Session) -> Subject:
+    """Return the photograph of a session, with what was made of it."""
+    subject = session.subject
+    if subject is None:
         raise UsageError("no photograph is chosen yet; drop one, or take one of the examples")
-    return session.photograph
+    return subject
 
 
 def chosen_method(choices: Choices, label: str) -> MethodChoice:

@@ -14,8 +14,6 @@ from afmi.errors import UsageError
 
 __all__ = ["app"]
 
-_LOOPBACK = ("127.", "localhost", "::1")
-
 
 @click.command(short_help="Explain photographs on a page in the browser.")
 @model_options
@@ -77,9 +75,10 @@ def app(
     """
     known = None if accounts is None else _accounts(accounts)
     from afmi.app import serve
+    from afmi.app.guard import is_for_this_machine
     from afmi.models import load_model
 
-    if known is None and not _is_for_this_machine(host):
+    if known is None and not is_for_this_machine(host):
         echo(
             f"afmi: warning: whoever reaches {host} can use the page, which asks for no password; "
             "give --accounts FILE, or leave --host out",
@@ -87,7 +86,6 @@ def app(
         )
     with one_line_warnings():
         classifier = load_model(**network, layer=layer)
-        echo(f"{classifier.name}: trying which methods it allows", err=True)
         serve(
             classifier,
             host=host,
@@ -110,13 +108,3 @@ def _accounts(file: Path) -> dict[str, str]:
     if not pairs or not all(name.strip() and password for name, _, password in pairs):
         raise UsageError(f"expected one NAME:PASSWORD a line in '{file}', got something else")
     return {name.strip(): password for name, _, password in pairs}
-
-
-def _is_for_this_machine(host: str) -> bool:
-    """Tell whether only programs of this machine reach an address.
-
-    Example:
-        >>> _is_for_this_machine("127.0.0.1"), _is_for_this_machine("0.0.0.0")
-        (True, False)
-    """
-    return host.startswith(_LOOPBACK)
