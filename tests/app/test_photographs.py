@@ -96,6 +96,11 @@ def test_errors_name_the_file_as_the_visitor_does(model: Classifier) -> None:
         Photograph.of(model, named_content(b"plain words", "notes.txt"))
 
 
+def test_an_empty_file_is_said_to_be_empty(model: Classifier) -> None:
+    with pytest.raises(ImageError, match=r"^'scan\.png' is empty"):
+        Photograph.of(model, named_content(b"", "scan.png"))
+
+
 def test_only_uploads_are_read(tmp_path: Path) -> None:
     uploads, secret = tmp_path / "uploads", tmp_path / "secret.png"
     uploads.mkdir()

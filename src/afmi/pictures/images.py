@@ -153,7 +153,7 @@ def count_pages(content: FileContent) -> int:
     """
     name = repr(content)
     _check_bytes(name, len(content))
-    head = content[:512]
+    head = _head(content[:512], name)
     if head.startswith(NPY):
         return 1
     file = io.BytesIO(content)
@@ -345,9 +345,7 @@ def _read_bytes(content: bytes, name: str, wanted: _Wanted) -> Pixels:
 
 def _decode_file(file: BinaryIO, name: str, suffix: str, size: int, wanted: _Wanted) -> Pixels:
     _check_bytes(name, size)
-    head = file.read(512)
-    if not head:
-        raise ImageError(f"{name} is empty; {_EXPECTED}: get the file again (or rewind it)")
+    head = _head(file.read(512), name)
     if head.startswith(NPY):
         file.seek(0)
         return _pixels_of(read_npy(file, name, size), name, wanted.channels, alpha=False)
@@ -407,6 +405,12 @@ def _bands_of_tiff(file: BinaryIO, name: str, size: int, wanted: _Wanted) -> Pix
     except Exception as error:  # on hostile bytes decoders raise errors of many types
         raise ImageError(_damaged(name, "TIFF", error)) from error
     return _pixels_of(array, name, wanted.channels, alpha=False)
+
+
+def _head(head: bytes, name: str) -> bytes:
+    if not head:
+        raise ImageError(f"{name} is empty; {_EXPECTED}: get the file again (or rewind it)")
+    return head
 
 
 def _turn_to_page(file: BinaryIO, image: Any, name: str, page: int | None) -> None:
