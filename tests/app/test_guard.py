@@ -85,6 +85,8 @@ def test_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         form = {"content-type": kind, "content-length": size}
         assert ask("/gradio_api/upload", "POST", headers=form)[0] == status
+    chunked = {**form, "content-length": "9", "transfer-encoding": "chunked"}
+    assert ask("/gradio_api/upload", "POST", headers=chunked)[0] == 411
 
 
 @pytest.mark.parametrize(

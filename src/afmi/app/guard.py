@@ -87,7 +87,8 @@ class Guard:
             return 403, "This page serves its own files only."
         if scope["method"] == "POST" and _is_form(scope):
             size = _header(scope, b"content-length")
-            if not size:
+            # Where chunks are sent as well, they are read, whatever the size said.
+            if not size or _header(scope, b"transfer-encoding"):
                 return 411, "The size of the file must be said before it is sent."
             # Two of them: one for the parts of the form around the file.
             if int(size) > 2 * self._most_bytes:
