@@ -8,6 +8,11 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the notebooks, which are one long test, while other workers do the rest."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     """Seed what examples draw their weights and images from."""

@@ -162,7 +162,7 @@ def test_targets_by_index_and_label(model, photo, target):
     assert explain(model, photo, target).label == "collie"
 
 
-@pytest.mark.parametrize("target", ["poodle", 5, -1, 1.5, True])
+@pytest.mark.parametrize("target", ["poodle", 5, -1, 1.5, True, torch.tensor(True)])
 def test_wrong_targets_are_refused(model, photo, target):
     with pytest.raises(TargetError):
         explain(model, photo, target)

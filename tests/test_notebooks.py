@@ -134,20 +134,34 @@ TRUE: dict[str, Callable[[str], None]] = {
 """What each notebook says in words, checked against what its cells print."""
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_runs_and_what_it_says_is_true(name: str, tmp_path: Path) -> None:
+PROBE = "get_ipython().run_line_magic('who_ls', ''), __import__('os').listdir()"
+"""Shows the names and files that a notebook finds before its first line."""
+
+
+def test_each_runs_alone_and_what_it_says_is_true(
+    tmp_path: Path, subtests: pytest.Subtests
+) -> None:
     pytest.importorskip("nbclient", reason="needs nbclient, which comes with the extra dev")
+    from nbformat import v4, write
+
+    probe = tmp_path / "probe.ipynb"
+    write(v4.new_notebook(cells=[v4.new_code_cell(PROBE)]), probe)
+    contents = executed([*(NOTEBOOKS / f"{name}.ipynb" for name in NAMES), probe], tmp_path)
+    assert contents["probe"].cells[0].outputs[0].data["text/plain"] == "([], [])"
+    for name in NAMES:
+        with subtests.test(name):
+            _check(name, contents[name], tmp_path)
+
+
+def _check(name: str, content: Any, folder: Path) -> None:
     outputs = [
-        output
-        for cell in executed(NOTEBOOKS / f"{name}.ipynb", tmp_path).cells
-        if cell.cell_type == "code"
-        for output in cell.outputs
+        output for cell in content.cells if cell.cell_type == "code" for output in cell.outputs
     ]
     assert not [output.text for output in outputs if output.get("name") == "stderr"]
     results = [output.data for output in outputs if "data" in output]
     shown = [result.get("text/html", result.get("text/plain", "")) for result in results]
     text = "\n".join([output.text for output in outputs if "text" in output] + shown)
-    for place in (ROOT, tmp_path, Path.home()):
+    for place in (ROOT, folder, Path.home()):
         assert f"{place}/" not in text
     pictures = [tag for html in shown for tag in _pictures(html)]
     assert len(pictures) >= (name != "which-method")

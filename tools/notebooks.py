@@ -1,4 +1,4 @@
-"""Run the notebooks of the documentation: offline, on one thread, in a folder that is thrown away.
+"""Run the notebooks of the documentation: offline, on one thread, in folders that are thrown away.
 
 The pages of the documentation and the tests run them by the same lines.
 """
@@ -6,6 +6,7 @@ The pages of the documentation and the tests run them by the same lines.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,27 +21,37 @@ LONGEST = 300
 """Seconds that a cell may take."""
 
 
-def executed(notebook: Path, folder: Path) -> NotebookNode:
-    """Return a notebook with what its cells print and draw.
+def executed(notebooks: Iterable[Path], folder: Path) -> dict[str, NotebookNode]:
+    """Return notebooks with what their cells print and draw, by the stems of their files.
+
+    One process runs them one after the other, so that PyTorch is loaded once. Each finds no name
+    that another defined, and an empty folder, so it stands alone.
 
     Args:
-        notebook: the file, which stays as it is.
-        folder: where the cells run, and where they leave what they leave.
+        notebooks: the files, which stay as they are.
+        folder: gets a folder for each, where its cells run and leave what they leave.
 
     Raises:
         nbclient.exceptions.CellExecutionError: when a cell raises.
     """
     import nbformat
     from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
 
-    content = nbformat.read(notebook, as_version=4)
+    contents = {file.stem: nbformat.read(file, as_version=4) for file in notebooks}
+    together = new_notebook()
+    for stem, content in contents.items():
+        own = folder / stem
+        own.mkdir()
+        together.cells += [new_code_cell(f"%reset -f\n%cd -q {own}"), *content.cells]
     client = NotebookClient(
-        content,
+        together,
         timeout=LONGEST,
         extra_arguments=["--log-level=ERROR"],  # of the kernel itself, not of what runs in it
         resources={"metadata": {"path": folder}},
     )
-    return client.execute(env=_surroundings(folder))
+    client.execute(env=_surroundings(folder))
+    return contents
 
 
 def _surroundings(folder: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
@@ -10,7 +9,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import numpy as np
 from torch import Tensor, nn
 
 from afmi import specs
@@ -22,6 +20,7 @@ from afmi.models import load_model
 from afmi.network.arguments import ForwardArguments, rows_of
 from afmi.network.checking import check_model
 from afmi.network.classifier import find_class, with_arguments
+from afmi.network.labels import class_index
 from afmi.network.wrappers import runnable
 from afmi.pictures.references import ReferenceLike
 from afmi.progress import counted
@@ -390,10 +389,8 @@ def checked_target(model: nn.Module, wanted: Any) -> OneTarget:
     if isinstance(wanted, Target) or (callable(wanted) and not isinstance(wanted, Tensor)):
         return wanted  # type: ignore[return-value]
     try:
-        if isinstance(wanted, (bool, np.bool_)):
-            raise TypeError
-        return find_class(model, operator.index(wanted))
-    except (TypeError, RuntimeError):  # the latter from tensors without numbers
+        return find_class(model, class_index(wanted))
+    except TypeError:
         raise TargetError(
             f"expected a class's index or label, a target or a function of the outputs, got "
             f"{wanted!r}; explain_classes takes several"

@@ -197,5 +197,6 @@ def test_it_is_what_the_peer_gives(name: str, within: float) -> None:
 
 def test_a_class_is_named_by_its_index() -> None:
     assert ClassifierOutputTarget(np.int64(3)).category == 3  # type: ignore[arg-type]
-    with pytest.raises(TargetError, match="expected a class by its index, got 'cat'"):
-        ClassifierOutputTarget("cat")  # type: ignore[arg-type]
+    for wrong in ("cat", True, torch.tensor(True)):
+        with pytest.raises(TargetError, match="expected a class by its index, got"):
+            ClassifierOutputTarget(wrong)  # type: ignore[arg-type]

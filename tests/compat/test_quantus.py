@@ -53,6 +53,8 @@ def test_what_cannot_be_served_is_refused() -> None:
         explain_func(_network(), _images(), CLASSES, samples=5)
     with pytest.raises(TargetError, match="from 0 to 4, got 9"):
         explain_func(_network(), _images(), CLASSES + 6)
+    with pytest.raises(TargetError, match=r"got \[True, 0, 1\]"):
+        explain_func(_network(), _images(), [True, 0, 1])
 
 
 @pytest.fixture(scope="module")

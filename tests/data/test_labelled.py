@@ -363,6 +363,7 @@ def test_tensors_are_seen_as_they_are_in_the_channels_of_the_model() -> None:
         ([], ImageError, "the list has no items"),
         ([(torch.rand(3, 4, 4), 5)], TargetError, r"5 \(indices go from 0 to 1\)"),
         ([(torch.rand(3, 4, 4), 0.5)], TargetError, "expected class indices .* got float"),
+        ([(torch.rand(3, 4, 4), True)], TargetError, "got bool 'True'; turn them into whole"),
         ([torch.rand(3, 4, 4)], UsageError, "expected pairs .* got Tensor"),
         ([(torch.full((3, 4, 4), 2.0), 0)], UsageError, r"pixels in \[0, 1\]"),
         ([(torch.zeros(3, 4, 4, dtype=torch.uint8), 0)], ShapeError, "divide bytes by 255"),

@@ -161,6 +161,7 @@ BAD_TARGETS: list[tuple[Any, str]] = [
     ({0, 1}, "got {0, 1}"),
     ([[0], [1, 2]], "got"),
     (b"1", "got b'1'"),
+    ([True, 1], r"got \[True, 1\]"),
     (torch.tensor(1, device="meta"), "got"),
 ]
 
@@ -173,7 +174,9 @@ def test_bad_targets(name: str, wrong: tuple[Any, str]) -> None:
         of.attribute(images(2), target)
 
 
-@pytest.mark.parametrize("targets", [1, 1.5, "cat", None, {0, 1}, [[0], [1, 2]], [2**70], [True]])
+@pytest.mark.parametrize(
+    "targets", [1, 1.5, "cat", None, {0, 1}, [[0], [1, 2]], [2**70], [True], [0, True]]
+)
 def test_bad_rows_of_targets(targets: Any) -> None:
     with pytest.raises(TargetError, match=r"expected|no labels"):
         made("GradCAM", "resnet").attribute_classes(images(2), targets)

@@ -262,6 +262,14 @@ def test_classes_are_found_by_index_and_label(wanted: str | int, index: int) -> 
     assert find_class(imagenet(), wanted) == index
 
 
+def test_a_truth_value_is_no_class() -> None:
+    model = Classifier(nn.Identity(), labels=["false", "true"])
+    for wanted in (True, np.True_, torch.tensor(True)):
+        with pytest.raises(TargetError, match="index or label, got the truth value"):
+            find_class(model, wanted)  # type: ignore[arg-type]
+    assert find_class(model, "True") == 1
+
+
 def test_labels_that_come_twice_are_listed() -> None:
     model = Classifier(nn.Identity(), labels=["crane", "tench", "Crane"])
     with pytest.raises(TargetError, match=r"fits several classes: 'crane' \(0\), 'Crane' \(2\)"):

@@ -12,7 +12,7 @@ import torchvision
 from networks import MNISTNet, build, images
 from torch import Tensor, nn
 
-from afmi.errors import LayerError, ShapeError
+from afmi.errors import LayerError, OperationError, ShapeError
 from afmi.methods import AFMI
 from afmi.network.classifier import Classifier
 from afmi.network.layers import Layer, find_layer, layer_names, resolve_layer
@@ -100,6 +100,24 @@ def test_last_stage_of_tiny_networks(name: str, expected: str) -> None:
 
 def test_a_function_that_pools_after_the_activation() -> None:
     assert str(find_layer(MNISTNet().eval(), images(1, 28, channels=1))) == "conv2+relu"
+
+
+def test_an_operation_on_a_mask_is_no_layer_behind_the_maps() -> None:
+    """`torch.where(x > 0, x, y)` is applied to the mask, so it is not what follows the module."""
+
+    class Leaky(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.maps(x)
+            return torch.where(x > 0, x, 0.1 * x).mean((2, 3))
+
+    network = Leaky().eval()
+    assert find_layer(network, images(1)) == Layer("maps")
+    with pytest.raises(OperationError, match="'where' brings the feature maps together with val"):
+        AFMI(network).attribute(images(1))
 
 
 def conv(before: int, after: int, **options: Any) -> nn.Conv2d:

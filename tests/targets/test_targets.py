@@ -247,6 +247,7 @@ WRONG = {
     "a class twice": (Difference(1, 1), "expected two classes, got 'dog' twice"),
     "no such class": (Difference(1, 9), "expected a class from 0 to 4, got 9"),
     "no such label": (Class("yak"), "no class is called 'yak'"),
+    "a truth value": (Difference(0, versus=True), "index or label, got the truth value True"),
     "no such output": (Output(7), r"expected an index into outputs of shape \(5,\), got 7"),
     "no output named": (Output(), r"returns \(5,\) numbers for each image; say which one"),
     "one number for all": (Scalar(lambda y: y.sum()), "one floating-point score for each of"),
@@ -269,6 +270,8 @@ def test_a_score_that_mixes_images_is_noticed(network, images):
 def test_a_target_takes_no_nonsense():
     with pytest.raises(UsageError, match="expected a function of the outputs"):
         Scalar(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="expected the index of an output, got True"):
+        Output(True)
 
 
 @pytest.mark.parametrize(

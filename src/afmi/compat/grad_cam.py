@@ -23,6 +23,7 @@ from afmi.errors import ShapeError, TargetError, UsageError
 from afmi.methods import Method
 from afmi.network.classifier import classify, device_of
 from afmi.network.guards import evaluation_mode
+from afmi.network.labels import class_index
 from afmi.pictures.maps import upsample
 from afmi.pictures.references import ReferenceLike, reference_of
 from afmi.targets import Scalar, Target
@@ -57,8 +58,10 @@ class ClassifierOutputTarget:
     category: int
 
     def __post_init__(self) -> None:
-        if not hasattr(type(self.category), "__index__"):
-            raise TargetError(f"expected a class by its index, got {self.category!r}")
+        try:
+            class_index(self.category)
+        except TypeError:
+            raise TargetError(f"expected a class by its index, got {self.category!r}") from None
 
     def __call__(self, model_output: Tensor) -> Tensor:
         """Return the class's output of one image (K,), or of each of several, (N, K)."""

@@ -63,8 +63,7 @@ def explain_func(
         )
     chosen = method_of(model, method, **parameters)
     images = torch.as_tensor(inputs, device=place)
-    classes = torch.as_tensor(np.asarray(targets), device=place)
-    maps = chosen.attribute(_in_its_precision(network, images), classes)
+    maps = chosen.attribute(_in_its_precision(network, images), targets)
     return maps.to(images.dtype).cpu().numpy()
 
 

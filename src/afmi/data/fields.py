@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from afmi.errors import ImageError, TargetError, UsageError
 from afmi.files import parse_json
+from afmi.network.labels import class_index
 from afmi.pictures import images
 
 __all__ = ["ENCODED", "IMAGE_FIELDS", "LABEL_FIELDS", "Fields", "label_of"]
@@ -159,8 +159,8 @@ def label_of(label: Any, where: str) -> str | int:
     if isinstance(label, str):
         return label.strip()
     try:
-        return operator.index(label)
-    except (TypeError, ValueError, RuntimeError):  # of tensors
+        return class_index(label)
+    except TypeError:
         raise TargetError(
             f"expected class indices or names as labels in {where}, got {type(label).__name__} "
             f"{' '.join(str(label).split())[:80]!r}; turn them into whole numbers from 0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from afmi.data.fields import Fields
 from afmi.data.listing import Items, Listing
 from afmi.errors import ImageError
+from afmi.network.labels import class_index
 
 __all__ = ["feature_names", "mnist", "open_items", "open_mnist"]
 
@@ -76,8 +76,8 @@ def _known_targets(data: Any) -> list[int] | None:
     if getattr(data, "target_transform", None) is not None or targets is None:
         return None
     try:
-        indices = [operator.index(target) for target in targets]
-    except (TypeError, ValueError, RuntimeError):
+        indices = [class_index(target) for target in targets]
+    except TypeError:
         return None
     return indices if len(indices) == len(data) else None
 

@@ -20,7 +20,7 @@ from afmi.network.channels_last import in_fast_layout
 from afmi.network.checking import check_model, check_run, named_failures
 from afmi.network.guards import evaluation_mode
 from afmi.network.in_hand import found_in
-from afmi.network.labels import Labels, read_labels
+from afmi.network.labels import Labels, is_truth_value, read_labels
 from afmi.network.outputs import Declaration, Meaning, selected
 from afmi.network.trial import try_once
 from afmi.network.watch import run_watched
@@ -420,27 +420,8 @@ def _plain(label: str) -> str:
     return " ".join(re.findall(r"\w+", label.casefold().replace("_", " ")))
 
 
-def find_class(model: nn.Module, wanted: str | int) -> int:
-    """Return the index of a class that the user named by index or label.
-
-    A label matches when it is equal but for case and punctuation, or has such a synonym between
-    commas, or else when it contains the words typed and no other label does.
-
-    Raises:
-        TargetError: when no class or several match; near matches are listed.
-    """
-    labels = labels_of(model)
-    text = str(wanted).strip()
-    if re.fullmatch(r"-?\d+", text):
-        index, last = int(text), len(labels) - 1 if labels else 2**63 - 1
-        if not 0 <= index <= last:
-            classes = f"a class from 0 to {last}" if labels else "the index of a class"
-            raise TargetError(
-                f"expected {classes}, got {index}; `afmi models` shows how to list the labels"
-            )
-        return index
-    if not labels:
-        raise TargetError(f"this model has no labels, so class {text!r} must be given by its index")
+def _fitting(text: str, labels: Sequence[str]) -> list[int]:
+    """Return which labels fit a text, by the strictest comparison by which any does."""
     plain = _plain(text)
     names = [_plain(label) for label in labels]
     matches = [i for i, label in enumerate(labels) if label.casefold() == text.casefold()]
@@ -453,6 +434,33 @@ def find_class(model: nn.Module, wanted: str | int) -> int:
         matches = [i for i, name in enumerate(names) if f" {plain} " in f" {name} "]
     if not matches and plain:
         matches = [i for i, name in enumerate(names) if plain in name]
+    return matches
+
+
+def find_class(model: nn.Module, wanted: str | int) -> int:
+    """Return the index of a class that the user named by index or label.
+
+    A label matches when it is equal but for case and punctuation, or has such a synonym between
+    commas, or else when it contains the words typed and no other label does.
+
+    Raises:
+        TargetError: when no class or several match; near matches are listed.
+    """
+    if is_truth_value(wanted):
+        raise TargetError(f"expected a class's index or label, got the truth value {wanted!r}")
+    labels = labels_of(model)
+    text = str(wanted).strip()
+    if re.fullmatch(r"-?\d+", text):
+        index, last = int(text), len(labels) - 1 if labels else 2**63 - 1
+        if not 0 <= index <= last:
+            classes = f"a class from 0 to {last}" if labels else "the index of a class"
+            raise TargetError(
+                f"expected {classes}, got {index}; `afmi models` shows how to list the labels"
+            )
+        return index
+    if not labels:
+        raise TargetError(f"this model has no labels, so class {text!r} must be given by its index")
+    matches = _fitting(text, labels)
     if len(matches) == 1:
         return matches[0]
     if matches:

@@ -50,7 +50,7 @@ class Step:
         inputs, outputs: its tensors.
         sources: the positions of the steps that made the inputs; −1: the image.
         axes: its other arguments, which tell how it moves dimensions.
-        first: whether its first argument is a tensor and not a list of tensors.
+        first: whether its first argument is the first of the inputs, and no list or mask.
     """
 
     name: str
@@ -296,7 +296,7 @@ class _Probe(TorchFunctionMode):
                 if id(x) in self.made or id(x) not in self._known
             ]
             axes = tuple(a for a in (*args[1:], *kwargs.values()) if not isinstance(a, Tensor))
-            first = bool(args) and isinstance(args[0], Tensor)
+            first = bool(args and inputs) and args[0] is inputs[0]
             step = Step(name, position, inputs, outputs, tuple(sources), axes, first)
             self.steps.append(step)
             self.made.update((id(tensor), position) for tensor in outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 from afmi.errors import ModelError, first_line
 from afmi.files import parse_json, read_text_file
 
-__all__ = ["Labels", "imagenet_labels", "read_labels"]
+__all__ = ["Labels", "class_index", "imagenet_labels", "is_truth_value", "read_labels"]
 
 Labels: TypeAlias = Iterable[str] | Mapping[Any, Any] | str | os.PathLike[str]
 """What `read_labels` takes."""
@@ -21,6 +22,25 @@ _EXPECTED = (
     "expected a list with one name for each class, in the order of the logits, or a dictionary "
     "from each index, 0 to the last, to its name"
 )
+
+
+def is_truth_value(value: object) -> bool:
+    """Tell whether this is True or False, of Python or of a tensor or an array."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def class_index(value: Any) -> int:
+    """Return a class's index as Python's number, whatever kind of whole number it is.
+
+    Raises:
+        TypeError: it is no whole number, or a truth value, which Python counts as 0 or 1.
+    """
+    if is_truth_value(value):
+        raise TypeError(f"a truth value is no class, got {value!r}")
+    try:
+        return operator.index(value)
+    except (ValueError, RuntimeError) as error:  # of tensors
+        raise TypeError(first_line(error)) from error
 
 
 @cache

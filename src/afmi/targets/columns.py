@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from afmi.errors import TargetError
+from afmi.network.labels import is_truth_value
 from afmi.network.outputs import check_outputs
 
 __all__ = ["Columns", "class_rows", "columns_of"]
@@ -100,7 +101,7 @@ def class_rows(targets: Sequence[int] | Tensor, inputs: Tensor) -> Tensor:
 def _indices(given: object, inputs: Tensor) -> Tensor:
     """Return classes as whole numbers on the images' device, in the shape in which they came."""
     try:
-        if isinstance(given, bool):
+        if _holds_truth_values(given):
             raise TypeError("a truth value is no class")
         classes = torch.as_tensor(given, device=inputs.device).to_dense()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -108,7 +109,13 @@ def _indices(given: object, inputs: Tensor) -> Tensor:
             f"expected a class index, or several in a list or tensor, got {given!r}; "
             "afmi.find_class(model, label) finds a label's"
         ) from error
-    integer = not (classes.is_floating_point() or classes.is_complex())
-    if classes.numel() and (not integer or classes.dtype == torch.bool):
+    if classes.numel() and (classes.is_floating_point() or classes.is_complex()):
         raise TargetError(f"expected integer classes, got {tuple(classes.shape)} {classes.dtype}")
     return classes
+
+
+def _holds_truth_values(given: object) -> bool:
+    """Tell whether any of these is one, which a tensor would take for 0 or 1 beside numbers."""
+    if isinstance(given, (list, tuple)):
+        return any(map(_holds_truth_values, given))
+    return is_truth_value(given)

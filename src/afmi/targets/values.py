@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from afmi.errors import ShapeError, TargetError, UsageError
 from afmi.network.classifier import classifier_of, labels_of
+from afmi.network.labels import is_truth_value
 from afmi.pictures.images import read_channels
 from afmi.pictures.transforms import to_tensor
 from afmi.targets.base import Target, bits, output_tensor, score_rows
@@ -42,6 +43,8 @@ class Output(Target):
     def __post_init__(self) -> None:
         if isinstance(self.index, tuple) and len(self.index) == 1:
             object.__setattr__(self, "index", self.index[0])
+        if any(map(is_truth_value, self.index if isinstance(self.index, tuple) else (self.index,))):
+            raise UsageError(f"expected the index of an output, got {self.index!r}; count from 0")
 
     def score(self, model: nn.Module, images: Tensor) -> Tensor:
         """See `Target.score`."""
