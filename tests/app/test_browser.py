@@ -170,6 +170,14 @@ def bring(page: Any, path: Path) -> None:
     page.set_input_files("#photograph input[type=file]", str(path))
 
 
+def take_example(page: Any) -> None:
+    """Take the first example, and wait until its map stands where another's may have been."""
+    page.locator("#examples button").first.click()
+    page.wait_for_function(
+        "document.querySelector('#map .afmi-stack')?.style.aspectRatio.startsWith('451')"
+    )
+
+
 def saved(page: Any, button: str, folder: Path) -> Path:
     """Download an archive and unpack it."""
     page.wait_for_selector(f"#{button}:not([disabled])")
@@ -226,10 +234,7 @@ def test_frames_and_examples(page: Any, tmp_path: Path) -> None:
     before = page.locator("#map .afmi-stack img").first.get_attribute("src")
     slide(page, "frame", 3)
     page.wait_for_function("was => document.querySelector('#map img')?.src != was", arg=before)
-    page.locator("#examples button").first.click()
-    page.wait_for_function(
-        "document.querySelector('#map .afmi-stack')?.style.aspectRatio.startsWith('451')"
-    )
+    take_example(page)
 
 
 def test_a_frame_of_a_video(page: Any) -> None:
@@ -261,8 +266,7 @@ def test_a_frame_of_a_video(page: Any) -> None:
 
 
 def test_what_is_no_photograph_is_named(page: Any, tmp_path: Path) -> None:
-    page.locator("#examples button").first.click()
-    page.wait_for_selector("#map .afmi-stack")
+    take_example(page)
     page.click("#photograph [aria-label='Remove Image']")
     page.wait_for_selector("#map .afmi-stack", state="detached")
     (tmp_path / "notes.png").write_text("plain words")

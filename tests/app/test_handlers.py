@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+import afmi.app.choices as choices_module
 from afmi.app import work
 from afmi.app.choices import Choices
 from afmi.app.handlers import Handlers
 from afmi.app.photographs import Photograph
 from afmi.app.sessions import Session
+from afmi.network.memory import TOO_LITTLE_MEMORY
 from afmi.pictures.images import FileContent
 
 gradio: Any = pytest.importorskip("gradio", reason="the extra app is not installed")
@@ -62,3 +64,19 @@ def test_a_photograph_that_comes_before_the_methods_are_listed_is_explained(
     session.take(work.chosen_subject(session).photograph)
     text, _ = handlers.explain_first(session, None, None, None, "", "", lambda *_, **__: None)
     assert "A-FMI" in text
+
+
+def test_it_is_said_where_the_methods_cannot_be_tried(
+    handlers: Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    fresh = Choices.of(handlers._choices.model)
+    monkeypatch.setattr(handlers, "_choices", fresh)
+    monkeypatch.setattr(choices_module, "_methods", fail)
+    method, *_, methods, both = handlers.list_methods()
+    assert method["info"].startswith("That did not work: ")
+    assert TOO_LITTLE_MEMORY in method["info"]
+    assert method["info"] == methods["info"]
+    assert both == gradio.skip()

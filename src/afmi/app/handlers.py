@@ -101,17 +101,20 @@ class Handlers:
 
         The method, its reference, its layer and button, the methods side by side and their button.
         """
-        update = self._gr.update
-        with self._told():
+        update, same = self._gr.update, self._gr.skip()
+        try:
             listed, first = self._choices.methods_in_words, self._choices.first.label
-            beside, without = self._choices.beside, self._choices.without
-            about = f"Each with its own reference and layer.{without}"
-            return (
-                update(choices=listed, value=first, interactive=True, info=_TIMES),
-                *self.choose_method(first),
-                update(choices=listed, value=beside, interactive=True, info=about),
-                self.choose_methods(beside),
-            )
+        except Exception as error:  # such as too little memory; the next visit tries again
+            failed = update(info=f"{_FAILED}: {in_words(error)}")
+            return failed, same, same, same, failed, same
+        beside, without = self._choices.beside, self._choices.without
+        about = f"Each with its own reference and layer.{without}"
+        return (
+            update(choices=listed, value=first, interactive=True, info=_TIMES),
+            *self.choose_method(first),
+            update(choices=listed, value=beside, interactive=True, info=about),
+            self.choose_methods(beside),
+        )
 
     def take(self, session: Session, upload: Any) -> tuple[Any, ...]:
         """Take an uploaded photograph; None: it was removed."""
