@@ -176,7 +176,12 @@ def _coefficients(of_reference: Tensor, rows: _Rows, square: Tensor, eps: float)
     # its digits are lost, as long as S is that of the same z.
     smallest = torch.finfo(square.dtype).eps
     rest = p0 * p1 * torch.addcmul(square, both, both, value=eps)
-    rest.clamp_(smallest**2, 1 - 8 * smallest)
+    # Tensors, since a file has Python's numbers in single precision, in which the second is 1.
+    least, most = (
+        torch.tensor(bound, dtype=rest.dtype, device=rest.device)
+        for bound in (smallest**2, 1 - 8 * smallest)
+    )
+    rest.clamp_(least, most)
     field, z2 = rest.reciprocal(), 1 - rest
     z = z2.sqrt()
     twice = (2 * (z + z2) * field).log1p_() / z  # 2L
