@@ -298,7 +298,7 @@ def test_visitors_neither_wait_for_each_other_nor_see_each_other(
     ada.click("#stop")
     sync_api.expect(ada.locator(".toast-body").last).to_contain_text("ends at its next step")
     ada.get_by_role("tab", name="Map").click()
-    assert "RISE" not in ada.locator("#map").inner_text()
+    sync_api.expect(ada.locator("#map")).not_to_contain_text("RISE")
 
 
 def _status(request: str | urllib.request.Request) -> int:

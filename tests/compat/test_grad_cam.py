@@ -200,3 +200,10 @@ def test_a_class_is_named_by_its_index() -> None:
     for wrong in ("cat", True, torch.tensor(True)):
         with pytest.raises(TargetError, match="expected a class by its index, got"):
             ClassifierOutputTarget(wrong)  # type: ignore[arg-type]
+
+
+def test_the_peers_own_target_is_checked_as_well() -> None:
+    theirs = type("ClassifierOutputTarget", (), {"category": True, "__call__": lambda *_: None})
+    network = _network()
+    with pytest.raises(TargetError, match=r"expected a class index, .* got \[True\]"):
+        ours.GradCAM(network, [network[3]])(_images(1), [theirs()])

@@ -58,8 +58,9 @@ CASES = {
     "wide margin": lambda x: F.conv2d(x, WEIGHT, None, 1, 4, 1, groups=2),
     "transposed convolution": lambda x: F.conv_transpose2d(x, WEIGHT, None, 2, 1, 1, groups=2),
     "batch norm": NORM,
-    "SiLU": lambda x: F.silu(40 * x - 20),
-    "Mish": lambda x: F.mish(40 * x - 20),
+    "bounds": lambda x: F.hardtanh((4 * x).round(), 1, 3) + F.relu6(9 * x),
+    "silu": lambda x: F.silu(200 * x - 100),
+    "mish": lambda x: F.mish(200 * x - 100),
     "limits": lambda x: x.clamp(0.2, 1 - 1e-15) * x.clamp(min=0.5) * x.clamp(max=0.5),
     "slice": lambda x: x[:, 1:3, 2:],
     "place": lambda x: x[:, -1, 2],
@@ -78,6 +79,19 @@ def test_the_numbers_are_pytorchs(name: str) -> None:
         results = gradient(x)
     assert mode.met
     torch.testing.assert_close(results, gradient(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("activation", [F.silu, F.mish])
+def test_slopes_of_numbers_of_any_size(activation: Any, dtype: torch.dtype) -> None:
+    largest = float(torch.finfo(dtype).max)
+    x = torch.tensor([0, 1e-3, 1, 5, 12, 90, 1e3, largest], dtype=dtype)
+    x = torch.cat([x, -x]).requires_grad_()
+    with Decomposed() as mode:
+        (slope,) = torch.autograd.grad(activation(x).sum(), x)
+    assert mode.met
+    (right,) = torch.autograd.grad(activation(x.double()).sum(), x)
+    torch.testing.assert_close(slope, right, rtol=0, atol=2 * torch.finfo(dtype).eps)
 
 
 def test_every_entry_is_met() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import TinyVGG
 from torch import Tensor, nn
 
@@ -96,33 +98,6 @@ def test_the_reference_itself_has_a_map_of_zeros(exported: Exported) -> None:
     assert not results["map"][0].any()
     assert np.isnan(results["residual"][0, 0])
     assert results["map"][1].any()
-
-
-def test_norms_of_even_maps_give_our_maps(tmp_path: Path) -> None:
-    """Their coefficients hold numbers just below 1, which float32 would round to 1, and 0/0."""
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.GroupNorm(2, 8),
-        nn.SiLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 4),
-    )
-    file = export(network, tmp_path / "net.onnx", size=16, layer="0")
-    images = torch.cat([torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 1e-7), _images(2)])
-    classes = torch.tensor([1, 2, 3, 0])
-    maps = _run(file.path, images=images, **{"class": classes})["map"]
-    with pytest.warns(BlankMapWarning):
-        ours = AFMI(network.eval(), layer="0").attribution(images, classes).maps
-    np.testing.assert_allclose(maps, ours.numpy(), atol=1e-5 * float(ours.abs().max()), rtol=0)
-
-
-def test_weights_that_no_file_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("afmi.exporting.onnx_file._MOST_BYTES", 4_000)
-    with pytest.raises(ExportError, match=r"at most 4e-06 GB; write a \.pt2 file"):
-        export(_classifier(), tmp_path / "net.onnx")
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_holds_standard_operators_only(exported: Exported) -> None:
@@ -294,7 +269,12 @@ def test_networks_that_have_no_such_form_are_refused(
         ("net.txt", {}, UsageError, "ends in .onnx or .pt2"),
         ("net.pt2", {"reference": "blurred"}, ExportError, "same reference"),
         ("net.pt2", {"size": 0}, UsageError, "from 1 pixel"),
-        ("net.pt2", {"classes": []}, UsageError, "or several, got none"),
+        ("net.pt2", {"size": True}, UsageError, "from 1 pixel, got size=True"),
+        ("net.pt2", {"size": 16.0}, UsageError, "from 1 pixel, got size=16.0"),
+        ("net.pt2", {"classes": []}, UsageError, r"or several by index or label, got \[\]"),
+        ("net.pt2", {"classes": True}, UsageError, "or several by index or label, got True"),
+        ("net.pt2", {"classes": [0, True]}, UsageError, r"index or label, got \[0, True\]"),
+        ("net.pt2", {"classes": 1.0}, UsageError, "or several by index or label, got 1.0"),
         ("net.pt2", {"classes": [7]}, UsageError, "from 0 to 4"),
         ("net.pt2", {"classes": "cow"}, AfmiError, "no class is called"),
     ],
@@ -315,6 +295,106 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"'onnxscript'.*afmi\[export\]"):
         export(_classifier(), tmp_path / "net.onnx")
+
+
+IMAGES = {
+    "the reference": torch.zeros(3, 8, 8),
+    "one pixel of another": torch.eye(8).where(torch.arange(8) == 3, 0).expand(3, 8, 8) / 2,
+    "all but the reference": torch.full((3, 8, 8), 1e-6),
+    "one level": torch.full((3, 8, 8), 0.5),
+    "noise": torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1)),
+    "huge": torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(2)) * 200 - 100,
+}
+
+
+def _by_channels(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: module(x.movedim(1, -1)).movedim(-1, 1)
+
+
+BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
+    "group norm": nn.GroupNorm(2, 4),
+    "layer norm": nn.LayerNorm([4, 6, 6]),
+    "layer norm of channels": _by_channels(nn.LayerNorm(4)),
+    "rms norm": _by_channels(nn.RMSNorm(4)),
+    "instance norm": nn.InstanceNorm2d(4),
+    "batch norm": nn.BatchNorm2d(4).eval(),
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "leaky relu": F.leaky_relu,
+    "elu": F.elu,
+    "silu": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "gelu by tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "softplus": F.softplus,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "cos": torch.cos,
+    "square": lambda x: x**2,
+    "cube": lambda x: x**3,
+    "root": lambda x: x.abs().sqrt(),
+    "length": lambda x: F.normalize(x, dim=1),
+    "spread": lambda x: x / (x.std((2, 3), keepdim=True) + 0.1),
+    "softmax": lambda x: x.softmax(1),
+    "log-softmax": lambda x: x.log_softmax(1),
+    "product": lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(),
+    "quotient": lambda x: x / (1 + x.square().mean(1, keepdim=True)),
+    "max pooling": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "maximum": lambda x: x - x.amax(1, keepdim=True),
+}
+
+
+class _Branches(nn.Module):
+    """A layer, and behind it one function for each class."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 4, 3)
+        self.names = names
+        self.heads = nn.ModuleList(nn.Conv2d(4, 2, 2) for _ in names)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer(images)
+        rows = [
+            head(BEHIND[name](x).to(x.dtype)).square().mean((1, 2, 3))
+            for name, head in zip(self.names, self.heads, strict=True)
+        ]
+        return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize(
+    ("names", "reference"),
+    [
+        (["group norm", "silu", "mish"], "black"),
+        *(
+            pytest.param(list(BEHIND), reference, marks=pytest.mark.slow)
+            for reference in ("black", "white")
+        ),
+    ],
+)
+def test_images_near_and_far_from_the_reference_have_our_maps(
+    names: list[str], reference: str, tmp_path: Path
+) -> None:
+    """Also where 0 would be divided by 0, and in a batch with others."""
+    network = _Branches(names).eval()
+    file = export(network, tmp_path / "n.onnx", size=8, layer="layer", reference=reference)
+    images = torch.stack(list(IMAGES.values()))
+    method = AFMI(network, layer="layer", reference=reference)  # type: ignore[arg-type]
+    for index, name in enumerate(names):
+        classes = torch.full((len(images),), index)
+        results = _run(file.path, images=images, **{"class": classes})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BlankMapWarning)
+            ours = method.attribution(images, classes)
+        assert ours.logits is not None
+        maps, outputs = ours.maps.numpy(), ours.logits.numpy()[:, index, None, None]
+        apart = np.abs(results["map"] - maps).max((2, 3))[:, 0]
+        allowed = 1e-4 * np.abs(maps).max((1, 2, 3)) + 1e-6 * np.abs(outputs)[:, 0, 0]
+        wrong = [image for image, right in zip(IMAGES, apart <= allowed, strict=True) if not right]
+        assert not wrong, name
 
 
 @pytest.mark.slow

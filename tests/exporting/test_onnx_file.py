@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
-from afmi.exporting.onnx_file import _with_constant_shapes
+from afmi.errors import ExportError
+from afmi.exporting.onnx_file import _check_size, _with_constant_shapes
 
 ir = pytest.importorskip("onnx_ir", reason="the extra export is not installed")
 onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
@@ -45,3 +49,14 @@ def test_shapes_become_constants_where_that_says_the_same(name: str) -> None:
             for content in (before, after)
         )
         np.testing.assert_array_equal(one, other)
+
+
+def test_weights_that_no_file_holds_are_refused_before_they_are_written() -> None:
+    def model(numbers: int) -> Any:
+        weights = SimpleNamespace(const_value=SimpleNamespace(nbytes=4 * numbers))
+        initializers = {"weights": weights, "computed": SimpleNamespace(const_value=None)}
+        return SimpleNamespace(graph=SimpleNamespace(initializers=initializers))
+
+    _check_size(model(500_000_000))
+    with pytest.raises(ExportError, match=r"2\.5 GB, .* at most 2\.1 GB; write a \.pt2 file"):
+        _check_size(model(633_500_000))

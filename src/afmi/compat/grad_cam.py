@@ -200,7 +200,7 @@ def _target(given: Any) -> Any:
     if isinstance(given, Target) or not callable(given):
         return given
     if type(given).__name__ == "ClassifierOutputTarget":  # ours or theirs
-        return int(given.category)  # type: ignore[attr-defined]
+        return given.category  # type: ignore[attr-defined]
     of_row: Callable[[Any], Tensor] = given  # type: ignore[assignment]
     return Scalar(lambda outputs: torch.stack([of_row(row).reshape(()) for row in outputs]))
 

@@ -263,6 +263,30 @@ def _batch_norm_backward(
     return gradient * scale.view(1, -1, *[1] * (x.dim() - 2)), None, None
 
 
+def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return g·σ(x)(1 + x σ(−x)), in which nothing cancels or overflows."""
+    wide = _wide(x)
+    slope = wide.sigmoid() * (1 + wide * (-wide).sigmoid())
+    return gradient * slope.to(x.dtype)
+
+
+def _mish_backward(gradient: Tensor, x: Tensor) -> Tensor:
+    """Return g·(t + x σ(x)(1 − t²)), with t = tanh(softplus(x))."""
+    wide = _wide(x)
+    t = F.softplus(wide).tanh()
+    return gradient * (t + wide * wide.sigmoid() * (1 - t * t)).to(x.dtype)
+
+
+def _hardtanh_backward(gradient: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """Do as PyTorch does; onnxscript's own takes the bounds in, and multiplies with 32 bits."""
+    return torch.where((x > low) & (x < high), gradient, 0.0)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return numbers in a precision in which PyTorch's own kernels compute."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _slice_backward(
     gradient: Tensor, input_sizes: Sequence[int], dim: int, start: int, end: int, step: int
 ) -> Tensor:
@@ -291,28 +315,10 @@ def _clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Te
     return x if upper is None else x.minimum(upper)
 
 
-def _silu_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    wide = _at_least_single(x)
-    gate = wide.sigmoid()
-    return gradient * (gate * (1 + wide * (1 - gate))).to(x.dtype)
-
-
-def _mish_backward(gradient: Tensor, x: Tensor) -> Tensor:
-    wide = _at_least_single(x)
-    gate = F.softplus(wide).tanh()
-    return gradient * (gate + wide * wide.sigmoid() * (1 - gate * gate)).to(x.dtype)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.convolution_backward.default: _convolution_backward,
     aten.native_batch_norm_backward.default: _batch_norm_backward,
     aten.clamp.default: _clamp,
-    aten.silu_backward.default: _silu_backward,
-    aten.mish_backward.default: _mish_backward,
     aten.avg_pool2d_backward.default: _average_pool_backward,
     aten.avg_pool3d_backward.default: _average_pool_backward,
     aten._adaptive_avg_pool2d.default: _adaptive_average_pool,
@@ -328,6 +334,9 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.upsample_nearest1d_backward.default: _nearest_interpolation_backward,
     aten.upsample_nearest2d_backward.default: _nearest_interpolation_backward,
     aten.upsample_nearest3d_backward.default: _nearest_interpolation_backward,
+    aten.hardtanh_backward.default: _hardtanh_backward,
+    aten.silu_backward.default: _silu_backward,
+    aten.mish_backward.default: _mish_backward,
     aten.slice_backward.default: _slice_backward,
     aten.select_backward.default: _select_backward,
 }

@@ -37,6 +37,7 @@ from afmi.network.classifier import (
 )
 from afmi.network.fingerprint import fingerprint_of
 from afmi.network.guards import evaluation_mode
+from afmi.network.labels import class_index
 from afmi.network.layers import resolve_layer
 from afmi.network.outputs import Declaration, Meaning, declaration_of
 from afmi.network.randomness import generator_of
@@ -176,8 +177,8 @@ def _images(model: nn.Module, size: int | Sequence[int] | None) -> Tensor:
         size = None if classifier is None else classifier.crop or classifier.resize
     if size is None:
         raise UsageError("expected the size of the images in pixels; pass size=224, or as it is")
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(size) if isinstance(size, Sequence) else (size, size)
+    if not all(type(side) is int and side > 0 for side in sides):
         raise UsageError(f"expected a size of sides from 1 pixel, got size={size!r}")
     weights = (p for p in model.parameters() if p.is_floating_point())
     like = next(weights, torch.empty(0, dtype=torch.float32, device="cpu"))
@@ -208,12 +209,23 @@ def _clouds(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _indices(model: nn.Module, classes: ClassesLike) -> tuple[int, ...] | None:
     """Return the classes that a file explains always; None: they are given or predicted."""
-    if classes in get_args(Choice):
+    if isinstance(classes, str) and classes in get_args(Choice):
         return None
-    several = [classes] if isinstance(classes, (int, str)) else list(classes)
-    if not several:
-        raise UsageError("expected 'given', 'predicted', a class or several, got none")
-    return tuple(c if isinstance(c, int) else find_class(model, c) for c in several)
+    several = (
+        [classes] if isinstance(classes, str) or not isinstance(classes, Sequence) else classes
+    )
+    try:
+        if several:
+            return tuple(
+                find_class(model, one) if isinstance(one, str) else class_index(one)
+                for one in several
+            )
+    except TypeError:
+        pass
+    raise UsageError(
+        "expected classes as 'given', 'predicted', or one or several by index or label, got "
+        f"{classes!r}"
+    )
 
 
 class _Declared(Wrapper):
