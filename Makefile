@@ -16,7 +16,7 @@ PY := .venv/bin/python
 INSTALL := $(PY) -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format docs bench clean distclean
+.PHONY: help demo app test check format docs bench clean distclean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -25,6 +25,9 @@ help: ## Show this list
 
 demo: .venv/.demo ## Explain a few real photographs, offline, and say where the pictures are
 	@$(PY) -m afmi demo --out "$(OUT)"
+
+app: .venv/.app ## Open the page that explains photographs in the browser, offline; ARGS="…" goes to afmi app
+	@$(PY) -m afmi app $(ARGS)
 
 test: .venv/.dev ## Run the tests; ARGS="…" goes to pytest
 	@$(PY) -m pytest -q -n auto --maxprocesses $(WORKERS) --dist worksteal $(ARGS)
@@ -70,10 +73,15 @@ distclean: clean ## Remove .venv too
 	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
+.venv/.app: .venv/.made pyproject.toml constraints.txt
+	@echo "Installing afmi and its page into .venv (once; PyTorch is large)"
+	@$(INSTALL) -e '.[app]'
+	@touch $@
+
 .venv/.dev: .venv/.made pyproject.toml constraints.txt
 	@echo "Installing afmi and its tools into .venv (once; PyTorch is large)"
 	@$(INSTALL) -e '.[dev]'
-	@touch $@ .venv/.demo
+	@touch $@ .venv/.demo .venv/.app
 
 .venv/.docs: .venv/.made pyproject.toml constraints.txt
 	@echo "Installing afmi and what builds its documentation into .venv (once; PyTorch is large)"
