@@ -17,7 +17,7 @@ pytest.importorskip("ray", reason="needs the extra ray")
 
 ENGINES = [
     pytest.param(engines.Local(workers=2), id="local"),
-    pytest.param(engines.Ray(workers=2), id="ray"),
+    pytest.param(engines.Ray(workers=2), id="ray", marks=pytest.mark.slow),
 ]
 TASKS = [(start, start + 4) for start in range(0, 24, 4)]
 

@@ -276,7 +276,13 @@ evaluate(network(), {photos!r}, {out!r}, **OPTIONS, engine=engines.Local(workers
 
 @pytest.mark.usefixtures("quick_workers")
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+@pytest.mark.parametrize(
+    "sign",
+    [
+        pytest.param(signal.SIGKILL, id="killed"),
+        pytest.param(signal.SIGINT, id="ctrl-c", marks=pytest.mark.slow),
+    ],
+)
 def test_a_driver_that_ends_is_resumed(
     sign: signal.Signals, photos: Path, tmp_path: Path, expected: dict[str, bytes]
 ) -> None:
