@@ -20,11 +20,12 @@ import afmi
 from afmi.errors import AfmiError, ExportError, MissingPackageError, UsageError
 from afmi.exporting import Exported, export
 from afmi.exporting import export as exporting
-from afmi.exporting.writing import _computation, _verified
+from afmi.exporting.writing import _clouds, _computation, _verified
 from afmi.methods import AFMI
 from afmi.methods.base import BlankMapWarning
 from afmi.network.classifier import Classifier
 from afmi.network.fingerprint import fingerprint_of
+from afmi.network.randomness import generator_of
 from afmi.pictures.references import reference_of
 
 onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
@@ -215,7 +216,10 @@ def test_a_network_that_enlarges_rounding_is_blamed_for_it() -> None:
 def test_nothing_is_written_where_the_check_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> float:
+    tried = []
+
+    def fail(*given: Any) -> float:
+        tried.append(given[3])
         raise ExportError("no")
 
     module = __import__("sys").modules["afmi.exporting.writing"]
@@ -226,6 +230,17 @@ def test_nothing_is_written_where_the_check_fails(
     with pytest.raises(ExportError, match="no"):
         exporting(_classifier(), tmp_path / "t.pt2")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+    (images,) = tried
+    assert [bool(image.any()) for image in images] == [True, True, False]  # the last: the reference
+
+
+def test_files_are_tried_with_images_as_smooth_as_photographs() -> None:
+    images = _clouds((2, 3, 64, 48), generator_of(0))
+    assert 0 <= float(images.min()) < float(images.max()) <= 1
+    assert not torch.equal(*images)
+    for side in (2, 3):  # of white noise neighbours differ by 1.4 times the deviation
+        steps = images.diff(dim=side).std()
+        assert 0.05 * images.std() < steps < 0.5 * images.std()
 
 
 class _Behind(nn.Module):
